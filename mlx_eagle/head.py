@@ -6,7 +6,9 @@ section 3.1; the flags cover the variants that other publishers train (norms bef
 normed residual, post-norm feedback).
 """
 
+import json
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -16,6 +18,7 @@ from mlx_lm.models.rope_utils import initialize_rope
 
 from mlx_eagle.cache import KVCache
 from mlx_eagle.errors import CheckpointError
+from mlx_eagle.rope import accept_node_positions
 
 MODEL_TYPE = "mlx_eagle_head"
 
@@ -87,11 +90,12 @@ class Attention(nn.Module):
             config.rope_scaling,
             config.max_position_embeddings,
         )
+        accept_node_positions(self.rope)
 
     def __call__(
-        self, x: mx.array, mask: mx.array | str | None, cache: KVCache, offset: int
+        self, x: mx.array, mask: mx.array | str | None, cache: KVCache, offset: int | mx.array
     ) -> mx.array:
-        """Attend from x [1, L, 2h] to the cache and to x itself; all rows start at `offset`."""
+        """Attend from x [1, L, 2h] to the cache and to x itself, as the mask allows."""
         B, L, _ = x.shape  # noqa: N806
         queries = self.q_proj(x).reshape(B, L, self.n_heads, -1).transpose(0, 2, 1, 3)
         keys = self.k_proj(x).reshape(B, L, self.n_kv_heads, -1).transpose(0, 2, 1, 3)
@@ -121,7 +125,7 @@ class DecoderLayer(nn.Module):
         hidden: mx.array,
         mask: mx.array | str | None,
         cache: KVCache,
-        offset: int,
+        offset: int | mx.array,
     ) -> mx.array:
         """Return the layer's output [1, L, h] for embeddings and hidden of the same shape."""
         normed = self.hidden_norm(hidden)
@@ -179,7 +183,7 @@ class Eagle3Head(nn.Module):
         *,
         mask: mx.array | str | None,
         cache: KVCache,
-        offset: int,
+        offset: int | mx.array,
     ) -> HeadOutput:
         """Run one step: fused taps or the parent's feedback, with the token that comes next.
 
@@ -188,8 +192,47 @@ class Eagle3Head(nn.Module):
             embeddings: [1, L, h] of the tokens, from the target's embedding.
             mask: what `mx.fast.scaled_dot_product_attention` takes for L queries.
             cache: the head's own KV cache; L rows are appended to it.
-            offset: position of the first row, or of all rows when `mask` says they are siblings.
+            offset: position of the first row, or [L] positions.
         """
         h = self.layers[0](embeddings, hidden, mask, cache, offset)
         normed = self.norm(h)
         return HeadOutput(normed, normed if self.config.norm_output else h)
+
+
+def load_head(folder: Path) -> Eagle3Head:
+    """Load a converted head; the weights are read when they are first needed.
+
+    Raises:
+        CheckpointError: if the folder is not a converted head or its tensors do not fit.
+    """
+    config = read_head_config(folder)
+    head = Eagle3Head(HeadConfig.from_dict(config))
+    if quantization := config.get("quantization"):
+        nn.quantize(head, quantization["group_size"], quantization["bits"])
+    try:
+        head.load_weights(str(folder / "model.safetensors"), strict=True)
+    except (ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{folder.name}/model.safetensors does not fit its config.json: {error}; "
+            "convert the head again"
+        ) from error
+    return head
+
+
+def read_head_config(folder: Path) -> dict[str, Any]:
+    """Return the `config.json` of a converted head.
+
+    Raises:
+        CheckpointError: if there is none, or it describes something else.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} has no readable config.json: {error}") from error
+    if not isinstance(config, dict) or config.get("model_type") != MODEL_TYPE:
+        kind = config.get("model_type") if isinstance(config, dict) else "no object"
+        raise CheckpointError(
+            f"{folder} is not a converted head (model_type is {kind!r}, expected "
+            f"{MODEL_TYPE!r}); run: mlx-eagle convert {folder} --target TARGET --out DIR"
+        )
+    return config

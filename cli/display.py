@@ -1,0 +1,228 @@
+"""What the terminal shows: banner, progress bars, the answer as it comes, its statistics.
+
+It writes and counts; it decides nothing. Text from a model or a file goes through `printable`
+before it reaches a terminal.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from mlx_eagle.engine import EngineInfo
+    from mlx_eagle.session import GenerationResponse
+    from mlx_eagle.stats import GenerationStats
+
+PREFILL_PATIENCE = 0.5  # seconds before a bar is worth the flicker
+
+DEMO_NOTE = """\
+This pair is a toy: it knows Python's standard library and nothing else.
+  try     What does os.path.join do?
+  real    mlx-eagle chat --model mlx-community/Qwen3-4B-4bit"""
+
+
+def terminal(stream: TextIO | None = None, *, stderr: bool = False) -> Console:
+    """Return a console that never rewraps, colours or interprets the text it is given."""
+    return Console(
+        file=stream, stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True
+    )
+
+
+def printable(text: str) -> str:
+    """Return text in which control characters, escape sequences among them, are only pictures.
+
+    Newline and tab stay; ESC becomes U+241B, DEL U+2421, an eight-bit control U+FFFD.
+    """
+    return "".join(_picture(c) if _is_control(c) else c for c in text)
+
+
+def _is_control(char: str) -> bool:
+    return (char < " " and char not in "\n\t") or "\x7f" <= char <= "\x9f"
+
+
+def _picture(char: str) -> str:
+    if char < " ":
+        return chr(0x2400 + ord(char))
+    return "\u2421" if char == "\x7f" else "\ufffd"
+
+
+class Loading(AbstractContextManager["Loading"]):
+    """Bars while an engine loads: one per download, in bytes, and one for the loading itself.
+
+    Where nobody watches, only downloads are announced, one line each.
+    """
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.fields[amount]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> "Loading":
+        """Show at once that something happens: imports alone take a second or two."""
+        self._tasks["load"] = self._bars.add_task("loading", total=None, amount="")
+        self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Take the bars away."""
+        self._bars.stop()
+
+    def update(self, phase: str, done: int, total: int) -> None:
+        """Show that `done` of `total` bytes or steps are over; callable from any thread."""
+        is_download = phase.startswith("download ")
+        if phase not in self._tasks:
+            if is_download and not self._console.is_terminal:
+                self._console.print(f"{printable(phase)} ({gigabytes(total)})")
+            self._tasks[phase] = self._bars.add_task(printable(phase), total=total, amount="")
+            self._bars.start()
+        amount = f"{gigabytes(done)} of {gigabytes(total)}" if is_download else ""
+        self._bars.update(self._tasks[phase], completed=done, total=total, amount=amount)
+
+
+class Prefill:
+    """A bar for reading the prompt, shown only if that takes noticeable time."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._started = time.monotonic()
+        self._bar: Loading | None = None
+
+    def update(self, done: int, total: int) -> None:
+        """Show that `done` of `total` prompt tokens are read."""
+        late = time.monotonic() - self._started > PREFILL_PATIENCE
+        if self._bar is None and late and done < total and self._console.is_terminal:
+            self._bar = Loading(self._console)
+        if self._bar is not None:
+            self._bar.update("reading the prompt", done, total)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.__exit__()
+            self._bar = None
+
+
+class Answer:
+    """One answer: written piece by piece, and counted for its statistics."""
+
+    def __init__(self, out: TextIO):
+        self._out = out
+        # A pipe gets the exact text; a terminal would obey escape sequences in it.
+        self._clean: Callable[[str], str] = printable if out.isatty() else str
+        self._at_line_start = True
+        self.pieces: list[GenerationResponse] = []
+
+    def add(self, piece: "GenerationResponse") -> None:
+        """Write the text of one token."""
+        self.pieces.append(piece)
+        if piece.text:
+            self._out.write(self._clean(piece.text))
+            self._out.flush()
+            self._at_line_start = piece.text.endswith("\n")
+
+    def finish(self) -> None:
+        """End the last line if it is open."""
+        if not self._at_line_start:
+            self._out.write("\n")
+            self._out.flush()
+            self._at_line_start = True
+
+    @property
+    def stats(self) -> "GenerationStats | None":
+        """The statistics, which come with the last token; None for a stopped answer."""
+        return self.pieces[-1].stats if self.pieces else None
+
+    def summary(self) -> str:
+        """Return one line: tokens, tokens per second, acceptance length, rounds."""
+        if not self.pieces:
+            return "no tokens"
+        last = self.pieces[-1]
+        parts = [_count(last.generation_tokens, "token"), f"{last.generation_tps:.1f} tokens/s"]
+        if last.stats and last.stats.speculation != "on":
+            parts.append(f"speculation {printable(last.stats.speculation)}")
+        else:
+            parts += self._acceptance()
+        if last.finish_reason == "length":
+            parts.append("ended by max_tokens")
+        return " · ".join(parts)
+
+    def _acceptance(self) -> list[str]:
+        """Return acceptance length and rounds, as far as they are known.
+
+        For a stopped answer they are counted: the first token comes with the prompt, and every
+        round after it ends in one token that no drafter proposed.
+        """
+        n_rounds = sum(not piece.from_draft for piece in self.pieces[1:])
+        length = (len(self.pieces) - 1) / n_rounds if n_rounds else 0.0
+        if self.stats:
+            n_rounds, length = self.stats.rounds, self.stats.acceptance_length
+        if not n_rounds:
+            return []
+        return [f"acceptance length {length:.2f}", _count(n_rounds, "round")]
+
+
+def banner(info: "EngineInfo") -> str:
+    """Return what is loaded, a line per part."""
+    rows = {
+        "target": _joined(info.target, info.target_precision),
+        "head": _joined(info.head, info.head_precision) if info.head else "none",
+        "speculation": info.speculation,
+        "device": info.device,
+    }
+    lines = [f"  {name:<12}{printable(value)}" for name, value in rows.items()]
+    return "\n".join([*lines, DEMO_NOTE] if info.is_demo else lines)
+
+
+def details(stats: "GenerationStats") -> str:
+    """Return the statistics of one answer, a line per subject."""
+    by_depth = " ".join(f"{share:.2f}" for share in stats.acceptance_by_depth)
+    rows = {
+        "prompt": _rate(stats.prompt_tokens, stats.prompt_seconds),
+        "answer": _rate(stats.generation_tokens, stats.generation_seconds),
+        "speculation": printable(stats.speculation),
+        "rounds": f"{stats.rounds}, acceptance length {stats.acceptance_length:.2f}",
+        "drafted": f"{stats.drafted}, accepted {stats.accepted}",
+        "by depth": by_depth or "-",
+        "time": f"draft {_seconds(stats.draft_seconds)}, verify "
+        f"{_seconds(stats.verify_seconds)}, host {_seconds(stats.host_seconds)}",
+        "peak memory": gigabytes(stats.peak_memory_bytes),
+    }
+    return "\n".join(f"  {name:<12}{value}" for name, value in rows.items())
+
+
+def gigabytes(n_bytes: int) -> str:
+    """Return a size in the unit that suits it: 812 kB, 13.5 MB, 4.31 GB."""
+    if n_bytes < 1_000_000:
+        return f"{n_bytes / 1e3:.0f} kB"
+    if n_bytes < 1_000_000_000:
+        return f"{n_bytes / 1e6:.1f} MB"
+    return f"{n_bytes / 1e9:.2f} GB"
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def _seconds(seconds: float | None) -> str:
+    return "not told apart" if seconds is None else f"{seconds:.2f} s"
+
+
+def _rate(n_tokens: int, seconds: float) -> str:
+    speed = f" ({n_tokens / seconds:.1f} tokens/s)" if seconds > 0 else ""
+    return f"{_count(n_tokens, 'token')} in {seconds:.2f} s{speed}"
+
+
+def _joined(name: str, precision: str) -> str:
+    return f"{name} · {precision}" if precision else name

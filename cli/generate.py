@@ -1,0 +1,134 @@
+"""`mlx-eagle generate`: one prompt, one answer; only the answer reaches stdout."""
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from mlx_eagle.cli.options import ModelSource, Settings, model_options, settings_options
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mlx_eagle.cli.display import Answer
+    from mlx_eagle.engine import Engine
+
+Prompt = str | list[dict[str, str]]
+
+EXAMPLES = """\b
+Examples:
+  mlx-eagle generate "What does os.path.join do?"
+  mlx-eagle generate --model my-model --head my-head --max-tokens 64 --json < prompt.txt
+  mlx-eagle generate --raw "def fibonacci(n):" --temp 0.8 --seed 7
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("text", metavar="[PROMPT]", required=False)
+@click.option("--prompt", "-p", metavar="PROMPT", help="The prompt; `-` reads it from stdin.")
+@click.option("--system", "-s", metavar="TEXT", help="System prompt.")
+@click.option("--raw", is_flag=True, help="Use the prompt as it is, without the chat template.")
+@model_options
+@settings_options(max_tokens=256)
+@click.option("--ignore-eos", is_flag=True, help="Go on to --max-tokens whatever the model says.")
+@click.option("--json", "as_json", is_flag=True, help="Print text, tokens and statistics as JSON.")
+@click.option("--verbose", "-v", is_flag=True, help="Statistics on stderr even in a script.")
+def command(
+    text: str | None,
+    prompt: str | None,
+    system: str | None,
+    raw: bool,
+    source: ModelSource,
+    settings: Settings,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    """Answer one prompt, from the command line or stdin; the text goes to stdout."""
+    if raw and system:
+        raise click.UsageError("--system needs the chat template, which --raw leaves out")
+    question = read_prompt(text, prompt)
+    from mlx_eagle.cli.display import terminal
+
+    console = terminal(stderr=True)
+    engine = load_engine(source, console)
+    content: Prompt = question if raw else to_messages(question, system)
+    if as_json:
+        click.echo(to_json(engine, content, settings))
+        return
+    answer = stream_answer(engine, content, settings, console)
+    if verbose or console.is_terminal:
+        console.print(answer.summary(), style="dim")
+
+
+def read_prompt(text: str | None, option: str | None) -> str:
+    """Return the prompt from the argument, the option or stdin, whichever was given.
+
+    Raises:
+        click.UsageError: if there is none, or two, or an empty one.
+    """
+    if text is not None and option is not None:
+        raise click.UsageError("the prompt was given twice: as an argument and with --prompt")
+    prompt = text if option is None else option
+    if prompt is None and sys.stdin.isatty():
+        raise click.UsageError('there is no prompt: mlx-eagle generate "What does zip do?"')
+    if prompt is None or prompt == "-":
+        prompt = read_stdin()
+    if not prompt.strip():
+        raise click.UsageError("the prompt is empty")
+    return prompt
+
+
+def read_stdin() -> str:
+    """Return all of stdin, without the line end of its last line."""
+    data = click.get_binary_stream("stdin").read()
+    try:
+        return data.decode().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"the prompt on stdin is not UTF-8 text: {error.reason}") from error
+
+
+def to_messages(question: str, system: str | None) -> list[dict[str, str]]:
+    """Return a conversation that starts with this question."""
+    messages = [{"role": "user", "content": question}]
+    return [{"role": "system", "content": system}, *messages] if system else messages
+
+
+def load_engine(source: ModelSource, console: "Console") -> "Engine":
+    """Load target and head with bars on the console."""
+    from mlx_eagle.cli.display import Loading
+
+    with Loading(console) as loading:
+        from mlx_eagle.engine import load
+
+        return load(source.model, source.head, dtype=source.dtype, progress=loading.update)
+
+
+def stream_answer(
+    engine: "Engine", prompt: Prompt, settings: Settings, console: "Console"
+) -> "Answer":
+    """Write the answer to stdout as it comes; bars go to the console."""
+    from mlx_eagle.cli.display import Answer, Prefill
+
+    answer, prefill = Answer(sys.stdout), Prefill(console)
+    try:
+        for piece in engine.stream_generate(
+            prompt, progress=prefill.update, **settings.engine_options()
+        ):
+            prefill.close()
+            answer.add(piece)
+    finally:
+        prefill.close()
+        answer.finish()
+    return answer
+
+
+def to_json(engine: "Engine", prompt: Prompt, settings: Settings) -> str:
+    """Generate the whole answer and return it as one JSON object."""
+    result = engine.generate(prompt, **settings.engine_options())
+    fields = {
+        "text": result.text,
+        "tokens": result.tokens,
+        "finish_reason": result.finish_reason,
+    }
+    return json.dumps(fields | result.stats.to_dict())

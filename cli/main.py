@@ -1,0 +1,136 @@
+"""The click group: it finds a command by name, and turns errors into a line and an exit status.
+
+A command's module is imported when the command runs or shows its own help, and heavy libraries
+only inside the command: `mlx-eagle --help` starts Python and click, nothing else.
+"""
+
+import os
+import sys
+from importlib import import_module, metadata
+from typing import Any, NamedTuple
+
+import click
+
+from mlx_eagle.errors import EagleError
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+class Entry(NamedTuple):
+    """Where a command lives, and its line in the help."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "chat": Entry("mlx_eagle.cli.chat", "Talk with a model in the terminal."),
+    "generate": Entry("mlx_eagle.cli.generate", "Answer one prompt; the text goes to stdout."),
+    "convert": Entry("mlx_eagle.cli.convert", "Port a PyTorch draft head or target to MLX."),
+    "inspect": Entry("mlx_eagle.cli.inspect", "Say what a folder with a model or head holds."),
+}
+
+# What libraries print on import or while loading is noise here; users can still ask for it.
+QUIET = {
+    "HF_HUB_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+EXAMPLES = """\b
+Examples:
+  mlx-eagle chat
+  mlx-eagle chat --model mlx-community/Qwen3-4B-4bit
+  mlx-eagle generate "What does os.path.join do?"
+  mlx-eagle convert path/to/eagle3-head --target path/to/target --out my-head
+  mlx-eagle chat --model path/to/target --head my-head
+
+`mlx-eagle COMMAND --help` explains a command.
+"""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are the module-level `command` objects of COMMANDS."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of the help."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command, or return None for a name that is none."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(COMMANDS[cmd_name].module).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
+
+
+def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Print the version and leave."""
+    if value and not ctx.resilient_parsing:
+        click.echo(f"mlx-eagle {metadata.version('mlx-eagle')}")
+        ctx.exit()
+
+
+@click.group(
+    cls=LazyGroup, epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]}
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
+def group() -> None:
+    """Chat with a model on this machine, sooner: drafted by a head, verified by the model."""
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    for stream in (sys.stdout, sys.stderr):
+        _print_anything(stream)
+    try:
+        status = run(sys.argv[1:])
+    except (KeyboardInterrupt, click.Abort):
+        # Library threads, such as those of a download, may not end: do not wait for them.
+        os._exit(INTERRUPTED)
+    sys.exit(status)
+
+
+def run(args: list[str]) -> int:
+    """Run one command line; returns the exit status and reports errors on stderr."""
+    try:
+        result = group.main(args, prog_name="mlx-eagle", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return 2
+    except click.ClickException as error:
+        if isinstance(error, click.UsageError) and error.ctx:
+            click.echo(error.ctx.get_usage(), err=True)
+        _report(error.format_message())
+        return error.exit_code
+    except EagleError as error:
+        _report(str(error))
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def _report(message: str) -> None:
+    """Print an error as one line without control characters: it may quote an untrusted file."""
+    line = " ".join(message.split())
+    click.echo(f"error: {''.join(c if c.isprintable() else '?' for c in line)}", err=True)
+
+
+def _print_anything(stream: Any) -> None:
+    """Let a stream of a narrow encoding print a replacement instead of failing."""
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="replace")

@@ -1,0 +1,306 @@
+"""The conversation loop: keys in, slash commands, answers out.
+
+It knows the terminal and the words of the commands. What loads and generates is behind
+`Conversation`, and what things look like is in `display`.
+"""
+
+import asyncio
+import os
+import re
+import sys
+from collections.abc import Callable, Generator
+from difflib import get_close_matches
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import click
+from prompt_toolkit import PromptSession
+from prompt_toolkit.application import get_app, run_in_terminal
+from prompt_toolkit.completion import NestedCompleter
+from prompt_toolkit.filters import Condition
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.styles import Style
+from rich.console import Console
+
+from mlx_eagle.cli.display import Answer, Loading, Prefill, banner, details, printable
+from mlx_eagle.cli.options import PARSERS, Settings
+from mlx_eagle.errors import EagleError
+
+if TYPE_CHECKING:
+    from mlx_eagle.engine import EngineInfo
+    from mlx_eagle.session import GenerationResponse
+
+PROMPT = ">>> "
+CONTINUATION = "... "
+FENCE = '"""'
+SETTINGS = [*PARSERS, "tree"]
+ALIASES = {"temp": "temperature"}
+LEAVE = ["/exit", "/quit"]
+
+HELP = """\
+  /help            this list
+  /clear           forget the conversation; the system prompt stays
+  /system [TEXT]   show or change the system prompt; /system none removes it
+  /stats           what the last answer cost, and what speculation gave
+  /set [NAME [VALUE]]
+                   show or change settings: /set temperature 0.7, /set speculate off,
+                   /set tree 4 2 8 (depth, width, nodes), /set tree auto
+  /exit            leave; Ctrl-D does too
+
+  \"\"\"              starts a message of several lines, and ends it; so does pasting one
+  Esc Enter        a new line inside a message
+  Ctrl-C           stops an answer and keeps the conversation
+  Up, Ctrl-R       earlier messages, searching them"""
+
+
+class Conversation(Protocol):
+    """What the loop needs to talk with; see `EngineThread`."""
+
+    system: str | None
+
+    @property
+    def loaded(self) -> bool:
+        """Whether loading is over, well or not."""
+
+    def wait(self) -> "EngineInfo":
+        """Wait for the engine; raises what its loading raised."""
+
+    def failure(self) -> BaseException | None:
+        """Return what loading raised, or None."""
+
+    def clear(self) -> None:
+        """Forget the conversation."""
+
+    def ask(self, text: str, **options: Any) -> "Generator[GenerationResponse]":
+        """Yield the answer; closing the iterator stops it."""
+
+
+class Repl:
+    """A conversation with somebody at a terminal."""
+
+    def __init__(self, conversation: Conversation, settings: Settings, console: Console):
+        self.settings = settings
+        self._conversation = conversation
+        self._console = console
+        self._announced = False
+        self._answers: list[Answer] = []
+        self._commands: dict[str, Callable[[str], None]] = {
+            "/help": self._help,
+            "/clear": self._clear,
+            "/system": self._system,
+            "/stats": self._stats,
+            "/set": self._set,
+        }
+
+    def run(self, history: Path | None) -> None:
+        """Talk until the person leaves.
+
+        Raises:
+            EagleError: if the engine cannot be loaded.
+        """
+        self._note(f"mlx-eagle {metadata.version('mlx-eagle')} · /help for help, Ctrl-D to leave")
+        prompt = prompt_session(history)
+        while True:
+            try:
+                line = prompt.prompt(
+                    pre_run=lambda: get_app().create_background_task(self._announce_when_loaded()),
+                    rprompt=lambda: "" if self._conversation.loaded else "loading the model ...",
+                    refresh_interval=0 if self._conversation.loaded else 0.5,
+                )
+                if not self.handle(line):
+                    return
+            except KeyboardInterrupt:
+                if not prompt.default_buffer.text:
+                    self._note("Ctrl-D or /exit leaves")
+            except EOFError:
+                return
+
+    def handle(self, line: str) -> bool:
+        """Act on one message or command; returns False to leave."""
+        text = unfenced(line)
+        word, _, rest = line.strip().partition(" ")
+        if not text.strip():
+            return True
+        if not re.fullmatch(r"/[A-Za-z?]*", word) or "\n" in line.strip():
+            self._answer(text)
+        elif word in LEAVE:
+            return False
+        elif word in self._commands:
+            self._commands[word](rest.strip())
+        else:
+            self._note(f"no command {word}{_suggestion(word, [*self._commands, *LEAVE])}")
+        return True
+
+    async def _announce_when_loaded(self) -> None:
+        """Print the banner above the prompt, or end the prompt if the engine cannot be loaded."""
+        while not self._conversation.loaded:
+            await asyncio.sleep(0.05)
+        error = self._conversation.failure()
+        if error is not None:
+            get_app().exit(exception=error)
+        elif not self._announced:
+            await run_in_terminal(self._announce)
+
+    def _announce(self) -> None:
+        """Print the banner, waiting for the engine if it must."""
+        if self._announced:
+            return
+        if not self._conversation.loaded:
+            with Loading(self._console):
+                self._conversation.wait()
+        self._console.print(banner(self._conversation.wait()))
+        self._announced = True
+
+    def _answer(self, text: str) -> None:
+        """Stream the answer; Ctrl-C stops it and keeps the conversation."""
+        self._announce()
+        answer, prefill = Answer(sys.stdout), Prefill(self._console)
+        pieces = self._conversation.ask(
+            text, progress=prefill.update, **self.settings.engine_options()
+        )
+        note = ""
+        try:
+            for piece in pieces:
+                prefill.close()
+                answer.add(piece)
+        except KeyboardInterrupt:
+            note = "stopped · "
+        except EagleError as error:
+            note = f"error: {printable(str(error))} · "
+        finally:
+            prefill.close()
+            pieces.close()
+            answer.finish()
+        self._answers.append(answer)
+        self._note(note + answer.summary())
+
+    def _help(self, rest: str) -> None:
+        """Print the commands and keys."""
+        self._console.print(HELP)
+
+    def _clear(self, rest: str) -> None:
+        """Forget the conversation."""
+        self._announce()
+        self._conversation.clear()
+        self._note("the conversation is forgotten")
+
+    def _system(self, rest: str) -> None:
+        """Show, change or remove the system prompt."""
+        self._announce()
+        if rest:
+            self._conversation.system = None if rest == "none" else rest
+        self._note(f"system prompt: {printable(self._conversation.system or 'none')}")
+
+    def _stats(self, rest: str) -> None:
+        """Print what the last answer cost, and the sums of this chat."""
+        finished = [answer.stats for answer in self._answers if answer.stats]
+        if not finished:
+            self._note("no answer has been finished yet")
+            return
+        self._console.print(details(finished[-1]))
+        n_tokens = sum(stats.generation_tokens for stats in finished)
+        n_rounds = sum(stats.rounds for stats in finished)
+        n_accepted = sum(stats.accepted for stats in finished)
+        length = n_accepted / n_rounds + 1 if n_rounds else 0.0
+        self._note(
+            f"  this chat   {len(finished)} answers, {n_tokens} tokens, "
+            f"acceptance length {length:.2f}"
+        )
+
+    def _set(self, rest: str) -> None:
+        """Show or change settings."""
+        name, *words = rest.split() or [""]
+        name = ALIASES.get(name, name)
+        if name and name not in SETTINGS:
+            self._note(f"no setting {name}{_suggestion(name, SETTINGS)}")
+            return
+        try:
+            if words:
+                self.settings = self.settings.with_text(name, words)
+        except click.UsageError as error:
+            self._note(f"{name}: {error.message}")
+            return
+        for shown in [name] if name else SETTINGS:
+            self._console.print(f"  {shown:<12}{_shown(self.settings, shown)}")
+
+    def _note(self, text: str) -> None:
+        """Print a line that is not part of the conversation."""
+        self._console.print(printable(text), style="dim")
+
+
+def prompt_session(history: Path | None) -> PromptSession[str]:
+    """Return the line editor: history, Tab completion, blocks between fences, Esc Enter."""
+    keys = KeyBindings()
+
+    @keys.add("escape", "enter")
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    words = dict.fromkeys(["/help", "/clear", "/system", "/stats", *LEAVE])
+    return PromptSession(
+        PROMPT,
+        history=open_history(history),
+        completer=NestedCompleter.from_nested_dict(words | {"/set": dict.fromkeys(SETTINGS)}),
+        complete_while_typing=False,
+        multiline=Condition(lambda: is_open(get_app().current_buffer.text)),
+        prompt_continuation=CONTINUATION,
+        key_bindings=keys,
+        enable_suspend=True,
+        enable_open_in_editor=True,
+        style=Style.from_dict({"rprompt": "ansibrightblack"}),
+    )
+
+
+def is_open(text: str) -> bool:
+    """Say whether a message started a block that it has not ended."""
+    body = text.strip()
+    return body.startswith(FENCE) and (len(body) < 2 * len(FENCE) or not body.endswith(FENCE))
+
+
+def unfenced(text: str) -> str:
+    """Return a message without the fences around it and the line ends beside them."""
+    body = text.strip()
+    if not body.startswith(FENCE) or is_open(text):
+        return text
+    return body[len(FENCE) : -len(FENCE)].strip("\n")
+
+
+def history_path() -> Path | None:
+    """Return where the typed lines are kept; None if MLX_EAGLE_HISTORY is set but empty."""
+    chosen = os.environ.get("MLX_EAGLE_HISTORY")
+    if chosen is not None:
+        return Path(chosen).expanduser() if chosen else None
+    if sys.platform == "darwin":
+        folder = Path.home() / "Library" / "Application Support"
+    else:
+        folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return folder / "mlx-eagle" / "history"
+
+
+def open_history(path: Path | None) -> History:
+    """Return the history in a file that only its owner can read, or in memory if it cannot be."""
+    if path is None:
+        return InMemoryHistory()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+    except OSError as error:
+        click.echo(f"what you type is not kept: {path}: {error.strerror}", err=True)
+        return InMemoryHistory()
+    return FileHistory(str(path))
+
+
+def _suggestion(word: str, known: list[str]) -> str:
+    """Return the end of a sentence about an unknown word."""
+    close = get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"
+
+
+def _shown(settings: Settings, name: str) -> str:
+    """Return the value of a setting as a user would type it."""
+    value = vars(settings)[name]
+    if name == "tree":
+        return " ".join(map(str, value)) if value else "auto"
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)

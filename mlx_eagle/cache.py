@@ -1,0 +1,319 @@
+"""The KV cache of a target or a head: committed rows, then the rows of one undecided tree.
+
+Buffers are preallocated, grown in steps and written in place. Verifying a tree writes its rows
+after the committed ones; `commit` moves the rows of the accepted path together and forgets the
+rest. Layers with a sliding window keep the window and some slack, not the whole history.
+
+The caches stand in for mlx-lm's: model code reads `offset`, `update_and_fetch` and `make_mask`
+and nothing else. While a branching tree is open, `offset` is the vector of node positions.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import mlx.core as mx
+from mlx_lm.models.cache import create_attention_mask
+
+from mlx_eagle.tree import DraftTree
+
+
+class OpenTree(NamedTuple):
+    """A branching tree under verification: positions [N] int32 and ancestors [N, N] bool."""
+
+    positions: mx.array
+    ancestors: mx.array
+
+
+class KVCache:
+    """Keys and values of one layer, [1, heads, rows, head_dim] each; all history is kept."""
+
+    step = 256  # rows by which the buffers grow
+
+    def __init__(self) -> None:
+        self.keys: mx.array | None = None
+        self.values: mx.array | None = None
+        self.rows = 0  # committed
+        self.pending = 0  # written after the committed rows, undecided
+        self.tree: OpenTree | None = None
+
+    @property
+    def offset(self) -> int | mx.array:
+        """Where rope places the next rows: a position, or one per node while a tree is open."""
+        return self.rows if self.tree is None else self.tree.positions
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the buffers."""
+        return sum(buffer.nbytes for buffer in self.buffers)
+
+    @property
+    def buffers(self) -> list[mx.array]:
+        """The arrays to evaluate when the cache must be up to date."""
+        return [] if self.keys is None or self.values is None else [self.keys, self.values]
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Append L undecided rows and return the rows that they may attend to.
+
+        Args:
+            keys: [1, heads, L, head_dim].
+            values: [1, heads, L, head_dim].
+        """
+        start = self.rows + self.pending
+        end = start + keys.shape[2]
+        self.keys = _write(_reserve(self.keys, end, keys, self.step), start, keys)
+        self.values = _write(_reserve(self.values, end, values, self.step), start, values)
+        self.pending += keys.shape[2]
+        return self.keys[..., :end, :], self.values[..., :end, :]
+
+    def make_mask(
+        self, n: int, return_array: bool = False, window_size: int | None = None
+    ) -> mx.array | str | None:
+        """Return the mask for n new rows, as mlx-lm's models ask for it; [n, T] where an array."""
+        if self.tree is None:
+            return create_attention_mask(n, self.rows, return_array, window_size)
+        return _tree_mask(self.tree, 0, self.rows, window_size)
+
+    def commit(self, path: Sequence[int]) -> None:
+        """Keep the undecided rows `path`, in order, and forget the others.
+
+        Args:
+            path: ascending indices into the undecided rows.
+        """
+        stay = next((i for i, row in enumerate(path) if row != i), len(path))
+        if stay < len(path):
+            self._move(self.rows + mx.array(path[stay:]), self.rows + stay)
+        self.rows += len(path)
+        self.pending, self.tree = 0, None
+
+    def can_trim(self, rows: int) -> bool:
+        """Say whether `trim` may go back to `rows`."""
+        return rows <= self.rows
+
+    def trim(self, rows: int) -> None:
+        """Forget everything after the first `rows` rows."""
+        assert self.can_trim(rows), f"cannot trim {self.rows} rows to {rows}"
+        self.rows, self.pending, self.tree = rows, 0, None
+
+    def _move(self, source: mx.array, start: int) -> None:
+        """Copy buffer rows `source` [n] to the buffer rows from `start`."""
+        assert self.keys is not None and self.values is not None, "commit before any row"
+        self.keys = _write(self.keys, start, self.keys[..., source, :])
+        self.values = _write(self.values, start, self.values[..., source, :])
+
+
+class WindowKVCache(KVCache):
+    """Keys and values of a layer that attends to the last `window` positions only.
+
+    The buffer holds positions from `first` on, in order. When it is full the last rows move to
+    its front, so that a row is copied once per `slack` tokens, not once per token.
+    """
+
+    slack = 256  # rows written between two moves
+    margin = 64  # rows kept beyond the window, so that a conversation can step back a little
+
+    def __init__(self, window: int) -> None:
+        super().__init__()
+        self.window = window
+        self.first = 0
+
+    @property
+    def lowest(self) -> int:
+        """The oldest position that the next row can see."""
+        return max(0, self.rows - self.window + 1)
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Append L undecided rows and return them after the rows that the window still shows."""
+        n = keys.shape[2]
+        seen = slice(self.lowest - self.first, self.rows - self.first)
+        if n > self.slack:
+            return self._append_long(keys, values, seen)
+        if self.rows + self.pending + n - self.first > self.window + self.margin + self.slack:
+            self._move_to_front()
+        start = self.rows + self.pending - self.first
+        self.keys = _write(_reserve(self.keys, start + n, keys, self.step), start, keys)
+        self.values = _write(_reserve(self.values, start + n, values, self.step), start, values)
+        self.pending += n
+        visible = slice(self.lowest - self.first, start + n)
+        return self.keys[..., visible, :], self.values[..., visible, :]
+
+    def make_mask(
+        self, n: int, return_array: bool = False, window_size: int | None = None
+    ) -> mx.array | str | None:
+        """Return the mask for n new rows over the rows that `update_and_fetch` will return."""
+        window = window_size or self.window
+        if self.tree is not None:
+            return _tree_mask(self.tree, self.lowest, self.rows, window)
+        offset = self.rows - self.lowest
+        if n == 1 and window >= self.window:
+            return None
+        limit = window if offset + n > window else None
+        return create_attention_mask(n, offset, return_array, limit)
+
+    def can_trim(self, rows: int) -> bool:
+        """Say whether the rows that position `rows` would see are still held."""
+        return rows <= self.rows and self.first <= max(0, rows - self.window + 1)
+
+    def commit(self, path: Sequence[int]) -> None:
+        """Keep the undecided rows `path`, in order, and forget the others."""
+        self.rows -= self.first  # the buffer's rows start at position `first`
+        super().commit(path)
+        self.rows += self.first
+
+    def _append_long(
+        self, keys: mx.array, values: mx.array, seen: slice
+    ) -> tuple[mx.array, mx.array]:
+        """Append a prefill chunk that is longer than the slack; only its end is stored."""
+        assert self.pending == 0, "a chunk longer than the slack is prefill, never a tree"
+        if self.keys is not None and self.values is not None:
+            keys = mx.concatenate([self.keys[..., seen, :], keys], axis=2)
+            values = mx.concatenate([self.values[..., seen, :], values], axis=2)
+        n_new, self.pending = keys.shape[2] - (seen.stop - seen.start), 0
+        kept = min(keys.shape[2], self.window + self.margin)
+        self.first = self.rows + n_new - kept
+        self.keys = _write(_reserve(None, kept, keys, self.step), 0, keys[..., -kept:, :])
+        self.values = _write(_reserve(None, kept, values, self.step), 0, values[..., -kept:, :])
+        self.pending = n_new
+        return keys, values
+
+    def _move_to_front(self) -> None:
+        """Drop the rows that no later row can see, but for the margin."""
+        assert self.keys is not None and self.values is not None, "a full cache has buffers"
+        first = max(self.first, self.rows - self.window - self.margin + 1)
+        held = slice(first - self.first, self.rows + self.pending - self.first)
+        self.keys = _write(self.keys, 0, self.keys[..., held, :])
+        self.values = _write(self.values, 0, self.values[..., held, :])
+        self.first = first
+
+
+class TargetCache:
+    """The caches of all layers of a target, kept in step."""
+
+    def __init__(self, layers: list[KVCache]) -> None:
+        self.layers = layers
+
+    @property
+    def rows(self) -> int:
+        """Committed tokens."""
+        return self.layers[0].rows
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the buffers of all layers."""
+        return sum(layer.nbytes for layer in self.layers)
+
+    @property
+    def buffers(self) -> list[mx.array]:
+        """The arrays to evaluate when the cache must be up to date."""
+        return [buffer for layer in self.layers for buffer in layer.buffers]
+
+    def open(self, tree: DraftTree) -> None:
+        """Prepare for one forward pass over `tree`; an undecided earlier tree is forgotten.
+
+        A chain needs no mask of its own and no per-node positions: it is causal.
+        """
+        view = None
+        if not tree.is_chain:
+            view = OpenTree(self.rows + tree.depths, tree.ancestors())
+        for layer in self.layers:
+            layer.pending, layer.tree = 0, view
+
+    def commit(self, path: Sequence[int]) -> None:
+        """Keep the rows of an accepted path (ascending node indices, root first)."""
+        for layer in self.layers:
+            layer.commit(path)
+
+    def can_trim(self, rows: int) -> bool:
+        """Say whether every layer can go back to `rows` tokens."""
+        return all(layer.can_trim(rows) for layer in self.layers)
+
+    def trim(self, rows: int) -> None:
+        """Forget everything after the first `rows` tokens."""
+        for layer in self.layers:
+            layer.trim(rows)
+
+
+class StockCache:
+    """mlx-lm's own caches, for targets that can decode plainly but not verify trees.
+
+    They advance by themselves and cannot step back, so nothing but committed tokens may be run and
+    a conversation is prefilled again at every turn.
+    """
+
+    def __init__(self, layers: list[Any]) -> None:
+        self.layers = layers
+        self.rows = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the caches."""
+        return sum(layer.nbytes for layer in self.layers)
+
+    @property
+    def buffers(self) -> list[Any]:
+        """The state to evaluate when the cache must be up to date."""
+        return [layer.state for layer in self.layers]
+
+    def open(self, tree: DraftTree) -> None:
+        """Refuse trees; the forward pass over a chain itself advances the caches."""
+        assert tree.is_chain, "this target cannot verify trees"
+
+    def commit(self, path: Sequence[int]) -> None:
+        """Count the rows that the forward pass has added."""
+        self.rows += len(path)
+
+    def can_trim(self, rows: int) -> bool:
+        """Only the empty state is a place to go back to, and it is made anew instead."""
+        return False
+
+    def trim(self, rows: int) -> None:
+        """Never called: see `can_trim`."""
+        raise AssertionError("stock caches cannot step back")
+
+
+class AnyCache(Protocol):
+    """What the loop needs of a target's cache."""
+
+    layers: Any
+    rows: Any
+    nbytes: Any
+    buffers: Any
+
+    def open(self, tree: DraftTree) -> None:
+        """Prepare for one forward pass over `tree`."""
+
+    def commit(self, path: Sequence[int]) -> None:
+        """Keep the rows of an accepted path."""
+
+    def can_trim(self, rows: int) -> bool:
+        """Say whether the cache can go back to `rows` tokens."""
+
+    def trim(self, rows: int) -> None:
+        """Forget everything after the first `rows` tokens."""
+
+
+def _reserve(buffer: mx.array | None, rows: int, like: mx.array, step: int) -> mx.array:
+    """Return a buffer of at least `rows` rows that starts with the rows of `buffer`."""
+    held = 0 if buffer is None else buffer.shape[2]
+    if buffer is not None and rows <= held:
+        return buffer
+    batch, heads, _, head_dim = like.shape
+    room = -(-rows // step) * step - held
+    grown = mx.zeros((batch, heads, room, head_dim), like.dtype)
+    return grown if buffer is None else mx.concatenate([buffer, grown], axis=2)
+
+
+def _write(buffer: mx.array, start: int, rows: mx.array) -> mx.array:
+    """Write rows into the buffer in place, from row `start`."""
+    buffer[..., start : start + rows.shape[2], :] = rows
+    return buffer
+
+
+def _tree_mask(tree: OpenTree, first: int, rows: int, window: int | None) -> mx.array:
+    """Return the bool mask [N, rows - first + N]: cached positions, then the tree's own nodes."""
+    n_nodes = tree.positions.shape[0]
+    prefix, own = mx.ones((n_nodes, rows - first), dtype=mx.bool_), tree.ancestors
+    if window is not None:
+        age = tree.positions[:, None] - mx.arange(first, rows)
+        prefix = age < window
+        own = own & (tree.positions[:, None] - tree.positions < window)
+    return mx.concatenate([prefix, own], axis=1)

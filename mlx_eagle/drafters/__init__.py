@@ -1,0 +1,42 @@
+"""Ways to propose a tree. One module per way; this file says what each must offer."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import mlx.core as mx
+
+from mlx_eagle.tree import DraftTree, TreeShape
+
+
+class Drafter(Protocol):
+    """Proposes trees from what has been committed; it sees tokens and taps, never the target.
+
+    A drafter follows the committed text one token behind: `rows` tokens have been observed with
+    the token that follows each, so the newest committed token is known only as a follower.
+    """
+
+    @property
+    def rows(self) -> int:
+        """Committed tokens observed."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the drafter's own cache."""
+
+    @property
+    def buffers(self) -> Sequence[mx.array]:
+        """The arrays to evaluate when the drafter must be up to date."""
+
+    def observe(self, taps: mx.array | None, followers: mx.array) -> None:
+        """Take in L newly committed tokens.
+
+        Args:
+            taps: [L, T * H] the target's taps at these tokens; None if the target is untapped.
+            followers: [L] int32, the token that follows each.
+        """
+
+    def draft(self, root: mx.array, shape: TreeShape) -> DraftTree:
+        """Propose a tree below `root` [1] int32, the follower that was observed last."""
+
+    def trim(self, rows: int) -> None:
+        """Forget everything after the first `rows` observed tokens."""

@@ -1,0 +1,69 @@
+"""The target's own choice after every node: its argmax, or its seeded draw.
+
+The draw is Gumbel-max with noise keyed by (seed, position), not by call. A position therefore
+draws the same token whether its row was verified in a tree or decoded alone, and sampled text
+with speculation equals sampled text without it. Filters follow mlx-lm's order: top-p, min-p and
+top-k on the untempered distribution, then the temperature.
+"""
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
+
+from mlx_eagle.tree import DraftTree
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How the next token follows from the logits; temperature 0 is greedy decoding."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise ValueError(f"temperature is {self.temperature}; it must be 0 or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p is {self.min_p}; it must be between 0 and 1")
+        if self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}; it must be 0 (off) or more")
+
+    def __call__(self, logits: mx.array, tree: DraftTree, offset: int) -> mx.array:
+        """Choose the token after every node.
+
+        Args:
+            logits: [N, V] of the target.
+            tree: the N nodes.
+            offset: position of the root.
+
+        Returns:
+            [N] int32 token ids.
+        """
+        if self.temperature == 0:
+            return mx.argmax(logits, axis=-1).astype(mx.int32)
+        scores = self._filtered(logits.astype(mx.float32)) / self.temperature
+        noise = [self._noise(offset + d, logits.shape[-1]) for d in range(tree.max_depth + 1)]
+        scores = scores + mx.stack(noise)[tree.depths]  # [N, V]
+        return mx.argmax(scores, axis=-1).astype(mx.int32)
+
+    def _filtered(self, logits: mx.array) -> mx.array:
+        """Return log-probabilities [N, V], -inf where a filter removes the token."""
+        log_probs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        if self.top_p < 1:
+            log_probs = apply_top_p(log_probs, self.top_p)
+        if self.min_p > 0:
+            log_probs = apply_min_p(log_probs, self.min_p)
+        if 0 < self.top_k < logits.shape[-1]:
+            log_probs = apply_top_k(log_probs, self.top_k)
+        return log_probs
+
+    def _noise(self, position: int, n: int) -> mx.array:
+        """Return [n] Gumbel noise that depends on the seed and the position alone."""
+        key = mx.array([self.seed & 0xFFFFFFFF, position], dtype=mx.uint32)
+        return mx.random.gumbel((n,), key=key)

@@ -1,0 +1,290 @@
+"""A conversation: what is committed, reused from turn to turn.
+
+A session owns the caches of target and head. A new prompt keeps the rows that it shares with what
+is committed and prefills the rest. It knows messages and tokens; the loop is `generate.py`.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, repeat
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from mlx_eagle.drafters import Drafter
+from mlx_eagle.errors import EagleError
+from mlx_eagle.generate import Decoder, prefill, rounds
+from mlx_eagle.sampling import Sampler
+from mlx_eagle.stats import GenerationStats
+from mlx_eagle.target import Target
+from mlx_eagle.text import TextStream
+from mlx_eagle.tree import PLAIN, TreeShape
+
+Prompt = str | Sequence[int] | Sequence[dict[str, str]]
+
+# A chain of three: four verified rows are cheap wherever speculation pays at all.
+DEFAULT_SHAPE = TreeShape.chain(3)
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How to generate; the names are mlx-lm's where it has one.
+
+    Attributes:
+        max_tokens: most tokens to generate.
+        temperature: 0 is greedy; see `sampling.py` for top_p, top_k, min_p and seed.
+        stop: strings that end the answer; they are not part of its text.
+        speculate: False decodes plainly, through the same loop.
+        ignore_eos: go on to `max_tokens` whatever the model says.
+        tree: the shape of every round's tree; None leaves the choice to the engine.
+        progress: called with (prompt tokens done, prompt tokens in all) during prefill.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+    stop: Sequence[str] = ()
+    speculate: bool = True
+    ignore_eos: bool = False
+    tree: TreeShape | None = None
+    progress: Callable[[int, int], None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens is {self.max_tokens}; it must be 1 or more")
+        if isinstance(self.stop, str):
+            raise ValueError(f"stop is the string {self.stop!r}; give a list of strings")
+
+    def sampler(self) -> Sampler:
+        """Return the sampler that these options describe."""
+        return Sampler(self.temperature, self.top_p, self.top_k, self.min_p, self.seed)
+
+
+class GenerationResponse(NamedTuple):
+    """One token of a stream; the fields are mlx-lm's, but for logprobs, plus the last three.
+
+    `text` is what became certain with this token and may be empty. `peak_memory` is in GB, rates
+    are in tokens per second. `n_accepted` counts accepted draft tokens so far; `stats` comes with
+    the last token.
+    """
+
+    text: str
+    token: int
+    from_draft: bool
+    prompt_tokens: int
+    prompt_tps: float
+    generation_tokens: int
+    generation_tps: float
+    peak_memory: float
+    n_accepted: int
+    finish_reason: str | None
+    stats: GenerationStats | None
+
+
+class GenerationResult(NamedTuple):
+    """A whole answer; `tokens` includes the end token where one ended it."""
+
+    text: str
+    tokens: list[int]
+    finish_reason: str
+    stats: GenerationStats
+
+
+class Session:
+    """One conversation with an engine.
+
+    Attributes:
+        messages: the conversation so far, as chat messages, without the system prompt.
+        system: the system prompt, or None.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        tokenizer: Any,
+        make_drafter: Callable[[], Drafter] | None,
+        speculation: str,
+        system: str | None = None,
+    ) -> None:
+        self.system = system
+        self.messages: list[dict[str, str]] = []
+        self._target, self._tokenizer = target, tokenizer
+        self._make_drafter, self._speculation = make_drafter, speculation
+        self._reset()
+
+    def clear(self) -> None:
+        """Forget the conversation; the system prompt stays."""
+        self.messages = []
+        self._reset()
+
+    def ask(self, text: str, **options: Any) -> Iterator[GenerationResponse]:
+        """Say something and stream the answer; both join the conversation.
+
+        An answer that is cut short (by closing the iterator) joins it as far as it got.
+        """
+        self.messages.append({"role": "user", "content": text})
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        answer: list[str] = []
+        try:
+            for response in self.stream_generate(system + self.messages, **options):
+                answer.append(response.text)
+                yield response
+        finally:
+            self.messages.append({"role": "assistant", "content": "".join(answer)})
+
+    def stream_generate(self, prompt: Prompt, **options: Any) -> Iterator[GenerationResponse]:
+        """Stream an answer to `prompt`, reusing the rows it shares with what is committed.
+
+        Args:
+            prompt: a string or token ids, used as they are, or chat messages for the template.
+            **options: the fields of `GenerationOptions`.
+
+        Raises:
+            EagleError: if the prompt is empty or the tokenizer has no chat template.
+            TypeError: if an option does not exist.
+            ValueError: if an option is out of range.
+        """
+        chosen = GenerationOptions(**options)
+        ids = self._encode(prompt)
+        return self._stream(ids, chosen)
+
+    def _stream(self, ids: list[int], options: GenerationOptions) -> Iterator[GenerationResponse]:
+        """Prefill, then turn rounds into responses until something ends the answer."""
+        speculate = options.speculate and self._drafter is not None
+        stats = GenerationStats(prompt_tokens=len(ids), speculation=self._say(options))
+        mx.reset_peak_memory()
+        started = time.perf_counter()
+        self._rewind(ids, speculate)
+        drafter = self._drafter if speculate else None
+        decoder = Decoder(self._target, self._cache, drafter, options.sampler())
+        prefill(decoder, ids, options.progress)
+        self._tokens = ids
+        shape = options.tree or DEFAULT_SHAPE
+        stream = rounds(decoder, ids[-1], chain([PLAIN], repeat(shape)))
+        text = TextStream(self._tokenizer, options.stop)
+        yield from _responses(stream, text, self._tokens, stats, self._ends(options), started)
+
+    def _ends(self, options: GenerationOptions) -> "_Ends":
+        """Return what ends an answer: the model's end tokens and the limit."""
+        eos = set() if options.ignore_eos else set(self._tokenizer.eos_token_ids)
+        return _Ends(eos, options.max_tokens)
+
+    def _say(self, options: GenerationOptions) -> str:
+        """Return "on", or why there is no speculation."""
+        if not options.speculate:
+            return "off: not asked for"
+        if options.tree == PLAIN:
+            return "off: the tree has no nodes"
+        return self._speculation
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        """Return the token ids of a prompt."""
+        if isinstance(prompt, str):
+            bos = self._tokenizer.bos_token
+            has_bos = bos is not None and prompt.startswith(bos)
+            ids = self._tokenizer.encode(prompt, add_special_tokens=not has_bos)
+        elif prompt and isinstance(prompt[0], dict):
+            if not self._tokenizer.has_chat_template:
+                raise EagleError(
+                    "this target has no chat template, so chat messages cannot be encoded; "
+                    "give the prompt as a string (on the command line: --raw)"
+                )
+            ids = self._tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True)
+        else:
+            ids = list(prompt)
+        if not ids:
+            raise EagleError("the prompt is empty; give at least one token")
+        return [int(i) for i in ids]
+
+    def _reset(self) -> None:
+        """Start with empty caches."""
+        self._cache = self._target.make_cache()
+        self._drafter = self._make_drafter() if self._make_drafter else None
+        self._tokens: list[int] = []
+
+    def _rewind(self, ids: Sequence[int], speculate: bool) -> None:
+        """Go back to the rows that target and head hold of this prompt, or to none.
+
+        The newest shared token is run again: the head needs its taps once its follower changes.
+        """
+        shared = 0
+        for old, new in zip(self._tokens, ids, strict=False):
+            if old != new:
+                break
+            shared += 1
+        rows = min(max(shared - 1, 0), self._cache.rows)
+        if speculate and self._drafter is not None:
+            rows = min(rows, self._drafter.rows)
+        if rows == 0 or not self._cache.can_trim(rows):
+            self._reset()
+            return
+        self._cache.trim(rows)
+        if self._drafter is not None:
+            self._drafter.trim(min(rows, self._drafter.rows))
+
+
+class _Ends(NamedTuple):
+    """What ends an answer: an end token, or the number of tokens."""
+
+    eos: set[int]
+    max_tokens: int
+
+    def reason(self, token: int, n_tokens: int, stopped: bool) -> str | None:
+        """Return the finish reason after `n_tokens` tokens, the last being `token`."""
+        if token in self.eos or stopped:
+            return "stop"
+        return "length" if n_tokens >= self.max_tokens else None
+
+
+def _responses(
+    stream: Iterator[Any],
+    text: TextStream,
+    tokens: list[int],
+    stats: GenerationStats,
+    ends: _Ends,
+    started: float,
+) -> Iterator[GenerationResponse]:
+    """Turn rounds into one response per token; `tokens` grows by what is committed."""
+    for index, round_ in enumerate(stream):
+        now = time.perf_counter()
+        if index == 0:
+            stats.prompt_seconds, first = now - started, now
+        else:
+            stats.generation_seconds = now - first
+            stats.add_round(round_.depth, round_.n_drafted, round_.n_accepted)
+            stats.add_times(round_.times)
+        tokens.extend(round_.tokens)
+        for place, token in enumerate(round_.tokens):
+            stats.generation_tokens += 1
+            shown = "" if token in ends.eos else text.add(token)
+            reason = ends.reason(token, stats.generation_tokens, text.stopped)
+            if reason:
+                shown += text.finish()
+                stats.peak_memory_bytes = mx.get_peak_memory()
+            from_draft = place < round_.n_accepted
+            yield _response(shown, token, from_draft, stats, reason)
+            if reason:
+                return
+
+
+def _response(
+    text: str, token: int, from_draft: bool, stats: GenerationStats, reason: str | None
+) -> GenerationResponse:
+    """Fill in a response from the statistics so far."""
+    return GenerationResponse(
+        text=text,
+        token=token,
+        from_draft=from_draft,
+        prompt_tokens=stats.prompt_tokens,
+        prompt_tps=stats.prompt_tps,
+        generation_tokens=stats.generation_tokens,
+        generation_tps=stats.generation_tps,
+        peak_memory=mx.get_peak_memory() / 1e9,
+        n_accepted=stats.accepted,
+        finish_reason=reason,
+        stats=stats if reason else None,
+    )

@@ -1,0 +1,139 @@
+"""An mlx-lm model seen as prefill, tree forward and taps.
+
+A *tap* is the target's residual stream at a boundary, handed to the draft head: boundary b is the
+stream after b decoder layers, so b = 0 is the embedding and b = n the last layer's output before
+the final norm. Elsewhere taps are called aux hidden states, captured layers or, in the EAGLE-3
+paper, features. There is no per-architecture code: single layer and rope *instances* are given a
+subclass, so parameters, quantization and saving are as before.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models import cache as stock
+
+from mlx_eagle.cache import AnyCache, KVCache, StockCache, TargetCache, WindowKVCache
+from mlx_eagle.errors import UnsupportedTargetError
+from mlx_eagle.rope import accept_node_positions, is_rope, wrap_call
+from mlx_eagle.tree import DraftTree
+
+
+class Verified(NamedTuple):
+    """What the target says about a tree: logits [N, V] and taps [N, T * H] (None if untapped)."""
+
+    logits: mx.array
+    taps: mx.array | None
+
+
+class Target:
+    """A loaded mlx-lm model with the operations that speculative decoding needs.
+
+    Args:
+        model: what `mlx_lm.load` returned; it is changed in place.
+        taps: boundaries whose residual streams are recorded, in ascending order.
+        speculate: False keeps mlx-lm's own caches and leaves the model as it is.
+
+    Raises:
+        UnsupportedTargetError: if the model cannot be tapped there or cannot verify trees.
+    """
+
+    def __init__(self, model: nn.Module, taps: Sequence[int] = (), speculate: bool = True) -> None:
+        self.model = model
+        self.taps = tuple(taps)
+        self.speculates = speculate
+        self._recorded: dict[int, mx.array] = {}
+        if not speculate:
+            return
+        self.make_cache()  # refuses models whose state cannot hold a tree
+        for boundary in self.taps:
+            _tap(model.layers, boundary, self._recorded)
+        for _, module in model.named_modules():
+            if is_rope(module):
+                accept_node_positions(module)
+
+    @property
+    def n_layers(self) -> int:
+        """Decoder layers."""
+        return len(self.model.layers)
+
+    @property
+    def embedding(self) -> nn.Module:
+        """The token embedding: [..] ids to [.., H]; heads share it.
+
+        Raises:
+            UnsupportedTargetError: if the model does not have exactly one.
+        """
+        kinds = (nn.Embedding, nn.QuantizedEmbedding)
+        found = [(n, m) for n, m in self.model.named_modules() if isinstance(m, kinds)]
+        named = [m for n, m in found if n.endswith(("embed_tokens", "wte", "tok_embeddings"))]
+        if len(found) == 1 or len(named) == 1:
+            return named[0] if len(named) == 1 else found[0][1]
+        raise UnsupportedTargetError(
+            f"the target has {len(found)} embeddings ({', '.join(n for n, _ in found)}); "
+            "which one reads the tokens is not clear"
+        )
+
+    def make_cache(self) -> AnyCache:
+        """Return an empty cache for one conversation.
+
+        Raises:
+            UnsupportedTargetError: if a layer keeps a state that cannot hold a tree.
+        """
+        layers = stock.make_prompt_cache(self.model)
+        if not self.speculates:
+            return StockCache(layers)
+        return TargetCache([_tree_cache(layer) for layer in layers])
+
+    def extend(self, tokens: mx.array, cache: AnyCache) -> mx.array | None:
+        """Run committed tokens [L] through the target and commit their rows.
+
+        Returns:
+            Their taps [L, T * H]; None if nothing is tapped. Nothing is evaluated.
+        """
+        taps = self.verify(DraftTree.chain(tokens), cache).taps
+        cache.commit(range(tokens.shape[0]))
+        return taps
+
+    def verify(self, tree: DraftTree, cache: AnyCache) -> Verified:
+        """Run all nodes of a tree through the target at once; nothing is committed.
+
+        Every node sees the committed tokens and its own ancestors, at the position that it would
+        have in plain decoding (tree attention; SpecInfer, arXiv 2305.09781, section 4.2).
+        """
+        cache.open(tree)
+        logits = self.model(tree.tokens[None], cache=cache.layers)[0]  # [N, V]
+        if not self.taps:
+            return Verified(logits, None)
+        taps = mx.concatenate([self._recorded.pop(b)[0] for b in self.taps], axis=-1)
+        return Verified(logits, taps)
+
+
+def _tree_cache(layer: Any) -> KVCache:
+    """Return our cache in place of one of mlx-lm's, or refuse by name."""
+    if type(layer) is stock.KVCache:
+        return KVCache()
+    if type(layer) is stock.RotatingKVCache and layer.keep == 0:
+        return WindowKVCache(layer.max_size)
+    kind = type(layer).__name__
+    raise UnsupportedTargetError(
+        f"a layer of this target keeps its state in mlx-lm's {kind}, which cannot hold a tree "
+        "(recurrent, hybrid or compressed state); load it without a head to decode plainly"
+    )
+
+
+def _tap(layers: Sequence[nn.Module], boundary: int, recorded: dict[int, mx.array]) -> None:
+    """Make one layer record the residual stream at `boundary` whenever it runs."""
+    if not 0 <= boundary <= len(layers):
+        raise UnsupportedTargetError(
+            f"the head taps boundary {boundary}, but the target has boundaries 0 to {len(layers)}"
+        )
+
+    def call(plain: Any, self: nn.Module, x: mx.array, *args: Any, **kwargs: Any) -> Any:
+        out = plain(self, x, *args, **kwargs)
+        stream = out[0] if isinstance(out, tuple) else out
+        recorded[boundary] = x if boundary == 0 else stream
+        return out
+
+    wrap_call(layers[max(boundary - 1, 0)], call)
