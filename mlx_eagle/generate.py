@@ -117,13 +117,14 @@ def _launch(decoder: Decoder, root: mx.array, shape: TreeShape) -> _Flight:
     clock = [time.perf_counter()]
     tree = DraftTree.chain(root) if drafter is None else drafter.draft(root, shape)
     clock.append(time.perf_counter())
-    # A GPU drafts while the verification graph is being built. The CPU backend submits and
-    # computes in one go, so there the wait costs nothing and tells drafting from verifying.
-    (mx.eval if mx.default_device() == mx.cpu else mx.async_eval)(tree.tokens, tree.parents)
-    clock.append(time.perf_counter())
+    # The device drafts while the verification graph is being built.
+    mx.async_eval(tree.tokens, tree.parents)
     verified = target.verify(tree, cache)
     choices = sampler(verified.logits, tree, cache.rows)
     packed = mx.concatenate([tree.tokens, tree.parents, choices])
+    if mx.default_device() == mx.cpu:
+        # Here the wait costs nothing, and it tells drafting from verifying.
+        mx.eval(tree.tokens, tree.parents)
     clock.append(time.perf_counter())
     mx.async_eval(packed)
     return _Flight(tree, verified, choices, packed, clock)
@@ -151,8 +152,8 @@ def _land(decoder: Decoder, flight: _Flight, since: float) -> tuple[Round, float
 
 def _times(clock: Sequence[float], read: float, end: float) -> RoundTimes:
     """Split a round's seconds from the moments at which its stages ended."""
-    start, built, drafted, submitted = clock
+    start, built, drafted = clock
+    host = (built - start) + (end - read)
     if mx.default_device() == mx.cpu:
-        host = (built - start) + (submitted - drafted) + (end - read)
-        return RoundTimes(drafted - built, read - submitted, host)
-    return RoundTimes(None, None, (built - start) + (end - read))
+        return RoundTimes(drafted - built, read - drafted, host)
+    return RoundTimes(None, None, host)

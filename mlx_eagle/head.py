@@ -207,10 +207,17 @@ def load_head(folder: Path) -> Eagle3Head:
     """
     config = read_head_config(folder)
     head = Eagle3Head(HeadConfig.from_dict(config))
-    if quantization := config.get("quantization"):
-        nn.quantize(head, quantization["group_size"], quantization["bits"])
     try:
-        head.load_weights(str(folder / "model.safetensors"), strict=True)
+        weights = mx.load(str(folder / "model.safetensors"))
+        assert isinstance(weights, dict), "safetensors load as a dictionary"
+        if quantization := config.get("quantization"):
+            nn.quantize(
+                head,
+                quantization["group_size"],
+                quantization["bits"],
+                class_predicate=lambda path, _: f"{path}.scales" in weights,
+            )
+        head.load_weights(list(weights.items()), strict=True)
     except (ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{folder.name}/model.safetensors does not fit its config.json: {error}; "

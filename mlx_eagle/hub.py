@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import tqdm
+from huggingface_hub.utils.tqdm import tqdm
 
 from mlx_eagle.errors import HubError
 
@@ -167,7 +167,7 @@ def _download(repo: Repo, unwanted: list[str], meter: type["_Meter"]) -> None:
         pool.shutdown(wait=False)
 
 
-class _Meter(tqdm):  # type: ignore[type-arg]
+class _Meter(tqdm):
     """What huggingface_hub takes for a progress bar: it draws nothing and adds up bytes."""
 
     cancelled = False
@@ -178,7 +178,7 @@ class _Meter(tqdm):  # type: ignore[type-arg]
     def __init__(self, *args: Any, **kwargs: Any):
         self.counts_bytes = kwargs.get("unit") == "B"
         self.n_bytes = 0
-        super().__init__(*args, **{**kwargs, "disable": True})
+        super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
 
     def update(self, n: float | None = 1) -> None:
         """Count `n` more bytes."""

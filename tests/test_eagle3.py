@@ -1,0 +1,230 @@
+"""The dynamic tree against a naive one that evaluates every path by itself."""
+
+from dataclasses import replace
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlx_eagle.cache import KVCache
+from mlx_eagle.drafters.eagle3 import Candidates, Eagle3Drafter, best, rerank, top_ids
+from mlx_eagle.head import Eagle3Head, HeadConfig
+from mlx_eagle.tree import PLAIN, TreeShape, check_structure
+
+CONFIG = HeadConfig(
+    hidden_size=32,
+    target_hidden_size=32,
+    target_vocab_size=64,
+    draft_vocab_size=48,
+    intermediate_size=64,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    rms_norm_eps=1e-5,
+    rope_theta=10000.0,
+    rope_scaling=None,
+    rope_interleaved=False,
+    max_position_embeddings=512,
+    taps=(1, 2, 3),
+    norm_before_residual=False,
+    norm_before_fc=False,
+    fc_norm=False,
+    norm_output=False,
+)
+N = 11  # observed tokens
+
+
+@pytest.fixture(scope="module")
+def parts() -> tuple[Eagle3Head, nn.Embedding, mx.array, mx.array]:
+    """A random head and embedding, taps [N, 3H] and followers [N]."""
+    mx.random.seed(5)
+    head, embedding = Eagle3Head(CONFIG), nn.Embedding(64, 32)
+    head.lm_head.weight = 4 * head.lm_head.weight  # spread the logits
+    head.draft_to_target = mx.arange(48, dtype=mx.int32) + 16
+    embedding.weight = 8 * embedding.weight
+    taps, followers = mx.random.normal((N, 96)), mx.random.randint(0, 64, (N,))
+    mx.eval(head.parameters(), embedding.parameters(), taps, followers)
+    return head, embedding, taps, followers
+
+
+def drafter_after(parts: tuple[Eagle3Head, nn.Embedding, mx.array, mx.array]) -> Eagle3Drafter:
+    head, embedding, taps, followers = parts
+    drafter = Eagle3Drafter(head, embedding)
+    drafter.observe(taps, followers)
+    return drafter
+
+
+def log_probs_after(
+    parts: tuple[Eagle3Head, nn.Embedding, mx.array, mx.array], path: list[int]
+) -> np.ndarray:
+    """Draft log-probabilities [W] after a path of target ids, run as one plain sequence."""
+    head, embedding, taps, followers = parts
+    cache = KVCache()
+    tokens = embedding(followers[None])
+    out = head(head.fuse(taps[None]), tokens, mask="causal", cache=cache, offset=0)
+    cache.commit(range(N))
+    for step, token in enumerate(path):
+        e = embedding(mx.array([[token]]))
+        out = head(out.feedback[:, -1:], e, mask=None, cache=cache, offset=N + step)
+        cache.commit([0])
+    logits = np.array(head.lm_head(out.normed[:, -1]))[0].astype(np.float64)
+    return logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
+
+
+def naive_tree(
+    parts: tuple[Eagle3Head, nn.Embedding, mx.array, mx.array], shape: TreeShape
+) -> dict[tuple[int, ...], float]:
+    """The kept paths with their scores: expand, score all children, keep the best."""
+    made: dict[tuple[int, ...], float] = {}
+    frontier: list[tuple[int, ...]] = [()]
+    for _ in range(shape.depth):
+        level: dict[tuple[int, ...], float] = {}
+        for path in frontier:
+            scores = log_probs_after(parts, list(path))
+            for draft_id in np.argsort(-scores)[: shape.width]:
+                level[(*path, int(draft_id) + 16)] = made.get(path, 0.0) + scores[draft_id]
+        made |= level
+        frontier = sorted(level, key=lambda path: -level[path])[: shape.width]
+    kept = sorted(made, key=lambda path: -made[path])[: shape.nodes]
+    return {path: made[path] for path in kept}
+
+
+def paths_of(tokens: list[int], parents: list[int]) -> list[tuple[int, ...]]:
+    paths: list[tuple[int, ...]] = [()]
+    for token, parent in zip(tokens[1:], parents[1:], strict=True):
+        paths.append((*paths[parent], token))
+    return paths[1:]
+
+
+@pytest.mark.parametrize(
+    "shape", [TreeShape(1, 4, 3), TreeShape(4, 4, 8), TreeShape(3, 5, 30), TreeShape(6, 3, 20)]
+)
+def test_the_tree_is_the_naive_dynamic_tree(
+    parts: tuple[Eagle3Head, nn.Embedding, mx.array, mx.array], shape: TreeShape
+) -> None:
+    tree = drafter_after(parts).draft(mx.array([9]), shape)
+    tokens, parents = tree.tokens.tolist(), tree.parents.tolist()
+    expected = naive_tree(parts, shape)
+    found = paths_of(tokens, parents)
+    assert tokens[0] == 9
+    assert set(found) == set(expected)
+    assert tree.depths.tolist() == check_structure(parents)
+    scores = [expected[path] for path in found]
+    np.testing.assert_allclose(tree.log_probs.tolist()[1:], scores, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_a_chain_follows_the_likeliest_token(
+    parts: tuple[Eagle3Head, nn.Embedding, mx.array, mx.array], depth: int
+) -> None:
+    tree = drafter_after(parts).draft(mx.array([9]), TreeShape.chain(depth))
+    path: list[int] = []
+    for _ in range(depth):
+        path.append(int(np.argmax(log_probs_after(parts, path))) + 16)
+    assert tree.is_chain
+    assert tree.tokens.tolist() == [9, *path]
+
+
+def test_drafting_leaves_no_trace(
+    parts: tuple[Eagle3Head, nn.Embedding, mx.array, mx.array],
+) -> None:
+    once, twice = drafter_after(parts), drafter_after(parts)
+    twice.draft(mx.array([9]), TreeShape(6, 3, 20)).tokens.tolist()
+    twice.draft(mx.array([9]), TreeShape.chain(4))
+    trees = [d.draft(mx.array([9]), TreeShape(4, 4, 8)) for d in (once, twice)]
+    assert trees[0].tokens.tolist() == trees[1].tokens.tolist()
+    assert trees[0].log_probs.tolist() == trees[1].log_probs.tolist()
+    assert once.rows == twice.rows == N
+
+
+def test_observing_in_pieces_equals_observing_at_once(
+    parts: tuple[Eagle3Head, nn.Embedding, mx.array, mx.array],
+) -> None:
+    head, embedding, taps, followers = parts
+    pieces = Eagle3Drafter(head, embedding)
+    for start, end in [(0, 4), (4, 5), (5, 11)]:
+        pieces.observe(taps[start:end], followers[start:end])
+    shape = TreeShape(4, 4, 8)
+    trees = [d.draft(mx.array([9]), shape) for d in (drafter_after(parts), pieces)]
+    assert trees[0].tokens.tolist() == trees[1].tokens.tolist()
+    np.testing.assert_allclose(
+        trees[0].log_probs.tolist(), trees[1].log_probs.tolist(), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_a_plain_shape_drafts_the_root_alone(
+    parts: tuple[Eagle3Head, nn.Embedding, mx.array, mx.array],
+) -> None:
+    assert drafter_after(parts).draft(mx.array([9]), PLAIN).tokens.tolist() == [9]
+
+
+def test_trimming_forgets_later_tokens(
+    parts: tuple[Eagle3Head, nn.Embedding, mx.array, mx.array],
+) -> None:
+    head, embedding, taps, followers = parts
+    trimmed = drafter_after(parts)
+    trimmed.trim(6)
+    trimmed.observe(taps[6:], followers[6:])
+    shape = TreeShape(4, 4, 8)
+    fresh = drafter_after(parts).draft(mx.array([9]), shape)
+    assert trimmed.draft(mx.array([9]), shape).tokens.tolist() == fresh.tokens.tolist()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from([0.0, -1.0, -1.5, -2.0, -np.inf]), min_size=1, max_size=40), st.data())
+def test_best_breaks_ties_by_order(scores: list[float], data: st.DataObject) -> None:
+    n = data.draw(st.integers(1, len(scores)))
+    expected = sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:n]
+    assert sorted(best(mx.array(scores), n).tolist()) == sorted(expected)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_ties_never_keep_a_child_without_its_parent(data: st.DataObject) -> None:
+    """Log-probabilities of 0 and -inf, the hazards that the reference names."""
+    depth, width = data.draw(st.integers(2, 4)), data.draw(st.integers(2, 4))
+    step = st.sampled_from([0.0, -0.0, -1e-30, -1.0, -np.inf])
+    parents, scores, depths = [-1] * width, [data.draw(step) for _ in range(width)], [1] * width
+    newest = list(range(width))
+    for level in range(2, depth + 1):
+        frontier = sorted(newest, key=lambda i: (-scores[i], i))[:width]
+        newest = []
+        for parent in frontier:
+            for _ in range(width):
+                newest.append(len(scores))
+                scores.append(scores[parent] + data.draw(step))
+                parents.append(parent)
+                depths.append(level)
+    shape = TreeShape(depth, width, data.draw(st.integers(1, len(scores))))
+    candidates = Candidates(
+        mx.arange(len(scores), dtype=mx.int32),
+        mx.array(parents, dtype=mx.int32),
+        mx.array(scores, dtype=mx.float32),
+        mx.array(depths, dtype=mx.int32),
+    )
+    tree = rerank(mx.array([99], dtype=mx.int32), candidates, shape)
+    found = tree.parents.tolist()
+    assert check_structure(found) == tree.depths.tolist()
+    tokens = tree.tokens.tolist()
+    for node in range(1, len(tokens)):
+        origin = parents[tokens[node]]
+        assert tokens[found[node]] == (99 if origin < 0 else origin)
+
+
+def test_top_ids_come_largest_first() -> None:
+    logits = mx.array([[0.5, 3.0, -1.0, 2.0], [9.0, 1.0, 4.0, 8.0]])
+    assert top_ids(logits, 3).tolist() == [[1, 3, 0], [0, 3, 2]]
+    assert top_ids(logits, 1).tolist() == [[1], [0]]
+
+
+def test_a_bad_head_that_gives_nan_still_drafts_a_tree(
+    parts: tuple[Eagle3Head, nn.Embedding, mx.array, mx.array],
+) -> None:
+    head, embedding, taps, followers = parts
+    drafter = Eagle3Drafter(head, embedding)
+    drafter.observe(mx.full(taps.shape, mx.nan), followers)
+    tree = drafter.draft(mx.array([9]), TreeShape(3, 3, 10))
+    assert check_structure(tree.parents.tolist()) == tree.depths.tolist()

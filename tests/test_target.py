@@ -1,0 +1,185 @@
+"""Trees against paths, on every architecture that speculation is claimed for."""
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.models.cache import make_prompt_cache
+
+from mlx_eagle.errors import UnsupportedTargetError
+from mlx_eagle.probe import check_tree_verification
+from mlx_eagle.target import Target
+from mlx_eagle.tree import DraftTree
+
+ARCHITECTURES = [
+    "llama",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "gpt_oss",
+    "gemma2",
+    "gemma3_text",
+    "phi3",
+    "cohere",
+    "olmo2",
+    "glm4",
+    "granite",
+    "smollm3",
+]
+PREFIX = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26, 43, 38, 32, 79, 50, 28, 84, 19]
+TOKENS = [71, 69, 39, 93, 75, 10, 58, 20, 97]
+PARENTS = [0, 0, 0, 1, 1, 2, 3, 3, 6]
+Build = Callable[..., nn.Module]
+
+
+def path_to(node: int) -> list[int]:
+    """The nodes from the root to `node`."""
+    path = [node]
+    while path[0]:
+        path.insert(0, PARENTS[path[0]])
+    return path
+
+
+def plain_logits(model: nn.Module, path: list[int]) -> mx.array:
+    """Logits at the nodes of one path, the path run row by row with mlx-lm's own caches."""
+    cache = make_prompt_cache(model)
+    model(mx.array([PREFIX]), cache=cache)
+    rows = [model(mx.array([[TOKENS[node]]]), cache=cache)[0, -1] for node in path]
+    return mx.stack(rows)
+
+
+def tree_logits(target: Target, cache: Any) -> mx.array:
+    target.extend(mx.array(PREFIX), cache)
+    return target.verify(DraftTree.static(mx.array(TOKENS), PARENTS), cache).logits
+
+
+def assert_tree_equals_paths(model: nn.Module, tolerance: float) -> None:
+    expected = {node: plain_logits(model, path_to(node)) for node in (4, 5, 7, 8)}
+    mx.eval(expected)
+    target = Target(model)
+    found = tree_logits(target, target.make_cache())
+    for node, want in expected.items():
+        got = found[mx.array(path_to(node))]
+        np.testing.assert_allclose(np.array(got), np.array(want), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_tree_verification_equals_running_every_path_plainly(
+    architecture: str, tiny_target: Build
+) -> None:
+    assert_tree_equals_paths(tiny_target(architecture), tolerance=2e-5)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_tree_verification_equals_paths_on_quantized_targets(
+    architecture: str, bits: int, tiny_target: Build
+) -> None:
+    model = tiny_target(architecture)
+    nn.quantize(model, 32, bits)
+    assert_tree_equals_paths(model, tolerance=5e-5)
+
+
+def test_llama_trees_equal_paths_bit_for_bit(tiny_target: Build) -> None:
+    model = tiny_target("llama")
+    want = plain_logits(model, path_to(8))
+    mx.eval(want)
+    target = Target(model)
+    got = tree_logits(target, target.make_cache())[mx.array(path_to(8))]
+    assert mx.array_equal(got, want)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "gpt_oss"])
+def test_committing_a_path_leaves_the_cache_of_plain_decoding(
+    architecture: str, tiny_target: Build
+) -> None:
+    target = Target(tiny_target(architecture))
+    tree_cache, plain_cache = target.make_cache(), target.make_cache()
+    tree_logits(target, tree_cache)
+    tree_cache.commit([0, 1, 3, 6])
+    target.extend(mx.array(PREFIX), plain_cache)
+    for node in (0, 1, 3, 6):
+        target.extend(mx.array([TOKENS[node]]), plain_cache)
+    after = [target.extend(mx.array([1]), c) or c for c in (tree_cache, plain_cache)]
+    for got, want in zip(after[0].layers, after[1].layers, strict=True):
+        assert got.rows == want.rows == len(PREFIX) + 5
+        lowest = max(0, got.rows - getattr(got, "window", got.rows))
+        for ours, theirs in ((got.keys, want.keys), (got.values, want.values)):
+            a, b = lowest - getattr(got, "first", 0), got.rows - getattr(got, "first", 0)
+            c, d = lowest - getattr(want, "first", 0), want.rows - getattr(want, "first", 0)
+            assert mx.array_equal(ours[..., a:b, :], theirs[..., c:d, :])
+
+
+def test_taps_are_the_residual_stream_at_each_boundary(tiny_target: Build) -> None:
+    model = tiny_target("llama")
+    stream = [model.model.embed_tokens(mx.array([PREFIX]))]
+    for layer in model.layers:
+        stream.append(layer(stream[-1], "causal", None))
+    boundaries = range(len(stream))
+    target = Target(model, taps=boundaries)
+    taps = target.extend(mx.array(PREFIX), target.make_cache())
+    assert taps is not None
+    for boundary, tap in enumerate(mx.split(taps, len(stream), axis=-1)):
+        assert mx.allclose(tap, stream[boundary][0], atol=1e-5), f"boundary {boundary}"
+
+
+def test_tapping_leaves_parameters_and_attributes_alone(tiny_target: Build) -> None:
+    model = tiny_target("gemma3_text")
+    names = [name for name, _ in tree_flatten(model.parameters())]
+    Target(model, taps=(0, 2, 4))
+    assert [name for name, _ in tree_flatten(model.parameters())] == names
+    assert [layer.self_attn.is_sliding for layer in model.layers] == [True, False, True, False]
+
+
+def test_a_tap_outside_the_target_is_refused_with_the_range(tiny_target: Build) -> None:
+    with pytest.raises(UnsupportedTargetError, match="taps boundary 5.*boundaries 0 to 4"):
+        Target(tiny_target("llama"), taps=(2, 5))
+
+
+def test_the_probe_passes_every_architecture_claimed(tiny_target: Build) -> None:
+    for architecture in ARCHITECTURES:
+        check_tree_verification(Target(tiny_target(architecture)))
+
+
+def test_a_recurrent_target_is_refused_by_the_name_of_its_cache(tiny_target: Build) -> None:
+    model = tiny_target(
+        "mamba",
+        state_size=8,
+        conv_kernel=4,
+        use_bias=False,
+        use_conv_bias=True,
+        time_step_rank=4,
+        intermediate_size=128,
+    )
+    with pytest.raises(UnsupportedTargetError, match="ArraysCache.*cannot hold a tree"):
+        Target(model)
+
+
+def test_a_target_that_reads_the_offset_itself_is_refused_at_load(tiny_target: Build) -> None:
+    """Rope whose base depends on the offset cannot take a vector of positions."""
+    scaling = {"rope_type": "dynamic", "factor": 2.0}
+    target = Target(tiny_target("llama", rope_scaling=scaling))
+    with pytest.raises(UnsupportedTargetError, match="mlx-lm's llama model.*without a head"):
+        check_tree_verification(target)
+
+
+def test_a_target_that_ignores_the_mask_is_refused_at_load(tiny_target: Build) -> None:
+    class Deaf(nn.Module):
+        """Attention that sees everything before and beside it."""
+
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
+            return self.inner(x, None if not isinstance(mask, str) else mask, cache)
+
+    model = tiny_target("llama")
+    for layer in model.layers:
+        layer.self_attn = Deaf(layer.self_attn)
+    with pytest.raises(UnsupportedTargetError, match="other logits for a tree"):
+        check_tree_verification(Target(model))
