@@ -111,5 +111,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--full",
         action="store_true",
-        help="run the exactness tests over every prompt, shape and drafter (about an hour)",
+        help="run the exactness tests over every prompt, shape and drafter (hours)",
     )
+
+
+@pytest.fixture(scope="session")
+def trained_head(fixtures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fixture head, converted without quantization."""
+    from mlx_eagle.convert.heads import convert_head
+
+    out = tmp_path_factory.mktemp("converted") / "head"
+    convert_head(fixtures / "pydoc-eagle3", fixtures / "pydoc-llama", out, bits=None)
+    return out
+
+
+@pytest.fixture(scope="session")
+def engine(fixtures: Path, trained_head: Path) -> Any:
+    """The trained pair in float32."""
+    import mlx_eagle
+
+    return mlx_eagle.load(fixtures / "pydoc-llama", trained_head, dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def demo() -> Any:
+    """The demo pair that ships in the package."""
+    import mlx_eagle
+
+    return mlx_eagle.load()

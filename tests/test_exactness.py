@@ -1,0 +1,195 @@
+"""The promise: whatever is drafted, the tokens are those of stock mlx-lm, and so is the cache.
+
+float32 on the CPU wheel, whose products are bitwise independent of the number of rows. By default
+every prompt, every shape and every drafter occurs, in rotation; `--full` runs all combinations.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm import load as stock_load
+from mlx_lm.generate import generate_step
+from mlx_lm.models.cache import make_prompt_cache
+
+from mlx_eagle.drafters import Drafter
+from mlx_eagle.drafters.eagle3 import Eagle3Drafter
+from mlx_eagle.generate import Decoder, prefill, rounds
+from mlx_eagle.head import Eagle3Head
+from mlx_eagle.sampling import Sampler
+from mlx_eagle.tree import PLAIN, DraftTree, TreeShape
+
+SHAPES = {f"chain of {n}": TreeShape.chain(n) for n in range(1, 8)} | {
+    "tree of 8": TreeShape(4, 4, 8),
+    "tree of 16": TreeShape(6, 4, 16),
+    "tree of 60": TreeShape(6, 10, 60),
+}
+DRAFTERS = ("real head", "random head", "always wrong", "oracle")
+VOCABULARY = 4096
+
+
+class ScriptedDrafter:
+    """A bush: under each node of a spine `width` children, the last of which continues the spine.
+
+    Where the script knows the true tokens the spine is right and everything beside it wrong; with
+    an empty script everything is wrong. Accepted nodes are then never neighbours in the cache.
+    """
+
+    buffers: Sequence[mx.array] = ()
+    nbytes = 0
+
+    def __init__(self, truth: list[int], start: int, right: bool) -> None:
+        self.truth, self.rows, self.right = truth, start, right
+
+    def observe(self, taps: mx.array | None, followers: mx.array) -> None:
+        self.rows += followers.shape[0]
+
+    def trim(self, rows: int) -> None:
+        self.rows = rows
+
+    def draft(self, root: mx.array, shape: TreeShape) -> DraftTree:
+        if shape == PLAIN:
+            return DraftTree.chain(root)
+        tokens, parents, spine = [], [0], 0
+        for level in range(shape.depth):
+            at = self.rows + 1 + level  # the root stands at position self.rows
+            true = self.truth[at] if at < len(self.truth) else 0
+            wrong = [(true + j) % VOCABULARY for j in range(1, shape.width)]
+            last = true if self.right else (true + shape.width) % VOCABULARY
+            room = shape.nodes - len(tokens)
+            children = [*wrong, last][-room:] if room else []
+            tokens += children
+            parents += [spine] * len(children)
+            spine = len(tokens)
+        return DraftTree.static(mx.concatenate([root, mx.array(tokens, dtype=mx.int32)]), parents)
+
+
+@pytest.fixture(scope="module")
+def plain(fixtures: Path) -> Callable[..., Any]:
+    """Stock mlx-lm on its own copy of the target: tokens, and the final cache."""
+    model, _ = stock_load(str(fixtures / "pydoc-llama"))
+    model.set_dtype(mx.float32)
+
+    @cache
+    def decode(prompt: tuple[int, ...], n: int) -> tuple[list[int], list[Any]]:
+        state = make_prompt_cache(model)
+        steps = generate_step(mx.array(prompt), model, max_tokens=n, prompt_cache=state)
+        return [int(token) for token, _ in steps], state
+
+    return decode
+
+
+@pytest.fixture(scope="module")
+def random_head(engine: Any) -> Eagle3Head:
+    mx.random.seed(7)
+    head = Eagle3Head(engine.head.config)
+    ids = mx.array(mx.random.permutation(VOCABULARY)[: head.draft_to_target.size], dtype=mx.int32)
+    head.draft_to_target = mx.sort(ids)
+    return head
+
+
+def combinations(full: bool) -> Iterator[tuple[int, str, str]]:
+    """(prompt, drafter, shape): all of them, or a rotation in which each occurs."""
+    for index in range(60):
+        for turn, drafter in enumerate(DRAFTERS):
+            names = list(SHAPES) if full else [list(SHAPES)[(index + 3 * turn) % len(SHAPES)]]
+            if full or index % 4 == turn:
+                yield from ((index, drafter, name) for name in names)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "combination" in metafunc.fixturenames:
+        full = metafunc.config.getoption("--full")
+        metafunc.parametrize(
+            "combination", list(combinations(full)), ids=lambda c: "-".join(map(str, c))
+        )
+
+
+def test_tokens_and_cache_are_those_of_mlx_lm(
+    combination: tuple[int, str, str],
+    engine: Any,
+    plain: Callable[..., Any],
+    random_head: Eagle3Head,
+    prompts: list[str],
+    request: pytest.FixtureRequest,
+) -> None:
+    index, drafter_name, shape_name = combination
+    n = 256 if request.config.getoption("--full") else 64
+    message = [{"role": "user", "content": prompts[index]}]
+    prompt = engine.tokenizer.apply_chat_template(message, add_generation_prompt=True)
+    # mlx-lm runs one token ahead, so its cache covers every token that is compared.
+    expected, state = plain(tuple(prompt), n)
+    truth = [*prompt, *expected]
+    drafter: Drafter = {
+        "real head": lambda: Eagle3Drafter(engine.head, engine.target.embedding),
+        "random head": lambda: Eagle3Drafter(random_head, engine.target.embedding),
+        "always wrong": lambda: ScriptedDrafter(truth, 0, right=False),
+        "oracle": lambda: ScriptedDrafter(truth, 0, right=True),
+    }[drafter_name]()
+    decoder = Decoder(engine.target, engine.target.make_cache(), drafter, Sampler())
+    prefill(decoder, prompt)
+    tokens: list[int] = []
+    accepted = 0
+    for round_ in rounds(decoder, prompt[-1], iter(lambda: SHAPES[shape_name], None)):
+        tokens += round_.tokens
+        accepted += round_.n_accepted
+        if len(tokens) >= n:
+            break
+    assert tokens[:n] == expected
+    held = min(decoder.cache.rows, len(prompt) + n - 1)
+    for ours, theirs in zip(decoder.cache.layers, state, strict=True):
+        assert mx.array_equal(ours.keys[..., :held, :], theirs.keys[..., :held, :])
+        assert mx.array_equal(ours.values[..., :held, :], theirs.values[..., :held, :])
+    if drafter_name == "always wrong":
+        assert accepted == 0
+    if drafter_name == "oracle":
+        assert accepted >= n // 2
+
+
+@pytest.mark.parametrize("shape", ["chain of 3", "tree of 16"])
+def test_the_cache_equals_plain_decoding_after_every_single_commit(
+    shape: str, engine: Any, plain: Callable[..., Any], prompts: list[str]
+) -> None:
+    prompt = engine.tokenizer.encode(prompts[1])
+    _, state = plain(tuple(prompt), 150)
+    drafter = Eagle3Drafter(engine.head, engine.target.embedding)
+    decoder = Decoder(engine.target, engine.target.make_cache(), drafter, Sampler())
+    prefill(decoder, prompt)
+    stream = rounds(decoder, prompt[-1], iter(lambda: SHAPES[shape], None))
+    for _ in zip(range(20), stream, strict=False):
+        held = decoder.cache.rows
+        for ours, theirs in zip(decoder.cache.layers, state, strict=True):
+            assert mx.array_equal(ours.keys[..., :held, :], theirs.keys[..., :held, :])
+            assert mx.array_equal(ours.values[..., :held, :], theirs.values[..., :held, :])
+
+
+def test_sampled_text_with_speculation_equals_sampled_text_without(
+    engine: Any, prompts: list[str]
+) -> None:
+    for index, options in enumerate(
+        [
+            {"temperature": 0.7, "seed": 1},
+            {"temperature": 1.0, "seed": 2, "top_p": 0.9},
+            {"temperature": 1.3, "seed": 3, "top_k": 40, "min_p": 0.02},
+        ]
+    ):
+        message = [{"role": "user", "content": prompts[index]}]
+        common = {"max_tokens": 100, "ignore_eos": True, **options}
+        want = engine.generate(message, speculate=False, **common).tokens
+        for shape in (TreeShape.chain(3), TreeShape(4, 4, 8)):
+            result = engine.generate(message, tree=shape, **common)
+            assert result.tokens == want
+            assert result.stats.accepted > 0
+
+
+def test_nothing_in_the_model_changed_but_its_classes(fixtures: Path, engine: Any) -> None:
+    """The tapped target still holds the parameters that it was loaded with."""
+    model, _ = stock_load(str(fixtures / "pydoc-llama"))
+    model.set_dtype(mx.float32)
+    want = dict(tree_flatten(model.parameters()))
+    for name, value in tree_flatten(engine.target.model.parameters()):
+        assert mx.array_equal(value, want[name]), name

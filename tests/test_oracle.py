@@ -1,0 +1,42 @@
+"""Acceptance against the original PyTorch implementation, round by round."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_eagle.tree import TreeShape
+
+
+@pytest.mark.parametrize(
+    ("name", "acceptance_length", "n_runs"),
+    [("chain4", 2.68, 20), ("tree8", 3.10, 20), ("tree59", 4.47, 20)],
+)
+def test_accepted_counts_and_tokens_are_those_of_the_original(
+    name: str,
+    acceptance_length: float,
+    n_runs: int,
+    fixtures: Path,
+    engine: Any,
+    request: pytest.FixtureRequest,
+) -> None:
+    oracle = json.loads((fixtures / f"oracle-{name}.json").read_text())
+    full = request.config.getoption("--full")
+    runs = oracle["runs"] if full else oracle["runs"][:: 4 if name != "tree59" else 7]
+    assert len(oracle["runs"]) == n_runs
+    counts: list[int] = []
+    for run in runs:
+        result = engine.generate(
+            run["prompt_ids"],
+            # The last round of the original may run past its last token.
+            max_tokens=len(run["tokens"]) + 8,
+            ignore_eos=True,
+            tree=TreeShape(**oracle["shape"]),
+        )
+        n = len(run["n_accepted"])
+        assert result.tokens[: len(run["tokens"])] == run["tokens"]
+        assert result.stats.n_accepted_per_round[:n] == run["n_accepted"]
+        counts += result.stats.n_accepted_per_round[:n]
+    if full:
+        assert sum(counts) / len(counts) + 1 == pytest.approx(acceptance_length, abs=0.005)
