@@ -158,7 +158,7 @@ def _tap(network: nn.Module, head: Eagle3Head | None) -> tuple[Target, str]:
 def _fit(head: Eagle3Head, target: Target) -> None:
     """Give the head the target's type, after checking that they belong together."""
     config, sample = head.config, target.embedding(mx.array([0]))
-    vocab, hidden = target.embedding.weight.shape[0], sample.shape[-1]
+    vocab, hidden = target.vocab_size, sample.shape[-1]
     found = {"hidden size": (config.target_hidden_size, hidden)}
     found["vocabulary"] = (config.target_vocab_size, vocab)
     wrong = [f"{what} {a} (target: {b})" for what, (a, b) in found.items() if a != b]

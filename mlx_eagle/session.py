@@ -149,10 +149,14 @@ class Session:
             ValueError: if an option is out of range.
         """
         chosen = GenerationOptions(**options)
+        sampler = chosen.sampler()
         ids = self._encode(prompt)
-        return self._stream(ids, chosen)
+        self._check(ids, chosen.tree)
+        return self._stream(ids, chosen, sampler)
 
-    def _stream(self, ids: list[int], options: GenerationOptions) -> Iterator[GenerationResponse]:
+    def _stream(
+        self, ids: list[int], options: GenerationOptions, sampler: Sampler
+    ) -> Iterator[GenerationResponse]:
         """Prefill, then turn rounds into responses until something ends the answer."""
         speculate = options.speculate and self._drafter is not None
         stats = GenerationStats(prompt_tokens=len(ids), speculation=self._say(options))
@@ -160,13 +164,29 @@ class Session:
         started = time.perf_counter()
         self._rewind(ids, speculate)
         drafter = self._drafter if speculate else None
-        decoder = Decoder(self._target, self._cache, drafter, options.sampler())
+        decoder = Decoder(self._target, self._cache, drafter, sampler)
         prefill(decoder, ids, options.progress)
         self._tokens = ids
         shape = options.tree or DEFAULT_SHAPE
         stream = rounds(decoder, ids[-1], chain([PLAIN], repeat(shape)))
         text = TextStream(self._tokenizer, options.stop)
         yield from _responses(stream, text, self._tokens, stats, self._ends(options), started)
+
+    def _check(self, ids: Sequence[int], tree: TreeShape | None) -> None:
+        """Refuse tokens that the target does not know and trees that the drafter cannot make."""
+        n_tokens = self._target.vocab_size
+        foreign = [i for i in ids if not 0 <= i < n_tokens]
+        if foreign:
+            raise EagleError(
+                f"the prompt holds token {foreign[0]}, but the target has {n_tokens} tokens; "
+                "encode the prompt with the target's own tokenizer"
+            )
+        widest = self._drafter.max_width if self._drafter else None
+        if tree is not None and widest is not None and tree.width > widest:
+            raise EagleError(
+                f"a tree of width {tree.width} was asked for, but the head proposes among "
+                f"{widest} tokens"
+            )
 
     def _ends(self, options: GenerationOptions) -> "_Ends":
         """Return what ends an answer: the model's end tokens and the limit."""

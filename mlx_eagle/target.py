@@ -59,6 +59,11 @@ class Target:
         return len(self.model.layers)
 
     @property
+    def vocab_size(self) -> int:
+        """Token ids the target knows: the rows of its embedding, padding included."""
+        return self.embedding.weight.shape[0]
+
+    @property
     def embedding(self) -> nn.Module:
         """The token embedding: [..] ids to [.., H]; heads share it.
 

@@ -41,6 +41,7 @@ class ScriptedDrafter:
 
     buffers: Sequence[mx.array] = ()
     nbytes = 0
+    max_width = VOCABULARY
 
     def __init__(self, truth: list[int], start: int, right: bool) -> None:
         self.truth, self.rows, self.right = truth, start, right

@@ -16,6 +16,10 @@ class Drafter(Protocol):
     """
 
     @property
+    def max_width(self) -> int:
+        """The widest tree it can make: how many tokens it chooses among."""
+
+    @property
     def rows(self) -> int:
         """Committed tokens observed."""
 

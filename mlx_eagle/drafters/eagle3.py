@@ -50,6 +50,11 @@ class Eagle3Drafter:
         self._newest: HeadOutput | None = None
 
     @property
+    def max_width(self) -> int:
+        """The draft vocabulary."""
+        return self.head.config.draft_vocab_size
+
+    @property
     def rows(self) -> int:
         """Committed tokens observed."""
         return self.cache.rows

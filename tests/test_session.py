@@ -1,0 +1,236 @@
+"""Where answers end, what streams say, and what conversations reuse."""
+
+from itertools import islice
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+
+from mlx_eagle.engine import Engine, EngineInfo
+from mlx_eagle.errors import EagleError
+from mlx_eagle.session import Session
+from mlx_eagle.target import Target
+from mlx_eagle.tree import PLAIN, TreeShape
+
+SHAPES = [TreeShape.chain(1), TreeShape.chain(4), TreeShape(4, 4, 8)]
+
+
+def ask(prompts: list[str], index: int) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompts[index]}]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_end_token_inside_a_round_ends_the_answer_as_in_plain_decoding(
+    shape: TreeShape, demo: Any, prompts: list[str]
+) -> None:
+    ended = 0
+    for index in range(6):
+        want = demo.generate(ask(prompts, index), max_tokens=120, speculate=False)
+        got = demo.generate(ask(prompts, index), max_tokens=120, tree=shape)
+        assert got.tokens == want.tokens
+        assert got.text == want.text
+        assert got.finish_reason == want.finish_reason
+        if got.finish_reason == "stop":
+            ended += 1
+            assert got.tokens[-1] in demo.tokenizer.eos_token_ids
+            assert "<|im_end|>" not in got.text
+    assert ended > 0, "no answer ended by itself; the test shows nothing"
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7])
+def test_max_tokens_inside_a_round_cuts_exactly(n: int, demo: Any, prompts: list[str]) -> None:
+    want = demo.generate(ask(prompts, 1), max_tokens=n, speculate=False)
+    got = demo.generate(ask(prompts, 1), max_tokens=n, tree=TreeShape.chain(4))
+    assert got.tokens == want.tokens
+    assert len(got.tokens) == n
+    assert got.finish_reason == want.finish_reason == "length"
+
+
+def test_a_stop_string_inside_a_round_cuts_where_plain_decoding_does(
+    demo: Any, prompts: list[str]
+) -> None:
+    whole = demo.generate(ask(prompts, 1), max_tokens=80, speculate=False).text
+    for start in (10, 17, 30):
+        stop = [whole[start : start + 5], "never in the text"]
+        want = demo.generate(ask(prompts, 1), max_tokens=80, stop=stop, speculate=False)
+        got = demo.generate(ask(prompts, 1), max_tokens=80, stop=stop, tree=TreeShape(4, 4, 8))
+        assert got.text == want.text == whole[: whole.find(stop[0])]
+        assert got.tokens == want.tokens
+        assert got.finish_reason == "stop"
+
+
+def test_ignore_eos_goes_on_to_the_limit(demo: Any, prompts: list[str]) -> None:
+    result = demo.generate(ask(prompts, 1), max_tokens=90, ignore_eos=True)
+    assert (len(result.tokens), result.finish_reason) == (90, "length")
+
+
+def test_a_stream_carries_one_token_each_and_statistics_at_the_end(
+    demo: Any, prompts: list[str]
+) -> None:
+    responses = list(demo.stream_generate(ask(prompts, 1), max_tokens=40, ignore_eos=True))
+    assert [r.generation_tokens for r in responses] == list(range(1, 41))
+    assert all(r.stats is None and r.finish_reason is None for r in responses[:-1])
+    stats = responses[-1].stats
+    assert stats.generation_tokens == 40
+    assert stats.accepted == sum(stats.n_accepted_per_round) == responses[-1].n_accepted
+    assert stats.acceptance_length == pytest.approx(stats.accepted / stats.rounds + 1)
+    assert stats.drafted == 3 * stats.rounds
+    assert 40 <= 1 + stats.rounds + stats.accepted < 44
+    shares = stats.acceptance_by_depth
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) == pytest.approx(stats.accepted / stats.rounds)
+    parts = stats.draft_seconds + stats.verify_seconds + stats.host_seconds
+    assert parts == pytest.approx(stats.generation_seconds, rel=0.2)
+    assert sum(r.from_draft for r in responses) <= stats.accepted
+    assert stats.to_dict()["rounds"] == stats.rounds
+
+
+def test_plain_decoding_says_so_in_its_statistics(demo: Any, prompts: list[str]) -> None:
+    stats = demo.generate(ask(prompts, 1), max_tokens=10, speculate=False).stats
+    assert stats.speculation == "off: not asked for"
+    assert (stats.drafted, stats.accepted, stats.acceptance_length) == (0, 0, 1.0)
+    assert demo.generate(ask(prompts, 1), max_tokens=10, tree=PLAIN).stats.drafted == 0
+
+
+def test_characters_of_several_tokens_are_never_shown_in_halves(demo: Any) -> None:
+    """The tokenizer knows bytes only, so each of these characters is several tokens."""
+    from mlx_eagle.text import TextStream
+
+    text = "naïve 漢字 🙂 é"
+    ids = demo.tokenizer.encode(text)
+    assert len(ids) > len(text)
+    stream = TextStream(demo.tokenizer)
+    segments = [stream.add(token) for token in ids] + [stream.finish()]
+    assert "".join(segments) == text
+    assert not any("\ufffd" in segment for segment in segments)
+
+
+def test_a_second_turn_reuses_rows_and_answers_as_a_fresh_conversation(
+    demo: Any, prompts: list[str]
+) -> None:
+    session = demo.session()
+    first = "".join(r.text for r in session.ask(prompts[1], max_tokens=40))
+    held = session._cache
+    second = list(session.ask(prompts[2], max_tokens=40))
+    assert session._cache is held, "the second turn started over"
+    messages = [
+        {"role": "user", "content": prompts[1]},
+        {"role": "assistant", "content": first},
+        {"role": "user", "content": prompts[2]},
+    ]
+    assert session.messages[:3] == messages
+    fresh = demo.generate(messages, max_tokens=40)
+    assert [r.token for r in second] == fresh.tokens
+    assert second[-1].stats.n_accepted_per_round == fresh.stats.n_accepted_per_round
+
+
+@pytest.mark.parametrize("speculate", [True, False])
+def test_an_answer_cut_short_keeps_the_conversation_usable(
+    speculate: bool, demo: Any, prompts: list[str]
+) -> None:
+    session = demo.session()
+    answer = session.ask(prompts[1], max_tokens=60, ignore_eos=True, speculate=speculate)
+    said = "".join(r.text for r in islice(answer, 13))
+    answer.close()
+    assert session.messages[-1] == {"role": "assistant", "content": said}
+    again = [r.token for r in session.ask(prompts[2], max_tokens=30, speculate=speculate)]
+    messages = session.messages[:3]
+    assert again == demo.generate(messages, max_tokens=30).tokens
+
+
+def test_switching_speculation_between_turns_changes_nothing(
+    demo: Any, prompts: list[str]
+) -> None:
+    session, tokens = demo.session(), []
+    for turn, speculate in enumerate([False, True, False, True]):
+        answer = session.ask(prompts[turn], max_tokens=25, speculate=speculate)
+        tokens.append([r.token for r in answer])
+    reference = demo.session()
+    for turn in range(4):
+        want = [r.token for r in reference.ask(prompts[turn], max_tokens=25, speculate=False)]
+        assert tokens[turn] == want
+
+
+def test_clear_forgets_the_conversation_but_not_the_system_prompt(
+    demo: Any, prompts: list[str]
+) -> None:
+    session = demo.session(system="Be brief.")
+    want = [r.token for r in session.ask(prompts[1], max_tokens=20)]
+    session.clear()
+    assert session.messages == []
+    assert [r.token for r in session.ask(prompts[1], max_tokens=20)] == want
+
+
+def test_prompts_may_be_text_ids_or_messages(demo: Any, prompts: list[str]) -> None:
+    text = f"<|im_start|>user\n{prompts[1]}<|im_end|>\n<|im_start|>assistant\n"
+    ids = demo.tokenizer.encode(text)
+    results = [demo.generate(p, max_tokens=12).tokens for p in (text, ids, ask(prompts, 1))]
+    assert results[0] == results[1] == results[2]
+
+
+def test_prefill_reports_progress_up_to_the_whole_prompt(demo: Any) -> None:
+    seen: list[tuple[int, int]] = []
+    prompt = [5 + i % 50 for i in range(2600)]
+    demo.generate(prompt, max_tokens=1, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(2048, 2600), (2599, 2600)]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "error", "message"),
+    [
+        ([], {}, EagleError, "the prompt is empty"),
+        ([1], {"max_tokens": 0}, ValueError, "max_tokens is 0"),
+        ([1], {"stop": "END"}, ValueError, "give a list"),
+        ([1], {"temperature": -1}, ValueError, "temperature is -1"),
+        ([1], {"tempature": 1}, TypeError, "tempature"),
+        ([1], {"tree": TreeShape(1, 3000, 5)}, EagleError, "width 3000.*2048"),
+        ([5000], {}, EagleError, "token 5000.*4096"),
+        ([-1], {}, EagleError, "token -1"),
+    ],
+)
+def test_a_bad_request_is_refused_before_anything_runs(
+    prompt: list[int], options: dict[str, Any], error: type[Exception], message: str, demo: Any
+) -> None:
+    with pytest.raises(error, match=message):
+        demo.generate(prompt, **options)
+
+
+def test_a_target_that_cannot_hold_a_tree_still_decodes_plainly(tiny_target: Any) -> None:
+    model: nn.Module = tiny_target(
+        "mamba",
+        state_size=8,
+        conv_kernel=4,
+        use_bias=False,
+        use_conv_bias=True,
+        time_step_rank=4,
+        intermediate_size=128,
+    )
+    from mlx_lm.generate import generate_step
+
+    prompt = list(range(3, 20))
+    want = [int(t) for t, _ in generate_step(mx.array(prompt), model, max_tokens=20)]
+    target = Target(model, speculate=False)
+    session = Session(target, _NoText(), None, "off: no head was given")
+    assert [r.token for r in session.stream_generate(prompt, max_tokens=20)] == want
+    assert [r.token for r in session.stream_generate(prompt, max_tokens=20)] == want
+    info = EngineInfo("", "", "", "", "off: no head was given", "", False)
+    stats = Engine(target, _NoText(), None, info).generate(prompt, max_tokens=3).stats
+    assert stats.speculation == "off: no head was given"
+
+
+class _NoText:
+    """A tokenizer whose tokens are invisible."""
+
+    eos_token_ids: frozenset[int] = frozenset()
+    last_segment = ""
+
+    @property
+    def detokenizer(self) -> "_NoText":
+        return self
+
+    def reset(self) -> None: ...
+
+    def add_token(self, token: int) -> None: ...
+
+    def finalize(self) -> None: ...
