@@ -75,9 +75,11 @@ def read_weights(file: Path) -> dict[str, mx.array]:
         return pickles.read_tensors(file)
     read_header(file)
     try:
-        return dict(mx.load(str(file)))
+        weights = mx.load(str(file), format="safetensors")
     except RuntimeError as error:
         raise CheckpointError(f"{file.name}: {error}") from error
+    assert isinstance(weights, dict), "safetensors load as a dict"
+    return weights
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
@@ -103,7 +105,9 @@ def _checked_header(file: Path) -> dict[str, TensorInfo]:
         header = json.loads(stream.read(n_header), object_pairs_hook=_without_repeats)
     if not isinstance(header, dict):
         raise CheckpointError("its header is not an object")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None) or {}  # MLX writes null
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise CheckpointError("its metadata is not an object of texts")
     spans = sorted((_span(name, entry), name) for name, entry in header.items())
     end = 0
     for (start, stop), name in spans:

@@ -26,15 +26,13 @@ CONVERTED_HEAD = "mlx_eagle_head"
 class Dialect(NamedTuple):
     """How one publisher names the parameters of an EAGLE-3 head.
 
-    `prefixes` are dropped from names, `renames` replace their beginnings by ours; `tables` are the
-    draft vocabulary's tables, which are not parameters.
+    `prefixes` are dropped from names, `renames` replace their beginnings by ours.
     """
 
     format: str
     label: str
     prefixes: tuple[str, ...]
     renames: tuple[tuple[str, str], ...]
-    tables: tuple[str, ...]
 
 
 SAFEAILAB = Dialect(
@@ -42,7 +40,6 @@ SAFEAILAB = Dialect(
     label="SafeAILab EAGLE-3 head",
     prefixes=("model.", "eagle_module.", "draft_model.", "module."),
     renames=(("midlayer.", "layers.0."),),
-    tables=("d2t", "t2d"),
 )
 
 
@@ -70,6 +67,11 @@ AXES: dict[str, tuple[str, ...]] = {
     "layers.0.mlp.down_proj.weight": ("hidden", "mlp"),
     "lm_head.weight": ("draft", "hidden"),
 }
+
+FLOATS = ("F16", "BF16", "F32")
+
+# The tables of the draft vocabulary, which are not parameters, and their types.
+TABLES = {"d2t": ("I64", "I32"), "t2d": ("BOOL",)}
 
 
 class Widths(NamedTuple):
@@ -166,35 +168,35 @@ def measure(manifest: Manifest, dialect: Dialect) -> Widths:
     problems = []
     for published, info in manifest.items():
         name = rename(published, dialect)
-        if name not in AXES and name not in dialect.tables:
+        if name not in AXES and name not in TABLES:
             problems.append(f"unknown {quote(published)} {list(info.shape)}")
         elif name in found:
             problems.append(f"{quote(published)} is a second {name}")
         found[name] = info
     problems += [f"missing {name}" for name in AXES if name not in found]
     sizes: dict[str, int] = {}
-    for name, axes in AXES.items():
+    for name in [*AXES, *TABLES]:
         if name in found:
-            problems += _misfits(name, axes, found[name], sizes)
+            problems += _misfits(name, found[name], sizes)
     if problems:
         raise CheckpointError(f"not a {dialect.label} as expected: {'; '.join(problems)}")
     return Widths(*(sizes[axis] for axis in Widths._fields))
 
 
-def _misfits(
-    name: str, axes: tuple[str, ...], info: TensorInfo, sizes: dict[str, int]
-) -> list[str]:
+def _misfits(name: str, info: TensorInfo, sizes: dict[str, int]) -> list[str]:
     """Return what is wrong with a tensor, and note the sizes of axes that it is the first with."""
+    dtypes = TABLES.get(name, FLOATS)
     problems = []
-    if info.dtype not in ("F16", "BF16", "F32"):
-        problems.append(f"{name} has the type {info.dtype}, expected a float")
-    if len(info.shape) == len(axes):
-        for axis, size in zip(axes, info.shape, strict=True):
-            sizes.setdefault(axis, size)
-            if axis == "hidden":
-                sizes.setdefault("2 hidden", 2 * size)
-        expected = [sizes[axis] for axis in axes]
-        if list(info.shape) == expected and all(expected):
-            return problems
-        return [*problems, f"{name} has shape {list(info.shape)}, expected {expected}"]
-    return [*problems, f"{name} has shape {list(info.shape)}, expected [{', '.join(axes)}]"]
+    if info.dtype not in dtypes:
+        problems.append(f"{name} has the type {info.dtype}, expected {' or '.join(dtypes)}")
+    axes = AXES.get(name, (name,))
+    if len(info.shape) != len(axes):
+        return [*problems, f"{name} has shape {list(info.shape)}, expected {len(axes)} axes"]
+    for axis, size in zip(axes, info.shape, strict=True):
+        sizes.setdefault(axis, size)
+        if axis == "hidden":
+            sizes.setdefault("2 hidden", 2 * size)
+    expected = [sizes[axis] for axis in axes]
+    if list(info.shape) != expected or 0 in expected:
+        problems.append(f"{name} has shape {list(info.shape)}, expected {expected}")
+    return problems

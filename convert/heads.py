@@ -25,7 +25,7 @@ from mlx_eagle.convert.checkpoint import (
     read_weights,
     source_name,
 )
-from mlx_eagle.convert.dialects import Dialect, Widths, measure, recognise, rename
+from mlx_eagle.convert.dialects import TABLES, Dialect, Widths, measure, recognise, rename
 from mlx_eagle.convert.targets import TargetFacts, read_facts
 from mlx_eagle.convert.write import new_folder
 from mlx_eagle.errors import CheckpointError, EagleError
@@ -56,6 +56,8 @@ def convert_head(
     """
     facts = read_facts(target)
     config, manifest = read_json(source / "config.json"), read_manifest(source)
+    if config.get("model_type") == MODEL_TYPE:
+        raise CheckpointError(f"{source_name(source)} is converted already: use it as it is")
     kind = recognise(config, manifest)
     if kind.role == "target":
         raise CheckpointError(f"{source_name(source)} is a target, not a draft head")
@@ -216,8 +218,8 @@ def _build(source: Path, dialect: Dialect, config: HeadConfig) -> tuple[Eagle3He
     tensors: dict[str, mx.array] = {}
     for file in find_weights(source):
         tensors |= {rename(name, dialect): array for name, array in read_weights(file).items()}
-    tables = {name: np.array(tensors.pop(name)) for name in dialect.tables if name in tensors}
-    if broken := [name for name, array in tensors.items() if not mx.isfinite(array).all().item()]:
+    tables = {name: np.array(tensors.pop(name)) for name in TABLES if name in tensors}
+    if broken := [name for name in sorted(tensors) if not mx.isfinite(tensors[name]).all().item()]:
         raise CheckpointError(f"the weights are not finite numbers in {', '.join(broken)}")
     ids, table_source = draft_to_target(
         tables.get("d2t"), tables.get("t2d"), config.draft_vocab_size, config.target_vocab_size
@@ -246,18 +248,17 @@ def draft_to_target(
     """
     if n_draft == n_target:
         return np.arange(n_draft, dtype=np.int32), "identity"
-    marked = None if t2d is None else _marked_ids(t2d, n_draft, n_target)
-    if d2t is None:
-        if marked is None:
-            raise CheckpointError(f"d2t is missing: {n_draft} of {n_target} ids can be drafted")
-        return marked, "t2d"
-    if d2t.shape != (n_draft,) or d2t.dtype.kind != "i":
-        raise CheckpointError(
-            f"d2t is {d2t.dtype} {list(d2t.shape)}, expected integers [{n_draft}]"
-        )
-    readings = {"d2t, offsets": np.arange(n_draft) + d2t, "d2t, absolute ids": d2t}
-    label = _choose_reading(readings, marked, n_target)
-    return (marked, "t2d") if label is None else (readings[label].astype(np.int32), label)
+    readings = {} if t2d is None else {"t2d": _marked_ids(t2d, n_draft, n_target)}
+    if d2t is not None:
+        if d2t.shape != (n_draft,) or d2t.dtype.kind != "i":
+            raise CheckpointError(
+                f"d2t is {d2t.dtype} {list(d2t.shape)}, expected integers [{n_draft}]"
+            )
+        readings |= {"d2t, offsets": np.arange(n_draft) + d2t, "d2t, absolute ids": d2t}
+    if not readings:
+        raise CheckpointError(f"d2t is missing: which {n_draft} of {n_target} ids are drafted?")
+    label = _choose_reading(readings, n_target)
+    return readings[label].astype(np.int32), label
 
 
 def _marked_ids(t2d: np.ndarray, n_draft: int, n_target: int) -> np.ndarray:
@@ -272,24 +273,25 @@ def _marked_ids(t2d: np.ndarray, n_draft: int, n_target: int) -> np.ndarray:
     return marked
 
 
-def _choose_reading(
-    readings: dict[str, np.ndarray], marked: np.ndarray | None, n_target: int
-) -> str | None:
-    """Return which reading of d2t gives usable ids, or None if t2d must replace it.
+def _choose_reading(readings: dict[str, np.ndarray], n_target: int) -> str:
+    """Return the label of the reading to believe.
 
     Args:
-        readings: target ids [W] as offsets and as absolute ids, by label, in this order.
-        marked: the ids [W] that t2d marks, or None.
+        readings: target ids [W] by label: as t2d marks them, as d2t says if it holds offsets, and
+            if it holds absolute ids. A table that the head lacks is left out.
         n_target: V, the number of target ids.
     """
-    if marked is not None:
-        for label, ids in readings.items():
-            if np.array_equal(ids, marked):
-                return label
-    offsets, absolute = readings.values()
+    marked = readings.get("t2d")
+    of_d2t = {label: ids for label, ids in readings.items() if label != "t2d"}
+    if not of_d2t:
+        return "t2d"
+    for label, ids in of_d2t.items():
+        if marked is not None and np.array_equal(ids, marked):
+            return label
+    offsets, absolute = of_d2t.values()
     # Two known bugs of trainers: a table of zeros, and one of 0, 1, 2, ...
     is_blank = not absolute.any() or np.array_equal(absolute, np.arange(len(absolute)))
-    usable = [] if is_blank else [k for k, ids in readings.items() if not _fault(ids, n_target)]
+    usable = [] if is_blank else [k for k, ids in of_d2t.items() if not _fault(ids, n_target)]
     if marked is None and usable:
         return usable[0]
     if marked is None:
@@ -297,7 +299,7 @@ def _choose_reading(
         raise CheckpointError(f"d2t is not usable: {fault}; and there is no t2d to replace it")
     if usable:
         raise CheckpointError("d2t and t2d name different ids, and either may be wrong")
-    return None
+    return "t2d"
 
 
 def _fault(ids: np.ndarray, n_target: int) -> str:

@@ -20,6 +20,8 @@ MAX_OPCODES = 500_000  # under a second of interpretation; a tensor takes some f
 MAX_MARKS = 64  # torch.save nests four
 MAX_AXES = 8
 
+_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
+
 STORAGE_DTYPES = {
     "torch.HalfStorage": "F16",
     "torch.BFloat16Storage": "BF16",
@@ -58,7 +60,6 @@ def interpret(program: bytes) -> dict[str, View]:
 
     Raises:
         CheckpointError: if the program is anything but the pickle of a dict of dense tensors.
-        ValueError: if an instruction's argument is malformed.
     """
     return _state_dict(_Interpreter().run(program))
 
@@ -97,7 +98,7 @@ class _Interpreter:
             "TUPLE3": lambda _: push(tuple(self._pop(3))),
             "TUPLE": lambda _: push(tuple(self._pop_to_mark())),
             "MARK": self._mark,
-            "GLOBAL": lambda name: push(_global(*name.split(" ", 1))),
+            "GLOBAL": lambda names: push(_global(*names)),
             "STACK_GLOBAL": lambda _: push(_global(*self._pop(2))),
             "BINPERSID": lambda _: push(_storage(*self._pop(1))),
             "REDUCE": lambda _: push(_call(*self._pop(2))),
@@ -111,7 +112,7 @@ class _Interpreter:
         stream = io.BytesIO(program)
         for _ in range(MAX_OPCODES):
             code = stream.read(1).decode("latin-1")
-            opcode = pickletools.code2op.get(code)
+            opcode = _OPCODES.get(code)
             if opcode is None:
                 raise CheckpointError("data.pkl ends early or is not a pickle")
             if opcode.name == "STOP":
@@ -120,8 +121,7 @@ class _Interpreter:
                 raise CheckpointError(
                     f"data.pkl uses {opcode.name}, which no state dict of dense tensors needs"
                 )
-            argument = opcode.arg.reader(stream) if opcode.arg is not None else None
-            self._steps[opcode.name](argument)
+            self._steps[opcode.name](_read_argument(opcode, stream))
         raise CheckpointError(f"data.pkl has more than {MAX_OPCODES} instructions")
 
     def _stack_push(self, value: Any) -> None:
@@ -184,6 +184,17 @@ class _Interpreter:
             if key in target:
                 raise CheckpointError(f"data.pkl sets {quote(key)} twice")
             target[key] = value
+
+
+def _read_argument(opcode: pickletools.OpcodeInfo, stream: io.BytesIO) -> Any:
+    """Return the argument that follows an instruction, or None if it takes none."""
+    try:
+        if opcode.name == "GLOBAL":
+            # pickletools would undo escapes in these two lines, which pickle itself does not.
+            return [stream.readline().decode().removesuffix("\n") for _ in range(2)]
+        return opcode.arg.reader(stream) if opcode.arg is not None else None
+    except ValueError as error:
+        raise CheckpointError(f"data.pkl is damaged: {error}") from error
 
 
 def _global(module: Any, name: Any) -> _Global:

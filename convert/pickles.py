@@ -113,8 +113,10 @@ def _open_archive(file: Path | BinaryIO, max_bytes: int) -> Iterator["_Archive"]
     try:
         with open(file, "rb") if isinstance(file, Path) else _left_open(file) as stream:
             yield _Archive(stream, max_bytes)
-    except (CheckpointError, *_ZIP_ERRORS) as error:
+    except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from error
+    except _ZIP_ERRORS as error:
+        raise CheckpointError(f"{name} is damaged or cut short: {error}") from error
 
 
 @contextmanager
@@ -146,8 +148,8 @@ class _BoundedReads(io.BufferedIOBase):
 
     def read(self, size: int | None = -1) -> bytes:
         """Return at most `size` bytes, or all that are left; refuse more than the bound."""
-        bounded = size is not None and 0 <= size <= MAX_READ_BYTES
-        data = self._file.read(size if bounded else MAX_READ_BYTES + 1)
+        wanted = -1 if size is None else size
+        data = self._file.read(wanted if 0 <= wanted <= MAX_READ_BYTES else MAX_READ_BYTES + 1)
         if len(data) > MAX_READ_BYTES:
             raise CheckpointError(f"its directory is larger than {MAX_READ_BYTES} bytes")
         return data
@@ -193,10 +195,11 @@ class _Archive:
         with self._zip.open(self._entries[f"{self._prefix}/{name}"]) as entry:
             filled = 0
             while filled < len(buffer):
-                n_read = entry.readinto(memoryview(buffer)[filled : filled + CHUNK_BYTES])
-                if not n_read:
+                chunk = np.frombuffer(entry.read(CHUNK_BYTES), np.uint8)
+                if not len(chunk):
                     raise CheckpointError(f"{name} ends early")
-                filled += n_read
+                buffer[filled : filled + len(chunk)] = chunk
+                filled += len(chunk)
         return buffer
 
     def views(self) -> dict[str, View]:

@@ -162,9 +162,15 @@ def _run_mlx_lm(source: Path, out: Path, bits: int | None, group_size: int) -> N
     """Convert with mlx-lm; what it prints goes to stderr, what it raises becomes one error."""
     from mlx_lm.convert import convert
 
-    options = {} if bits is None else {"quantize": True, "q_bits": bits, "q_group_size": group_size}
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            convert(str(source), str(out), trust_remote_code=False, **options)
+            convert(
+                str(source),
+                str(out),
+                quantize=bits is not None,
+                q_bits=bits,
+                q_group_size=group_size,
+                trust_remote_code=False,
+            )
     except _LIBRARY_ERRORS as error:
         raise CheckpointError(f"mlx-lm could not convert {source_name(source)}: {error}") from error

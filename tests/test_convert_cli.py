@@ -1,0 +1,196 @@
+"""`mlx-eagle convert` and `mlx-eagle inspect`: one line or one object on stdout, or one error."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from click.testing import CliRunner, Result
+
+from mlx_eagle.cli.convert import command as convert
+from mlx_eagle.cli.inspect import command as inspect
+from mlx_eagle.convert.inspect import describe
+from mlx_eagle.errors import CheckpointError, EagleError
+from mlx_eagle.head import HeadConfig
+
+
+def run(command: Any, *arguments: object) -> Result:
+    """Run a command as the group does; an EagleError leaves as itself."""
+    result = CliRunner().invoke(command, [str(a) for a in arguments], standalone_mode=True)
+    if isinstance(result.exception, EagleError):
+        raise result.exception
+    return result
+
+
+@pytest.fixture(scope="module")
+def converted(fixtures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """The fixture head, converted by the command with its defaults."""
+    out = tmp_path_factory.mktemp("converted") / "head"
+    arguments = (fixtures / "pydoc-eagle3", "--target", fixtures / "pydoc-llama", "--out", out)
+    return out, run(convert, *arguments)
+
+
+def test_head_is_converted_to_4_bits_and_summed_up_in_one_line(
+    converted: tuple[Path, Result],
+) -> None:
+    out, result = converted
+    assert result.exit_code == 0
+    assert result.stdout == (
+        f"{out}: EAGLE-3 head for pydoc-llama, 4-bit, taps 2, 4, 5, "
+        "drafts from 2048 of 4096 tokens\n"
+    )
+    config = json.loads((out / "config.json").read_text())
+    assert config["quantization"] == {"bits": 4, "group_size": 64}
+
+
+def test_target_is_converted_with_the_bits_that_were_asked_for(
+    fixtures: Path, tmp_path: Path
+) -> None:
+    result = run(convert, fixtures / "pydoc-llama", "--out", tmp_path / "t", "--bits", "8")
+    assert result.exit_code == 0
+    assert result.stdout == (
+        f"{tmp_path / 't'}: llama target, 8-bit, 8 layers, 8,392,960 parameters\n"
+    )
+    facts = describe(tmp_path / "t")
+    assert facts["quantization"]["bits"] == 8
+    assert facts["kind"] == "MLX target"
+
+
+def test_no_quantization_can_be_asked_for(fixtures: Path, tmp_path: Path) -> None:
+    options = ("--target", fixtures / "pydoc-llama", "--head-bits", "none")
+    result = run(convert, fixtures / "pydoc-eagle3", *options, "--out", tmp_path / "h")
+    assert "not quantized" in result.stdout
+    assert describe(tmp_path / "h")["quantization"] is None
+
+
+def test_head_and_target_that_are_mixed_up_are_told_apart(fixtures: Path, tmp_path: Path) -> None:
+    head, target, out = fixtures / "pydoc-eagle3", fixtures / "pydoc-llama", tmp_path / "out"
+    with pytest.raises(CheckpointError, match="SafeAILab EAGLE-3 head: to convert it, name its"):
+        run(convert, head, "--out", out)
+    with pytest.raises(CheckpointError, match="pydoc-eagle3 is a draft head, not a target"):
+        run(convert, target, "--target", head, "--out", out)
+    with pytest.raises(CheckpointError, match="pydoc-llama is a target, not a draft head"):
+        run(convert, target, "--target", target, "--out", out)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model"], "Missing option '--out'"),
+        (["head", "--target", "t", "--out", "o", "--bits", "4"], "--bits is for targets"),
+        (["model", "--out", "o", "--head-bits", "4"], "--head-bits is for heads"),
+        (["model", "--out", "o", "--bits", "3"], "'3' is not one of '4', '8', 'none'"),
+        (["model", "--out", "o", "--group-size", "48"], "'48' is not one of"),
+    ],
+)
+def test_wrong_usage_has_status_2_and_says_what_is_right(
+    arguments: list[str], message: str
+) -> None:
+    result = run(convert, *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stdout == ""
+
+
+def test_existing_folder_is_refused(fixtures: Path, tmp_path: Path) -> None:
+    with pytest.raises(EagleError, match="exists and is never overwritten"):
+        run(convert, fixtures / "pydoc-llama", "--out", tmp_path)
+
+
+def test_names_that_are_no_folder_come_from_the_hub(
+    fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = {"org/head": fixtures / "pydoc-eagle3", "org/target": fixtures / "pydoc-llama"}
+    monkeypatch.setattr("mlx_eagle.hub.fetch", lambda name, progress: folders[name])
+    result = run(convert, "org/head", "--target", "org/target", "--out", tmp_path / "h")
+    assert result.exit_code == 0
+    assert describe(tmp_path / "h")["source"]["name"] == "pydoc-eagle3"
+
+
+def test_converted_head_is_described_with_every_choice_and_its_provenance(
+    converted: tuple[Path, Result],
+) -> None:
+    out, _ = converted
+    facts = json.loads(run(inspect, out, "--json").stdout)
+    config = json.loads((out / "config.json").read_text())
+    assert facts == describe(out)
+    assert facts["kind"] == "converted EAGLE-3 head"
+    assert facts["converted"] is True
+    for key in [*HeadConfig.from_dict(config).to_dict(), "quantization", "source", "target"]:
+        assert facts[key] == config[key], key
+    assert facts["bytes"] == (out / "model.safetensors").stat().st_size
+
+
+def test_parameters_are_counted_alike_before_and_after_quantization(
+    fixtures: Path, converted: tuple[Path, Result]
+) -> None:
+    shapes = mx.load(str(fixtures / "pydoc-llama" / "model.safetensors"))
+    assert describe(fixtures / "pydoc-llama")["parameters"] == sum(a.size for a in shapes.values())
+    published = describe(fixtures / "pydoc-eagle3")
+    assert published["parameters"] == describe(converted[0])["parameters"] == 1_639_424
+
+
+def test_published_head_and_target_are_described(fixtures: Path) -> None:
+    head = describe(fixtures / "pydoc-eagle3")
+    assert head | {"kind": "SafeAILab EAGLE-3 head", "role": "head", "converted": False} == head
+    assert head["convertible"] is True
+    assert (head["hidden_size"], head["draft_vocab_size"]) == (256, 2048)
+    assert head["types"] == {"F16": 13, "I64": 1, "BOOL": 1}
+    target = describe(fixtures / "pydoc-llama")
+    sizes = {"model_type": "llama", "num_hidden_layers": 8, "hidden_size": 256, "vocab_size": 4096}
+    assert target | sizes | {"kind": "Hugging Face target", "quantization": None} == target
+
+
+def test_head_that_cannot_be_converted_is_described_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"medusa_num_heads": 4}))
+    file = str(tmp_path / "model.safetensors")
+    mx.save_safetensors(file, {"0.0.linear.weight": mx.ones((2, 2))})
+    facts = describe(tmp_path)
+    assert (facts["kind"], facts["convertible"]) == ("Medusa head", False)
+    (tmp_path / "config.json").write_text("{}")
+    mx.save_safetensors(file, {"midlayer.mlp.up_proj.weight": mx.ones((2, 2))})
+    assert "missing norm.weight" in describe(tmp_path)["reason"]
+
+
+def test_description_as_text_is_one_fact_a_line_without_control_characters(tmp_path: Path) -> None:
+    config = {
+        "model_type": "mlx_eagle_head",
+        "source": {"name": "\x1b[31mred", "files": [[[[[[["deep"]]]]]]]},
+        "taps": [2, 4, 5],
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), {"x": mx.ones((2, 3))})
+    lines = run(inspect, tmp_path).stdout.splitlines()
+    assert lines[0] == f"{tmp_path.name}: converted EAGLE-3 head"
+    assert "  taps                        2; 4; 5" in lines
+    assert "  source.name                 ?[31mred" in lines
+    assert "  source.files                ..." in lines
+    assert "  parameters                  6" in lines
+
+
+def test_folder_without_a_model_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json does not exist"):
+        run(inspect, tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="has no weights"):
+        run(inspect, tmp_path)
+    result = run(inspect, tmp_path / "nowhere")
+    assert (result.exit_code, "does not exist" in result.stderr) == (2, True)
+
+
+def test_help_and_inspect_import_neither_mlx_lm_nor_torch(fixtures: Path) -> None:
+    program = (
+        "import sys\n"
+        "from mlx_eagle.cli import convert, inspect\n"
+        "assert not {'mlx', 'numpy', 'mlx_lm'} & set(sys.modules)\n"
+        "inspect.command([sys.argv[1]], standalone_mode=False)\n"
+        "assert not {'mlx_lm', 'torch', 'transformers'} & set(sys.modules)\n"
+    )
+    command = [sys.executable, "-c", program, str(fixtures / "pydoc-eagle3")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("pydoc-eagle3: SafeAILab EAGLE-3 head\n")
