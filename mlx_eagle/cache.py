@@ -9,7 +9,7 @@ and nothing else. While a branching tree is open, `offset` is the vector of node
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 from mlx_lm.models.cache import create_attention_mask
@@ -60,17 +60,16 @@ class KVCache:
         """
         start = self.rows + self.pending
         end = start + keys.shape[2]
-        self.keys = _write(_reserve(self.keys, end, keys, self.step), start, keys)
-        self.values = _write(_reserve(self.values, end, values, self.step), start, values)
+        held_keys, held_values = self._put(start, keys, values)
         self.pending += keys.shape[2]
-        return self.keys[..., :end, :], self.values[..., :end, :]
+        return held_keys[..., :end, :], held_values[..., :end, :]
 
     def make_mask(
         self, n: int, return_array: bool = False, window_size: int | None = None
     ) -> mx.array | str | None:
         """Return the mask for n new rows, as mlx-lm's models ask for it; [n, T] where an array."""
         if self.tree is None:
-            return create_attention_mask(n, self.rows, return_array, window_size)
+            return _sequence_mask(n, self.rows, return_array, window_size)
         return _tree_mask(self.tree, 0, self.rows, window_size)
 
     def commit(self, path: Sequence[int]) -> None:
@@ -81,7 +80,7 @@ class KVCache:
         """
         stay = next((i for i, row in enumerate(path) if row != i), len(path))
         if stay < len(path):
-            self._move(self.rows + mx.array(path[stay:]), self.rows + stay)
+            self._move(self.rows + mx.array(list(path[stay:])), self.rows + stay)
         self.rows += len(path)
         self.pending, self.tree = 0, None
 
@@ -94,11 +93,19 @@ class KVCache:
         assert self.can_trim(rows), f"cannot trim {self.rows} rows to {rows}"
         self.rows, self.pending, self.tree = rows, 0, None
 
+    def _put(self, start: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Write rows in place from buffer row `start`, growing the buffers if they are full."""
+        end = start + keys.shape[2]
+        self.keys = _reserve(self.keys, end, keys, self.step)
+        self.values = _reserve(self.values, end, values, self.step)
+        self.keys[..., start:end, :] = keys
+        self.values[..., start:end, :] = values
+        return self.keys, self.values
+
     def _move(self, source: mx.array, start: int) -> None:
         """Copy buffer rows `source` [n] to the buffer rows from `start`."""
         assert self.keys is not None and self.values is not None, "commit before any row"
-        self.keys = _write(self.keys, start, self.keys[..., source, :])
-        self.values = _write(self.values, start, self.values[..., source, :])
+        self._put(start, self.keys[..., source, :], self.values[..., source, :])
 
 
 class WindowKVCache(KVCache):
@@ -130,11 +137,10 @@ class WindowKVCache(KVCache):
         if self.rows + self.pending + n - self.first > self.window + self.margin + self.slack:
             self._move_to_front()
         start = self.rows + self.pending - self.first
-        self.keys = _write(_reserve(self.keys, start + n, keys, self.step), start, keys)
-        self.values = _write(_reserve(self.values, start + n, values, self.step), start, values)
+        held_keys, held_values = self._put(start, keys, values)
         self.pending += n
         visible = slice(self.lowest - self.first, start + n)
-        return self.keys[..., visible, :], self.values[..., visible, :]
+        return held_keys[..., visible, :], held_values[..., visible, :]
 
     def make_mask(
         self, n: int, return_array: bool = False, window_size: int | None = None
@@ -147,7 +153,7 @@ class WindowKVCache(KVCache):
         if n == 1 and window >= self.window:
             return None
         limit = window if offset + n > window else None
-        return create_attention_mask(n, offset, return_array, limit)
+        return _sequence_mask(n, offset, return_array, limit)
 
     def can_trim(self, rows: int) -> bool:
         """Say whether the rows that position `rows` would see are still held."""
@@ -167,12 +173,11 @@ class WindowKVCache(KVCache):
         if self.keys is not None and self.values is not None:
             keys = mx.concatenate([self.keys[..., seen, :], keys], axis=2)
             values = mx.concatenate([self.values[..., seen, :], values], axis=2)
-        n_new, self.pending = keys.shape[2] - (seen.stop - seen.start), 0
+        self.pending = keys.shape[2] - (seen.stop - seen.start)
         kept = min(keys.shape[2], self.window + self.margin)
-        self.first = self.rows + n_new - kept
-        self.keys = _write(_reserve(None, kept, keys, self.step), 0, keys[..., -kept:, :])
-        self.values = _write(_reserve(None, kept, values, self.step), 0, values[..., -kept:, :])
-        self.pending = n_new
+        self.first = self.rows + self.pending - kept
+        self.keys = self.values = None
+        self._put(0, keys[..., -kept:, :], values[..., -kept:, :])
         return keys, values
 
     def _move_to_front(self) -> None:
@@ -180,8 +185,7 @@ class WindowKVCache(KVCache):
         assert self.keys is not None and self.values is not None, "a full cache has buffers"
         first = max(self.first, self.rows - self.window - self.margin + 1)
         held = slice(first - self.first, self.rows + self.pending - self.first)
-        self.keys = _write(self.keys, 0, self.keys[..., held, :])
-        self.values = _write(self.values, 0, self.values[..., held, :])
+        self._put(0, self.keys[..., held, :], self.values[..., held, :])
         self.first = first
 
 
@@ -270,25 +274,7 @@ class StockCache:
         raise AssertionError("stock caches cannot step back")
 
 
-class AnyCache(Protocol):
-    """What the loop needs of a target's cache."""
-
-    layers: Any
-    rows: Any
-    nbytes: Any
-    buffers: Any
-
-    def open(self, tree: DraftTree) -> None:
-        """Prepare for one forward pass over `tree`."""
-
-    def commit(self, path: Sequence[int]) -> None:
-        """Keep the rows of an accepted path."""
-
-    def can_trim(self, rows: int) -> bool:
-        """Say whether the cache can go back to `rows` tokens."""
-
-    def trim(self, rows: int) -> None:
-        """Forget everything after the first `rows` tokens."""
+AnyCache = TargetCache | StockCache
 
 
 def _reserve(buffer: mx.array | None, rows: int, like: mx.array, step: int) -> mx.array:
@@ -302,10 +288,12 @@ def _reserve(buffer: mx.array | None, rows: int, like: mx.array, step: int) -> m
     return grown if buffer is None else mx.concatenate([buffer, grown], axis=2)
 
 
-def _write(buffer: mx.array, start: int, rows: mx.array) -> mx.array:
-    """Write rows into the buffer in place, from row `start`."""
-    buffer[..., start : start + rows.shape[2], :] = rows
-    return buffer
+def _sequence_mask(
+    n: int, offset: int, return_array: bool, window: int | None
+) -> mx.array | str | None:
+    """Return mlx-lm's own mask for n rows in sequence after `offset` visible ones."""
+    mask: mx.array | str | None = create_attention_mask(n, offset, return_array, window)
+    return mask
 
 
 def _tree_mask(tree: OpenTree, first: int, rows: int, window: int | None) -> mx.array:

@@ -111,7 +111,7 @@ def load(
         head=("pydoc-eagle3 (demo)" if is_demo else str(head)) if drafter_head else "",
         head_precision=_precision(drafter_head) if drafter_head else "",
         speculation=speculation,
-        device=mx.device_info()["device_name"],
+        device=str(mx.device_info()["device_name"]),
         is_demo=is_demo,
     )
     return Engine(target, tokenizer, drafter_head, info)

@@ -74,7 +74,7 @@ def prefill(
         progress: called with (tokens done, tokens in all) after every chunk.
     """
     target, cache, drafter, _ = decoder
-    ids = mx.array(prompt, dtype=mx.int32)
+    ids = mx.array(list(prompt), dtype=mx.int32)
     last = len(prompt) - 1
     while cache.rows < last:
         start, end = cache.rows, min(cache.rows + PREFILL_STEP, last)

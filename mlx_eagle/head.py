@@ -9,7 +9,7 @@ normed residual, post-norm feedback).
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -62,7 +62,8 @@ class HeadConfig:
             raise CheckpointError(
                 f"the head's config.json lacks {', '.join(missing)}; convert the head again"
             )
-        return cls(**{n: tuple(config[n]) if n == "taps" else config[n] for n in names})
+        values: dict[str, Any] = {name: config[name] for name in names}
+        return cls(**values | {"taps": tuple(config["taps"])})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form of the configuration, the inverse of `from_dict`."""
@@ -115,7 +116,8 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.norm_before_residual = config.norm_before_residual
         self.self_attn = Attention(config)
-        self.mlp = MLP(config)
+        # mlx-lm's SwiGLU reads two sizes of its arguments, which this configuration has too.
+        self.mlp = MLP(cast(Any, config))
         norms = (nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps) for _ in range(3))
         self.input_layernorm, self.hidden_norm, self.post_attention_layernorm = norms
 

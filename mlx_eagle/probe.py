@@ -55,4 +55,4 @@ def _difference(target: Target, found: mx.array, path: list[int]) -> float:
     expected = target.model(tokens, cache=make_prompt_cache(target.model))[0, len(PREFIX) :]
     got, want = found[mx.array(path)].astype(mx.float32), expected.astype(mx.float32)
     scale = mx.sqrt(mx.mean((want - want.mean(axis=-1, keepdims=True)) ** 2))
-    return mx.max(mx.sqrt(mx.mean((got - want) ** 2, axis=-1)) / scale).item()
+    return float(mx.max(mx.sqrt(mx.mean((got - want) ** 2, axis=-1)) / scale))

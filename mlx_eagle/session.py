@@ -114,6 +114,7 @@ class Session:
         self.messages: list[dict[str, str]] = []
         self._target, self._tokenizer = target, tokenizer
         self._make_drafter, self._speculation = make_drafter, speculation
+        self._tokens: list[int]  # committed; the caches hold rows of all but the newest
         self._reset()
 
     def clear(self) -> None:
@@ -224,7 +225,7 @@ class Session:
         """Start with empty caches."""
         self._cache = self._target.make_cache()
         self._drafter = self._make_drafter() if self._make_drafter else None
-        self._tokens: list[int] = []
+        self._tokens = []
 
     def _rewind(self, ids: Sequence[int], speculate: bool) -> None:
         """Go back to the rows that target and head hold of this prompt, or to none.

@@ -61,7 +61,8 @@ class Target:
     @property
     def vocab_size(self) -> int:
         """Token ids the target knows: the rows of its embedding, padding included."""
-        return self.embedding.weight.shape[0]
+        rows: int = self.embedding.weight.shape[0]
+        return rows
 
     @property
     def embedding(self) -> nn.Module:

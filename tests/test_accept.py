@@ -1,6 +1,7 @@
 """The walk along the target's choices, against a search of all paths."""
 
 import doctest
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,7 +37,7 @@ def longest_agreeing_path(tokens: list[int], parents: list[int], choices: list[i
         path = [node]
         while path[0] != 0:
             path.insert(0, parents[path[0]])
-        agrees = all(tokens[b] == choices[a] for a, b in zip(path, path[1:], strict=False))
+        agrees = all(tokens[b] == choices[a] for a, b in pairwise(path))
         if agrees and len(path) > len(best):
             best = path
     return best

@@ -1,7 +1,5 @@
 """The dynamic tree against a naive one that evaluates every path by itself."""
 
-from dataclasses import replace
-
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -35,10 +33,11 @@ CONFIG = HeadConfig(
     norm_output=False,
 )
 N = 11  # observed tokens
+Parts = tuple[Eagle3Head, nn.Embedding, mx.array, mx.array]
 
 
 @pytest.fixture(scope="module")
-def parts() -> tuple[Eagle3Head, nn.Embedding, mx.array, mx.array]:
+def parts() -> Parts:
     """A random head and embedding, taps [N, 3H] and followers [N]."""
     mx.random.seed(5)
     head, embedding = Eagle3Head(CONFIG), nn.Embedding(64, 32)
@@ -50,16 +49,14 @@ def parts() -> tuple[Eagle3Head, nn.Embedding, mx.array, mx.array]:
     return head, embedding, taps, followers
 
 
-def drafter_after(parts: tuple[Eagle3Head, nn.Embedding, mx.array, mx.array]) -> Eagle3Drafter:
+def drafter_after(parts: Parts) -> Eagle3Drafter:
     head, embedding, taps, followers = parts
     drafter = Eagle3Drafter(head, embedding)
     drafter.observe(taps, followers)
     return drafter
 
 
-def log_probs_after(
-    parts: tuple[Eagle3Head, nn.Embedding, mx.array, mx.array], path: list[int]
-) -> np.ndarray:
+def log_probs_after(parts: Parts, path: list[int]) -> np.ndarray:
     """Draft log-probabilities [W] after a path of target ids, run as one plain sequence."""
     head, embedding, taps, followers = parts
     cache = KVCache()
@@ -74,9 +71,7 @@ def log_probs_after(
     return logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
 
 
-def naive_tree(
-    parts: tuple[Eagle3Head, nn.Embedding, mx.array, mx.array], shape: TreeShape
-) -> dict[tuple[int, ...], float]:
+def naive_tree(parts: Parts, shape: TreeShape) -> dict[tuple[int, ...], float]:
     """The kept paths with their scores: expand, score all children, keep the best."""
     made: dict[tuple[int, ...], float] = {}
     frontier: list[tuple[int, ...]] = [()]
@@ -102,9 +97,7 @@ def paths_of(tokens: list[int], parents: list[int]) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize(
     "shape", [TreeShape(1, 4, 3), TreeShape(4, 4, 8), TreeShape(3, 5, 30), TreeShape(6, 3, 20)]
 )
-def test_the_tree_is_the_naive_dynamic_tree(
-    parts: tuple[Eagle3Head, nn.Embedding, mx.array, mx.array], shape: TreeShape
-) -> None:
+def test_the_tree_is_the_naive_dynamic_tree(parts: Parts, shape: TreeShape) -> None:
     tree = drafter_after(parts).draft(mx.array([9]), shape)
     tokens, parents = tree.tokens.tolist(), tree.parents.tolist()
     expected = naive_tree(parts, shape)
@@ -117,9 +110,7 @@ def test_the_tree_is_the_naive_dynamic_tree(
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5])
-def test_a_chain_follows_the_likeliest_token(
-    parts: tuple[Eagle3Head, nn.Embedding, mx.array, mx.array], depth: int
-) -> None:
+def test_a_chain_follows_the_likeliest_token(parts: Parts, depth: int) -> None:
     tree = drafter_after(parts).draft(mx.array([9]), TreeShape.chain(depth))
     path: list[int] = []
     for _ in range(depth):
@@ -129,7 +120,7 @@ def test_a_chain_follows_the_likeliest_token(
 
 
 def test_drafting_leaves_no_trace(
-    parts: tuple[Eagle3Head, nn.Embedding, mx.array, mx.array],
+    parts: Parts,
 ) -> None:
     once, twice = drafter_after(parts), drafter_after(parts)
     twice.draft(mx.array([9]), TreeShape(6, 3, 20)).tokens.tolist()
@@ -141,7 +132,7 @@ def test_drafting_leaves_no_trace(
 
 
 def test_observing_in_pieces_equals_observing_at_once(
-    parts: tuple[Eagle3Head, nn.Embedding, mx.array, mx.array],
+    parts: Parts,
 ) -> None:
     head, embedding, taps, followers = parts
     pieces = Eagle3Drafter(head, embedding)
@@ -156,15 +147,15 @@ def test_observing_in_pieces_equals_observing_at_once(
 
 
 def test_a_plain_shape_drafts_the_root_alone(
-    parts: tuple[Eagle3Head, nn.Embedding, mx.array, mx.array],
+    parts: Parts,
 ) -> None:
     assert drafter_after(parts).draft(mx.array([9]), PLAIN).tokens.tolist() == [9]
 
 
 def test_trimming_forgets_later_tokens(
-    parts: tuple[Eagle3Head, nn.Embedding, mx.array, mx.array],
+    parts: Parts,
 ) -> None:
-    head, embedding, taps, followers = parts
+    _, _, taps, followers = parts
     trimmed = drafter_after(parts)
     trimmed.trim(6)
     trimmed.observe(taps[6:], followers[6:])
@@ -174,7 +165,9 @@ def test_trimming_forgets_later_tokens(
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.sampled_from([0.0, -1.0, -1.5, -2.0, -np.inf]), min_size=1, max_size=40), st.data())
+@given(
+    st.lists(st.sampled_from([0.0, -1.0, -1.5, -2.0, -np.inf]), min_size=1, max_size=40), st.data()
+)
 def test_best_breaks_ties_by_order(scores: list[float], data: st.DataObject) -> None:
     n = data.draw(st.integers(1, len(scores)))
     expected = sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:n]
@@ -221,7 +214,7 @@ def test_top_ids_come_largest_first() -> None:
 
 
 def test_a_bad_head_that_gives_nan_still_drafts_a_tree(
-    parts: tuple[Eagle3Head, nn.Embedding, mx.array, mx.array],
+    parts: Parts,
 ) -> None:
     head, embedding, taps, followers = parts
     drafter = Eagle3Drafter(head, embedding)

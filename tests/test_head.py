@@ -51,7 +51,9 @@ def random_head(config: HeadConfig) -> Eagle3Head:
     mx.random.seed(1)
     head = Eagle3Head(config)
     values = [
-        (n, v + 0.2 * mx.random.normal(v.shape)) if v.ndim == 1 and v.dtype == mx.float32 else (n, v)
+        (n, v + 0.2 * mx.random.normal(v.shape))
+        if v.ndim == 1 and v.dtype == mx.float32
+        else (n, v)
         for n, v in tree_flatten(head.parameters())
     ]
     head.load_weights(values)
@@ -160,9 +162,7 @@ def save(head: Eagle3Head, folder: Path, quantization: dict[str, int] | None = N
     folder.mkdir()
     config = {"model_type": MODEL_TYPE, "quantization": quantization, **head.config.to_dict()}
     (folder / "config.json").write_text(json.dumps(config))
-    mx.save_safetensors(
-        str(folder / "model.safetensors"), dict(tree_flatten(head.parameters()))
-    )
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(head.parameters())))
     return folder
 
 

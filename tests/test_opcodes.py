@@ -100,7 +100,7 @@ class Attack:
     def __init__(self, command: str):
         self.command = command
 
-    def __reduce__(self) -> Any:  # noqa: D105
+    def __reduce__(self) -> Any:
         return os.system, (self.command,)
 
 

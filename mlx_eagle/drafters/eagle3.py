@@ -118,11 +118,9 @@ class Eagle3Drafter:
             levels.append(Candidates(tokens, parents, scores, mx.full((k * k,), level + 1)))
             frontier = best(scores, k)
             feedback = out.feedback[:, frontier // k]
-        return Candidates(*(mx.concatenate(part) for part in zip(*levels, strict=True)))
+        return Candidates(*(mx.concatenate(list(part)) for part in zip(*levels, strict=True)))
 
-    def _step(
-        self, feedback: mx.array, tokens: mx.array, seen: mx.array, level: int
-    ) -> HeadOutput:
+    def _step(self, feedback: mx.array, tokens: mx.array, seen: mx.array, level: int) -> HeadOutput:
         """Run the head over one level: feedback [1, k, h] of the parents, tokens [k]."""
         k, mask, position = tokens.shape[0], None, self.cache.rows + level - 1
         if k > 1:
@@ -137,9 +135,7 @@ class Eagle3Drafter:
             offset=position if k == 1 else mx.full((k,), position),
         )
 
-    def _children(
-        self, out: HeadOutput, scores: mx.array, k: int
-    ) -> tuple[mx.array, mx.array]:
+    def _children(self, out: HeadOutput, scores: mx.array, k: int) -> tuple[mx.array, mx.array]:
         """Return path scores and target ids, [R * k] each, of the k likeliest children.
 
         Args:
