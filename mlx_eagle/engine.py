@@ -19,6 +19,9 @@ from mlx_eagle.target import Target
 Progress = Callable[[str, int, int], None]
 
 DEMO = Path(__file__).parent / "demo"
+# What mlx-lm's loader raises for folders that are not targets; it has no error type of its own.
+_LOADER_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
+
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 
@@ -138,8 +141,9 @@ def _load_target(folder: Path, dtype: mx.Dtype | None) -> tuple[nn.Module, Any]:
         tokenizer = load_tokenizer(
             folder, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id")
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder} is not a target that mlx-lm can load: {error}") from error
+    except _LOADER_ERRORS as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CheckpointError(f"{folder} is not a target that mlx-lm can load ({reason})") from error
     if dtype is not None:
         network.set_dtype(dtype)
     return network, tokenizer

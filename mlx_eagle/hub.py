@@ -178,7 +178,7 @@ class _Meter(tqdm):
     def __init__(self, *args: Any, **kwargs: Any):
         self.counts_bytes = kwargs.get("unit") == "B"
         self.n_bytes = 0
-        super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
+        super().__init__(*args, **{**kwargs, "disable": True})
 
     def update(self, n: float | None = 1) -> None:
         """Count `n` more bytes."""
