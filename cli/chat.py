@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
@@ -26,12 +25,12 @@ Examples:
   mlx-eagle chat
   mlx-eagle chat --model mlx-community/Qwen3-4B-4bit
   mlx-eagle chat --model my-model --head my-head --temp 0.7 --seed 1
-  mlx-eagle chat -p "What does os.path.join do?"
-  echo "What does zip do?" | mlx-eagle chat
+  mlx-eagle chat -p "What is the signature of shutil.copyfile?"
+  mlx-eagle chat < question.txt
 """
 
 
-@click.command(epilog=EXAMPLES)
+@click.command("chat", epilog=EXAMPLES)
 @click.option("--prompt", "-p", metavar="PROMPT", help="Answer this and leave; `-` reads stdin.")
 @click.option("--system", "-s", metavar="TEXT", help="System prompt.")
 @model_options
@@ -56,7 +55,7 @@ def command(
 
     console = terminal(stderr=True)
     engine = load_engine(source, console)
-    stream_answer(engine, to_messages(question, system), settings, console)
+    stream_answer(engine, to_messages(question, system), settings, console, sys.stdout)
 
 
 def converse(source: ModelSource, settings: Settings, system: str | None) -> None:
@@ -83,7 +82,7 @@ def converse(source: ModelSource, settings: Settings, system: str | None) -> Non
 def download(source: ModelSource, console: "Console") -> None:
     """Bring hub models here first, with bars: Ctrl-C must reach a download."""
     names = [name for name in (source.model, source.head) if name]
-    if all(Path(name).expanduser().exists() for name in names):
+    if all(os.path.exists(os.path.expanduser(name)) for name in names):
         return
     from mlx_eagle.cli.display import Loading
     from mlx_eagle.hub import fetch

@@ -4,9 +4,9 @@ It writes and counts; it decides nothing. Text from a model or a file goes throu
 before it reaches a terminal.
 """
 
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from threading import Lock, Timer
 from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
@@ -17,12 +17,17 @@ if TYPE_CHECKING:
     from mlx_eagle.session import GenerationResponse
     from mlx_eagle.stats import GenerationStats
 
-PREFILL_PATIENCE = 0.5  # seconds before a bar is worth the flicker
+PREFILL_PATIENCE = 0.5  # seconds before a bar is worth its flicker
 
-DEMO_NOTE = """\
-This pair is a toy: it knows Python's standard library and nothing else.
-  try     What does os.path.join do?
-  real    mlx-eagle chat --model mlx-community/Qwen3-4B-4bit"""
+DEMO_NOTE = """
+This pair is a toy: it knows Python's standard library, badly, and nothing else. Try
+  What is the signature of shutil.copyfile?
+For a real model, convert a head for it once, then give both:
+  mlx-eagle convert yuhuili/EAGLE3-LLaMA3.1-Instruct-8B --out llama-head \\
+    --target mlx-community/Meta-Llama-3.1-8B-Instruct-4bit
+  mlx-eagle chat --model mlx-community/Meta-Llama-3.1-8B-Instruct-4bit \\
+    --head llama-head
+"""
 
 
 def terminal(stream: TextIO | None = None, *, stderr: bool = False) -> Console:
@@ -51,12 +56,12 @@ def _picture(char: str) -> str:
 
 
 class Loading(AbstractContextManager["Loading"]):
-    """Bars while an engine loads: one per download, in bytes, and one for the loading itself.
+    """A bar for what is going on: a download, in bytes, loading, or reading the prompt.
 
     Where nobody watches, only downloads are announced, one line each.
     """
 
-    def __init__(self, console: Console):
+    def __init__(self, console: Console, phase: str = "load"):
         self._console = console
         self._bars = Progress(
             TextColumn("{task.description}"),
@@ -68,15 +73,16 @@ class Loading(AbstractContextManager["Loading"]):
             disable=not console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._first = phase
 
     def __enter__(self) -> "Loading":
-        """Show at once that something happens: imports alone take a second or two."""
-        self._tasks["load"] = self._bars.add_task("loading", total=None, amount="")
+        """Show at once that something happens, though not yet how much of it is done."""
+        self._add(self._first, None)
         self._bars.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Take the bars away."""
+        """Take the bar away."""
         self._bars.stop()
 
     def update(self, phase: str, done: int, total: int) -> None:
@@ -85,37 +91,64 @@ class Loading(AbstractContextManager["Loading"]):
         if phase not in self._tasks:
             if is_download and not self._console.is_terminal:
                 self._console.print(f"{printable(phase)} ({gigabytes(total)})")
-            self._tasks[phase] = self._bars.add_task(printable(phase), total=total, amount="")
-            self._bars.start()
+            self._add(phase, total)
+        for task in self._tasks.values():
+            self._bars.update(task, visible=task == self._tasks[phase])
         amount = f"{gigabytes(done)} of {gigabytes(total)}" if is_download else ""
         self._bars.update(self._tasks[phase], completed=done, total=total, amount=amount)
 
+    def _add(self, phase: str, total: int | None) -> None:
+        title = {"load": "loading"}.get(phase, printable(phase))
+        self._tasks[phase] = self._bars.add_task(title, total=total, amount="")
 
-class Prefill:
+
+class Prefill(AbstractContextManager["Prefill"]):
     """A bar for reading the prompt, shown only if that takes noticeable time."""
+
+    phase = "reading the prompt"
 
     def __init__(self, console: Console):
         self._console = console
-        self._started = time.monotonic()
-        self._bar: Loading | None = None
+        self._lock = Lock()
+        self._bars: Loading | None = None
+        self._timer = Timer(PREFILL_PATIENCE, self._show)
+        self._timer.daemon = True
+
+    def __enter__(self) -> "Prefill":
+        """Begin to wait."""
+        if self._console.is_terminal:
+            self._timer.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Take the bar away."""
+        self.close()
 
     def update(self, done: int, total: int) -> None:
-        """Show that `done` of `total` prompt tokens are read."""
-        late = time.monotonic() - self._started > PREFILL_PATIENCE
-        if self._bar is None and late and done < total and self._console.is_terminal:
-            self._bar = Loading(self._console)
-        if self._bar is not None:
-            self._bar.update("reading the prompt", done, total)
+        """Show that `done` of `total` prompt tokens are read; callable from any thread."""
+        with self._lock:
+            if self._bars is not None:
+                self._bars.update(self.phase, done, total)
 
     def close(self) -> None:
-        """Take the bar away."""
-        if self._bar is not None:
-            self._bar.__exit__()
-            self._bar = None
+        """Take the bar away, or see to it that it never comes."""
+        self._timer.cancel()
+        with self._lock:
+            if self._bars is not None:
+                self._bars.__exit__()
+                self._bars = None
+
+    def _show(self) -> None:
+        with self._lock:
+            if not self._timer.finished.is_set():
+                self._bars = Loading(self._console, self.phase).__enter__()
 
 
-class Answer:
-    """One answer: written piece by piece, and counted for its statistics."""
+class Answer(AbstractContextManager["Answer"]):
+    """One answer: written piece by piece, and counted for its statistics.
+
+    As a context it ends the last line of the answer, however that ends.
+    """
 
     def __init__(self, out: TextIO):
         self._out = out
@@ -132,12 +165,11 @@ class Answer:
             self._out.flush()
             self._at_line_start = piece.text.endswith("\n")
 
-    def finish(self) -> None:
+    def __exit__(self, *error: object) -> None:
         """End the last line if it is open."""
         if not self._at_line_start:
             self._out.write("\n")
             self._out.flush()
-            self._at_line_start = True
 
     @property
     def stats(self) -> "GenerationStats | None":
@@ -149,7 +181,7 @@ class Answer:
         if not self.pieces:
             return "no tokens"
         last = self.pieces[-1]
-        parts = [_count(last.generation_tokens, "token"), f"{last.generation_tps:.1f} tokens/s"]
+        parts = [count(last.generation_tokens, "token"), f"{last.generation_tps:.1f} tokens/s"]
         if last.stats and last.stats.speculation != "on":
             parts.append(f"speculation {printable(last.stats.speculation)}")
         else:
@@ -170,7 +202,7 @@ class Answer:
             n_rounds, length = self.stats.rounds, self.stats.acceptance_length
         if not n_rounds:
             return []
-        return [f"acceptance length {length:.2f}", _count(n_rounds, "round")]
+        return [f"acceptance length {length:.2f}", count(n_rounds, "round")]
 
 
 def banner(info: "EngineInfo") -> str:
@@ -181,8 +213,7 @@ def banner(info: "EngineInfo") -> str:
         "speculation": info.speculation,
         "device": info.device,
     }
-    lines = [f"  {name:<12}{printable(value)}" for name, value in rows.items()]
-    return "\n".join([*lines, DEMO_NOTE] if info.is_demo else lines)
+    return table(rows) + f"\n{DEMO_NOTE if info.is_demo else ''}"
 
 
 def details(stats: "GenerationStats") -> str:
@@ -191,7 +222,7 @@ def details(stats: "GenerationStats") -> str:
     rows = {
         "prompt": _rate(stats.prompt_tokens, stats.prompt_seconds),
         "answer": _rate(stats.generation_tokens, stats.generation_seconds),
-        "speculation": printable(stats.speculation),
+        "speculation": stats.speculation,
         "rounds": f"{stats.rounds}, acceptance length {stats.acceptance_length:.2f}",
         "drafted": f"{stats.drafted}, accepted {stats.accepted}",
         "by depth": by_depth or "-",
@@ -199,7 +230,12 @@ def details(stats: "GenerationStats") -> str:
         f"{_seconds(stats.verify_seconds)}, host {_seconds(stats.host_seconds)}",
         "peak memory": gigabytes(stats.peak_memory_bytes),
     }
-    return "\n".join(f"  {name:<12}{value}" for name, value in rows.items())
+    return table(rows)
+
+
+def table(rows: dict[str, str]) -> str:
+    """Return one indented line per row, the values in a column."""
+    return "\n".join(f"  {name:<13}{printable(value)}" for name, value in rows.items())
 
 
 def gigabytes(n_bytes: int) -> str:
@@ -211,7 +247,8 @@ def gigabytes(n_bytes: int) -> str:
     return f"{n_bytes / 1e9:.2f} GB"
 
 
-def _count(n: int, noun: str) -> str:
+def count(n: int, noun: str) -> str:
+    """Return a number with its noun: 1 round, 2 rounds."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
@@ -221,7 +258,7 @@ def _seconds(seconds: float | None) -> str:
 
 def _rate(n_tokens: int, seconds: float) -> str:
     speed = f" ({n_tokens / seconds:.1f} tokens/s)" if seconds > 0 else ""
-    return f"{_count(n_tokens, 'token')} in {seconds:.2f} s{speed}"
+    return f"{count(n_tokens, 'token')} in {seconds:.2f} s{speed}"
 
 
 def _joined(name: str, precision: str) -> str:

@@ -1,8 +1,9 @@
 """`mlx-eagle generate`: one prompt, one answer; only the answer reaches stdout."""
 
+import io
 import json
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
@@ -18,13 +19,13 @@ Prompt = str | list[dict[str, str]]
 
 EXAMPLES = """\b
 Examples:
-  mlx-eagle generate "What does os.path.join do?"
+  mlx-eagle generate "What is the signature of shutil.copyfile?"
   mlx-eagle generate --model my-model --head my-head --max-tokens 64 --json < prompt.txt
   mlx-eagle generate --raw "def fibonacci(n):" --temp 0.8 --seed 7
 """
 
 
-@click.command(epilog=EXAMPLES)
+@click.command("generate", epilog=EXAMPLES)
 @click.argument("text", metavar="[PROMPT]", required=False)
 @click.option("--prompt", "-p", metavar="PROMPT", help="The prompt; `-` reads it from stdin.")
 @click.option("--system", "-s", metavar="TEXT", help="System prompt.")
@@ -53,11 +54,11 @@ def command(
     console = terminal(stderr=True)
     engine = load_engine(source, console)
     content: Prompt = question if raw else to_messages(question, system)
+    out = io.StringIO() if as_json else sys.stdout
+    answer = stream_answer(engine, content, settings, console, out)
     if as_json:
-        click.echo(to_json(engine, content, settings))
-        return
-    answer = stream_answer(engine, content, settings, console)
-    if verbose or console.is_terminal:
+        click.echo(to_json(answer))
+    if verbose or (console.is_terminal and not as_json):
         console.print(answer.summary(), style="dim")
 
 
@@ -81,9 +82,8 @@ def read_prompt(text: str | None, option: str | None) -> str:
 
 def read_stdin() -> str:
     """Return all of stdin, without the line end of its last line."""
-    data = click.get_binary_stream("stdin").read()
     try:
-        return data.decode().removesuffix("\n")
+        return sys.stdin.buffer.read().decode().removesuffix("\n")
     except UnicodeDecodeError as error:
         raise click.UsageError(f"the prompt on stdin is not UTF-8 text: {error.reason}") from error
 
@@ -105,30 +105,26 @@ def load_engine(source: ModelSource, console: "Console") -> "Engine":
 
 
 def stream_answer(
-    engine: "Engine", prompt: Prompt, settings: Settings, console: "Console"
+    engine: "Engine", prompt: Prompt, settings: Settings, console: "Console", out: TextIO
 ) -> "Answer":
-    """Write the answer to stdout as it comes; bars go to the console."""
+    """Write the answer to `out` as it comes; bars go to the console."""
     from mlx_eagle.cli.display import Answer, Prefill
 
-    answer, prefill = Answer(sys.stdout), Prefill(console)
-    try:
-        for piece in engine.stream_generate(
-            prompt, progress=prefill.update, **settings.engine_options()
-        ):
+    with Answer(out) as answer, Prefill(console) as prefill:
+        options = settings.engine_options()
+        for piece in engine.stream_generate(prompt, progress=prefill.update, **options):
             prefill.close()
             answer.add(piece)
-    finally:
-        prefill.close()
-        answer.finish()
     return answer
 
 
-def to_json(engine: "Engine", prompt: Prompt, settings: Settings) -> str:
-    """Generate the whole answer and return it as one JSON object."""
-    result = engine.generate(prompt, **settings.engine_options())
+def to_json(answer: "Answer") -> str:
+    """Return a finished answer with its statistics as one JSON object."""
+    last = answer.pieces[-1]
+    assert last.stats is not None, "a finished answer has statistics"
     fields = {
-        "text": result.text,
-        "tokens": result.tokens,
-        "finish_reason": result.finish_reason,
+        "text": "".join(piece.text for piece in answer.pieces),
+        "tokens": [piece.token for piece in answer.pieces],
+        "finish_reason": last.finish_reason,
     }
-    return json.dumps(fields | result.stats.to_dict())
+    return json.dumps(fields | last.stats.to_dict())

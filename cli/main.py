@@ -42,7 +42,7 @@ EXAMPLES = """\b
 Examples:
   mlx-eagle chat
   mlx-eagle chat --model mlx-community/Qwen3-4B-4bit
-  mlx-eagle generate "What does os.path.join do?"
+  mlx-eagle generate "What is the signature of shutil.copyfile?"
   mlx-eagle convert path/to/eagle3-head --target path/to/target --out my-head
   mlx-eagle chat --model path/to/target --head my-head
 
@@ -64,6 +64,18 @@ class LazyGroup(click.Group):
         command: click.Command = import_module(COMMANDS[cmd_name].module).command
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that the arguments begin with, or fail with the closest name."""
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            from difflib import get_close_matches
+
+            close = get_close_matches(args[0], COMMANDS, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
+            ctx.fail(f"no command {args[0]}; {hint}")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without importing them."""
         with formatter.section("Commands"):
@@ -78,7 +90,9 @@ def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> No
 
 
 @click.group(
-    cls=LazyGroup, epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]}
+    cls=LazyGroup,
+    epilog=EXAMPLES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.option(
     "--version",

@@ -6,9 +6,9 @@ place accepts is accepted by the other. Nothing heavy is imported here.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import click
 
@@ -41,10 +41,10 @@ PARSERS: dict[str, click.ParamType[Any]] = {
     "top_p": Number(min=0, max=1, min_open=True),
     "top_k": click.IntRange(min=0),
     "min_p": Number(min=0, max=1),
-    "seed": click.IntRange(min=0, max=2**63 - 1),
+    "seed": click.IntRange(min=0, max=2**32 - 1),
     "speculate": click.BOOL,
 }
-SIZE = click.IntRange(min=1, max=1024)
+SIZE: click.ParamType[Any] = click.IntRange(min=1, max=1024)
 
 
 @dataclass(frozen=True)
@@ -129,11 +129,9 @@ def model_options(function: F) -> F:
     @functools.wraps(function)
     def command(*args: Any, **options: Any) -> Any:
         source = ModelSource(*(options.pop(name) for name in ModelSource._fields))
-        if source.head and not source.model:
-            raise click.UsageError("--head needs --model: the demo pair has its own head")
         return function(*args, source=source, **options)
 
-    return _with_options(command, MODEL_OPTIONS)
+    return _with_options(cast(F, command), MODEL_OPTIONS)
 
 
 def settings_options(max_tokens: int) -> Callable[[F], F]:
@@ -155,19 +153,15 @@ def settings_options(max_tokens: int) -> Callable[[F], F]:
                 raise click.UsageError("--no-speculate drafts nothing: leave out the tree")
             return function(*args, settings=settings, **options)
 
-        length = click.option(
-            *("--max-tokens", "-n"),
-            type=PARSERS["max_tokens"],
-            default=max_tokens,
-            show_default=True,
-            help="Longest answer, in tokens.",
+        length = _number(
+            "-n", "--max-tokens", default=max_tokens, help="Longest answer, in tokens."
         )
-        return _with_options(command, [length, *SAMPLING_OPTIONS, *TREE_OPTIONS])
+        return _with_options(cast(F, command), [length, *SAMPLING_OPTIONS, *TREE_OPTIONS])
 
     return decorate
 
 
-def _with_options(command: Any, options: list[Callable[[Any], Any]]) -> Any:
+def _with_options(command: F, options: Sequence[Callable[[F], F]]) -> F:
     """Apply option decorators so that help lists them in their order."""
     for option in reversed(options):
         command = option(command)
@@ -183,41 +177,31 @@ MODEL_OPTIONS = [
     click.option("--head", metavar="HEAD", help="Converted draft head: a folder or a hub name."),
     click.option(
         "--dtype",
+        metavar="TYPE",
         type=click.Choice(["float32", "float16", "bfloat16"]),
-        help="Cast the parts that are not quantized.",
+        help="Cast what is not quantized: float32, float16 or bfloat16.",
     ),
 ]
 
+
+def _number(*names: str, help: str, default: Any = None) -> Callable[[F], F]:
+    """Return an option whose type is that of its setting, or a size."""
+    parser = PARSERS.get(names[-1].lstrip("-").replace("-", "_"), SIZE)
+    return click.option(
+        *names, metavar="N", type=parser, default=default, show_default=True, help=help
+    )
+
+
 SAMPLING_OPTIONS = [
-    click.option(
-        *("--temp", "temperature"),
-        type=PARSERS["temperature"],
-        default=0.0,
-        show_default=True,
-        help="Temperature; 0 always takes the likeliest token.",
+    _number(
+        *("--temp", "temperature"), default=0.0, help="Temperature; 0 takes the likeliest token."
     ),
+    _number("--top-p", default=1.0, help="Sample from the likeliest tokens of this share."),
+    _number("--top-k", default=0, help="Sample from the N likeliest tokens; 0: from all."),
+    _number("--min-p", default=0.0, help="Drop tokens below this share of the likeliest."),
+    _number("--seed", default=0, help="The same seed gives the same text."),
     click.option(
-        "--top-p", type=PARSERS["top_p"], default=1.0, help="Sample from this share; 1: off."
-    ),
-    click.option("--top-k", type=PARSERS["top_k"], default=0, help="Sample from K tokens; 0: off."),
-    click.option(
-        "--min-p",
-        type=PARSERS["min_p"],
-        default=0.0,
-        help="Drop tokens below this share of the likeliest; 0: off.",
-    ),
-    click.option(
-        "--seed",
-        type=PARSERS["seed"],
-        default=0,
-        show_default=True,
-        help="The same seed gives the same text.",
-    ),
-    click.option(
-        "--stop",
-        multiple=True,
-        metavar="TEXT",
-        help="End the answer before this text; may be repeated.",
+        "--stop", multiple=True, metavar="TEXT", help="End the answer before TEXT; repeatable."
     ),
 ]
 
@@ -225,7 +209,7 @@ TREE_OPTIONS = [
     click.option(
         "--speculate/--no-speculate", default=True, help="Draft with the head, or decode plainly."
     ),
-    click.option("--depth", type=SIZE, help="Levels of the draft tree; alone: a chain."),
-    click.option("--width", type=SIZE, help="Children per node of the draft tree."),
-    click.option("--nodes", type=SIZE, help="Drafted tokens to verify per round."),
+    _number("--depth", help="Levels of the draft tree; alone: a chain."),
+    _number("--width", help="Children per node of the draft tree."),
+    _number("--nodes", help="Drafted tokens to verify per round."),
 ]

@@ -8,7 +8,8 @@ import asyncio
 import os
 import re
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from difflib import get_close_matches
 from importlib import metadata
 from pathlib import Path
@@ -17,14 +18,24 @@ from typing import TYPE_CHECKING, Any, Protocol
 import click
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app, run_in_terminal
-from prompt_toolkit.completion import NestedCompleter
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.styles import Style
 from rich.console import Console
 
-from mlx_eagle.cli.display import Answer, Loading, Prefill, banner, details, printable
+from mlx_eagle.cli.display import (
+    Answer,
+    Loading,
+    Prefill,
+    banner,
+    count,
+    details,
+    printable,
+    table,
+)
 from mlx_eagle.cli.options import PARSERS, Settings
 from mlx_eagle.errors import EagleError
 
@@ -37,7 +48,8 @@ CONTINUATION = "... "
 FENCE = '"""'
 SETTINGS = [*PARSERS, "tree"]
 ALIASES = {"temp": "temperature"}
-LEAVE = ["/exit", "/quit"]
+COMMANDS = ["/help", "/clear", "/system", "/stats", "/set", "/exit", "/quit"]
+LEAVE = COMMANDS[-2:]
 
 HELP = """\
   /help            this list
@@ -49,10 +61,10 @@ HELP = """\
                    /set tree 4 2 8 (depth, width, nodes), /set tree auto
   /exit            leave; Ctrl-D does too
 
-  \"\"\"              starts a message of several lines, and ends it; so does pasting one
-  Esc Enter        a new line inside a message
-  Ctrl-C           stops an answer and keeps the conversation
-  Up, Ctrl-R       earlier messages, searching them"""
+  \"\"\"              before and after a message of several lines; pasting one needs none
+  Esc Enter        a new line in a message
+  Up, Ctrl-R       earlier messages, and a search in them
+  Ctrl-C           stop the answer and keep the conversation"""
 
 
 class Conversation(Protocol):
@@ -102,36 +114,49 @@ class Repl:
         """
         self._note(f"mlx-eagle {metadata.version('mlx-eagle')} · /help for help, Ctrl-D to leave")
         prompt = prompt_session(history)
-        while True:
+        going = True
+        while going:
             try:
-                line = prompt.prompt(
-                    pre_run=lambda: get_app().create_background_task(self._announce_when_loaded()),
-                    rprompt=lambda: "" if self._conversation.loaded else "loading the model ...",
-                    refresh_interval=0 if self._conversation.loaded else 0.5,
-                )
-                if not self.handle(line):
-                    return
+                line = self._read(prompt)
+                going = line is not None and self.handle(line)
             except KeyboardInterrupt:
-                if not prompt.default_buffer.text:
-                    self._note("Ctrl-D or /exit leaves")
-            except EOFError:
-                return
+                self._note("stopped")
+
+    def _read(self, prompt: "PromptSession[str]") -> str | None:
+        """Return the next message, empty after Ctrl-C, or None after Ctrl-D."""
+        try:
+            return prompt.prompt(pre_run=self._watch, rprompt=self._state)
+        except KeyboardInterrupt:
+            if not prompt.default_buffer.text:
+                self._note("Ctrl-D or /exit leaves")
+            return ""
+        except EOFError:
+            return None
+
+    def _state(self) -> str:
+        """Return what stands at the right of the line while it is typed."""
+        quiet = self._conversation.loaded or get_app().is_done
+        return "" if quiet else "loading the model ..."
 
     def handle(self, line: str) -> bool:
         """Act on one message or command; returns False to leave."""
-        text = unfenced(line)
-        word, _, rest = line.strip().partition(" ")
-        if not text.strip():
+        word, _, rest = line.partition(" ")
+        if not line.strip():
             return True
-        if not re.fullmatch(r"/[A-Za-z?]*", word) or "\n" in line.strip():
-            self._answer(text)
+        if not re.fullmatch(r"/[A-Za-z?]*", word) or "\n" in line:
+            self._answer(unfenced(line))
         elif word in LEAVE:
             return False
         elif word in self._commands:
             self._commands[word](rest.strip())
         else:
-            self._note(f"no command {word}{_suggestion(word, [*self._commands, *LEAVE])}")
+            hint = _suggestion(word, COMMANDS) or "; /help lists them"
+            self._note(f"no command {word}{hint} (with a space before it, it is a message)")
         return True
+
+    def _watch(self) -> None:
+        """Look out for the end of loading while the prompt is shown."""
+        get_app().create_background_task(self._announce_when_loaded())
 
     async def _announce_when_loaded(self) -> None:
         """Print the banner above the prompt, or end the prompt if the engine cannot be loaded."""
@@ -157,24 +182,21 @@ class Repl:
         """Stream the answer; Ctrl-C stops it and keeps the conversation."""
         self._announce()
         answer, prefill = Answer(sys.stdout), Prefill(self._console)
-        pieces = self._conversation.ask(
-            text, progress=prefill.update, **self.settings.engine_options()
-        )
+        options = self.settings.engine_options()
+        pieces = self._conversation.ask(text, progress=prefill.update, **options)
         note = ""
         try:
-            for piece in pieces:
-                prefill.close()
-                answer.add(piece)
+            with answer, prefill, closing(pieces):
+                for piece in pieces:
+                    prefill.close()
+                    answer.add(piece)
         except KeyboardInterrupt:
             note = "stopped · "
         except EagleError as error:
-            note = f"error: {printable(str(error))} · "
-        finally:
-            prefill.close()
-            pieces.close()
-            answer.finish()
+            self._note(f"error: {error}")
+            return
         self._answers.append(answer)
-        self._note(note + answer.summary())
+        self._note(f"{note}{answer.summary()}\n")
 
     def _help(self, rest: str) -> None:
         """Print the commands and keys."""
@@ -204,17 +226,16 @@ class Repl:
         n_rounds = sum(stats.rounds for stats in finished)
         n_accepted = sum(stats.accepted for stats in finished)
         length = n_accepted / n_rounds + 1 if n_rounds else 0.0
-        self._note(
-            f"  this chat   {len(finished)} answers, {n_tokens} tokens, "
-            f"acceptance length {length:.2f}"
-        )
+        total = f"{count(len(finished), 'answer')}, {count(n_tokens, 'token')}"
+        self._console.print(table({"this chat": f"{total}, acceptance length {length:.2f}"}))
 
     def _set(self, rest: str) -> None:
         """Show or change settings."""
         name, *words = rest.split() or [""]
         name = ALIASES.get(name, name)
         if name and name not in SETTINGS:
-            self._note(f"no setting {name}{_suggestion(name, SETTINGS)}")
+            hint = _suggestion(name, SETTINGS) or "; /set lists them"
+            self._note(f"no setting {name}{hint}")
             return
         try:
             if words:
@@ -222,12 +243,26 @@ class Repl:
         except click.UsageError as error:
             self._note(f"{name}: {error.message}")
             return
-        for shown in [name] if name else SETTINGS:
-            self._console.print(f"  {shown:<12}{_shown(self.settings, shown)}")
+        shown = [name] if name else SETTINGS
+        self._console.print(table({name: _shown(self.settings, name) for name in shown}))
 
     def _note(self, text: str) -> None:
         """Print a line that is not part of the conversation."""
         self._console.print(printable(text), style="dim")
+
+
+class CommandCompleter(Completer):
+    """Completes slash commands, and the names of settings after /set."""
+
+    def get_completions(
+        self, document: Document, complete_event: CompleteEvent
+    ) -> Iterator[Completion]:
+        """Yield the words that could stand before the cursor."""
+        line, _, word = document.text_before_cursor.rpartition(" ")
+        known = {"": COMMANDS if word.startswith("/") else [], "/set": SETTINGS}
+        for candidate in known.get(line, []):
+            if candidate.startswith(word):
+                yield Completion(candidate, start_position=-len(word))
 
 
 def prompt_session(history: Path | None) -> PromptSession[str]:
@@ -238,11 +273,10 @@ def prompt_session(history: Path | None) -> PromptSession[str]:
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
-    words = dict.fromkeys(["/help", "/clear", "/system", "/stats", *LEAVE])
     return PromptSession(
         PROMPT,
         history=open_history(history),
-        completer=NestedCompleter.from_nested_dict(words | {"/set": dict.fromkeys(SETTINGS)}),
+        completer=CommandCompleter(),
         complete_while_typing=False,
         multiline=Condition(lambda: is_open(get_app().current_buffer.text)),
         prompt_continuation=CONTINUATION,
@@ -286,6 +320,7 @@ def open_history(path: Path | None) -> History:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
+        path.open("a").close()
     except OSError as error:
         click.echo(f"what you type is not kept: {path}: {error.strerror}", err=True)
         return InMemoryHistory()
@@ -293,9 +328,9 @@ def open_history(path: Path | None) -> History:
 
 
 def _suggestion(word: str, known: list[str]) -> str:
-    """Return the end of a sentence about an unknown word."""
+    """Return the end of a sentence about an unknown word; empty if nothing comes close."""
     close = get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _shown(settings: Settings, name: str) -> str:

@@ -5,6 +5,7 @@ HF_TOKEN, HF_HUB_OFFLINE). It does not look inside the folder. Files of code are
 """
 
 import errno
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -64,10 +65,10 @@ def fetch(name: str | Path, *, progress: Progress | None = None) -> Path:
     Raises:
         HubError: if it is neither; the message says which and what to do.
     """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
+    folder = os.path.expanduser(name)
+    if os.path.isdir(folder):
+        return Path(folder)
+    if os.path.exists(folder):
         raise HubError(f"{name} is a file; give the folder that holds the model")
     repo = parse_repo(str(name))
     try:

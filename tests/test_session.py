@@ -139,9 +139,7 @@ def test_an_answer_cut_short_keeps_the_conversation_usable(
     assert again == demo.generate(messages, max_tokens=30).tokens
 
 
-def test_switching_speculation_between_turns_changes_nothing(
-    demo: Any, prompts: list[str]
-) -> None:
+def test_switching_speculation_between_turns_changes_nothing(demo: Any, prompts: list[str]) -> None:
     session, tokens = demo.session(), []
     for turn, speculate in enumerate([False, True, False, True]):
         answer = session.ask(prompts[turn], max_tokens=25, speculate=speculate)

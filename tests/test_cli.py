@@ -1,0 +1,296 @@
+"""The command line: what it imports, where its output goes, how it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from mlx_eagle.cli.main import COMMANDS, group, run
+from mlx_eagle.engine import EngineInfo
+from mlx_eagle.errors import CheckpointError
+from mlx_eagle.session import GenerationResponse
+from mlx_eagle.stats import GenerationStats
+
+HEAVY = ["mlx", "mlx_lm", "transformers", "huggingface_hub", "numpy", "rich", "prompt_toolkit"]
+WORDS = ["It ", "joins ", "\x1b[31mpaths", "."]
+INFO = EngineInfo("toy", "8-bit, group 64", "head", "4-bit, group 64", "on", "CPU", True)
+
+
+def responses() -> Iterator[GenerationResponse]:
+    """Yield a token per word: the first by the prompt, then rounds of two."""
+    stats = GenerationStats(prompt_tokens=3, generation_tokens=4, generation_seconds=0.5)
+    for n, word in enumerate(WORDS, start=1):
+        last = n == len(WORDS)
+        if n % 2 == 0:
+            stats.add_round(depth=1, n_drafted=1, n_accepted=1)
+        yield GenerationResponse(
+            text=word,
+            token=n,
+            from_draft=n % 2 == 0,
+            prompt_tokens=3,
+            prompt_tps=30.0,
+            generation_tokens=n,
+            generation_tps=8.0,
+            peak_memory=0.1,
+            n_accepted=n // 2,
+            finish_reason="stop" if last else None,
+            stats=stats if last else None,
+        )
+
+
+class FakeEngine:
+    """Answers anything with WORDS and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.info = INFO
+        self.asked: list[Any] = []
+        self.options: dict[str, Any] = {}
+
+    def stream_generate(self, prompt: Any, **options: Any) -> Iterator[GenerationResponse]:
+        self.asked.append(prompt)
+        self.options = options
+        return responses()
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    """A fake engine in the place of the one that `load` would return."""
+    fake = FakeEngine()
+    monkeypatch.setattr("mlx_eagle.engine.load", lambda *args, **options: fake)
+    return fake
+
+
+def mlx_eagle(*args: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    command = [sys.executable, "-m", "mlx_eagle.cli", *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from mlx_eagle.cli.main import run; run(['--help']);"
+        f"print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stderr == "[]\n"
+
+
+@pytest.mark.parametrize("command", ["chat", "generate"])
+def test_help_of_a_command_imports_nothing_heavy(command: str) -> None:
+    code = (
+        f"import sys; from mlx_eagle.cli.main import run; run([{command!r}, '--help']);"
+        f"print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stderr == "[]\n"
+    assert f"mlx-eagle {command} " in result.stdout
+
+
+def test_help_is_there_within_three_tenths_of_a_second() -> None:
+    """The best of five runs, since the machine may be busy with other things."""
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        mlx_eagle("--help")
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 0.3
+
+
+def test_help_names_every_command_and_shows_examples() -> None:
+    out = mlx_eagle("--help").stdout
+    assert all(f"  {name} " in out for name in COMMANDS)
+    assert "mlx-eagle chat --model" in out
+
+
+def test_every_command_of_the_table_exists() -> None:
+    context = click.Context(group)
+    for name in COMMANDS:
+        assert isinstance(group.get_command(context, name), click.Command)
+
+
+def test_version_is_the_package_version() -> None:
+    result = mlx_eagle("--version")
+    assert result.stdout.startswith("mlx-eagle 0.")
+    assert result.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["frobnicate"],
+        ["generate", "--frobnicate"],
+        ["generate", "a", "--prompt", "b"],
+        ["generate", "  "],
+        ["generate", "a", "--raw", "--system", "b"],
+        ["generate", "a", "--temp", "-1"],
+        ["generate", "a", "--temp", "nan"],
+        ["generate", "a", "--temp", "inf"],
+        ["generate", "a", "--top-p", "0"],
+        ["generate", "a", "--max-tokens", "0"],
+        ["generate", "a", "--nodes", "8"],
+        ["generate", "a", "--depth", "2", "--nodes", "99", "--width", "2"],
+        ["generate", "a", "--depth", "2", "--no-speculate"],
+        ["generate", "a", "--dtype", "int4"],
+        ["chat", "-p", ""],
+    ],
+)
+def test_wrong_usage_ends_with_status_two_and_nothing_on_stdout(
+    args: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(args) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[-1].startswith("error: ")
+
+
+def test_a_failure_is_one_line_on_stderr_with_status_one(tmp_path: Path) -> None:
+    result = mlx_eagle("generate", "a", "--model", str(tmp_path / "none"))
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: there is no folder")
+    assert result.stderr.count("\n") == 1
+
+
+def test_an_error_cannot_send_escape_sequences_to_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(*args: Any, **options: Any) -> None:
+        raise CheckpointError("unknown tensor \x1b]0;evil\x07\nand \x9bmore")
+
+    monkeypatch.setattr("mlx_eagle.engine.load", load)
+    assert run(["generate", "a"]) == 1
+    assert capsys.readouterr().err.endswith("error: unknown tensor ?]0;evil? and ?more\n")
+
+
+def test_generate_writes_the_answer_and_nothing_else_to_stdout(
+    engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["generate", "What does join do?", "--system", "Be brief."]) == 0
+    out, err = capsys.readouterr()
+    assert out == "".join(WORDS) + "\n"
+    assert err == ""
+    assert engine.asked == [
+        [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "What does join do?"},
+        ]
+    ]
+
+
+def test_verbose_puts_statistics_on_stderr(
+    engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(["generate", "a", "-v"])
+    out, err = capsys.readouterr()
+    assert out == "".join(WORDS) + "\n"
+    assert err == "4 tokens · 8.0 tokens/s · acceptance length 2.00 · 2 rounds\n"
+
+
+def test_raw_prompts_reach_the_engine_as_strings(engine: FakeEngine) -> None:
+    run(["generate", "--raw", "def f("])
+    assert engine.asked == ["def f("]
+
+
+def test_options_reach_the_engine_under_its_names(engine: FakeEngine) -> None:
+    line = (
+        "generate a --max-tokens 7 --temp 0.5 --top-p 0.9 --top-k 5 --min-p 0.1 --seed 3 "
+        "--stop x --stop y --ignore-eos --depth 4 --width 2 --nodes 8"
+    )
+    run(line.split())
+    tree, progress = engine.options.pop("tree"), engine.options.pop("progress")
+    assert callable(progress)
+    assert (tree.depth, tree.width, tree.nodes) == (4, 2, 8)
+    assert engine.options == {
+        "max_tokens": 7,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 5,
+        "min_p": 0.1,
+        "seed": 3,
+        "stop": ("x", "y"),
+        "ignore_eos": True,
+        "speculate": True,
+    }
+
+
+def test_json_is_one_object_with_text_tokens_and_statistics(
+    engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(["generate", "a", "--json"])
+    result = json.loads(capsys.readouterr().out)
+    assert result["text"] == "".join(WORDS)
+    assert result["tokens"] == [1, 2, 3, 4]
+    assert result["finish_reason"] == "stop"
+    assert result["n_accepted_per_round"] == [1, 1]
+    assert {"rounds", "drafted", "accepted", "acceptance_length", "speculation"} <= set(result)
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_a_pipe_is_a_prompt(
+    command: str, engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from click.testing import CliRunner
+
+    result = CliRunner().invoke(group, [command], input="two\nlines\n")
+    assert result.stdout == "".join(WORDS) + "\n"
+    assert engine.asked == [[{"role": "user", "content": "two\nlines"}]]
+
+
+def test_a_pipe_that_is_not_text_is_wrong_usage(engine: FakeEngine) -> None:
+    from click.testing import CliRunner
+
+    result = CliRunner().invoke(group, ["generate"], input=b"\xff\xfe\x00")
+    assert result.exit_code == 2
+    assert "not UTF-8" in result.stderr
+
+
+def test_chat_with_a_prompt_answers_once(
+    engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["chat", "-p", "What?"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "".join(WORDS) + "\n"
+    assert err == ""
+    assert engine.options["max_tokens"] == 2048
+
+
+def test_ctrl_c_ends_a_command_quietly_with_status_130() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlx_eagle.cli", "generate"],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(1.0)  # seconds: it waits for its prompt
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=20)
+    _, err = process.communicate()
+    assert process.returncode == 130
+    assert err.strip() == ""
+
+
+def test_a_reader_that_leaves_early_is_not_a_traceback() -> None:
+    code = (
+        "import sys, time; from mlx_eagle.cli.main import group, main\n"
+        "import click\n"
+        "@click.command()\n"
+        "def command():\n"
+        "    for _ in range(100_000): click.echo('a line of text')\n"
+        "group.get_command = lambda ctx, name: command\n"
+        "sys.argv = ['mlx-eagle', 'chat']\n"
+        "main()\n"
+    )
+    reader = f'{sys.executable} -c "$CODE" | head -n 1'
+    result = subprocess.run(
+        reader, shell=True, env=os.environ | {"CODE": code}, capture_output=True, text=True
+    )
+    assert result.stdout == "a line of text\n"
+    assert result.stderr == ""
