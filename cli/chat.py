@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -181,12 +181,8 @@ class EngineThread:
             if report is not None:
                 report(done, total)
 
-        answer = cast(
-            "Generator[GenerationResponse]",
-            self._session.ask(text, progress=progress, **options),
-        )
         try:
-            with closing(answer):
+            with closing(self._session.ask(text, progress=progress, **options)) as answer:
                 for piece in answer:
                     pieces.put(piece)
                     if stop.is_set():

@@ -62,7 +62,7 @@ class KVCache:
         end = start + keys.shape[2]
         held_keys, held_values = self._put(start, keys, values)
         self.pending += keys.shape[2]
-        return held_keys[..., :end, :], held_values[..., :end, :]
+        return held_keys[:, :, :end], held_values[:, :, :end]
 
     def make_mask(
         self, n: int, return_array: bool = False, window_size: int | None = None
@@ -98,8 +98,8 @@ class KVCache:
         end = start + keys.shape[2]
         self.keys = _reserve(self.keys, end, keys, self.step)
         self.values = _reserve(self.values, end, values, self.step)
-        self.keys[..., start:end, :] = keys
-        self.values[..., start:end, :] = values
+        self.keys[:, :, start:end] = keys
+        self.values[:, :, start:end] = values
         return self.keys, self.values
 
     def _move(self, source: mx.array, start: int) -> None:
@@ -140,7 +140,7 @@ class WindowKVCache(KVCache):
         held_keys, held_values = self._put(start, keys, values)
         self.pending += n
         visible = slice(self.lowest - self.first, start + n)
-        return held_keys[..., visible, :], held_values[..., visible, :]
+        return held_keys[:, :, visible], held_values[:, :, visible]
 
     def make_mask(
         self, n: int, return_array: bool = False, window_size: int | None = None

@@ -1,6 +1,6 @@
 """`load` and `Engine`: a target, perhaps with a head, ready to generate."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from mlx_eagle.errors import CheckpointError, EagleError, UnsupportedTargetError
 from mlx_eagle.head import Eagle3Head, load_head
 from mlx_eagle.hub import fetch
 from mlx_eagle.probe import check_tree_verification
-from mlx_eagle.session import GenerationResponse, GenerationResult, Prompt, Session
+from mlx_eagle.session import GenerationResult, Prompt, Responses, Session
 from mlx_eagle.target import Target
 
 Progress = Callable[[str, int, int], None]
@@ -38,7 +38,10 @@ class EngineInfo(NamedTuple):
 
 
 class Engine:
-    """A loaded target and head; conversations share them and keep their own caches."""
+    """A loaded target and head; conversations share them and keep their own caches.
+
+    MLX ties arrays to the thread that made them: load and generate on the same thread.
+    """
 
     def __init__(
         self, target: Target, tokenizer: Any, head: Eagle3Head | None, info: EngineInfo
@@ -59,7 +62,7 @@ class Engine:
 
         return Session(self.target, self.tokenizer, make, self.info.speculation, system)
 
-    def stream_generate(self, prompt: Prompt, **options: Any) -> Iterator[GenerationResponse]:
+    def stream_generate(self, prompt: Prompt, **options: Any) -> Responses:
         """Stream an answer, token by token; see `Session.stream_generate`."""
         return self.session().stream_generate(prompt, **options)
 
@@ -143,7 +146,9 @@ def _load_target(folder: Path, dtype: mx.Dtype | None) -> tuple[nn.Module, Any]:
         )
     except _LOADER_ERRORS as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise CheckpointError(f"{folder} is not a target that mlx-lm can load ({reason})") from error
+        raise CheckpointError(
+            f"{folder} is not a target that mlx-lm can load ({reason})"
+        ) from error
     if dtype is not None:
         network.set_dtype(dtype)
     return network, tokenizer

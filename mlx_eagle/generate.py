@@ -76,6 +76,8 @@ def prefill(
     target, cache, drafter, _ = decoder
     ids = mx.array(list(prompt), dtype=mx.int32)
     last = len(prompt) - 1
+    if progress is not None:
+        progress(cache.rows, len(prompt))
     while cache.rows < last:
         start, end = cache.rows, min(cache.rows + PREFILL_STEP, last)
         taps = target.extend(ids[start:end], cache)

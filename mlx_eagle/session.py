@@ -5,7 +5,7 @@ is committed and prefills the rest. It knows messages and tokens; the loop is `g
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from mlx_eagle.drafters import Drafter
 from mlx_eagle.errors import EagleError
-from mlx_eagle.generate import Decoder, prefill, rounds
+from mlx_eagle.generate import Decoder, Round, prefill, rounds
 from mlx_eagle.sampling import Sampler
 from mlx_eagle.stats import GenerationStats
 from mlx_eagle.target import Target
@@ -85,6 +85,9 @@ class GenerationResponse(NamedTuple):
     stats: GenerationStats | None
 
 
+Responses = Generator[GenerationResponse, None, None]
+
+
 class GenerationResult(NamedTuple):
     """A whole answer; `tokens` includes the end token where one ended it."""
 
@@ -122,22 +125,31 @@ class Session:
         self.messages = []
         self._reset()
 
-    def ask(self, text: str, **options: Any) -> Iterator[GenerationResponse]:
+    def ask(self, text: str, **options: Any) -> "Responses":
         """Say something and stream the answer; both join the conversation.
 
-        An answer that is cut short (by closing the iterator) joins it as far as it got.
+        An answer that is cut short (by closing the stream) joins it as far as it got. A request
+        that is refused leaves the conversation as it was; see `stream_generate` for the errors.
         """
-        self.messages.append({"role": "user", "content": text})
+        question = {"role": "user", "content": text}
         system = [{"role": "system", "content": self.system}] if self.system else []
+        return self._answer(
+            question, self.stream_generate([*system, *self.messages, question], **options)
+        )
+
+    def _answer(self, question: dict[str, str], stream: "Responses") -> "Responses":
+        """Pass a stream on and note question and answer in the conversation."""
+        self.messages.append(question)
         answer: list[str] = []
         try:
-            for response in self.stream_generate(system + self.messages, **options):
+            for response in stream:
                 answer.append(response.text)
                 yield response
         finally:
+            stream.close()
             self.messages.append({"role": "assistant", "content": "".join(answer)})
 
-    def stream_generate(self, prompt: Prompt, **options: Any) -> Iterator[GenerationResponse]:
+    def stream_generate(self, prompt: Prompt, **options: Any) -> "Responses":
         """Stream an answer to `prompt`, reusing the rows it shares with what is committed.
 
         Args:
@@ -155,15 +167,15 @@ class Session:
         self._check(ids, chosen.tree)
         return self._stream(ids, chosen, sampler)
 
-    def _stream(
-        self, ids: list[int], options: GenerationOptions, sampler: Sampler
-    ) -> Iterator[GenerationResponse]:
+    def _stream(self, ids: list[int], options: GenerationOptions, sampler: Sampler) -> "Responses":
         """Prefill, then turn rounds into responses until something ends the answer."""
         speculate = options.speculate and self._drafter is not None
         stats = GenerationStats(prompt_tokens=len(ids), speculation=self._say(options))
         mx.reset_peak_memory()
         started = time.perf_counter()
         self._rewind(ids, speculate)
+        self._tokens = ids[: self._cache.rows]  # true even if the prefill is interrupted
+        stats.cached_tokens = self._cache.rows
         drafter = self._drafter if speculate else None
         decoder = Decoder(self._target, self._cache, drafter, sampler)
         prefill(decoder, ids, options.progress)
@@ -262,13 +274,13 @@ class _Ends(NamedTuple):
 
 
 def _responses(
-    stream: Iterator[Any],
+    stream: Iterator[Round],
     text: TextStream,
     tokens: list[int],
     stats: GenerationStats,
     ends: _Ends,
     started: float,
-) -> Iterator[GenerationResponse]:
+) -> Responses:
     """Turn rounds into one response per token; `tokens` grows by what is committed."""
     for index, round_ in enumerate(stream):
         now = time.perf_counter()

@@ -13,12 +13,15 @@ from typing import Any
 class GenerationStats:
     """Counts, times in seconds and sizes in bytes of one generation.
 
-    The first token belongs to the prompt: it comes with the prefill, before any round.
-    `draft_seconds` and `verify_seconds` are None where they were not told apart (on a GPU a round
-    is one submission); `host_seconds` is the part of the rounds in which the device was idle.
+    `cached_tokens` of the prompt were already in the cache. The first token belongs to the
+    prompt: it comes with the prefill, before any round. `draft_seconds` and `verify_seconds` are
+    None where they were not told apart (on a GPU a round is one submission). On a CPU the draft's
+    seconds include the building of the verification graph, which happens meanwhile;
+    `host_seconds` is the part of the rounds in which the device had nothing to do.
     """
 
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     prompt_seconds: float = 0.0
     generation_tokens: int = 0
     generation_seconds: float = 0.0
@@ -54,8 +57,9 @@ class GenerationStats:
 
     @property
     def prompt_tps(self) -> float:
-        """Prompt tokens per second."""
-        return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0.0
+        """Prompt tokens read per second; what the cache already held is not counted."""
+        n_read = self.prompt_tokens - self.cached_tokens
+        return n_read / self.prompt_seconds if self.prompt_seconds else 0.0
 
     @property
     def generation_tps(self) -> float:

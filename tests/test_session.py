@@ -167,11 +167,41 @@ def test_prompts_may_be_text_ids_or_messages(demo: Any, prompts: list[str]) -> N
     assert results[0] == results[1] == results[2]
 
 
-def test_prefill_reports_progress_up_to_the_whole_prompt(demo: Any) -> None:
+def test_prefill_reports_progress_chunk_by_chunk(
+    demo: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlx_eagle.generate.PREFILL_STEP", 32)
     seen: list[tuple[int, int]] = []
-    prompt = [5 + i % 50 for i in range(2600)]
+    prompt = [5 + i % 50 for i in range(80)]
     demo.generate(prompt, max_tokens=1, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(2048, 2600), (2599, 2600)]
+    assert seen == [(0, 80), (32, 80), (64, 80), (79, 80)]
+
+
+def test_prefill_in_chunks_changes_neither_tokens_nor_acceptance(
+    demo: Any, prompts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    want = demo.generate(ask(prompts, 3), max_tokens=40)
+    monkeypatch.setattr("mlx_eagle.generate.PREFILL_STEP", 7)
+    got = demo.generate(ask(prompts, 3), max_tokens=40)
+    assert got.tokens == want.tokens
+    assert got.stats.n_accepted_per_round == want.stats.n_accepted_per_round
+
+
+def test_an_interrupted_prefill_leaves_nothing_that_a_later_prompt_could_reuse(
+    demo: Any, prompts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlx_eagle.generate.PREFILL_STEP", 8)
+
+    def interrupt(done: int, _: int) -> None:
+        if done >= 16:
+            raise KeyboardInterrupt
+
+    session = demo.session()
+    list(session.stream_generate(ask(prompts, 0), max_tokens=5))
+    with pytest.raises(KeyboardInterrupt):
+        list(session.stream_generate([9] * 60, max_tokens=5, progress=interrupt))
+    again = [r.token for r in session.stream_generate(ask(prompts, 0), max_tokens=20)]
+    assert again == demo.generate(ask(prompts, 0), max_tokens=20).tokens
 
 
 @pytest.mark.parametrize(
@@ -232,3 +262,14 @@ class _NoText:
     def add_token(self, token: int) -> None: ...
 
     def finalize(self) -> None: ...
+
+
+def test_a_refused_question_leaves_the_conversation_as_it_was(
+    demo: Any, prompts: list[str]
+) -> None:
+    session = demo.session()
+    list(session.ask(prompts[1], max_tokens=5))
+    before = list(session.messages)
+    with pytest.raises(ValueError, match="max_tokens is 0"):
+        session.ask(prompts[2], max_tokens=0)
+    assert session.messages == before
