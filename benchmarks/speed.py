@@ -33,12 +33,12 @@ from mlx_eagle.convert.heads import convert_head
 from mlx_eagle.tree import DraftTree, TreeShape
 
 SHAPES = {
-    **{f"chain of {n}": TreeShape.chain(n) for n in (1, 2, 3, 4, 5, 7)},
+    **{f"chain of {n}": TreeShape.chain(n) for n in (1, 2, 3, 4, 5)},
     "tree of 4": TreeShape(3, 2, 4),
-    "tree of 6": TreeShape(4, 3, 6),
+    "tree of 5": TreeShape(4, 2, 5),
+    "tree of 6": TreeShape(4, 2, 6),
+    "tree of 7": TreeShape(5, 2, 7),
     "tree of 8": TreeShape(4, 4, 8),
-    "tree of 8, 6 deep": TreeShape(6, 3, 8),
-    "tree of 12": TreeShape(6, 4, 12),
     "tree of 16": TreeShape(6, 4, 16),
     "tree of 59": TreeShape(6, 10, 59),
 }

@@ -63,8 +63,9 @@ class GenerationStats:
 
     @property
     def generation_tps(self) -> float:
-        """Generated tokens per second, after the first."""
-        return self.generation_tokens / self.generation_seconds if self.generation_seconds else 0.0
+        """Generated tokens per second; the first comes with the prompt and is not counted."""
+        n_timed = self.generation_tokens - 1
+        return n_timed / self.generation_seconds if self.generation_seconds else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields and derived figures, ready for JSON."""

@@ -1,0 +1,54 @@
+"""Statistics: the field's words, with one meaning each."""
+
+import pytest
+
+from mlx_eagle.stats import GenerationStats
+
+
+def test_acceptance_length_counts_the_bonus_token() -> None:
+    stats = GenerationStats()
+    for n_accepted in (2, 0, 1, 3):
+        stats.add_round(3, 3, n_accepted)
+    assert (stats.rounds, stats.drafted, stats.accepted) == (4, 12, 6)
+    assert stats.acceptance_length == 6 / 4 + 1
+
+
+def test_acceptance_by_depth_is_a_share_of_the_rounds_that_drafted_that_deep() -> None:
+    stats = GenerationStats()
+    stats.add_round(1, 1, 1)
+    stats.add_round(3, 3, 2)
+    stats.add_round(3, 3, 0)
+    stats.add_round(0, 0, 0)
+    assert stats.drafted_by_depth == [3, 2, 2]
+    assert stats.acceptance_by_depth == [2 / 3, 1 / 2, 0.0]
+
+
+def test_before_the_first_round_there_is_no_acceptance_length() -> None:
+    assert GenerationStats().acceptance_length == 0.0
+    assert GenerationStats().acceptance_by_depth == []
+
+
+def test_rates_leave_out_what_was_cached_and_the_token_that_came_with_the_prompt() -> None:
+    stats = GenerationStats(prompt_tokens=100, cached_tokens=60, prompt_seconds=2.0)
+    stats.generation_tokens, stats.generation_seconds = 11, 5.0
+    assert stats.prompt_tps == 20.0
+    assert stats.generation_tps == 2.0
+
+
+def test_times_that_were_not_told_apart_stay_unknown() -> None:
+    stats = GenerationStats()
+    stats.add_times((0.1, 0.4, 0.02))
+    stats.add_times((None, None, 0.03))
+    assert stats.draft_seconds is None
+    assert stats.verify_seconds is None
+    assert stats.host_seconds == pytest.approx(0.05)
+
+
+def test_the_json_form_has_every_field_and_derived_figure() -> None:
+    values = GenerationStats(speculation="off: not asked for").to_dict()
+    for name in (
+        "prompt_tokens prompt_seconds generation_tokens generation_seconds rounds drafted accepted "
+        "acceptance_length acceptance_by_depth n_accepted_per_round draft_seconds verify_seconds "
+        "host_seconds peak_memory_bytes speculation"
+    ).split():
+        assert name in values
