@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.utils import load_model, load_tokenizer
+from mlx_lm.utils import load_model, load_tokenizer, maybe_set_recommended_wired_limit
 
 from mlx_eagle.drafters.eagle3 import Eagle3Drafter
 from mlx_eagle.errors import CheckpointError, EagleError, UnsupportedTargetError
@@ -104,19 +104,16 @@ def load(
     network, tokenizer = _load_target(folder, _dtype(dtype))
     _report(progress, 1)
     drafter_head = load_head(head_folder) if head_folder else None
-    target, speculation = _tap(network, drafter_head)
-    if drafter_head is not None:
-        _fit(drafter_head, target)
+    maybe_set_recommended_wired_limit()
+    target = _with_head(network, drafter_head) if drafter_head else _without_head(network)
     mx.eval(network.parameters(), drafter_head.parameters() if drafter_head else [])
-    if drafter_head is not None:
-        check_tree_verification(target)
     _report(progress, 2)
     info = EngineInfo(
         target="pydoc-llama (demo)" if is_demo else str(model),
         target_precision=_precision(network),
         head=("pydoc-eagle3 (demo)" if is_demo else str(head)) if drafter_head else "",
         head_precision=_precision(drafter_head) if drafter_head else "",
-        speculation=speculation,
+        speculation="on" if drafter_head else "off: no head was given",
         device=str(mx.device_info()["device_name"]),
         is_demo=is_demo,
     )
@@ -154,14 +151,22 @@ def _load_target(folder: Path, dtype: mx.Dtype | None) -> tuple[nn.Module, Any]:
     return network, tokenizer
 
 
-def _tap(network: nn.Module, head: Eagle3Head | None) -> tuple[Target, str]:
-    """Return the target, tapped for the head, and whether it speculates."""
-    if head is not None:
-        return Target(network, head.config.taps), "on"
+def _with_head(network: nn.Module, head: Eagle3Head) -> Target:
+    """Return the target, tapped for the head; a target that cannot verify trees is refused."""
+    target = Target(network, head.config.taps)
+    _fit(head, target)
+    check_tree_verification(target)
+    return target
+
+
+def _without_head(network: nn.Module) -> Target:
+    """Return the target for plain decoding, with mlx-lm's own caches where ours do not fit."""
     try:
-        return Target(network), "off: no head was given"
+        target = Target(network)
+        check_tree_verification(target)
     except UnsupportedTargetError:
-        return Target(network, speculate=False), "off: no head was given"
+        return Target(network, speculate=False)
+    return target
 
 
 def _fit(head: Eagle3Head, target: Target) -> None:

@@ -13,6 +13,8 @@ import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten
 
+from mlx_eagle.head import HeadConfig
+
 ROOT = Path(__file__).resolve().parents[1]
 # `python -m pytest` puts the checkout first; the tests always see the installed package.
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
@@ -89,6 +91,31 @@ def build_target(architecture: str, **overrides: Any) -> nn.Module:
 @pytest.fixture
 def tiny_target() -> Callable[..., nn.Module]:
     return build_target
+
+
+@pytest.fixture(scope="session")
+def head_config() -> HeadConfig:
+    """A head so small that its forward pass can be followed by hand."""
+    return HeadConfig(
+        hidden_size=32,
+        target_hidden_size=32,
+        target_vocab_size=64,
+        draft_vocab_size=48,
+        intermediate_size=80,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        rms_norm_eps=1e-5,
+        rope_theta=10000.0,
+        rope_scaling=None,
+        rope_interleaved=False,
+        max_position_embeddings=512,
+        taps=(1, 2, 3),
+        norm_before_residual=False,
+        norm_before_fc=False,
+        fc_norm=False,
+        norm_output=False,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -12,35 +12,15 @@ from mlx_eagle.drafters.eagle3 import Candidates, Eagle3Drafter, best, rerank, t
 from mlx_eagle.head import Eagle3Head, HeadConfig
 from mlx_eagle.tree import PLAIN, TreeShape, check_structure
 
-CONFIG = HeadConfig(
-    hidden_size=32,
-    target_hidden_size=32,
-    target_vocab_size=64,
-    draft_vocab_size=48,
-    intermediate_size=64,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    rms_norm_eps=1e-5,
-    rope_theta=10000.0,
-    rope_scaling=None,
-    rope_interleaved=False,
-    max_position_embeddings=512,
-    taps=(1, 2, 3),
-    norm_before_residual=False,
-    norm_before_fc=False,
-    fc_norm=False,
-    norm_output=False,
-)
 N = 11  # observed tokens
 Parts = tuple[Eagle3Head, nn.Embedding, mx.array, mx.array]
 
 
 @pytest.fixture(scope="module")
-def parts() -> Parts:
+def parts(head_config: HeadConfig) -> Parts:
     """A random head and embedding, taps [N, 3H] and followers [N]."""
     mx.random.seed(5)
-    head, embedding = Eagle3Head(CONFIG), nn.Embedding(64, 32)
+    head, embedding = Eagle3Head(head_config), nn.Embedding(64, 32)
     head.lm_head.weight = 4 * head.lm_head.weight  # spread the logits
     head.draft_to_target = mx.arange(48, dtype=mx.int32) + 16
     embedding.weight = 8 * embedding.weight

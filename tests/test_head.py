@@ -15,26 +15,6 @@ from mlx_eagle.cache import KVCache
 from mlx_eagle.errors import CheckpointError
 from mlx_eagle.head import MODEL_TYPE, Eagle3Head, HeadConfig, load_head
 
-CONFIG = HeadConfig(
-    hidden_size=32,
-    target_hidden_size=32,
-    target_vocab_size=64,
-    draft_vocab_size=48,
-    intermediate_size=80,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    rms_norm_eps=1e-5,
-    rope_theta=10000.0,
-    rope_scaling=None,
-    rope_interleaved=False,
-    max_position_embeddings=512,
-    taps=(1, 2, 3),
-    norm_before_residual=False,
-    norm_before_fc=False,
-    fc_norm=False,
-    norm_output=False,
-)
 FLAGS: list[dict[str, Any]] = [
     {},
     {"norm_before_residual": True},
@@ -124,8 +104,10 @@ class TorchHead:
 
 @pytest.mark.torch
 @pytest.mark.parametrize("flags", FLAGS, ids=lambda f: "+".join(f) or "plain")
-def test_prompt_and_three_recurrent_steps_equal_pytorch(flags: dict[str, Any]) -> None:
-    config = replace(CONFIG, **flags)
+def test_prompt_and_three_recurrent_steps_equal_pytorch(
+    flags: dict[str, Any], head_config: HeadConfig
+) -> None:
+    config = replace(head_config, **flags)
     head = random_head(config)
     oracle = TorchHead(head)
     torch = oracle.torch
@@ -166,17 +148,17 @@ def save(head: Eagle3Head, folder: Path, quantization: dict[str, int] | None = N
     return folder
 
 
-def test_a_saved_head_loads_with_the_same_values(tmp_path: Path) -> None:
-    head = random_head(CONFIG)
+def test_a_saved_head_loads_with_the_same_values(tmp_path: Path, head_config: HeadConfig) -> None:
+    head = random_head(head_config)
     loaded = load_head(save(head, tmp_path / "head"))
-    assert loaded.config == CONFIG
+    assert loaded.config == head_config
     want = dict(tree_flatten(head.parameters()))
     for name, value in tree_flatten(loaded.parameters()):
         assert mx.array_equal(value, want[name]), name
 
 
-def test_a_quantized_head_loads_quantized(tmp_path: Path) -> None:
-    head = random_head(CONFIG)
+def test_a_quantized_head_loads_quantized(tmp_path: Path, head_config: HeadConfig) -> None:
+    head = random_head(head_config)
     nn.quantize(head, 32, 4, class_predicate=_divisible)
     loaded = load_head(save(head, tmp_path / "head", {"group_size": 32, "bits": 4}))
     assert isinstance(loaded.fc, nn.QuantizedLinear)
@@ -188,8 +170,8 @@ def _divisible(_: str, module: nn.Module) -> bool:
     return hasattr(module, "to_quantized") and module.weight.shape[-1] % 32 == 0
 
 
-def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
-    folder = save(random_head(CONFIG), tmp_path / "head")
+def test_a_missing_tensor_is_named(tmp_path: Path, head_config: HeadConfig) -> None:
+    folder = save(random_head(head_config), tmp_path / "head")
     weights = mx.load(str(folder / "model.safetensors"))
     weights.pop("norm.weight")
     mx.save_safetensors(str(folder / "model.safetensors"), weights)
@@ -197,8 +179,10 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
         load_head(folder)
 
 
-def test_a_config_without_a_flag_is_refused_with_its_name(tmp_path: Path) -> None:
-    folder = save(random_head(CONFIG), tmp_path / "head")
+def test_a_config_without_a_flag_is_refused_with_its_name(
+    tmp_path: Path, head_config: HeadConfig
+) -> None:
+    folder = save(random_head(head_config), tmp_path / "head")
     config = json.loads((folder / "config.json").read_text())
     del config["norm_output"], config["taps"]
     (folder / "config.json").write_text(json.dumps(config))

@@ -1,14 +1,18 @@
 """Where answers end, what streams say, and what conversations reuse."""
 
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
+from mlx_lm.generate import generate_step
 
+from mlx_eagle.drafters.eagle3 import Eagle3Drafter
 from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.errors import EagleError
+from mlx_eagle.head import Eagle3Head, HeadConfig
 from mlx_eagle.session import Session
 from mlx_eagle.target import Target
 from mlx_eagle.tree import PLAIN, TreeShape
@@ -234,8 +238,6 @@ def test_a_target_that_cannot_hold_a_tree_still_decodes_plainly(tiny_target: Any
         time_step_rank=4,
         intermediate_size=128,
     )
-    from mlx_lm.generate import generate_step
-
     prompt = list(range(3, 20))
     want = [int(t) for t, _ in generate_step(mx.array(prompt), model, max_tokens=20)]
     target = Target(model, speculate=False)
@@ -273,3 +275,26 @@ def test_a_refused_question_leaves_the_conversation_as_it_was(
     with pytest.raises(ValueError, match="max_tokens is 0"):
         session.ask(prompts[2], max_tokens=0)
     assert session.messages == before
+
+
+@pytest.mark.parametrize("speculate", [True, False])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3_moe", "gemma3_text", "gpt_oss"])
+def test_conversations_over_many_architectures_decode_as_mlx_lm(
+    architecture: str, speculate: bool, tiny_target: Any, head_config: HeadConfig
+) -> None:
+    """Prompts that extend, step back within and beyond the margin of a window of 8, and restart."""
+    model: nn.Module = tiny_target(architecture)
+    prompts = [list(range(3, 43)), [*range(3, 43), 9, 9, 9, 60, 61], list(range(3, 30))]
+    prompts += [[5, 6], [7], list(range(3, 103)), list(range(3, 98))]
+    want = [[int(t) for t, _ in generate_step(mx.array(p), model, max_tokens=30)] for p in prompts]
+    sizes = {"hidden_size": 64, "target_hidden_size": 64}
+    vocabularies = {"target_vocab_size": 128, "draft_vocab_size": 128}
+    mx.random.seed(4)
+    head = Eagle3Head(replace(head_config, **sizes, **vocabularies))
+    target = Target(model, taps=head.config.taps)
+    session = Session(
+        target, _NoText(), lambda: Eagle3Drafter(head, target.embedding), speculation="on"
+    )
+    for prompt, tokens in zip(prompts, want, strict=True):
+        options = {"max_tokens": 30, "speculate": speculate, "tree": TreeShape(3, 3, 7)}
+        assert [r.token for r in session.stream_generate(prompt, **options)] == tokens
