@@ -1,7 +1,7 @@
 """The promise: whatever is drafted, the tokens are those of stock mlx-lm, and so is the cache.
 
 float32 on the CPU wheel, whose products are bitwise independent of the number of rows. By default
-every prompt, every shape and every drafter occurs, in rotation; `--full` runs all combinations.
+every prompt, every shape and every drafter occurs, in rotation; `--exactness` runs more of them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -93,20 +93,21 @@ def random_head(engine: Any) -> Eagle3Head:
     return head
 
 
-def combinations(full: bool) -> Iterator[tuple[int, str, str]]:
-    """(prompt, drafter, shape): all of them, or a rotation in which each occurs."""
+def combinations(extent: str) -> Iterator[tuple[int, str, str]]:
+    """(prompt, drafter, shape): all of them, or rotations in which each occurs."""
     for index in range(60):
         for turn, drafter in enumerate(DRAFTERS):
-            names = list(SHAPES) if full else [list(SHAPES)[(index + 3 * turn) % len(SHAPES)]]
-            if full or index % 4 == turn:
+            rotated = [list(SHAPES)[(index + 3 * turn) % len(SHAPES)]]
+            if extent != "quick" or index % 4 == turn:
+                names = list(SHAPES) if extent == "full" else rotated
                 yield from ((index, drafter, name) for name in names)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "combination" in metafunc.fixturenames:
-        full = metafunc.config.getoption("--full")
+        extent = metafunc.config.getoption("--exactness")
         metafunc.parametrize(
-            "combination", list(combinations(full)), ids=lambda c: "-".join(map(str, c))
+            "combination", list(combinations(extent)), ids=lambda c: "-".join(map(str, c))
         )
 
 
@@ -119,7 +120,7 @@ def test_tokens_and_cache_are_those_of_mlx_lm(
     request: pytest.FixtureRequest,
 ) -> None:
     index, drafter_name, shape_name = combination
-    n = 256 if request.config.getoption("--full") else 64
+    n = 64 if request.config.getoption("--exactness") == "quick" else 256
     message = [{"role": "user", "content": prompts[index]}]
     prompt = engine.tokenizer.apply_chat_template(message, add_generation_prompt=True)
     # mlx-lm runs one token ahead, so its cache covers every token that is compared.
