@@ -135,6 +135,9 @@ def run(args: list[str]) -> int:
     except EagleError as error:
         _report(str(error))
         return 1
+    except OSError as error:
+        _report(f"{error.filename or 'output'}: {error.strerror or error}")
+        return 1
     return result if isinstance(result, int) else 0
 
 

@@ -99,7 +99,7 @@ class ModelSource(NamedTuple):
 def complete_tree(
     depth: int | None = None, width: int | None = None, nodes: int | None = None
 ) -> Tree | None:
-    """Complete a tree of which some sizes are given; None leaves the choice to the planner.
+    """Complete a tree of which some sizes are given; None leaves the choice to the engine.
 
     Depth alone is a chain. Depth and width keep width nodes per level. Depth and nodes take the
     smallest width that has room: (4, None, 8) becomes (4, 2, 8).
@@ -120,6 +120,12 @@ def complete_tree(
         raise click.UsageError(
             f"a tree of depth {depth} and width {width} has {depth} to {room} nodes, not {nodes}"
         )
+    from mlx_eagle.tree import TreeShape
+
+    try:
+        TreeShape(depth, width, nodes)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     return Tree(depth, width, nodes)
 
 

@@ -161,6 +161,7 @@ class WindowKVCache(KVCache):
 
     def commit(self, path: Sequence[int]) -> None:
         """Keep the undecided rows `path`, in order, and forget the others."""
+        assert self.pending <= self.slack or len(path) == self.pending, "a tree beyond the slack"
         self.rows -= self.first  # the buffer's rows start at position `first`
         super().commit(path)
         self.rows += self.first
@@ -169,7 +170,6 @@ class WindowKVCache(KVCache):
         self, keys: mx.array, values: mx.array, seen: slice
     ) -> tuple[mx.array, mx.array]:
         """Append a prefill chunk that is longer than the slack; only its end is stored."""
-        assert self.pending == 0, "a chunk longer than the slack is prefill, never a tree"
         if self.keys is not None and self.values is not None:
             keys = mx.concatenate([self.keys[..., seen, :], keys], axis=2)
             values = mx.concatenate([self.values[..., seen, :], values], axis=2)

@@ -1,27 +1,22 @@
 """`load` and `Engine`: a target, perhaps with a head, ready to generate."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model, load_tokenizer, maybe_set_recommended_wired_limit
 
 from mlx_eagle.drafters.eagle3 import Eagle3Drafter
 from mlx_eagle.errors import CheckpointError, EagleError, UnsupportedTargetError
 from mlx_eagle.head import Eagle3Head, load_head
-from mlx_eagle.hub import fetch
+from mlx_eagle.hub import Progress, fetch
 from mlx_eagle.probe import check_tree_verification
 from mlx_eagle.session import GenerationResult, Prompt, Responses, Session
 from mlx_eagle.target import Target
 
-Progress = Callable[[str, int, int], None]
-
 DEMO = Path(__file__).parent / "demo"
-# What mlx-lm's loader raises for folders that are not targets; it has no error type of its own.
-_LOADER_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
-
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 
@@ -95,13 +90,14 @@ def load(
     Raises:
         EagleError: if something cannot be found, loaded or used together.
     """
+    compute_type = _dtype(dtype)
     is_demo = model is None
     if model is None:
         model, head = DEMO / "target", head or DEMO / "head"
     folder = fetch(model, progress=progress)
     head_folder = fetch(head, progress=progress) if head is not None else None
     _report(progress, 0)
-    network, tokenizer = _load_target(folder, _dtype(dtype))
+    network, tokenizer = _load_target(folder, compute_type)
     _report(progress, 1)
     drafter_head = load_head(head_folder) if head_folder else None
     maybe_set_recommended_wired_limit()
@@ -109,15 +105,21 @@ def load(
     mx.eval(network.parameters(), drafter_head.parameters() if drafter_head else [])
     _report(progress, 2)
     info = EngineInfo(
-        target="pydoc-llama (demo)" if is_demo else str(model),
+        target=_name(model),
         target_precision=_precision(network),
-        head=("pydoc-eagle3 (demo)" if is_demo else str(head)) if drafter_head else "",
+        head=_name(head) if head else "",
         head_precision=_precision(drafter_head) if drafter_head else "",
         speculation="on" if drafter_head else "off: no head was given",
         device=str(mx.device_info()["device_name"]),
         is_demo=is_demo,
     )
     return Engine(target, tokenizer, drafter_head, info)
+
+
+def _name(model: str | Path) -> str:
+    """Return what to call a model in a banner."""
+    demo = {DEMO / "target": "pydoc-llama (demo)", DEMO / "head": "pydoc-eagle3 (demo)"}
+    return demo.get(Path(model), str(model))
 
 
 def _report(progress: Progress | None, step: int) -> None:
@@ -141,7 +143,7 @@ def _load_target(folder: Path, dtype: mx.Dtype | None) -> tuple[nn.Module, Any]:
         tokenizer = load_tokenizer(
             folder, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id")
         )
-    except _LOADER_ERRORS as error:
+    except Exception as error:  # mlx-lm, transformers and the tokenizers share no error type
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise CheckpointError(
             f"{folder} is not a target that mlx-lm can load ({reason})"
@@ -195,5 +197,5 @@ def _precision(network: nn.Module) -> str:
     }
     if kinds:
         return " and ".join(sorted(kinds))
-    weights = (m.weight for _, m in network.named_modules() if isinstance(m, nn.Linear))
-    return str(next(weights).dtype).removeprefix("mlx.core.")
+    floats = (v.dtype for _, v in tree_flatten(network.parameters()) if v.ndim > 1)
+    return str(next(floats, mx.float32)).removeprefix("mlx.core.")

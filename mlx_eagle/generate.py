@@ -1,8 +1,9 @@
 """The loop: draft, verify, accept, commit. It knows token ids only; text is `text.py`'s matter.
 
-One round builds a single lazy graph and reads one small array back. Nothing else in the package
-waits for the device. The algorithm is EAGLE's (arXiv 2401.15077, 2406.16858, 2503.01840); every
-token that comes out is the target's own choice over its full vocabulary.
+One round builds a single lazy graph and reads one small array back. (On a CPU it also waits for
+the draft, which costs nothing there.) While text is generated nothing else waits for the device.
+The algorithm is EAGLE's (arXiv 2401.15077, 2406.16858, 2503.01840); every token that comes out is
+the target's own choice over its full vocabulary.
 """
 
 import time
@@ -17,7 +18,7 @@ from mlx_eagle.cache import AnyCache
 from mlx_eagle.drafters import Drafter
 from mlx_eagle.sampling import Sampler
 from mlx_eagle.target import Target, Verified
-from mlx_eagle.tree import PLAIN, DraftTree, TreeShape
+from mlx_eagle.tree import PLAIN, DraftTree, TreeShape, check_structure
 
 PREFILL_STEP = 2048  # tokens per prefill chunk, as in mlx-lm
 
@@ -133,7 +134,7 @@ def _launch(decoder: Decoder, root: mx.array, shape: TreeShape) -> _Flight:
 
 
 def _land(decoder: Decoder, flight: _Flight, since: float) -> tuple[Round, float]:
-    """Read one round back, the only wait of the round, and commit what it accepted.
+    """Read one round back and commit what it accepted.
 
     Returns:
         The round, and the moment it was read; `since` is that moment of the round before.
@@ -148,8 +149,9 @@ def _land(decoder: Decoder, flight: _Flight, since: float) -> tuple[Round, float
     taps = flight.verified.taps
     kept = None if taps is None else taps[mx.array(path)]
     decoder.drafter.observe(kept, mx.array(accepted, dtype=mx.int32))
+    depth = max(check_structure(parents))
     times = _times(flight.clock, read, time.perf_counter())
-    return Round(accepted, flight.tree.num_draft_tokens, flight.tree.max_depth, times), read
+    return Round(accepted, flight.tree.num_draft_tokens, depth, times), read
 
 
 def _times(clock: Sequence[float], read: float, end: float) -> RoundTimes:

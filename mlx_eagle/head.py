@@ -7,6 +7,7 @@ normed residual, post-norm feedback).
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -54,7 +55,7 @@ class HeadConfig:
         """Read the normalised `config.json` of a converted head.
 
         Raises:
-            CheckpointError: if a key is missing; the message names all that are.
+            CheckpointError: if keys are missing or have impossible values; the message names all.
         """
         names = [field.name for field in fields(cls)]
         missing = sorted(set(names) - set(config))
@@ -63,11 +64,34 @@ class HeadConfig:
                 f"the head's config.json lacks {', '.join(missing)}; convert the head again"
             )
         values: dict[str, Any] = {name: config[name] for name in names}
+        wrong = [f"{n} is {v!r:.40}" for n, v in values.items() if not _is_sound(n, v)]
+        if wrong:
+            raise CheckpointError(
+                f"the head's config.json is unsound: {', '.join(wrong)}; convert the head again"
+            )
         return cls(**values | {"taps": tuple(config["taps"])})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form of the configuration, the inverse of `from_dict`."""
         return asdict(self) | {"taps": list(self.taps)}
+
+
+_FLAGS = {"rope_interleaved", "norm_before_residual", "norm_before_fc", "fc_norm", "norm_output"}
+_LARGEST = 1 << 24  # more than any width or vocabulary in use, and far below overflow
+
+
+def _is_sound(name: str, value: Any) -> bool:
+    """Say whether `value` is possible for the field `name` of a head's configuration."""
+    if name in _FLAGS:
+        return isinstance(value, bool)
+    if name == "taps":
+        counts = isinstance(value, list | tuple) and all(type(b) is int for b in value)
+        return counts and list(value) == sorted({b for b in value if b >= 0}) and bool(value)
+    if name == "rope_scaling":
+        return value is None or isinstance(value, dict)
+    if name in ("rms_norm_eps", "rope_theta"):
+        return type(value) in (int, float) and 0 < value < math.inf
+    return type(value) is int and 0 < value <= _LARGEST
 
 
 class Attention(nn.Module):
@@ -208,8 +232,9 @@ def load_head(folder: Path) -> Eagle3Head:
         CheckpointError: if the folder is not a converted head or its tensors do not fit.
     """
     config = read_head_config(folder)
-    head = Eagle3Head(HeadConfig.from_dict(config))
+    head_config = HeadConfig.from_dict(config)
     try:
+        head = Eagle3Head(head_config)
         weights = mx.load(str(folder / "model.safetensors"))
         assert isinstance(weights, dict), "safetensors load as a dictionary"
         if quantization := config.get("quantization"):
@@ -220,12 +245,20 @@ def load_head(folder: Path) -> Eagle3Head:
                 class_predicate=lambda path, _: f"{path}.scales" in weights,
             )
         head.load_weights(list(weights.items()), strict=True)
-    except (ValueError, RuntimeError) as error:
+        _check_draft_ids(head)
+    except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(
-            f"{folder.name}/model.safetensors does not fit its config.json: {error}; "
-            "convert the head again"
+            f"{folder.name}/model.safetensors does not fit its config.json "
+            f"({type(error).__name__}: {error}); convert the head again"
         ) from error
     return head
+
+
+def _check_draft_ids(head: Eagle3Head) -> None:
+    """Refuse a table that maps a draft id to no token of the target."""
+    ids, n_tokens = head.draft_to_target, head.config.target_vocab_size
+    if ids.dtype != mx.int32 or not mx.all((ids >= 0) & (ids < n_tokens)):
+        raise ValueError(f"draft_to_target must hold int32 ids below {n_tokens}")
 
 
 def read_head_config(folder: Path) -> dict[str, Any]:
@@ -236,7 +269,7 @@ def read_head_config(folder: Path) -> dict[str, Any]:
     """
     try:
         config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder} has no readable config.json: {error}") from error
     if not isinstance(config, dict) or config.get("model_type") != MODEL_TYPE:
         kind = config.get("model_type") if isinstance(config, dict) else "no object"

@@ -36,7 +36,7 @@ def check_tree_verification(target: Target) -> None:
         target.extend(mx.array(PREFIX, dtype=mx.int32), cache)
         found = target.verify(tree, cache).logits
         mx.eval(found)
-    except (TypeError, ValueError, AttributeError, IndexError) as error:
+    except Exception as error:  # model code may stumble over a vector of positions in any way
         raise UnsupportedTargetError(
             f"mlx-lm's {name} model uses the cache in a way that trees break ({error}); {advice}"
         ) from error

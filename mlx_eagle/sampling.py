@@ -46,7 +46,9 @@ class Sampler:
             [N] int32 token ids.
         """
         if self.temperature == 0:
-            return mx.argmax(logits, axis=-1).astype(mx.int32)
+            # mlx-lm takes the argmax after this subtraction, which makes ties in 16 bits.
+            log_probs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+            return mx.argmax(log_probs, axis=-1).astype(mx.int32)
         scores = self._filtered(logits.astype(mx.float32)) / self.temperature
         noise = [self._noise(offset + d, logits.shape[-1]) for d in range(tree.max_depth + 1)]
         scores = scores + mx.stack(noise)[tree.depths]  # [N, V]

@@ -11,6 +11,7 @@ from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+from jinja2 import TemplateError
 
 from mlx_eagle.drafters import Drafter
 from mlx_eagle.errors import EagleError
@@ -68,8 +69,8 @@ class GenerationResponse(NamedTuple):
     """One token of a stream; the fields are mlx-lm's, but for logprobs, plus the last three.
 
     `text` is what became certain with this token and may be empty. `peak_memory` is in GB, rates
-    are in tokens per second. `n_accepted` counts accepted draft tokens so far; `stats` comes with
-    the last token.
+    are in tokens per second. `n_accepted` counts the draft tokens that the rounds so far have
+    accepted; `stats` comes with the last token.
     """
 
     text: str
@@ -118,28 +119,31 @@ class Session:
         self._target, self._tokenizer = target, tokenizer
         self._make_drafter, self._speculation = make_drafter, speculation
         self._tokens: list[int]  # committed; the caches hold rows of all but the newest
+        self._open: Responses | None = None
         self._reset()
 
     def clear(self) -> None:
         """Forget the conversation; the system prompt stays."""
+        self._finish()
         self.messages = []
         self._reset()
 
     def ask(self, text: str, **options: Any) -> "Responses":
         """Say something and stream the answer; both join the conversation.
 
-        An answer that is cut short (by closing the stream) joins it as far as it got. A request
-        that is refused leaves the conversation as it was; see `stream_generate` for the errors.
+        An answer that is cut short (by closing the stream, or by asking again) joins it as far as
+        it got. A request that is refused, or stopped before its first token, leaves the
+        conversation as it was; see `stream_generate` for the errors.
         """
+        self._finish()
         question = {"role": "user", "content": text}
         system = [{"role": "system", "content": self.system}] if self.system else []
-        return self._answer(
-            question, self.stream_generate([*system, *self.messages, question], **options)
-        )
+        stream = self.stream_generate([*system, *self.messages, question], **options)
+        self._open = self._answer(question, stream)
+        return self._open
 
     def _answer(self, question: dict[str, str], stream: "Responses") -> "Responses":
         """Pass a stream on and note question and answer in the conversation."""
-        self.messages.append(question)
         answer: list[str] = []
         try:
             for response in stream:
@@ -147,17 +151,22 @@ class Session:
                 yield response
         finally:
             stream.close()
-            self.messages.append({"role": "assistant", "content": "".join(answer)})
+            if answer:
+                said = {"role": "assistant", "content": "".join(answer)}
+                self.messages += [question, said]
 
     def stream_generate(self, prompt: Prompt, **options: Any) -> "Responses":
         """Stream an answer to `prompt`, reusing the rows it shares with what is committed.
+
+        The caches serve one stream at a time: a stream that is still open ends here.
 
         Args:
             prompt: a string or token ids, used as they are, or chat messages for the template.
             **options: the fields of `GenerationOptions`.
 
         Raises:
-            EagleError: if the prompt is empty or the tokenizer has no chat template.
+            EagleError: if the prompt is empty or of another kind, or the chat template is missing
+                or refuses the messages.
             TypeError: if an option does not exist.
             ValueError: if an option is out of range.
         """
@@ -165,7 +174,25 @@ class Session:
         sampler = chosen.sampler()
         ids = self._encode(prompt)
         self._check(ids, chosen.tree)
-        return self._stream(ids, chosen, sampler)
+        self._finish()
+        self._open = self._guarded(self._stream(ids, chosen, sampler))
+        return self._open
+
+    def _finish(self) -> None:
+        """End the stream that is still open, if any."""
+        if self._open is not None:
+            self._open.close()
+        self._open = None
+
+    def _guarded(self, stream: "Responses") -> "Responses":
+        """Pass a stream on; caches that an exception leaves half-written are not used again."""
+        try:
+            yield from stream
+        except GeneratorExit:
+            raise
+        except BaseException:
+            self._reset()
+            raise
 
     def _stream(self, ids: list[int], options: GenerationOptions, sampler: Sampler) -> "Responses":
         """Prefill, then turn rounds into responses until something ends the answer."""
@@ -174,7 +201,7 @@ class Session:
         mx.reset_peak_memory()
         started = time.perf_counter()
         self._rewind(ids, speculate)
-        self._tokens = ids[: self._cache.rows]  # true even if the prefill is interrupted
+        self._tokens = ids[: self._cache.rows]  # true even if the stream is closed here
         stats.cached_tokens = self._cache.rows
         drafter = self._drafter if speculate else None
         decoder = Decoder(self._target, self._cache, drafter, sampler)
@@ -188,7 +215,7 @@ class Session:
     def _check(self, ids: Sequence[int], tree: TreeShape | None) -> None:
         """Refuse tokens that the target does not know and trees that the drafter cannot make."""
         n_tokens = self._target.vocab_size
-        foreign = [i for i in ids if not 0 <= i < n_tokens]
+        foreign = [i for i in ids if i < 0 or (n_tokens is not None and i >= n_tokens)]
         if foreign:
             raise EagleError(
                 f"the prompt holds token {foreign[0]}, but the target has {n_tokens} tokens; "
@@ -220,18 +247,33 @@ class Session:
             bos = self._tokenizer.bos_token
             has_bos = bos is not None and prompt.startswith(bos)
             ids = self._tokenizer.encode(prompt, add_special_tokens=not has_bos)
-        elif prompt and isinstance(prompt[0], dict):
-            if not self._tokenizer.has_chat_template:
-                raise EagleError(
-                    "this target has no chat template, so chat messages cannot be encoded; "
-                    "give the prompt as a string (on the command line: --raw)"
-                )
-            ids = self._tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True)
-        else:
+        elif isinstance(prompt, list | tuple) and all(isinstance(m, dict) for m in prompt):
+            ids = self._apply_template(list(prompt)) if prompt else []
+        elif isinstance(prompt, list | tuple) and all(type(i) is int for i in prompt):
             ids = list(prompt)
+        else:
+            raise EagleError(
+                f"the prompt is {type(prompt).__name__}; give a string, a list of token ids (int) "
+                "or a list of chat messages (dict)"
+            )
         if not ids:
             raise EagleError("the prompt is empty; give at least one token")
-        return [int(i) for i in ids]
+        return ids
+
+    def _apply_template(self, messages: list[Any]) -> list[int]:
+        """Return the token ids of chat messages."""
+        if not self._tokenizer.has_chat_template:
+            raise EagleError(
+                "this target has no chat template, so chat messages cannot be encoded; "
+                "give the prompt as a string (on the command line: --raw)"
+            )
+        try:
+            return list(self._tokenizer.apply_chat_template(messages, add_generation_prompt=True))
+        except (TemplateError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise EagleError(
+                f"the target's chat template refuses the messages: {error}; a system prompt or "
+                "the order of the roles may be what it does not take"
+            ) from error
 
     def _reset(self) -> None:
         """Start with empty caches."""

@@ -1,7 +1,8 @@
 """What a generation cost and what speculation gave; the words are the field's, defined once.
 
-`n_accepted` is what a round accepts of its drafted tokens. `acceptance_length` is the mean number
-of tokens per target forward, the target's own bonus token included: mean(n_accepted) + 1.
+`n_accepted` is what a round accepts of its drafted tokens, also where the answer ends within it.
+`acceptance_length` is the mean number of tokens per target forward, the target's own bonus token
+included: mean(n_accepted) + 1.
 """
 
 from collections.abc import Sequence

@@ -54,14 +54,12 @@ class Target:
                 accept_node_positions(module)
 
     @property
-    def n_layers(self) -> int:
-        """Decoder layers."""
-        return len(self.model.layers)
-
-    @property
-    def vocab_size(self) -> int:
-        """Token ids the target knows: the rows of its embedding, padding included."""
-        rows: int = self.embedding.weight.shape[0]
+    def vocab_size(self) -> int | None:
+        """Token ids the target knows, padding included; None where the embedding is not clear."""
+        try:
+            rows: int = self.embedding.weight.shape[0]
+        except UnsupportedTargetError:
+            return None
         return rows
 
     @property

@@ -20,6 +20,11 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+# A tree must fit the slack of a window cache, and ranking compares all pairs of candidates. The
+# largest trees in use, EAGLE-2's on datacenter GPUs, verify 60 nodes of 710 candidates.
+MAX_NODES = 255
+MAX_CANDIDATES = 4096
+
 
 @dataclass(frozen=True)
 class TreeShape:
@@ -36,7 +41,7 @@ class TreeShape:
     nodes: int
 
     def __post_init__(self) -> None:
-        if self.nodes == 0 and self.depth == 0:
+        if (self.depth, self.width, self.nodes) == (0, 1, 0):
             return
         if min(self.depth, self.width, self.nodes) < 1:
             raise ValueError(f"{self} has a part below 1; plain decoding is TreeShape(0, 1, 0)")
@@ -44,6 +49,12 @@ class TreeShape:
             raise ValueError(
                 f"{self} asks for {self.nodes} nodes, but depth {self.depth} and width "
                 f"{self.width} draft only {self.n_candidates}; raise depth or width"
+            )
+        if self.nodes > MAX_NODES or self.n_candidates > MAX_CANDIDATES:
+            raise ValueError(
+                f"{self} scores {self.n_candidates} candidates for {self.nodes} nodes; at most "
+                f"{MAX_CANDIDATES} candidates (width + (depth - 1) * width * width) and "
+                f"{MAX_NODES} nodes are possible"
             )
 
     @classmethod

@@ -194,3 +194,35 @@ def test_a_folder_that_is_no_converted_head_says_how_to_convert(tmp_path: Path) 
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(CheckpointError, match="'llama'.*mlx-eagle convert"):
         load_head(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"taps": [5, 4, 2]}, "taps is"),
+        ({"taps": [2, 2, 4]}, "taps is"),
+        ({"taps": [True, 4, 5]}, "taps is"),
+        ({"taps": ["2"]}, "taps is"),
+        ({"taps": []}, "taps is"),
+        ({"taps": 3}, "taps is 3"),
+        ({"hidden_size": "32"}, "hidden_size is '32'"),
+        ({"num_attention_heads": 0, "rms_norm_eps": None}, "heads is 0, rms_norm_eps is None"),
+        ({"draft_vocab_size": 10**12}, "draft_vocab_size is"),
+        ({"rope_theta": float("nan")}, "rope_theta is nan"),
+        ({"norm_output": 1}, "norm_output is 1"),
+        ({"rope_scaling": {"rope_type": "nonsense"}}, "nonsense"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "KeyError"),
+        ({"quantization": {"group_size": 7}}, "does not fit its config"),
+        ({"quantization": "x"}, "does not fit its config"),
+        ({"draft_vocab_size": 40}, "does not fit its config"),
+        ({"target_vocab_size": 20}, "int32 ids below 20"),
+    ],
+)
+def test_an_impossible_configuration_is_one_clear_error(
+    changes: dict[str, Any], message: str, tmp_path: Path, head_config: HeadConfig
+) -> None:
+    folder = save(random_head(head_config), tmp_path / "head")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(CheckpointError, match=message):
+        load_head(folder)

@@ -298,3 +298,53 @@ def test_conversations_over_many_architectures_decode_as_mlx_lm(
     for prompt, tokens in zip(prompts, want, strict=True):
         options = {"max_tokens": 30, "speculate": speculate, "tree": TreeShape(3, 3, 7)}
         assert [r.token for r in session.stream_generate(prompt, **options)] == tokens
+
+
+def test_a_new_question_ends_the_answer_that_is_still_open(demo: Any, prompts: list[str]) -> None:
+    session = demo.session()
+    old = session.ask(prompts[1], max_tokens=40, ignore_eos=True)
+    said = next(old).text + next(old).text
+    new = [r.token for r in session.ask(prompts[2], max_tokens=20)]
+    assert list(old) == []
+    assert session.messages[1] == {"role": "assistant", "content": said}
+    assert [m["role"] for m in session.messages] == ["user", "assistant"] * 2
+    assert new == demo.generate(session.messages[:3], max_tokens=20).tokens
+
+
+def test_a_question_that_was_never_answered_is_not_remembered(
+    demo: Any, prompts: list[str]
+) -> None:
+    def interrupt(done: int, _: int) -> None:
+        raise KeyboardInterrupt
+
+    session = demo.session()
+    with pytest.raises(KeyboardInterrupt):
+        list(session.ask(prompts[0], progress=interrupt))
+    assert session.messages == []
+
+
+@pytest.mark.parametrize("prompt", [5, None, b"ab", ["a"], [1, "a"], mx.array([1, 2]), [True]])
+def test_a_prompt_of_another_kind_is_refused_with_the_three_that_exist(
+    prompt: Any, demo: Any
+) -> None:
+    with pytest.raises(EagleError, match="a string, a list of token ids .* or a list of chat"):
+        demo.generate(prompt)
+
+
+def test_a_template_that_refuses_the_messages_is_one_clear_error(
+    demo: Any, prompts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusal = "{{ raise_exception('System role not supported') }}"
+    monkeypatch.setattr(demo.tokenizer._tokenizer, "chat_template", refusal)
+    with pytest.raises(EagleError, match="refuses the messages: System role not supported"):
+        demo.generate(ask(prompts, 0))
+
+
+def test_sixteen_bit_greedy_decoding_breaks_ties_as_mlx_lm_does(tiny_target: Any) -> None:
+    model: nn.Module = tiny_target("llama")
+    model.set_dtype(mx.bfloat16)
+    for start in range(3, 9):
+        prompt = list(range(start, start + 20))
+        want = [int(t) for t, _ in generate_step(mx.array(prompt), model, max_tokens=30)]
+        session = Session(Target(model), _NoText(), None, "off: no head was given")
+        assert [r.token for r in session.stream_generate(prompt, max_tokens=30)] == want

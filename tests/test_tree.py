@@ -95,6 +95,14 @@ def test_a_shape_cannot_ask_for_more_nodes_than_it_drafts() -> None:
 
 def test_a_shape_with_a_part_below_one_is_refused_unless_it_is_plain() -> None:
     assert TreeShape(0, 1, 0) == PLAIN == TreeShape.chain(0)
-    for parts in [(0, 1, 1), (1, 0, 1), (2, 2, 0), (-1, 1, 1)]:
+    for parts in [(0, 1, 1), (1, 0, 1), (2, 2, 0), (-1, 1, 1), (0, 5, 0), (0, -3, 0)]:
         with pytest.raises(ValueError, match="below 1"):
             TreeShape(*parts)
+
+
+def test_a_shape_beyond_the_bounds_is_refused_with_both_bounds() -> None:
+    assert TreeShape(6, 10, 255).n_candidates == 510
+    with pytest.raises(ValueError, match="4096 candidates.*255 nodes"):
+        TreeShape(6, 10, 256)
+    with pytest.raises(ValueError, match="scores 20544 candidates"):
+        TreeShape(6, 64, 16)
