@@ -197,5 +197,6 @@ def _precision(network: nn.Module) -> str:
     }
     if kinds:
         return " and ".join(sorted(kinds))
-    floats = (v.dtype for _, v in tree_flatten(network.parameters()) if v.ndim > 1)
-    return str(next(floats, mx.float32)).removeprefix("mlx.core.")
+    weights: list[tuple[str, mx.array]] = list(tree_flatten(network.parameters()))
+    widest = max(weights, key=lambda named: named[1].size)[1]
+    return str(widest.dtype).removeprefix("mlx.core.")

@@ -120,12 +120,13 @@ def _launch(decoder: Decoder, root: mx.array, shape: TreeShape) -> _Flight:
     clock = [time.perf_counter()]
     tree = DraftTree.chain(root) if drafter is None else drafter.draft(root, shape)
     clock.append(time.perf_counter())
-    # The device drafts while the verification graph is being built.
-    mx.async_eval(tree.tokens, tree.parents)
+    if tree.num_draft_tokens:
+        # The device drafts while the verification graph is being built.
+        mx.async_eval(tree.tokens, tree.parents)
     verified = target.verify(tree, cache)
     choices = sampler(verified.logits, tree, cache.rows)
     packed = mx.concatenate([tree.tokens, tree.parents, choices])
-    if mx.default_device() == mx.cpu:
+    if tree.num_draft_tokens and mx.default_device() == mx.cpu:
         # Here the wait costs nothing, and it tells drafting from verifying.
         mx.eval(tree.tokens, tree.parents)
     clock.append(time.perf_counter())

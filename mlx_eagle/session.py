@@ -268,12 +268,15 @@ class Session:
                 "give the prompt as a string (on the command line: --raw)"
             )
         try:
-            return list(self._tokenizer.apply_chat_template(messages, add_generation_prompt=True))
+            ids: list[int] = self._tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True
+            )
         except (TemplateError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise EagleError(
                 f"the target's chat template refuses the messages: {error}; a system prompt or "
                 "the order of the roles may be what it does not take"
             ) from error
+        return ids
 
     def _reset(self) -> None:
         """Start with empty caches."""
