@@ -197,6 +197,5 @@ def _precision(network: nn.Module) -> str:
     }
     if kinds:
         return " and ".join(sorted(kinds))
-    weights: list[tuple[str, mx.array]] = list(tree_flatten(network.parameters()))
-    widest = max(weights, key=lambda named: named[1].size)[1]
-    return str(widest.dtype).removeprefix("mlx.core.")
+    largest = max(dict(tree_flatten(network.parameters())).values(), key=lambda array: array.size)
+    return str(largest.dtype).removeprefix("mlx.core.")

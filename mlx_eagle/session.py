@@ -246,7 +246,7 @@ class Session:
         if isinstance(prompt, str):
             bos = self._tokenizer.bos_token
             has_bos = bos is not None and prompt.startswith(bos)
-            ids = self._tokenizer.encode(prompt, add_special_tokens=not has_bos)
+            ids: list[int] = self._tokenizer.encode(prompt, add_special_tokens=not has_bos)
         elif isinstance(prompt, list | tuple) and all(isinstance(m, dict) for m in prompt):
             ids = self._apply_template(list(prompt)) if prompt else []
         elif isinstance(prompt, list | tuple) and all(type(i) is int for i in prompt):
