@@ -1,7 +1,7 @@
 """The loop: draft, verify, accept, commit. It knows token ids only; text is `text.py`'s matter.
 
 One round builds a single lazy graph and reads one small array back. (On a CPU it also waits for
-the draft, which costs nothing there.) While text is generated nothing else waits for the device.
+the draft, to tell drafting from verifying.) While text is generated nothing else waits.
 The algorithm is EAGLE's (arXiv 2401.15077, 2406.16858, 2503.01840); every token that comes out is
 the target's own choice over its full vocabulary.
 """
@@ -127,7 +127,7 @@ def _launch(decoder: Decoder, root: mx.array, shape: TreeShape) -> _Flight:
     choices = sampler(verified.logits, tree, cache.rows)
     packed = mx.concatenate([tree.tokens, tree.parents, choices])
     if tree.num_draft_tokens and mx.default_device() == mx.cpu:
-        # Here the wait costs nothing, and it tells drafting from verifying.
+        # There is no submission to a GPU to save here, and it tells drafting from verifying.
         mx.eval(tree.tokens, tree.parents)
     clock.append(time.perf_counter())
     mx.async_eval(packed)
