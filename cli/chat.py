@@ -54,7 +54,7 @@ def command(
     from mlx_eagle.cli.display import terminal
 
     console = terminal(stderr=True)
-    engine = load_engine(source, console)
+    engine = load_engine(source.for_settings(settings), console)
     stream_answer(engine, to_messages(question, system), settings, console, sys.stdout)
 
 
@@ -64,7 +64,7 @@ def converse(source: ModelSource, settings: Settings, system: str | None) -> Non
     from mlx_eagle.cli.repl import Repl, history_path
 
     console = terminal()
-    download(source, console)
+    fetch_models(source, console)
 
     def start() -> "Engine":
         from mlx_eagle.engine import load
@@ -79,17 +79,25 @@ def converse(source: ModelSource, settings: Settings, system: str | None) -> Non
         os._exit(0)
 
 
-def download(source: ModelSource, console: "Console") -> None:
-    """Bring hub models here first, with bars: Ctrl-C must reach a download."""
-    names = [name for name in (source.model, source.head) if name]
-    if all(os.path.exists(os.path.expanduser(name)) for name in names):
-        return
-    from mlx_eagle.cli.display import Loading
+def fetch_models(source: ModelSource, console: "Console") -> None:
+    """Bring models here, and convert a head, before the prompt: Ctrl-C must reach that."""
+    name = source.model or source.head
+    if name is None or name == "none":
+        return  # the demo pair, or its target alone
+    from mlx_eagle.cli.display import Loading, printable
     from mlx_eagle.hub import fetch
+    from mlx_eagle.published import choose_head
 
     with Loading(console) as loading:
-        for name in names:
-            fetch(name, progress=loading.update)
+        folder = fetch(name, progress=loading.update)
+        if source.model is not None:
+            choose_head(
+                source.model,
+                source.head,
+                folder,
+                progress=loading.update,
+                notify=lambda line: console.print(printable(line)),
+            )
 
 
 class EngineThread:

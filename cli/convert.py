@@ -1,16 +1,33 @@
 """`mlx-eagle convert`: ports a PyTorch head, or a Hugging Face target, to an MLX folder."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import click
 
+from mlx_eagle.cli.display import fetch_shown
+from mlx_eagle.convert.precision import (
+    BITS,
+    DTYPES,
+    GROUP_SIZES,
+    MODES,
+    Quantization,
+    choose_quantization,
+)
+from mlx_eagle.errors import EagleError
+from mlx_eagle.head_config import ALGORITHMS
+
 EXAMPLES = """\b
 Examples:
   mlx-eagle convert path/to/llama --out llama-4bit
+  mlx-eagle convert owner/name --out mine --mode mxfp8 --dtype bfloat16
   mlx-eagle convert path/to/eagle3-head --target llama-4bit --out my-head
 """
-PRECISION = click.Choice(["4", "8", "none"])
+HEAD_BITS = click.Choice(["4", "8", "none"])
+TARGET_BITS = click.Choice([*map(str, BITS), "none"])
+TARGET_ONLY = ("bits", "mode", "dtype")
+HEAD_ONLY = ("head_bits", "settings", "calibrate")
 
 
 @click.command("convert", epilog=EXAMPLES)
@@ -22,33 +39,52 @@ PRECISION = click.Choice(["4", "8", "none"])
     help="Folder to write; it must not exist.",
 )
 @click.option("--target", help="The target of a head: SOURCE is a head if this is given.")
-@click.option("--bits", type=PRECISION, help="Bits per weight of a target; default 4.")
-@click.option("--head-bits", type=PRECISION, help="Bits per weight of a head; default 4.")
+@click.option("--bits", type=TARGET_BITS, help="Bits per weight of a target; default 4, or 8.")
+@click.option("--head-bits", type=HEAD_BITS, help="Bits per weight of a head; default 4.")
 @click.option(
     "--group-size",
-    type=click.Choice(["32", "64", "128"]),
-    default="64",
-    show_default=True,
-    help="Weights that share a scale.",
+    type=click.Choice([str(size) for size in GROUP_SIZES]),
+    help="Weights that share a scale; default 64, or what the mode has.",
 )
-def command(
-    source: str,
-    out: Path,
-    target: str | None,
-    bits: str | None,
-    head_bits: str | None,
-    group_size: str,
-) -> None:
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Decide a fact about a head that its files get wrong, e.g. taps=2,16,29.",
+)
+@click.option("--calibrate", is_flag=True, help="Measure a head's doubtful facts: see doctor.")
+@click.option(
+    "--mode",
+    type=click.Choice(list(MODES)),
+    help="How a target is quantized; default affine. mxfp4 and nvfp4 have 4 bits in groups of 32 "
+    "and 16, mxfp8 has 8 in groups of 32.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    help="Type of what is not quantized in a target; default: as published.",
+)
+def command(source: str, out: Path, target: str | None, **options: Any) -> None:
     """Convert SOURCE, a draft head or a target: a folder, or owner/name on the hub."""
-    if target is not None and bits is not None:
-        raise click.UsageError("--bits is for targets; the precision of a head is --head-bits")
-    if target is None and head_bits is not None:
-        raise click.UsageError("--head-bits is for heads, which need --target as well")
-    options = {"bits": _bits(head_bits if target else bits), "group_size": int(group_size)}
     if target is None:
+        for name in HEAD_ONLY:
+            if options[name]:
+                option = {"settings": "set"}.get(name, name).replace("_", "-")
+                raise click.UsageError(f"--{option} is for heads, which need --target as well")
         click.echo(_convert_target(source, out, options))
-    else:
-        click.echo(_convert_head(source, target, out, options))
+        return
+    for name in TARGET_ONLY:
+        if options[name] is not None:
+            raise click.UsageError(
+                f"--{name} is for targets; the precision of a head is --head-bits"
+            )
+    size = int(options["group_size"] or "64")
+    head_options: dict[str, Any] = {"bits": _bits(options["head_bits"]), "group_size": size}
+    head_options["settings"] = dict(map(_setting, options["settings"]))
+    click.echo(_convert_head(source, target, out, head_options))
+    if options["calibrate"]:
+        _calibrate(out, target)
 
 
 def _bits(precision: str | None) -> int | None:
@@ -56,38 +92,82 @@ def _bits(precision: str | None) -> int | None:
     return None if precision == "none" else int(precision or "4")
 
 
+def _setting(text: str) -> tuple[str, Any]:
+    """Return the name and the value of KEY=VALUE; values are JSON, or numbers with commas."""
+    key, found, value = text.partition("=")
+    if not found or not value:
+        raise click.UsageError(f"--set {text} is not KEY=VALUE, such as taps=2,16,29")
+    try:
+        return key, json.loads(f"[{value}]" if key == "taps" and value[0] != "[" else value)
+    except ValueError as error:
+        raise click.UsageError(
+            f"--set {text}: the value is not a number, true, false, null or a list of numbers"
+        ) from error
+
+
 def _convert_head(source: str, target: str, out: Path, options: dict[str, Any]) -> str:
-    """Convert a head and return the summary."""
+    """Convert a head and return the summary, with what is doubtful about it."""
     from mlx_eagle.convert.heads import convert_head
 
-    config = convert_head(_fetch(source), _fetch(target), out, **options)
-    taps = ", ".join(str(tap) for tap in config["taps"])
-    return (
-        f"{out}: EAGLE-3 head for {config['target']['name']}, {_precision(options)}, taps {taps}, "
+    folder, target_folder = fetch_shown(source), fetch_shown(target, ["config.json"])
+    config = convert_head(folder, target_folder, out, **options)
+    lines = [
+        f"{out}: {ALGORITHMS[config['algorithm']]} for {config['target']['name']}, "
+        f"{_precision(options)}, taps {', '.join(map(str, config['taps']))}, "
         f"drafts from {config['draft_vocab_size']} of {config['target_vocab_size']} tokens"
-    )
+    ]
+    for name, doubt in config["doubts"].items():
+        lines.append(f"  in doubt: {name} ({config['origins'][name]}); {doubt['reason']}")
+    if config["doubts"]:
+        lines.append(f"  to measure it: mlx-eagle doctor {out} --target {target} --fix")
+    return "\n".join(lines)
 
 
-def _convert_target(source: str, out: Path, options: dict[str, Any]) -> str:
+def _calibrate(out: Path, target: str) -> None:
+    """Measure the head that was written, and mend it."""
+    from mlx_eagle.cli.doctor import as_table, examine_shown, verdict
+    from mlx_eagle.doctor import treat
+
+    diagnosis = examine_shown(out, fetch_shown(target))
+    treat(out, diagnosis)
+    click.echo(f"{as_table(diagnosis)}\n{verdict(diagnosis, True)}")
+
+
+def _convert_target(source: str, out: Path, options: dict[str, str | None]) -> str:
     """Convert a target and return the summary."""
+    quantization = _quantization(options)
     from mlx_eagle.convert.inspect import describe
     from mlx_eagle.convert.targets import convert_target
 
-    convert_target(_fetch(source), out, **options)
+    convert_target(fetch_shown(source), out, quantization, dtype=options["dtype"])
     facts = describe(out)
     return (
-        f"{out}: {facts['model_type']} target, {_precision(options)}, "
+        f"{out}: {facts['model_type']} target, {_target_precision(facts['quantization'])}, "
         f"{facts['num_hidden_layers']} layers, {facts['parameters']:,} parameters"
     )
 
 
-def _fetch(name: str) -> Path:
-    """Return the folder of a model; a download from the hub shows its progress on stderr."""
-    from mlx_eagle.cli.display import Loading, terminal
-    from mlx_eagle.hub import fetch
+def _quantization(options: dict[str, str | None]) -> Quantization | None:
+    """Return how a target is to be quantized; what MLX does not have is a usage error."""
+    bits, size, mode = options["bits"], options["group_size"], options["mode"]
+    if bits == "none":
+        if size is not None or mode is not None:
+            raise click.UsageError("--bits none leaves nothing for --group-size or --mode to say")
+        return None
+    try:
+        return choose_quantization(
+            mode or "affine", int(bits) if bits else None, int(size) if size else None
+        )
+    except EagleError as error:
+        raise click.UsageError(str(error)) from error
 
-    with Loading(terminal(stderr=True)) as loading:
-        return fetch(name, progress=loading.update)
+
+def _target_precision(quantization: dict[str, Any] | None) -> str:
+    """Return how a target's weights are stored, in words; affine is what goes without saying."""
+    if quantization is None or "bits" not in quantization:
+        return "not quantized"
+    mode = quantization.get("mode", "affine")
+    return f"{quantization['bits']}-bit" + ("" if mode == "affine" else f" {mode}")
 
 
 def _precision(options: dict[str, Any]) -> str:

@@ -4,8 +4,9 @@ It writes and counts; it decides nothing. Text from a model or a file goes throu
 before it reaches a terminal.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from threading import Lock, Timer
 from typing import TYPE_CHECKING, TextIO
 
@@ -35,6 +36,19 @@ def terminal(stream: TextIO | None = None, *, stderr: bool = False) -> Console:
     return Console(
         file=stream, stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True
     )
+
+
+def fetch_shown(name: str, only: Sequence[str] | None = None) -> Path:
+    """Return the folder of a model; a download from the hub shows its progress on stderr.
+
+    Args:
+        name: a folder, or owner/name on the hub.
+        only: the files that are needed; None for all that a model has.
+    """
+    from mlx_eagle.hub import fetch
+
+    with Loading(terminal(stderr=True)) as loading:
+        return fetch(name, progress=loading.update, only=only)
 
 
 def printable(text: str) -> str:
@@ -189,6 +203,10 @@ class Answer(AbstractContextManager["Answer"]):
         if last.finish_reason == "length":
             parts.append("ended by max_tokens")
         return " · ".join(parts)
+
+    def advice(self) -> str:
+        """Return what the statistics advise the user to do; mostly nothing."""
+        return printable(self.stats.advice) if self.stats else ""
 
     def _acceptance(self) -> list[str]:
         """Return acceptance length and rounds, as far as they are known.

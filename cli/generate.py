@@ -52,7 +52,7 @@ def command(
     from mlx_eagle.cli.display import terminal
 
     console = terminal(stderr=True)
-    engine = load_engine(source, console)
+    engine = load_engine(source.for_settings(settings), console)
     content: Prompt = question if raw else to_messages(question, system)
     out = io.StringIO() if as_json else sys.stdout
     answer = stream_answer(engine, content, settings, console, out)
@@ -60,6 +60,8 @@ def command(
         click.echo(to_json(answer))
     if verbose or (console.is_terminal and not as_json):
         console.print(answer.summary(), style="dim")
+    if answer.advice():
+        console.print(answer.advice())
 
 
 def read_prompt(text: str | None, option: str | None) -> str:
@@ -95,13 +97,19 @@ def to_messages(question: str, system: str | None) -> list[dict[str, str]]:
 
 
 def load_engine(source: ModelSource, console: "Console") -> "Engine":
-    """Load target and head with bars on the console."""
-    from mlx_eagle.cli.display import Loading
+    """Load target and head with bars, and notes on what is downloaded, on the console."""
+    from mlx_eagle.cli.display import Loading, printable
 
     with Loading(console) as loading:
         from mlx_eagle.engine import load
 
-        return load(source.model, source.head, dtype=source.dtype, progress=loading.update)
+        return load(
+            source.model,
+            source.head,
+            dtype=source.dtype,
+            progress=loading.update,
+            notify=lambda line: console.print(printable(line)),
+        )
 
 
 def stream_answer(

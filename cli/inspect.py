@@ -1,37 +1,53 @@
 """`mlx-eagle inspect`: says what a folder with a head or target holds, without loading it."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import click
 
+from mlx_eagle.cli.display import fetch_shown
+
 EXAMPLES = """\b
 Examples:
   mlx-eagle inspect my-head
+  mlx-eagle inspect owner/eagle3-head --target path/to/target
   mlx-eagle inspect path/to/target --json
 """
+HIDDEN = ("name", "kind", "role", "converted", "origins", "doubts", "format_version")
 
 
 @click.command("inspect", epilog=EXAMPLES)
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("source")
+@click.option("--target", help="The target that a head is for: resolves its facts, checks the fit.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(folder: Path, as_json: bool) -> None:
-    """Say what FOLDER holds: a head or a target, converted or as published."""
+def command(source: str, target: str | None, as_json: bool) -> None:
+    """Say what SOURCE holds, a folder or owner/name on the hub.
+
+    It is a head or a target, converted or as published. Each fact about a head comes with its
+    origin: a file, the shape of a tensor, a default or a guess.
+    """
     from mlx_eagle.convert.inspect import describe
 
-    facts = describe(folder)
+    folder = fetch_shown(source)
+    facts = describe(folder, fetch_shown(target, ["config.json"]) if target else None)
     click.echo(json.dumps(facts, indent=2) if as_json else _as_text(facts))
 
 
 def _as_text(facts: dict[str, Any]) -> str:
     """Return a headline and one indented line for each fact; unknown ones are left out."""
     lines = [f"{facts['name']}: {facts['kind']}"]
+    origins = facts.get("origins") or {}
     for key, value in facts.items():
-        nested = key in ("source", "target") and isinstance(value, dict)
+        if value is None or key in HIDDEN:
+            continue
+        nested = key in ("source", "target", "widths") and isinstance(value, dict)
         rows = {f"{key}.{part}": item for part, item in value.items()} if nested else {key: value}
-        lines += [f"  {k:<28}{_plain(v)}" for k, v in rows.items() if v is not None]
-    return "\n".join(_printable(line) for line in [lines[0], *lines[3:]])
+        for name, item in rows.items():
+            origin = f"  ({origins[key]})" if key in origins else ""
+            lines.append(f"  {name:<28}{_plain(item)}{origin}")
+    for name, doubt in (facts.get("doubts") or {}).items():
+        lines.append(f"  in doubt: {name}, or {_plain(doubt)}")
+    return "\n".join(_printable(line) for line in lines)
 
 
 def _plain(value: Any) -> str:

@@ -27,6 +27,8 @@ COMMANDS = {
     "chat": Entry("mlx_eagle.cli.chat", "Talk with a model in the terminal."),
     "generate": Entry("mlx_eagle.cli.generate", "Answer one prompt; the text goes to stdout."),
     "convert": Entry("mlx_eagle.cli.convert", "Port a PyTorch draft head or target to MLX."),
+    "doctor": Entry("mlx_eagle.cli.doctor", "Measure how a head wants to be run, and mend it."),
+    "heads": Entry("mlx_eagle.cli.heads", "List published draft heads by target."),
     "inspect": Entry("mlx_eagle.cli.inspect", "Say what a folder with a model or head holds."),
 }
 

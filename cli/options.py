@@ -95,6 +95,11 @@ class ModelSource(NamedTuple):
     head: str | None
     dtype: str | None
 
+    def for_settings(self, settings: Settings) -> "ModelSource":
+        """Return the same, without a known head to download where nothing will be drafted."""
+        is_needless = self.model is not None and not settings.speculate
+        return self._replace(head=self.head or "none") if is_needless else self
+
 
 def complete_tree(
     depth: int | None = None, width: int | None = None, nodes: int | None = None
@@ -180,7 +185,12 @@ MODEL_OPTIONS = [
         metavar="MODEL",
         help="Target: a folder, or owner/name on the hub. Default: the demo pair.",
     ),
-    click.option("--head", metavar="HEAD", help="Converted draft head: a folder or a hub name."),
+    click.option(
+        "--head",
+        metavar="HEAD",
+        help="Draft head: a folder, or owner/name on the hub; `none` for no head. Default: the one "
+        "that `mlx-eagle heads MODEL` lists first.",
+    ),
     click.option(
         "--dtype",
         metavar="TYPE",

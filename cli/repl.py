@@ -197,6 +197,8 @@ class Repl:
             return
         self._answers.append(answer)
         self._note(f"{note}{answer.summary()}\n")
+        if answer.advice():
+            self._note(f"{answer.advice()}\n")
 
     def _help(self, rest: str) -> None:
         """Print the commands and keys."""

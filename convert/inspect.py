@@ -15,71 +15,138 @@ from mlx_eagle.convert.checkpoint import (
     read_manifest,
     source_name,
 )
-from mlx_eagle.convert.dialects import CONVERTED_HEAD, FLOATS, Kind, Manifest, measure, recognise
+from mlx_eagle.convert.dialects import Dialect
+from mlx_eagle.convert.facts import Facts
+from mlx_eagle.convert.medusa import measure_medusa, resolve_medusa
+from mlx_eagle.convert.recognise import Kind, Manifest, recognise
+from mlx_eagle.convert.resolve import resolve
+from mlx_eagle.convert.shapes import FLOATS, measure
+from mlx_eagle.convert.targets import TargetFacts, read_facts
 from mlx_eagle.errors import CheckpointError
+from mlx_eagle.head_config import MODEL_TYPE
 
-_HEAD_KEYS = (
-    *("format_version", "algorithm", "hidden_size", "target_hidden_size", "intermediate_size"),
-    *("num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps", "rope_theta"),
-    *("rope_scaling", "rope_interleaved", "max_position_embeddings", "taps", "draft_vocab_size"),
-    *("target_vocab_size", "norm_before_residual", "norm_before_fc", "fc_norm", "norm_output"),
-    *("source", "target"),
-)
 _TARGET_KEYS = ("model_type", "num_hidden_layers", "hidden_size", "vocab_size")
+_BOOKKEEPING = ("model_type", "quantization", "origins", "doubts")
 
 
-def describe(folder: Path) -> dict[str, Any]:
+def describe(folder: Path, target: Path | None = None) -> dict[str, Any]:
     """Return the facts about a head or target, converted or not, ready for JSON.
 
     Always there: `name`, `kind`, `role` ("head" or "target"), `converted`, `parameters`, `bytes`
-    (of the weight files), `types` (tensors of each type), `quantization` (or None). The other
-    facts depend on the kind.
+    (of the weight files), `types` (tensors of each type), `quantization` (or None). A head that
+    is converted, or whose target is given, has `facts`: for each a value and its `origin`, and
+    `doubts`: what may be wrong. A head that cannot be converted has a `reason`.
+
+    Args:
+        folder: what to describe.
+        target: the folder of the target that a head is for; only its `config.json` is read.
 
     Raises:
-        CheckpointError: if the folder has no configuration or weights, or they are malformed.
+        CheckpointError: if a folder has no configuration or weights, or they are malformed.
     """
     config, manifest = read_json(folder / "config.json"), read_manifest(folder)
     kind = recognise(config, manifest)
-    quantization = _quantization(config)
-    facts: dict[str, Any] = {
+    is_converted_head = config.get("model_type") == MODEL_TYPE
+    found: dict[str, Any] = {
         "name": source_name(folder),
         "kind": kind.label,
         "role": kind.role,
-        "converted": config.get("model_type") == CONVERTED_HEAD or kind.label == "MLX target",
+        "converted": is_converted_head or kind.label == "MLX target",
         "parameters": _count_parameters(manifest, config.get("quantization")),
         "bytes": sum(file.stat().st_size for file in find_weights(folder)),
         "types": _count_types(manifest),
-        "quantization": quantization,
+        "quantization": _quantization(config),
     }
-    if config.get("model_type") == CONVERTED_HEAD:
-        return facts | {key: _shallow(config.get(key)) for key in _HEAD_KEYS}
-    return facts | (_raw_head(kind, manifest) if kind.role == "head" else _target(config))
+    if kind.role == "target":
+        return found | _target(config)
+    if is_converted_head:
+        return found | _converted_head(config, target)
+    return found | _published_head(kind, config, manifest, target)
 
 
-def _shallow(value: Any, depth: int = 3) -> Any:
+def _converted_head(config: dict[str, Any], target: Path | None) -> dict[str, Any]:
+    """Return what the configuration of a converted head says, and whether it fits a target."""
+    values = {key: _shallow(v) for key, v in config.items() if key not in _BOOKKEEPING}
+    found: dict[str, Any] = {
+        **values,
+        "origins": _shallow(config.get("origins", {})),
+        "doubts": _shallow(config.get("doubts", {})),
+    }
+    if target is None:
+        return found
+    made_for, facts = config.get("target"), read_facts(target)
+    wrong = [] if isinstance(made_for, dict) else ["the head does not say what it was made for"]
+    for key in ("hidden_size", "vocab_size", "num_hidden_layers"):
+        if isinstance(made_for, dict) and made_for.get(key) != getattr(facts, key):
+            wrong.append(f"{key} is {getattr(facts, key)}, not {made_for.get(key)}")
+    verdict: dict[str, Any] = {"fits": not wrong}
+    return found | verdict | ({"reason": f"{facts.name}: {'; '.join(wrong)}"} if wrong else {})
+
+
+def _published_head(
+    kind: Kind, config: dict[str, Any], manifest: Manifest, target: Path | None
+) -> dict[str, Any]:
+    """Return what converting a published head would find, or why it cannot be converted."""
+    if kind.dialect is None:
+        return {"convertible": False, "reason": kind.refusal}
+    try:
+        if target is None:
+            return {"convertible": True, "widths": _sizes(manifest, kind.dialect)}
+        facts = read_facts(target)
+        if kind.dialect.algorithm == "medusa":
+            resolved = resolve_medusa(config, measure_medusa(manifest), facts)
+        else:
+            widths = measure(manifest, kind.dialect)
+            resolved = resolve(config, widths, kind.dialect, facts, {})
+    except CheckpointError as error:
+        return {"convertible": False, "reason": str(error)}
+    found = _suspicions(config, read_json(target / "config.json"), facts)
+    return {"convertible": True, "fits": True, "suspicious": found, **_resolved(resolved, facts)}
+
+
+def _suspicions(
+    config: dict[str, Any], target_config: dict[str, Any], target: TargetFacts
+) -> list[str]:
+    """Return what does not stop a head from running, but suggests that it is for another target."""
+    found = []
+    language = language_config(target_config)
+    for key in ("bos_token_id", "eos_token_id"):
+        ours, theirs = config.get(key), language.get(key, target_config.get(key))
+        if type(ours) is int and theirs is not None and ours not in (theirs, *_listed(theirs)):
+            found.append(f"{key} is {ours}, the target's {_shallow(theirs)}: another tokenizer?")
+    settings = config.get("speculators_config")
+    verifier = settings.get("verifier") if isinstance(settings, dict) else None
+    name = verifier.get("name_or_path") if isinstance(verifier, dict) else None
+    last = name.rstrip("/").rpartition("/")[2] if isinstance(name, str) else ""
+    if last and last.lower() not in target.name.lower():
+        found.append(f"it says that it was made for {name[:120]}, not {target.name}")
+    return found
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _sizes(manifest: Manifest, dialect: Dialect) -> dict[str, int]:
+    """Return what the shapes of a published head tell without its target."""
+    is_medusa = dialect.algorithm == "medusa"
+    sizes = (measure_medusa(manifest) if is_medusa else measure(manifest, dialect))._asdict()
+    return {name: size for name, size in sizes.items() if type(size) is int and size}
+
+
+def _resolved(facts: Facts, target: TargetFacts) -> dict[str, Any]:
+    """Return resolved facts in the form that a converted head's configuration has."""
+    doubts = {name: doubt._asdict() for name, doubt in facts.doubts.items()}
+    return {**facts.values, "target": target._asdict(), "origins": facts.origins, "doubts": doubts}
+
+
+def _shallow(value: Any, depth: int = 4) -> Any:
     """Return a JSON value without what is nested deeper than converters nest."""
     if isinstance(value, dict | list) and not depth:
         return "..."
     if isinstance(value, dict):
         return {key: _shallow(item, depth - 1) for key, item in value.items()}
     return [_shallow(item, depth - 1) for item in value] if isinstance(value, list) else value
-
-
-def _raw_head(kind: Kind, manifest: Manifest) -> dict[str, Any]:
-    """Return the sizes of a published head, or why it cannot be converted."""
-    if kind.dialect is None:
-        return {"convertible": False, "reason": "heads of this kind are not supported yet"}
-    try:
-        widths = measure(manifest, kind.dialect)
-    except CheckpointError as error:
-        return {"convertible": False, "reason": str(error)}
-    return {
-        "convertible": True,
-        "hidden_size": widths.hidden,
-        "intermediate_size": widths.mlp,
-        "draft_vocab_size": widths.draft,
-        "fc_input_size": widths.taps,
-    }
 
 
 def _target(config: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from mlx_eagle.errors import CheckpointError
 MAX_OPCODES = 500_000  # under a second of interpretation; a tensor takes some fifty
 MAX_MARKS = 64  # torch.save nests four
 MAX_AXES = 8
+MAX_SIZE = 1 << 31  # of an axis: MLX counts in 32 bits
+WRAPPERS = ("state_dict", "model")
 
 _OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 
@@ -221,15 +223,17 @@ def _storage(description: Any) -> Storage:
     return Storage(key, dtype, numel)
 
 
-def _is_count(value: Any) -> bool:
-    """Say whether a value is an integer that a size, an offset or a stride can be."""
-    return type(value) is int and 0 <= value < 1 << 48
+def _is_count(value: Any, bound: int = 1 << 48) -> bool:
+    """Say whether a value is an integer that an offset, a stride or a storage's size can be."""
+    return type(value) is int and 0 <= value < bound
 
 
-def _are_counts(values: Any) -> bool:
+def _are_counts(values: Any, bound: int = 1 << 48) -> bool:
     """Say whether a value is a tuple of few enough counts to be a shape or strides."""
     return (
-        isinstance(values, tuple) and len(values) <= MAX_AXES and all(_is_count(v) for v in values)
+        isinstance(values, tuple)
+        and len(values) <= MAX_AXES
+        and all(_is_count(value, bound) for value in values)
     )
 
 
@@ -238,7 +242,7 @@ def _rebuild_tensor(arguments: tuple[Any, ...]) -> View:
     if len(arguments) not in (6, 7):
         raise CheckpointError("data.pkl describes a tensor in an unknown way")
     storage, offset, shape, strides = arguments[:4]
-    sound = isinstance(storage, Storage) and _are_counts(shape) and _are_counts(strides)
+    sound = isinstance(storage, Storage) and _are_counts(shape, MAX_SIZE) and _are_counts(strides)
     if not sound or not _is_count(offset) or len(shape) != len(strides):
         raise CheckpointError("data.pkl describes a tensor in an unknown way")
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
@@ -275,7 +279,13 @@ def _call(function: Any, arguments: Any) -> Any:
 
 
 def _state_dict(value: Any) -> dict[str, View]:
-    """Return the value if it is a dict from printable names to tensors."""
+    """Return the value if it is a dict from printable names to tensors.
+
+    Trainers put such a dict into another, alone under `state_dict` or `model`: that is undone once.
+    """
+    if isinstance(value, dict) and len(value) == 1:
+        (name,) = value
+        value = value[name] if name in WRAPPERS and isinstance(value[name], dict) else value
     if not isinstance(value, dict):
         raise CheckpointError(f"it holds a {type(value).__name__}, not a state dict of tensors")
     for name, view in value.items():

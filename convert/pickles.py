@@ -1,4 +1,4 @@
-"""Tensors out of PyTorch's zip `.bin` files, without PyTorch and without unpickling.
+"""Tensors out of PyTorch's zip files, `.bin` or `.pt`, without PyTorch and without unpickling.
 
 Such a file is a zip archive: `<prefix>/data.pkl` is a pickle that describes the tensors, which
 `opcodes` interprets without executing anything, and `<prefix>/data/<key>` are their raw bytes.
@@ -57,23 +57,29 @@ class TensorInfo(NamedTuple):
     shape: tuple[int, ...]
 
 
-def read_manifest(file: Path | BinaryIO) -> dict[str, TensorInfo]:
-    """Return name, dtype and shape of every tensor in a `.bin` file; no tensor data is read.
+def read_manifest(
+    file: Path | BinaryIO, *, max_bytes: int = MAX_FILE_BYTES
+) -> dict[str, TensorInfo]:
+    """Return name, dtype and shape of every tensor in a file of PyTorch; no tensor data is read.
+
+    Args:
+        file: a path, or a seekable binary file.
+        max_bytes: refuse files, and tensors out of them, that are larger, in bytes.
 
     Raises:
-        CheckpointError: if the file is not a zip of dense tensors, or is malformed.
+        CheckpointError: if the file is not a zip of dense tensors, is malformed or too large.
     """
-    with _open_archive(file, MAX_FILE_BYTES) as archive:
+    with _open_archive(file, max_bytes) as archive:
         views = archive.views()
         return {name: TensorInfo(v.storage.dtype, v.shape) for name, v in views.items()}
 
 
 def read_tensors(file: Path | BinaryIO, *, max_bytes: int = MAX_FILE_BYTES) -> dict[str, mx.array]:
-    """Return every tensor of a `.bin` file by name.
+    """Return every tensor of a file of PyTorch by name.
 
     Args:
         file: a path, or a seekable binary file.
-        max_bytes: refuse files that are larger, in bytes.
+        max_bytes: refuse files, and tensors out of them, that are larger, in bytes.
 
     Raises:
         CheckpointError: if the file is not a zip of dense tensors, is malformed or too large.
@@ -108,7 +114,7 @@ def _materialise(view: View, stored: np.ndarray) -> mx.array:
 
 @contextmanager
 def _open_archive(file: Path | BinaryIO, max_bytes: int) -> Iterator["_Archive"]:
-    """Open a `.bin` file; whatever is wrong with it leaves as a CheckpointError with its name."""
+    """Open a file of PyTorch; whatever is wrong leaves as a CheckpointError with its name."""
     name = file.name if isinstance(file, Path) else "the checkpoint"
     try:
         with open(file, "rb") if isinstance(file, Path) else _left_open(file) as stream:
@@ -116,7 +122,7 @@ def _open_archive(file: Path | BinaryIO, max_bytes: int) -> Iterator["_Archive"]
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from error
     except _ZIP_ERRORS as error:
-        raise CheckpointError(f"{name} is damaged or cut short: {error}") from error
+        raise CheckpointError(f"{name} is damaged or cut short: {str(error)[:200]}") from error
 
 
 @contextmanager
@@ -156,7 +162,7 @@ class _BoundedReads(io.BufferedIOBase):
 
 
 class _Archive:
-    """The zip side of a `.bin` file: entries that are stored, apart, and as long as they say."""
+    """The zip side of such a file: entries that are stored, apart, and as long as they say."""
 
     def __init__(self, file: BinaryIO, max_bytes: int):
         n_bytes = file.seek(0, io.SEEK_END)
@@ -168,6 +174,7 @@ class _Archive:
                 "not a PyTorch zip file. Files from before PyTorch 1.6 are plain pickles: load "
                 "one with torch.load(file, weights_only=True) and torch.save it again"
             )
+        self._max_bytes = max_bytes
         self._zip = zipfile.ZipFile(_BoundedReads(file))
         infos = self._zip.infolist()
         _check_entries(infos, n_bytes)
@@ -206,15 +213,18 @@ class _Archive:
         """Return the tensors that `data.pkl` describes, each within the bytes of its storage."""
         views = interpret(bytes(self.read("data.pkl", MAX_READ_BYTES)))
         storages = {view.storage for view in views.values()}
+        if len({storage.key for storage in storages}) < len(storages):
+            raise CheckpointError("data.pkl describes one storage in two ways")
         for storage in storages:
             declared = storage.numel * _item_bytes(storage)
             if (found := self.n_bytes(f"data/{storage.key}")) != declared:
                 raise CheckpointError(
-                    f"data/{storage.key} has {found} bytes where {declared} are declared"
+                    f"{quote(f'data/{storage.key}')} has {found} bytes where {declared} are "
+                    "declared"
                 )
         stored = sum(storage.numel * _item_bytes(storage) for storage in storages)
         wanted = sum(math.prod(v.shape) * _item_bytes(v.storage) for v in views.values())
-        if wanted > 4 * stored:
+        if wanted > min(4 * stored, self._max_bytes):
             raise CheckpointError(f"{stored} stored bytes would become {wanted} bytes of tensors")
         return views
 

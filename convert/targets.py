@@ -1,49 +1,40 @@
-"""Targets turned into mlx-lm folders, by mlx-lm's own converter.
+"""Targets turned into mlx-lm folders, by mlx-lm's own converter; a target's own facts.
 
-What is added to mlx-lm: weight files are checked before they are read, PyTorch's `.bin` files are
-read without PyTorch, no code in the folder is run or copied, and the result appears whole or not
-at all. Models that mlx-lm cannot run are refused; nothing here knows an architecture.
+What is added to mlx-lm: it sees only files that were checked, PyTorch's are read without PyTorch,
+no code in the folder is run or copied, and the result appears whole or not at all, once mlx-lm has
+loaded it. What can be converted is decided in `supported`; nothing here knows an architecture.
 """
 
 import contextlib
+import json
 import shutil
 import sys
-from importlib import import_module
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 
 from mlx_eagle.convert.checkpoint import (
+    PICKLES,
+    check_file,
     find_weights,
     hash_file,
     language_config,
-    quote_value,
     read_count,
-    read_header,
     read_json,
     read_manifest,
+    read_number,
     read_weights,
     source_name,
 )
-from mlx_eagle.convert.dialects import recognise
+from mlx_eagle.convert.precision import DTYPES, Quantization, choose_quantization
+from mlx_eagle.convert.supported import Source, check_source
 from mlx_eagle.convert.write import new_folder
 from mlx_eagle.errors import CheckpointError, EagleError
 
-# What a tokenizer and a chat template are made of.
-_COMPANIONS = ("*.json", "*.jinja", "*.txt", "*.tiktoken", "tokenizer.model")
-
-# What mlx-lm and transformers raise for a folder that they cannot use.
-_LIBRARY_ERRORS = (
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    IndexError,
-    OSError,
-    RuntimeError,
-    ImportError,
-)
+# What a tokenizer, a chat template and a configuration are made of; code is not among it.
+_COMPANIONS = ("*.json", "*.jsonl", "*.jinja", "*.txt", "*.tiktoken", "*.model")
 
 
 class TargetFacts(NamedTuple):
@@ -55,6 +46,7 @@ class TargetFacts(NamedTuple):
     hidden_size: int
     vocab_size: int
     config_sha256: str
+    rope_theta: float | None = None
 
 
 def read_facts(folder: Path) -> TargetFacts:
@@ -78,99 +70,124 @@ def read_facts(folder: Path) -> TargetFacts:
         hidden_size=read_count(language, "hidden_size"),
         vocab_size=read_count(language, "vocab_size"),
         config_sha256=hash_file(folder / "config.json"),
+        rope_theta=_rope_theta(language),
     )
 
 
-def convert_target(source: Path, out: Path, *, bits: int | None = 4, group_size: int = 64) -> None:
+def _rope_theta(language: dict[str, Any]) -> float | None:
+    """Return the rope base of a language model, or None if it names none, or one for each layer."""
+    for part in (language, language.get("rope_parameters")):
+        if isinstance(part, dict) and part.get("rope_theta") is not None:
+            theta: float = read_number(part, "rope_theta", 0.0)
+            return theta
+    return None
+
+
+def convert_target(
+    source: Path,
+    out: Path,
+    quantization: Quantization | None = None,
+    *,
+    dtype: str | None = None,
+) -> None:
     """Convert a Hugging Face target to a folder that mlx-lm loads.
 
+    Sources that are quantized already: mlx-lm keeps AWQ, mxfp4, mxfp8, bitnet, ModelOpt and
+    compressed-tensors weights packed as they are, where it has them for the architecture, and
+    decodes fp8 for DeepSeek-V3, MiMo-V2 and MiniMax; the quantization that is asked for then holds
+    for the rest. GPTQ and all others are refused, and so is what is in MLX's own format.
+
     Args:
-        source: folder with `config.json`, tokenizer and weights, safetensors or `.bin`.
+        source: folder with `config.json`, tokenizer and weights, safetensors or PyTorch's.
         out: folder to create; it must not exist.
-        bits: 4 or 8 to quantize, None to keep the type that the configuration names.
-        group_size: weights that share a scale when quantized.
+        quantization: what `choose_quantization` returns; None leaves the weights as they are.
+        dtype: "float16", "bfloat16" or "float32" for everything that is not quantized; None for
+            the type that the configuration names, or else that of the weights.
 
     Raises:
         CheckpointError: if the target is malformed, already converted, or unknown to mlx-lm.
-        EagleError: if `out` exists, or there is no such quantization.
+        EagleError: if `out` exists, or there is no such type or quantization for this target.
     """
-    if bits not in (4, 8, None) or group_size not in (32, 64, 128):
-        raise EagleError(f"{bits} bits in groups of {group_size}: use 4 or 8 bits, 32, 64 or 128")
-    _refuse_others(source)
+    if dtype not in (*DTYPES, None):
+        raise EagleError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
+    if quantization is not None:
+        choose_quantization(quantization.mode, quantization.bits, quantization.group_size)
+    checked = check_source(source)
     with new_folder(out) as folder:
-        checked = source
-        if find_weights(source)[0].suffix == ".bin":
-            checked = folder / "safetensors"
-            _rewrite(source, checked)
-        _run_mlx_lm(checked, folder / "converted", bits, group_size)
-        if checked is not source:
-            shutil.rmtree(checked)
-        for code in (folder / "converted").glob("*.py"):
-            code.unlink()
-        for item in sorted((folder / "converted").iterdir()):
+        staged, converted = folder / "staged", folder / "converted"
+        _stage(source, staged)
+        with _mlx_lm_errors(checked, staged):
+            _run_mlx_lm(staged, converted, quantization, dtype)
+        _check_result(converted, checked, quantization)
+        if dtype is not None:
+            _note_dtype(converted / "config.json", dtype)
+        shutil.rmtree(staged)
+        for item in sorted(converted.iterdir()):
             item.rename(folder / item.name)
-        (folder / "converted").rmdir()
+        converted.rmdir()
 
 
-def _refuse_others(source: Path) -> None:
-    """Refuse what is not a target, needs code of its own, is quantized or unknown to mlx-lm."""
-    config, name = read_json(source / "config.json"), source_name(source)
-    kind = recognise(config, read_manifest(source))
-    if kind.role == "head":
-        raise CheckpointError(f"{name} is a {kind.label}: to convert it, name its target as well")
-    if "quantization" in config:
-        raise CheckpointError(f"{name} is already quantized for MLX: use it as it is")
-    if "model_file" in config:
-        raise CheckpointError(f"{name} brings its own model code, which is never run")
-    for file in sorted(source.glob("model*.safetensors")):  # all that mlx-lm will load
-        read_header(file)
-    if not _is_known(config):
-        raise CheckpointError(
-            f"mlx-lm has no model of the type {quote_value(config.get('model_type'))}, which "
-            f"{name} is"
-        )
-
-
-def _is_known(config: dict[str, Any]) -> bool:
-    """Say whether mlx-lm implements the type of a model."""
-    from mlx_lm.utils import MODEL_REMAPPING
-
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str) or not model_type.replace("-", "_").isidentifier():
-        return False
-    try:
-        module = import_module(f"mlx_lm.models.{MODEL_REMAPPING.get(model_type, model_type)}")
-    except ImportError:
-        return False
-    return hasattr(module, "Model") and hasattr(module, "ModelArgs")
-
-
-def _rewrite(source: Path, folder: Path) -> None:
-    """Write a `.bin` target as safetensors, one file for each, beside copies of its tokenizer."""
+def _stage(source: Path, folder: Path) -> None:
+    """Fill a folder with what mlx-lm may see: checked files, safetensors only, and no code."""
     folder.mkdir()
     files = find_weights(source)
     for number, file in enumerate(files, start=1):
-        name = f"model-{number:05}-of-{len(files):05}.safetensors"
-        mx.save_safetensors(str(folder / name), read_weights(file), metadata={"format": "pt"})
+        place = folder / f"model-{number:05}-of-{len(files):05}.safetensors"
+        if file.suffix in PICKLES:
+            mx.save_safetensors(str(place), read_weights(file), metadata={"format": "pt"})
+        else:
+            place.symlink_to(file.resolve())
     for pattern in _COMPANIONS:
         for file in source.glob(pattern):
             if not file.name.endswith(".index.json"):
-                shutil.copy(file, folder)
+                check_file(file)
+                shutil.copyfile(file, folder / file.name)
 
 
-def _run_mlx_lm(source: Path, out: Path, bits: int | None, group_size: int) -> None:
-    """Convert with mlx-lm; what it prints goes to stderr, what it raises becomes one error."""
+def _run_mlx_lm(
+    source: Path, out: Path, quantization: Quantization | None, dtype: str | None
+) -> None:
+    """Convert with mlx-lm and load the result, without reading its weights."""
     from mlx_lm.convert import convert
+    from mlx_lm.utils import load_model
 
+    options: dict[str, Any] = {"quantize": quantization is not None, "dtype": dtype}
+    if quantization is not None:
+        options |= {f"q_{key}": value for key, value in quantization._asdict().items()}
+    convert(str(source), str(out), trust_remote_code=False, **options)
+    load_model(out, lazy=True)
+
+
+@contextlib.contextmanager
+def _mlx_lm_errors(checked: Source, staged: Path) -> Iterator[None]:
+    """Send what mlx-lm prints to stderr, and make one line of whatever it raises."""
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            convert(
-                str(source),
-                str(out),
-                quantize=bits is not None,
-                q_bits=bits,
-                q_group_size=group_size,
-                trust_remote_code=False,
-            )
-    except _LIBRARY_ERRORS as error:
-        raise CheckpointError(f"mlx-lm could not convert {source_name(source)}: {error}") from error
+            yield
+    except Exception as error:  # mlx-lm, transformers and the tokenizers share no error type
+        text = f"{type(error).__name__}: {error}".replace(str(staged), checked.name)
+        reason = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+        advice = f"; it is quantized as {checked.method}: convert its 16-bit original"
+        raise CheckpointError(
+            f"mlx-lm could not convert {checked.name}: {reason[:300]}"
+            f"{advice if checked.method else ''}"
+        ) from error
+
+
+def _check_result(folder: Path, checked: Source, quantization: Quantization | None) -> None:
+    """Refuse a result in which nothing is quantized although it was asked for."""
+    if quantization is None or any(i.dtype == "U32" for i in read_manifest(folder).values()):
+        return
+    raise EagleError(
+        f"no layer of {checked.name} can be quantized in groups of {quantization.group_size} "
+        "weights: choose smaller groups, or no quantization"
+    )
+
+
+def _note_dtype(file: Path, dtype: str) -> None:
+    """Let a configuration that names the type of its weights name the new one."""
+    config = read_json(file)
+    for part in (config, config.get("text_config")):
+        if isinstance(part, dict):
+            part.update({key: dtype for key in ("torch_dtype", "dtype") if key in part})
+    file.write_text(json.dumps(config, indent=4))

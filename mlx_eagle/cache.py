@@ -5,7 +5,7 @@ after the committed ones; `commit` moves the rows of the accepted path together 
 rest. Layers with a sliding window keep the window and some slack, not the whole history.
 
 The caches stand in for mlx-lm's: model code reads `offset`, `update_and_fetch` and `make_mask`
-and nothing else. While a branching tree is open, `offset` is the vector of node positions.
+and nothing else. While rows that branch are expected, `offset` is the vector of their positions.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,18 @@ from mlx_lm.models.cache import create_attention_mask
 from mlx_eagle.tree import DraftTree
 
 
-class OpenTree(NamedTuple):
-    """A branching tree under verification: positions [N] int32 and ancestors [N, N] bool."""
+class OpenRows(NamedTuple):
+    """How N new rows that branch see the undecided rows, M in all, their own included.
+
+    Attributes:
+        positions: [N] int32, where the new rows stand.
+        columns: [M] int32, where the undecided rows stand.
+        seen: [N, M] bool, which of them each new row may attend to.
+    """
 
     positions: mx.array
-    ancestors: mx.array
+    columns: mx.array
+    seen: mx.array
 
 
 class KVCache:
@@ -34,12 +41,12 @@ class KVCache:
         self.values: mx.array | None = None
         self.rows = 0  # committed
         self.pending = 0  # written after the committed rows, undecided
-        self.tree: OpenTree | None = None
+        self.open_rows: OpenRows | None = None
 
     @property
     def offset(self) -> int | mx.array:
-        """Where rope places the next rows: a position, or one per node while a tree is open."""
-        return self.rows if self.tree is None else self.tree.positions
+        """Where rope places the next rows: a position, or one per row where they branch."""
+        return self.rows + self.pending if self.open_rows is None else self.open_rows.positions
 
     @property
     def nbytes(self) -> int:
@@ -68,9 +75,9 @@ class KVCache:
         self, n: int, return_array: bool = False, window_size: int | None = None
     ) -> mx.array | str | None:
         """Return the mask for n new rows, as mlx-lm's models ask for it; [n, T] where an array."""
-        if self.tree is None:
-            return _sequence_mask(n, self.rows, return_array, window_size)
-        return _tree_mask(self.tree, 0, self.rows, window_size)
+        if self.open_rows is None:
+            return _sequence_mask(n, self.rows + self.pending, return_array, window_size)
+        return _branch_mask(self.open_rows, 0, self.rows, window_size)
 
     def commit(self, path: Sequence[int]) -> None:
         """Keep the undecided rows `path`, in order, and forget the others.
@@ -82,7 +89,7 @@ class KVCache:
         if stay < len(path):
             self._move(self.rows + mx.array(list(path[stay:])), self.rows + stay)
         self.rows += len(path)
-        self.pending, self.tree = 0, None
+        self.pending, self.open_rows = 0, None
 
     def can_trim(self, rows: int) -> bool:
         """Say whether `trim` may go back to `rows`."""
@@ -91,7 +98,7 @@ class KVCache:
     def trim(self, rows: int) -> None:
         """Forget everything after the first `rows` rows."""
         assert self.can_trim(rows), f"cannot trim {self.rows} rows to {rows}"
-        self.rows, self.pending, self.tree = rows, 0, None
+        self.rows, self.pending, self.open_rows = rows, 0, None
 
     def _put(self, start: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write rows in place from buffer row `start`, growing the buffers if they are full."""
@@ -147,8 +154,8 @@ class WindowKVCache(KVCache):
     ) -> mx.array | str | None:
         """Return the mask for n new rows over the rows that `update_and_fetch` will return."""
         window = window_size or self.window
-        if self.tree is not None:
-            return _tree_mask(self.tree, self.lowest, self.rows, window)
+        if self.open_rows is not None:
+            return _branch_mask(self.open_rows, self.lowest, self.rows, window)
         offset = self.rows - self.lowest
         if n == 1 and window >= self.window:
             return None
@@ -189,8 +196,8 @@ class WindowKVCache(KVCache):
         self.first = first
 
 
-class TargetCache:
-    """The caches of all layers of a target, kept in step."""
+class TreeCache:
+    """The caches of all layers of a target or head, kept in step."""
 
     def __init__(self, layers: list[KVCache]) -> None:
         self.layers = layers
@@ -215,11 +222,15 @@ class TargetCache:
 
         A chain needs no mask of its own and no per-node positions: it is causal.
         """
-        view = None
-        if not tree.is_chain:
-            view = OpenTree(self.rows + tree.depths, tree.ancestors())
         for layer in self.layers:
-            layer.pending, layer.tree = 0, view
+            layer.pending = 0
+        positions = self.rows + tree.depths
+        self.expect(None if tree.is_chain else OpenRows(positions, positions, tree.ancestors()))
+
+    def expect(self, rows: OpenRows | None) -> None:
+        """Say how the rows of the next forward pass branch; None: they follow in sequence."""
+        for layer in self.layers:
+            layer.open_rows = rows
 
     def commit(self, path: Sequence[int]) -> None:
         """Keep the rows of an accepted path (ascending node indices, root first)."""
@@ -274,7 +285,7 @@ class StockCache:
         raise AssertionError("stock caches cannot step back")
 
 
-AnyCache = TargetCache | StockCache
+AnyCache = TreeCache | StockCache
 
 
 def _reserve(buffer: mx.array | None, rows: int, like: mx.array, step: int) -> mx.array:
@@ -296,12 +307,11 @@ def _sequence_mask(
     return mask
 
 
-def _tree_mask(tree: OpenTree, first: int, rows: int, window: int | None) -> mx.array:
-    """Return the bool mask [N, rows - first + N]: cached positions, then the tree's own nodes."""
-    n_nodes = tree.positions.shape[0]
-    prefix, own = mx.ones((n_nodes, rows - first), dtype=mx.bool_), tree.ancestors
+def _branch_mask(open_rows: OpenRows, first: int, rows: int, window: int | None) -> mx.array:
+    """Return the bool mask [N, rows - first + M]: cached positions, then the undecided rows."""
+    positions, columns, own = open_rows
+    prefix = mx.ones((positions.shape[0], rows - first), dtype=mx.bool_)
     if window is not None:
-        age = tree.positions[:, None] - mx.arange(first, rows)
-        prefix = age < window
-        own = own & (tree.positions[:, None] - tree.positions < window)
+        prefix = positions[:, None] - mx.arange(first, rows) < window
+        own = own & (positions[:, None] - columns < window)
     return mx.concatenate([prefix, own], axis=1)

@@ -1,5 +1,6 @@
 """`load` and `Engine`: a target, perhaps with a head, ready to generate."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,12 +9,17 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model, load_tokenizer, maybe_set_recommended_wired_limit
 
-from mlx_eagle.drafters.eagle3 import Eagle3Drafter
+from mlx_eagle.drafters import Drafter
+from mlx_eagle.drafters.eagle import EagleDrafter
+from mlx_eagle.drafters.parallel import MedusaDrafter, PEagleDrafter
 from mlx_eagle.errors import CheckpointError, EagleError, UnsupportedTargetError
-from mlx_eagle.head import Eagle3Head, load_head
+from mlx_eagle.head import Head, load_head
 from mlx_eagle.hub import Progress, fetch
+from mlx_eagle.medusa import MedusaHead
 from mlx_eagle.probe import check_tree_verification
+from mlx_eagle.published import HeadChoice, Notify, choose_head
 from mlx_eagle.session import GenerationResult, Prompt, Responses, Session
+from mlx_eagle.stats import HeadWatch
 from mlx_eagle.target import Target
 
 DEMO = Path(__file__).parent / "demo"
@@ -38,24 +44,21 @@ class Engine:
     MLX ties arrays to the thread that made them: load and generate on the same thread.
     """
 
-    def __init__(
-        self, target: Target, tokenizer: Any, head: Eagle3Head | None, info: EngineInfo
-    ) -> None:
+    def __init__(self, target: Target, tokenizer: Any, head: Head | None, info: EngineInfo) -> None:
         self.target = target
         self.tokenizer = tokenizer
         self.head = head
         self.info = info
+        self._watch = HeadWatch(f"mlx-eagle doctor {info.head} --target {info.target}")
 
     def session(self, system: str | None = None) -> Session:
         """Start a conversation."""
         make = None
         if self.head is not None:
-            head, embedding = self.head, self.target.embedding
+            make = partial(make_drafter, self.head, self.target)
 
-            def make() -> Eagle3Drafter:
-                return Eagle3Drafter(head, embedding)
-
-        return Session(self.target, self.tokenizer, make, self.info.speculation, system)
+        spoken = self.info.speculation
+        return Session(self.target, self.tokenizer, make, spoken, system, self._watch)
 
     def stream_generate(self, prompt: Prompt, **options: Any) -> Responses:
         """Stream an answer, token by token; see `Session.stream_generate`."""
@@ -71,49 +74,79 @@ class Engine:
         return GenerationResult(text, tokens, last.finish_reason, last.stats)
 
 
+def make_drafter(head: Head, target: Target) -> Drafter:
+    """Return a drafter with an empty cache of its own."""
+    if isinstance(head, MedusaHead):
+        return MedusaDrafter(head, target)
+    kind = PEagleDrafter if head.config.algorithm == "p-eagle" else EagleDrafter
+    return kind(head, target)
+
+
 def load(
     model: str | Path | None = None,
     head: str | Path | None = None,
     *,
     dtype: str | None = None,
     progress: Progress | None = None,
+    notify: Notify | None = None,
 ) -> Engine:
     """Load a target, and a head for it.
 
+    A head that is not converted is converted once, into a cache folder. A known head that cannot
+    be had or used is no error: the target decodes plainly, and `info.speculation` says why.
+
     Args:
         model: a folder or hub repository that mlx-lm can load; None is the demo pair.
-        head: a converted head; None means plain decoding, but for the demo pair.
+        head: a head, converted or as published, in a folder or on the hub; None is the head that
+            is known for the target, "none" is no head.
         dtype: "float32", "float16" or "bfloat16" for everything that is not quantized; None
             keeps the stored type on a GPU and takes float32 on a CPU, where 16 bits are slow.
         progress: called with (phase, done, total): downloads in bytes, then "load" in steps.
+        notify: told in one line, beforehand, which known head is downloaded and how large it is,
+            and what is converted; None writes to stderr.
 
     Raises:
-        EagleError: if something cannot be found, loaded or used together.
+        EagleError: if something that was asked for cannot be found, loaded or used together.
     """
-    compute_type = _dtype(dtype)
     is_demo = model is None
     if model is None:
         model, head = DEMO / "target", head or DEMO / "head"
     folder = fetch(model, progress=progress)
-    head_folder = fetch(head, progress=progress) if head is not None else None
+    choice = choose_head(model, head, folder, progress=progress, notify=notify)
     _report(progress, 0)
-    network, tokenizer = _load_target(folder, compute_type)
+    network, tokenizer = load_target(folder, dtype)
     _report(progress, 1)
-    drafter_head = load_head(head_folder) if head_folder else None
     maybe_set_recommended_wired_limit()
-    target = _with_head(network, drafter_head) if drafter_head else _without_head(network)
+    target, drafter_head, speculation = _equip(network, choice)
     mx.eval(network.parameters(), drafter_head.parameters() if drafter_head else [])
     _report(progress, 2)
     info = EngineInfo(
         target=_name(model),
         target_precision=_precision(network),
-        head=_name(head) if head else "",
+        head=_name(choice.name) if drafter_head else "",
         head_precision=_precision(drafter_head) if drafter_head else "",
-        speculation="on" if drafter_head else "off: no head was given",
+        speculation=speculation,
         device=str(mx.device_info()["device_name"]),
         is_demo=is_demo,
     )
     return Engine(target, tokenizer, drafter_head, info)
+
+
+def _equip(network: nn.Module, choice: HeadChoice) -> tuple[Target, Head | None, str]:
+    """Return the target, its head, and whether there is speculation, or why not.
+
+    Raises:
+        EagleError: if a head that the user named does not work with the target.
+    """
+    if choice.folder is None:
+        return _without_head(network), None, f"off: {choice.reason}"
+    try:
+        head = load_head(choice.folder)
+        return _with_head(network, head), head, "on"
+    except EagleError as error:
+        if choice.is_named:
+            raise
+        return _without_head(network), None, f"off: {choice.name}: {error}"
 
 
 def _name(model: str | Path) -> str:
@@ -136,8 +169,17 @@ def _dtype(name: str | None) -> mx.Dtype | None:
     return DTYPES[name]
 
 
-def _load_target(folder: Path, dtype: mx.Dtype | None) -> tuple[nn.Module, Any]:
-    """Load model and tokenizer with mlx-lm's loader; remote code is refused."""
+def load_target(folder: Path, dtype: str | None = None) -> tuple[nn.Module, Any]:
+    """Load model and tokenizer with mlx-lm's loader; remote code is refused.
+
+    Args:
+        folder: the model.
+        dtype: as for `load`.
+
+    Raises:
+        EagleError: if mlx-lm cannot load it.
+    """
+    compute_type = _dtype(dtype)
     try:
         network, config = load_model(folder, lazy=True)
         tokenizer = load_tokenizer(
@@ -148,12 +190,12 @@ def _load_target(folder: Path, dtype: mx.Dtype | None) -> tuple[nn.Module, Any]:
         raise CheckpointError(
             f"{folder} is not a target that mlx-lm can load ({reason})"
         ) from error
-    if dtype is not None:
-        network.set_dtype(dtype)
+    if compute_type is not None:
+        network.set_dtype(compute_type)
     return network, tokenizer
 
 
-def _with_head(network: nn.Module, head: Eagle3Head) -> Target:
+def _with_head(network: nn.Module, head: Head) -> Target:
     """Return the target, tapped for the head; a target that cannot verify trees is refused."""
     target = Target(network, head.config.taps)
     _fit(head, target)
@@ -171,14 +213,14 @@ def _without_head(network: nn.Module) -> Target:
     return target
 
 
-def _fit(head: Eagle3Head, target: Target) -> None:
+def _fit(head: Head, target: Target) -> None:
     """Give the head the target's type, after checking that they belong together."""
     config, sample = head.config, target.embedding(mx.array([0]))
     vocab, hidden = target.vocab_size, sample.shape[-1]
     found = {"hidden size": (config.target_hidden_size, hidden)}
     found["vocabulary"] = (config.target_vocab_size, vocab)
     wrong = [f"{what} {a} (target: {b})" for what, (a, b) in found.items() if a != b]
-    if config.hidden_size != hidden:
+    if config.hidden_size != hidden and _borrows(head):
         wrong.append(f"own hidden size {config.hidden_size} (target: {hidden})")
     if wrong:
         raise CheckpointError(
@@ -186,6 +228,13 @@ def _fit(head: Eagle3Head, target: Target) -> None:
             "give the target that the head was trained for"
         )
     head.set_dtype(sample.dtype)
+
+
+def _borrows(head: Head) -> bool:
+    """Say whether a head uses the target's embedding or output layer, which fix its width."""
+    if isinstance(head, MedusaHead):
+        return True
+    return not (head.config.own_embedding and head.config.own_lm_head)
 
 
 def _precision(network: nn.Module) -> str:

@@ -125,7 +125,8 @@ def _launch(decoder: Decoder, root: mx.array, shape: TreeShape) -> _Flight:
         mx.async_eval(tree.tokens, tree.parents)
     verified = target.verify(tree, cache)
     choices = sampler(verified.logits, tree, cache.rows)
-    packed = mx.concatenate([tree.tokens, tree.parents, choices])
+    # Plain decoding knows what it drafted: nothing.
+    packed = choices if drafter is None else mx.concatenate([tree.tokens, tree.parents, choices])
     if tree.num_draft_tokens and mx.default_device() == mx.cpu:
         # There is no submission to a GPU to save here, and it tells drafting from verifying.
         mx.eval(tree.tokens, tree.parents)
@@ -140,12 +141,13 @@ def _land(decoder: Decoder, flight: _Flight, since: float) -> tuple[Round, float
     Returns:
         The round, and the moment it was read; `since` is that moment of the round before.
     """
-    tokens, parents, choices = np.array(flight.packed).reshape(3, -1).tolist()
+    packed = np.array(flight.packed)
     read = time.perf_counter()
+    if decoder.drafter is None:
+        return Round(packed.tolist(), 0, 0, RoundTimes(0.0, read - since, 0.0)), read
+    tokens, parents, choices = packed.reshape(3, -1).tolist()
     path, token = accept(tokens, parents, choices)
     accepted = [tokens[node] for node in path[1:]] + [token]
-    if decoder.drafter is None:
-        return Round(accepted, 0, 0, RoundTimes(0.0, read - since, 0.0)), read
     decoder.cache.commit(path)
     taps = flight.verified.taps
     kept = None if taps is None else taps[mx.array(path)]

@@ -1,14 +1,13 @@
-"""The EAGLE-3 draft head as an MLX module: fused taps and a token in, draft logits out.
+"""The draft head as an MLX module: features of the target and a token in, draft logits out.
 
-It is the network only. How its output becomes a tree is `drafters/eagle3.py`; how published
-checkpoints become its parameters is `convert/`. Follows the EAGLE-3 paper (arXiv 2503.01840),
-section 3.1; the flags cover the variants that other publishers train (norms before the fusion,
-normed residual, post-norm feedback).
+It is the network only. How its output becomes a tree is `drafters/`; how published checkpoints
+become its parameters is `convert/`. One module covers the family, a flag of `HeadConfig` for each
+difference: EAGLE-3 (arXiv 2503.01840, section 3.1) with the variants that publishers train,
+EAGLE-1 and 2 (2401.15077, 2406.16858) and HASS (2408.15766), and P-EAGLE (2602.01469).
 """
 
 import json
-import math
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -17,114 +16,55 @@ import mlx.nn as nn
 from mlx_lm.models.llama import MLP
 from mlx_lm.models.rope_utils import initialize_rope
 
-from mlx_eagle.cache import KVCache
+from mlx_eagle.cache import KVCache, TreeCache
 from mlx_eagle.errors import CheckpointError
-from mlx_eagle.rope import accept_node_positions
-
-MODEL_TYPE = "mlx_eagle_head"
-
-
-@dataclass(frozen=True)
-class HeadConfig:
-    """Everything the forward pass of a head needs to know; nothing in it is implied.
-
-    `taps` are boundaries of the target: boundary b is the residual stream after b decoder layers.
-    """
-
-    hidden_size: int
-    target_hidden_size: int
-    target_vocab_size: int
-    draft_vocab_size: int
-    intermediate_size: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    rms_norm_eps: float
-    rope_theta: float
-    rope_scaling: dict[str, Any] | None
-    rope_interleaved: bool
-    max_position_embeddings: int
-    taps: tuple[int, ...]
-    norm_before_residual: bool
-    norm_before_fc: bool
-    fc_norm: bool
-    norm_output: bool
-
-    @classmethod
-    def from_dict(cls, config: dict[str, Any]) -> "HeadConfig":
-        """Read the normalised `config.json` of a converted head.
-
-        Raises:
-            CheckpointError: if keys are missing or have impossible values; the message names all.
-        """
-        names = [field.name for field in fields(cls)]
-        missing = sorted(set(names) - set(config))
-        if missing:
-            raise CheckpointError(
-                f"the head's config.json lacks {', '.join(missing)}; convert the head again"
-            )
-        values: dict[str, Any] = {name: config[name] for name in names}
-        wrong = [f"{n} is {v!r:.40}" for n, v in values.items() if not _is_sound(n, v)]
-        if wrong:
-            raise CheckpointError(
-                f"the head's config.json is unsound: {', '.join(wrong)}; convert the head again"
-            )
-        return cls(**values | {"taps": tuple(config["taps"])})
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form of the configuration, the inverse of `from_dict`."""
-        return asdict(self) | {"taps": list(self.taps)}
+from mlx_eagle.head_config import MODEL_TYPE, HeadConfig, MedusaConfig
+from mlx_eagle.medusa import MedusaHead
+from mlx_eagle.rope import accept_node_positions, keep_fractional_bounds
 
 
-_FLAGS = {"rope_interleaved", "norm_before_residual", "norm_before_fc", "fc_norm", "norm_output"}
-_LARGEST = 1 << 24  # more than any width or vocabulary in use, and far below overflow
-
-
-def _is_sound(name: str, value: Any) -> bool:
-    """Say whether `value` is possible for the field `name` of a head's configuration."""
-    if name in _FLAGS:
-        return isinstance(value, bool)
-    if name == "taps":
-        counts = isinstance(value, list | tuple) and all(type(b) is int for b in value)
-        return counts and list(value) == sorted({b for b in value if b >= 0}) and bool(value)
-    if name == "rope_scaling":
-        return value is None or isinstance(value, dict)
-    if name in ("rms_norm_eps", "rope_theta"):
-        return type(value) in (int, float) and 0 < value < math.inf
-    return type(value) is int and 0 < value <= _LARGEST
+def _norm(size: int, config: HeadConfig, present: bool = True) -> nn.Module:
+    """Return a norm over the last axis, or the identity where this head has none."""
+    return nn.RMSNorm(size, eps=config.rms_norm_eps) if present else nn.Identity()
 
 
 class Attention(nn.Module):
-    """Grouped-query attention whose input is the embedding beside the hidden state: 2 h wide."""
+    """Grouped-query attention over inputs `width` wide: 2 h in an EAGLE-3 head's first layer."""
 
-    def __init__(self, config: HeadConfig):
+    def __init__(self, config: HeadConfig, width: int, window: int | None):
         super().__init__()
         self.n_heads = n_heads = config.num_attention_heads
         self.n_kv_heads = n_kv_heads = config.num_key_value_heads
         self.scale = config.head_dim**-0.5
+        self.window = window
 
-        width = 2 * config.hidden_size
-        self.q_proj = nn.Linear(width, n_heads * config.head_dim, bias=False)
-        self.k_proj = nn.Linear(width, n_kv_heads * config.head_dim, bias=False)
-        self.v_proj = nn.Linear(width, n_kv_heads * config.head_dim, bias=False)
-        self.o_proj = nn.Linear(n_heads * config.head_dim, config.hidden_size, bias=False)
+        bias = config.attention_bias
+        self.q_proj = nn.Linear(width, n_heads * config.head_dim, bias=bias)
+        self.k_proj = nn.Linear(width, n_kv_heads * config.head_dim, bias=bias)
+        self.v_proj = nn.Linear(width, n_kv_heads * config.head_dim, bias=bias)
+        self.o_proj = nn.Linear(
+            n_heads * config.head_dim, config.hidden_size, bias=config.attention_output_bias
+        )
+        self.q_norm = _norm(config.head_dim, config, config.qk_norm)
+        self.k_norm = _norm(config.head_dim, config, config.qk_norm)
         self.rope = initialize_rope(
-            config.head_dim,
+            config.rope_dims,
             config.rope_theta,
             config.rope_interleaved,
             config.rope_scaling,
             config.max_position_embeddings,
         )
+        if config.rope_scaling and config.rope_scaling.get("truncate") is False:
+            keep_fractional_bounds(self.rope, config.rope_theta, config.rope_scaling)
         accept_node_positions(self.rope)
 
-    def __call__(
-        self, x: mx.array, mask: mx.array | str | None, cache: KVCache, offset: int | mx.array
-    ) -> mx.array:
-        """Attend from x [1, L, 2h] to the cache and to x itself, as the mask allows."""
+    def __call__(self, x: mx.array, cache: KVCache) -> mx.array:
+        """Attend from x [1, L, width] to the cache and to x itself, as the cache allows."""
         B, L, _ = x.shape  # noqa: N806
-        queries = self.q_proj(x).reshape(B, L, self.n_heads, -1).transpose(0, 2, 1, 3)
-        keys = self.k_proj(x).reshape(B, L, self.n_kv_heads, -1).transpose(0, 2, 1, 3)
+        queries = self.q_norm(self.q_proj(x).reshape(B, L, self.n_heads, -1)).transpose(0, 2, 1, 3)
+        keys = self.k_norm(self.k_proj(x).reshape(B, L, self.n_kv_heads, -1)).transpose(0, 2, 1, 3)
         values = self.v_proj(x).reshape(B, L, self.n_kv_heads, -1).transpose(0, 2, 1, 3)
+        mask, offset = cache.make_mask(L, window_size=self.window), cache.offset
         queries, keys = self.rope(queries, offset=offset), self.rope(keys, offset=offset)
         keys, values = cache.update_and_fetch(keys, values)
         output = mx.fast.scaled_dot_product_attention(
@@ -134,66 +74,99 @@ class Attention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """The head's first layer: it reads the token's embedding and the hidden state separately."""
+    """An ordinary pre-norm layer; in an EAGLE-1 head the first one has no norm in front."""
 
-    def __init__(self, config: HeadConfig):
+    def __init__(self, config: HeadConfig, window: int | None, input_layernorm: bool = True):
+        super().__init__()
+        self.self_attn = Attention(config, config.hidden_size, window)
+        # mlx-lm's SwiGLU reads three fields of its arguments, which this configuration has too.
+        self.mlp = MLP(cast(Any, config))
+        self.input_layernorm = _norm(config.hidden_size, config, input_layernorm)
+        self.post_attention_layernorm = _norm(config.hidden_size, config)
+
+    def __call__(self, x: mx.array, cache: KVCache) -> mx.array:
+        """Return the layer's output [1, L, h] for x of the same shape."""
+        h = x + self.self_attn(self.input_layernorm(x), cache)
+        return h + self.mlp(self.post_attention_layernorm(h))
+
+
+class FirstLayer(nn.Module):
+    """The first layer of an EAGLE-3 head: it reads embedding and hidden state side by side."""
+
+    def __init__(self, config: HeadConfig, window: int | None):
         super().__init__()
         self.norm_before_residual = config.norm_before_residual
-        self.self_attn = Attention(config)
-        # mlx-lm's SwiGLU reads two sizes of its arguments, which this configuration has too.
+        self.double_norm = config.double_norm
+        self.self_attn = Attention(config, 2 * config.hidden_size, window)
         self.mlp = MLP(cast(Any, config))
-        norms = (nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps) for _ in range(3))
-        self.input_layernorm, self.hidden_norm, self.post_attention_layernorm = norms
+        self.input_layernorm = _norm(config.hidden_size, config, config.input_layernorm)
+        self.hidden_norm = _norm(config.hidden_size, config, config.hidden_norm)
+        self.post_attention_layernorm = _norm(config.hidden_size, config)
 
-    def __call__(
-        self,
-        embeddings: mx.array,
-        hidden: mx.array,
-        mask: mx.array | str | None,
-        cache: KVCache,
-        offset: int | mx.array,
-    ) -> mx.array:
+    def __call__(self, embeddings: mx.array, hidden: mx.array, cache: KVCache) -> mx.array:
         """Return the layer's output [1, L, h] for embeddings and hidden of the same shape."""
-        normed = self.hidden_norm(hidden)
+        normed = self.hidden_norm(self.input_layernorm(hidden) if self.double_norm else hidden)
         residual = normed if self.norm_before_residual else hidden
         x = mx.concatenate([self.input_layernorm(embeddings), normed], axis=-1)  # [1, L, 2h]
-        h = residual + self.self_attn(x, mask, cache, offset)
+        h = residual + self.self_attn(x, cache)
         return h + self.mlp(self.post_attention_layernorm(h))
 
 
 class HeadOutput(NamedTuple):
-    """What one step gives: `normed` is for `lm_head`, `feedback` for the next step; [1, L, h]."""
+    """What one step gives: `normed` is for the logits, `feedback` for the next step; [1, L, h]."""
 
     normed: mx.array
     feedback: mx.array
 
 
-class Eagle3Head(nn.Module):
-    """The EAGLE-3 head: `fuse` the taps, then step as often as tokens are drafted.
+class EagleHead(nn.Module):
+    """A head of the EAGLE family: `fuse` the taps, then step as often as tokens are drafted.
 
-    The target's embedding is shared, so embeddings are an argument, not a parameter. The ids that
-    `lm_head` scores are draft ids; `draft_to_target` [W] maps them to target ids (it is stored as
-    absolute ids, where published heads store offsets called d2t).
+    Embeddings are an argument, because most heads share the target's, and so is what turns
+    `normed` into logits where a head has no `lm_head`. The ids that are scored are draft ids;
+    `draft_to_target` [W] maps them to target ids (absolute, where published heads store offsets
+    called d2t).
     """
 
     def __init__(self, config: HeadConfig):
         super().__init__()
         self.config = config
-        n_taps, eps = len(config.taps), config.rms_norm_eps
+        n_taps, h = len(config.taps), config.hidden_size
         width = n_taps * config.target_hidden_size
+        if config.own_embedding:
+            self.embed_tokens = nn.Embedding(config.target_vocab_size, h)
         if config.norm_before_fc:
-            self.input_norm = nn.RMSNorm(width, eps=eps)
+            self.input_norm = _norm(width, config)
         if config.fc_norm:
-            self.fc_norm = [nn.RMSNorm(config.target_hidden_size, eps=eps) for _ in range(n_taps)]
-        self.fc = nn.Linear(width, config.hidden_size, bias=False)
-        self.layers = [DecoderLayer(config)]
-        self.norm = nn.RMSNorm(config.hidden_size, eps=eps)
-        self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
+            self.fc_norm = [_norm(config.target_hidden_size, config) for _ in range(n_taps)]
+        if config.algorithm == "eagle":
+            self.fc = nn.Linear(2 * h, h, bias=config.fc_bias)
+        elif config.fuse_taps:
+            self.fc = nn.Linear(width, h, bias=config.fc_bias)
+        if config.algorithm == "p-eagle":
+            self.mask_hidden = mx.zeros((width,))
+        self.layers = self._make_layers()
+        self.norm = _norm(h, config, config.final_norm)
+        if config.own_lm_head:
+            self.lm_head = nn.Linear(h, config.draft_vocab_size, bias=False)
         self.draft_to_target = mx.arange(config.draft_vocab_size, dtype=mx.int32)
         self.freeze()
 
+    def _make_layers(self) -> list[nn.Module]:
+        config, windows = self.config, self.config.sliding_windows
+        later = [DecoderLayer(config, window) for window in windows[1:]]
+        if config.algorithm == "eagle":
+            return [DecoderLayer(config, windows[0], config.input_layernorm), *later]
+        return [FirstLayer(config, windows[0]), *later]
+
+    def make_cache(self) -> TreeCache:
+        """Return an empty KV cache for one conversation."""
+        return TreeCache([KVCache() for _ in self.layers])
+
     def fuse(self, taps: mx.array) -> mx.array:
         """Turn taps [1, L, T * H], shallowest first, into hidden states [1, L, h]."""
+        if not self.config.fuse_taps:
+            return taps
         if self.config.norm_before_fc:
             taps = self.input_norm(taps)
         if self.config.fc_norm:
@@ -202,59 +175,86 @@ class Eagle3Head(nn.Module):
             taps = mx.concatenate(normed, axis=-1)
         return self.fc(taps)
 
-    def __call__(
-        self,
-        hidden: mx.array,
-        embeddings: mx.array,
-        *,
-        mask: mx.array | str | None,
-        cache: KVCache,
-        offset: int | mx.array,
-    ) -> HeadOutput:
+    def masked(self, n: int) -> tuple[mx.array, mx.array]:
+        """Return what a P-EAGLE head reads at n positions whose tokens are not drafted yet.
+
+        Returns:
+            Hidden states [1, n, h] and token ids [1, n].
+        """
+        token = self.config.mask_token_id
+        assert token is not None, "only P-EAGLE heads have a mask token"
+        hidden = self.fuse(self.mask_hidden[None, None])
+        return mx.broadcast_to(hidden, (1, n, self.config.hidden_size)), mx.full((1, n), token)
+
+    def __call__(self, hidden: mx.array, embeddings: mx.array, cache: TreeCache) -> HeadOutput:
         """Run one step: fused taps or the parent's feedback, with the token that comes next.
 
         Args:
             hidden: [1, L, h]; row i belongs to the position before that of `embeddings` row i.
-            embeddings: [1, L, h] of the tokens, from the target's embedding.
-            mask: what `mx.fast.scaled_dot_product_attention` takes for L queries.
-            cache: the head's own KV cache; L rows are appended to it.
-            offset: position of the first row, or [L] positions.
+            embeddings: [1, L, h] of the tokens.
+            cache: the head's own; L undecided rows are appended, placed and masked as it says.
         """
-        h = self.layers[0](embeddings, hidden, mask, cache, offset)
-        normed = self.norm(h)
-        return HeadOutput(normed, normed if self.config.norm_output else h)
+        first, *later = self.layers
+        if self.config.algorithm == "eagle":
+            joined = self.fc(mx.concatenate([embeddings, hidden], axis=-1))  # [1, L, h]
+            x = first(joined, cache.layers[0])
+        else:
+            x = first(embeddings, hidden, cache.layers[0])
+        for layer, layer_cache in zip(later, cache.layers[1:], strict=True):
+            x = layer(x, layer_cache)
+        normed = self.norm(x)
+        return HeadOutput(normed, normed if self.config.norm_output else x)
 
 
-def load_head(folder: Path) -> Eagle3Head:
+Head = EagleHead | MedusaHead
+
+
+def load_head(folder: Path) -> Head:
     """Load a converted head; the weights are read when they are first needed.
 
     Raises:
         CheckpointError: if the folder is not a converted head or its tensors do not fit.
     """
     config = read_head_config(folder)
-    head_config = HeadConfig.from_dict(config)
     try:
-        head = Eagle3Head(head_config)
         weights = mx.load(str(folder / "model.safetensors"))
         assert isinstance(weights, dict), "safetensors load as a dictionary"
-        if quantization := config.get("quantization"):
-            nn.quantize(
-                head,
-                quantization["group_size"],
-                quantization["bits"],
-                class_predicate=lambda path, _: f"{path}.scales" in weights,
-            )
-        head.load_weights(list(weights.items()), strict=True)
-        _check_draft_ids(head)
+        return assemble(config, weights)
     except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(
             f"{folder.name}/model.safetensors does not fit its config.json "
             f"({type(error).__name__}: {error}); convert the head again"
         ) from error
+
+
+def assemble(config: dict[str, Any], weights: dict[str, mx.array]) -> Head:
+    """Return the head that a normalised configuration describes, with these weights.
+
+    Raises:
+        ValueError: if the weights do not fit; also what MLX raises for them.
+    """
+    head: Head
+    if config.get("algorithm") == "medusa":
+        head = MedusaHead(MedusaConfig.from_dict(config))
+    else:
+        head = EagleHead(HeadConfig.from_dict(config))
+        if not head.config.final_norm:
+            # Calibration may find that a head runs without the norm that its file has.
+            weights = {name: array for name, array in weights.items() if name != "norm.weight"}
+    if quantization := config.get("quantization"):
+        group_size, bits = quantization["group_size"], quantization["bits"]
+        nn.quantize(head, group_size, bits, class_predicate=_stored_quantized(weights))
+    head.load_weights(list(weights.items()), strict=True)
+    _check_draft_ids(head)
     return head
 
 
-def _check_draft_ids(head: Eagle3Head) -> None:
+def _stored_quantized(weights: dict[str, mx.array]) -> Callable[[str, nn.Module], bool]:
+    """Return the test that tells which layers are quantized in the file."""
+    return lambda path, _: f"{path}.scales" in weights
+
+
+def _check_draft_ids(head: Head) -> None:
     """Refuse a table that maps a draft id to no token of the target."""
     ids, n_tokens = head.draft_to_target, head.config.target_vocab_size
     if ids.dtype != mx.int32 or not mx.all((ids >= 0) & (ids < n_tokens)):

@@ -8,7 +8,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from threading import Lock
@@ -30,10 +30,19 @@ from mlx_eagle.errors import HubError
 
 Progress = Callable[[str, int, int], None]
 
-WANTED = ["*.json", "*.safetensors", "*.bin", "*.jinja", "tokenizer.model", "*.txt", "*.tiktoken"]
+WANTED = [
+    "*.json",
+    "*.safetensors",
+    "*.bin",
+    "*.pt",
+    "*.jinja",
+    "tokenizer.model",
+    "*.txt",
+    "*.tiktoken",
+]
 # Subfolders hold other formats of the same weights; "consolidated" is a second copy of them.
 UNWANTED = ["*/*", "consolidated*", "*.py"]
-PICKLES = ["*.bin"]
+PICKLES = ["*.bin", "*.pt"]
 # A file that is interrupted starts again, so few are under way at once.
 MAX_WORKERS = 2
 FREE_SPACE = "free some, or set HF_HOME to a folder on another disk; finished files are kept"
@@ -54,13 +63,17 @@ class Repo(NamedTuple):
         return self.id if default else f"{self.id}@{self.revision}"
 
 
-def fetch(name: str | Path, *, progress: Progress | None = None) -> Path:
+def fetch(
+    name: str | Path, *, progress: Progress | None = None, only: Sequence[str] | None = None
+) -> Path:
     """Return the local folder of a model, downloading it if it is a hub name that is not cached.
 
     Args:
         name: a local folder, or `owner/name` or `owner/name@revision` on the hub.
         progress: called with ("download <name>", bytes done, bytes in all), first before the
             first byte; from several threads.
+        only: the files that are needed, such as `config.json`, of those that a model has; None
+            for all. A local folder is not looked into.
 
     Raises:
         HubError: if it is neither; the message says which and what to do.
@@ -72,7 +85,7 @@ def fetch(name: str | Path, *, progress: Progress | None = None) -> Path:
         raise HubError(f"{name} is a file; give the folder that holds the model")
     repo = parse_repo(str(name))
     try:
-        return _fetch_repo(repo, progress or _silent)
+        return _fetch_repo(repo, progress or _silent, WANTED if only is None else list(only))
     except (NetworkError, OSError) as error:
         raise HubError(_explain(repo, error)) from error
 
@@ -95,48 +108,48 @@ def parse_repo(name: str) -> Repo:
     return Repo(repo_id, revision or constants.DEFAULT_REVISION)
 
 
-def _fetch_repo(repo: Repo, progress: Progress) -> Path:
+def _fetch_repo(repo: Repo, progress: Progress, wanted: list[str]) -> Path:
     """Ask the hub what is missing here and download that; without the hub, use the cache."""
     try:
-        files = _snapshot(repo, UNWANTED, dry_run=True, tqdm_class=_meter(_silent, "", 0))
+        files = _snapshot(repo, wanted, UNWANTED, dry_run=True, tqdm_class=_meter(_silent, "", 0))
     except DryRunError as error:
-        return _cached(repo, error.__cause__ or error)
+        return _cached(repo, wanted, error.__cause__ or error)
     if not files:
-        raise HubError(f"{repo.name} holds no model files ({', '.join(WANTED)})")
+        raise HubError(f"{repo.name} holds no model files ({', '.join(wanted)})")
     unwanted = UNWANTED
     if any(file.filename.endswith(".safetensors") for file in files):
         unwanted = UNWANTED + PICKLES
-        files = [file for file in files if not file.filename.endswith(".bin")]
+        files = [file for file in files if not file.filename.endswith((".bin", ".pt"))]
     total = sum(file.file_size or 0 for file in files if file.will_download)
     pinned = Repo(repo.id, files[0].commit_hash)
     if not total:
-        return Path(_snapshot(pinned, unwanted, local_files_only=True))
+        return Path(_snapshot(pinned, wanted, unwanted, local_files_only=True))
     _check_space(repo, total)
     phase = f"download {repo.name}"
     progress(phase, 0, total)
-    _download(repo, unwanted, _meter(progress, phase, total))
+    _download(repo, wanted, unwanted, _meter(progress, phase, total))
     progress(phase, total, total)
-    return Path(_snapshot(pinned, unwanted, local_files_only=True))
+    return Path(_snapshot(pinned, wanted, unwanted, local_files_only=True))
 
 
-def _snapshot(repo: Repo, unwanted: list[str], **options: Any) -> Any:
+def _snapshot(repo: Repo, wanted: list[str], unwanted: list[str], **options: Any) -> Any:
     """Call `snapshot_download` for the files that we want."""
     return snapshot_download(
         repo.id,
         revision=repo.revision,
-        allow_patterns=WANTED,
+        allow_patterns=wanted,
         ignore_patterns=unwanted,
         max_workers=MAX_WORKERS,
         **options,
     )
 
 
-def _cached(repo: Repo, reason: BaseException) -> Path:
+def _cached(repo: Repo, wanted: list[str], reason: BaseException) -> Path:
     """Return the cached folder, or raise for the reason that the hub could not be asked."""
     try:
-        folder = Path(_snapshot(repo, UNWANTED + PICKLES, local_files_only=True))
+        folder = Path(_snapshot(repo, wanted, UNWANTED + PICKLES, local_files_only=True))
         if not any(folder.glob("*.safetensors")):
-            folder = Path(_snapshot(repo, UNWANTED, local_files_only=True))
+            folder = Path(_snapshot(repo, wanted, UNWANTED, local_files_only=True))
     except LocalEntryNotFoundError as error:
         raise HubError(_explain(repo, reason)) from error
     return folder
@@ -154,10 +167,10 @@ def _check_space(repo: Repo, total: int) -> None:
         )
 
 
-def _download(repo: Repo, unwanted: list[str], meter: type["_Meter"]) -> None:
+def _download(repo: Repo, wanted: list[str], unwanted: list[str], meter: type["_Meter"]) -> None:
     """Download in a thread, so that Ctrl-C ends it between two chunks and not after the file."""
     pool = ThreadPoolExecutor(max_workers=1)
-    job: Future[Any] = pool.submit(_snapshot, repo, unwanted, tqdm_class=meter)
+    job: Future[Any] = pool.submit(_snapshot, repo, wanted, unwanted, tqdm_class=meter)
     try:
         job.result()
     except KeyboardInterrupt:

@@ -6,6 +6,7 @@ vector of positions. Parameters, attributes and the call with a plain offset sta
 """
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,23 +22,24 @@ def is_rope(module: nn.Module) -> bool:
 
 def accept_node_positions(rope: nn.Module) -> None:
     """Let one rope instance take `offset` as a vector [N], a position per row of its input."""
-    wrap_call(rope, _rotate)
+    wrap_method(rope, "__call__", _rotate)
 
 
-def wrap_call(module: nn.Module, call: Callable[..., Any]) -> None:
-    """Give one instance a subclass whose `__call__` is `call(plain, module, ...)`.
+def wrap_method(module: nn.Module, name: str, method: Callable[..., Any]) -> None:
+    """Give one instance a subclass in which a method is `method(plain, module, ...)`.
 
     Args:
         module: changed in place; its parameters keep their paths.
-        call: receives the class's present `__call__` first, then its arguments.
+        name: the method to replace.
+        method: receives the class's present method first, then the module and the arguments.
     """
     kind = type(module)
-    plain = kind.__call__
+    plain = getattr(kind, name)
 
-    def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
-        return call(plain, self, *args, **kwargs)
+    def wrapped(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return method(plain, self, *args, **kwargs)
 
-    module.__class__ = type(kind.__name__, (kind,), {"__call__": __call__})
+    module.__class__ = type(kind.__name__, (kind,), {name: wrapped})
 
 
 def _rotate(
@@ -56,3 +58,28 @@ def _rotate(
         return plain(self, x, offset, *args, **kwargs)
     rotated = plain(self, x.transpose(2, 1, 0, 3), offset, *args, **kwargs)  # [N, heads, 1, ..]
     return rotated.transpose(2, 1, 0, 3)
+
+
+def keep_fractional_bounds(rope: nn.Module, theta: float, scaling: dict[str, Any]) -> None:
+    """Let a YaRN rope blend its frequencies between unrounded bounds ("truncate": false).
+
+    mlx-lm rounds the bounds to whole dimensions, as most models do; gpt-oss and heads for it do
+    not (YaRN, arXiv 2309.00071, section 3.2, and the key of that name in transformers).
+
+    Args:
+        rope: mlx-lm's YarnRoPE; changed in place.
+        theta: the base.
+        scaling: `factor`, `original_max_position_embeddings`, perhaps `beta_fast`, `beta_slow`.
+    """
+    dims, length = rope.dims, scaling["original_max_position_embeddings"]
+
+    def dimension(turns: float) -> float:
+        """Return the dimension that turns so often in the original length."""
+        return float(dims * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(theta)))
+
+    low = max(dimension(scaling.get("beta_fast", 32)), 0)
+    high = min(dimension(scaling.get("beta_slow", 1)), dims - 1)
+    plain = theta ** (mx.arange(0, dims, 2, dtype=mx.float32) / dims)  # [dims / 2]
+    index = mx.arange(dims // 2, dtype=mx.float32)
+    stretched = mx.clip((index - low) / max(high - low, 1e-3), 0, 1)
+    rope._freqs = 1 / (stretched / (scaling["factor"] * plain) + (1 - stretched) / plain)

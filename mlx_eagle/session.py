@@ -17,7 +17,7 @@ from mlx_eagle.drafters import Drafter
 from mlx_eagle.errors import EagleError
 from mlx_eagle.generate import Decoder, Round, prefill, rounds
 from mlx_eagle.sampling import Sampler
-from mlx_eagle.stats import GenerationStats
+from mlx_eagle.stats import GenerationStats, HeadWatch
 from mlx_eagle.target import Target
 from mlx_eagle.text import TextStream
 from mlx_eagle.tree import PLAIN, TreeShape
@@ -114,8 +114,10 @@ class Session:
         make_drafter: Callable[[], Drafter] | None,
         speculation: str,
         system: str | None = None,
+        watch: HeadWatch | None = None,
     ) -> None:
         self.system = system
+        self._watch = watch
         self.messages: list[dict[str, str]] = []
         self._target, self._tokenizer = target, tokenizer
         self._make_drafter, self._speculation = make_drafter, speculation
@@ -208,10 +210,20 @@ class Session:
         decoder = Decoder(self._target, self._cache, drafter, sampler)
         prefill(decoder, ids, options.progress)
         self._tokens = ids
-        shape = options.tree or DEFAULT_SHAPE
+        shape = options.tree or self._default_shape()
         stream = rounds(decoder, ids[-1], chain([PLAIN], repeat(shape)))
         text = TextStream(self._tokenizer, options.stop)
-        yield from _responses(stream, text, self._tokens, stats, self._ends(options), started)
+        ends = self._ends(options)
+        for response in _responses(stream, text, self._tokens, stats, ends, started):
+            if response.stats is not None and self._watch is not None:
+                response.stats.advice = self._watch.advise(response.stats)
+            yield response
+
+    def _default_shape(self) -> TreeShape:
+        """Return the shape for rounds that are left to the engine."""
+        if self._drafter is None or self._drafter.max_depth >= DEFAULT_SHAPE.depth:
+            return DEFAULT_SHAPE
+        return TreeShape.chain(self._drafter.max_depth)
 
     def _check(self, ids: Sequence[int], tree: TreeShape | None) -> None:
         """Refuse tokens that the target does not know and trees that the drafter cannot make."""
@@ -222,11 +234,17 @@ class Session:
                 f"the prompt holds token {foreign[0]}, but the target has {n_tokens} tokens; "
                 "encode the prompt with the target's own tokenizer"
             )
-        widest = self._drafter.max_width if self._drafter else None
-        if tree is not None and widest is not None and tree.width > widest:
+        if tree is None or self._drafter is None:
+            return
+        if tree.width > self._drafter.max_width:
             raise EagleError(
                 f"a tree of width {tree.width} was asked for, but the head proposes among "
-                f"{widest} tokens"
+                f"{self._drafter.max_width} tokens"
+            )
+        if tree.depth > self._drafter.max_depth:
+            raise EagleError(
+                f"a tree of depth {tree.depth} was asked for, but the head proposes "
+                f"{self._drafter.max_depth} tokens in a row"
             )
 
     def _ends(self, options: GenerationOptions) -> "_Ends":

@@ -18,7 +18,8 @@ class GenerationStats:
     prompt: it comes with the prefill, before any round. `draft_seconds` and `verify_seconds` are
     None where they were not told apart (on a GPU a round is one submission). On a CPU the draft's
     seconds include the building of the verification graph, which happens meanwhile;
-    `host_seconds` is the part of the rounds in which the device had nothing to do.
+    `host_seconds` is the part of the rounds in which the device had nothing to do. `advice` is
+    a line for the user, once, where a head drafts so badly that it must be run wrongly.
     """
 
     prompt_tokens: int = 0
@@ -34,6 +35,7 @@ class GenerationStats:
     host_seconds: float = 0.0
     peak_memory_bytes: int = 0
     speculation: str = "on"
+    advice: str = ""
 
     @property
     def rounds(self) -> int:
@@ -99,3 +101,31 @@ class GenerationStats:
 
 def _sum(total: float | None, part: float | None) -> float | None:
     return None if total is None or part is None else total + part
+
+
+class HeadWatch:
+    """Notices, over all conversations with a head, that it is of no use as it is run."""
+
+    PATIENCE = 200  # rounds
+    LOW = 1.2  # tokens per round: a head that is run as it was trained gives more
+
+    def __init__(self, remedy: str) -> None:
+        self.remedy = remedy
+        self._rounds = self._accepted = 0
+        self._told = False
+
+    def advise(self, stats: GenerationStats) -> str:
+        """Take in one generation; return what to do about the head, at most once."""
+        drafted = stats.drafted > 0
+        self._rounds += stats.rounds if drafted else 0
+        self._accepted += stats.accepted
+        if self._told or self._rounds < self.PATIENCE:
+            return ""
+        length = self._accepted / self._rounds + 1
+        if length >= self.LOW:
+            return ""
+        self._told = True
+        return (
+            f"the head gave only {length:.2f} tokens per round in {self._rounds} rounds: it may be "
+            f"run otherwise than it was trained; try: {self.remedy}"
+        )

@@ -2,21 +2,22 @@
 
 A *tap* is the target's residual stream at a boundary, handed to the draft head: boundary b is the
 stream after b decoder layers, so b = 0 is the embedding and b = n the last layer's output before
-the final norm. Elsewhere taps are called aux hidden states, captured layers or, in the EAGLE-3
-paper, features. There is no per-architecture code: single layer and rope *instances* are given a
-subclass, so parameters, quantization and saving are as before.
+the final norm; n + 1 is what that norm gives, which older heads read. Elsewhere taps are called
+aux hidden states, captured layers or, in the EAGLE-3 paper, features. There is no per-architecture
+code: single layer and rope *instances* are given a subclass, so parameters, quantization and
+saving are as before.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models import cache as stock
 
-from mlx_eagle.cache import AnyCache, KVCache, StockCache, TargetCache, WindowKVCache
+from mlx_eagle.cache import AnyCache, KVCache, StockCache, TreeCache, WindowKVCache
 from mlx_eagle.errors import UnsupportedTargetError
-from mlx_eagle.rope import accept_node_positions, is_rope, wrap_call
+from mlx_eagle.rope import accept_node_positions, is_rope, wrap_method
 from mlx_eagle.tree import DraftTree
 
 
@@ -48,7 +49,7 @@ class Target:
             return
         self.make_cache()  # refuses models whose state cannot hold a tree
         for boundary in self.taps:
-            _tap(model.layers, boundary, self._recorded)
+            self._tap(boundary)
         for _, module in model.named_modules():
             if is_rope(module):
                 accept_node_positions(module)
@@ -79,6 +80,43 @@ class Target:
             "which one reads the tokens is not clear"
         )
 
+    @property
+    def unembed(self) -> Callable[[mx.array], mx.array]:
+        """The output layer: [.., H] hidden states after the final norm to [.., V] logits.
+
+        It is the linear layer alone, without what some models do to logits afterwards (soft caps,
+        scales), which heads that share it were not trained with either.
+        """
+        layer = _output_layer(self.model)
+        return layer if layer is not None else self.embedding.as_linear
+
+    def _tap(self, boundary: int) -> None:
+        """Make the layer at `boundary` record the residual stream whenever it runs."""
+        layers, recorded = self.model.layers, self._recorded
+        if not 0 <= boundary <= len(layers) + 1:
+            raise UnsupportedTargetError(
+                f"the head taps boundary {boundary}, but the target has boundaries 0 to "
+                f"{len(layers)}, and {len(layers) + 1} after the final norm"
+            )
+
+        def note_input(plain: Any, self: nn.Module, x: mx.array, *args: Any, **kwargs: Any) -> Any:
+            recorded[boundary] = x
+            return plain(self, x, *args, **kwargs)
+
+        def note_output(plain: Any, self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            out = plain(self, *args, **kwargs)
+            recorded[boundary] = out[0] if isinstance(out, tuple) else out
+            return out
+
+        if boundary > len(layers):
+            # What the final norm gives is what the output layer is given.
+            output = _output_layer(self.model)
+            wrap_method(output or self.embedding, "__call__" if output else "as_linear", note_input)
+        elif boundary == 0:
+            wrap_method(layers[0], "__call__", note_input)
+        else:
+            wrap_method(layers[boundary - 1], "__call__", note_output)
+
     def make_cache(self) -> AnyCache:
         """Return an empty cache for one conversation.
 
@@ -88,7 +126,7 @@ class Target:
         layers = stock.make_prompt_cache(self.model)
         if not self.speculates:
             return StockCache(layers)
-        return TargetCache([_tree_cache(layer) for layer in layers])
+        return TreeCache([_tree_cache(layer) for layer in layers])
 
     def extend(self, tokens: mx.array, cache: AnyCache) -> mx.array | None:
         """Run committed tokens [L] through the target and commit their rows.
@@ -127,17 +165,8 @@ def _tree_cache(layer: Any) -> KVCache:
     )
 
 
-def _tap(layers: Sequence[nn.Module], boundary: int, recorded: dict[int, mx.array]) -> None:
-    """Make one layer record the residual stream at `boundary` whenever it runs."""
-    if not 0 <= boundary <= len(layers):
-        raise UnsupportedTargetError(
-            f"the head taps boundary {boundary}, but the target has boundaries 0 to {len(layers)}"
-        )
-
-    def call(plain: Any, self: nn.Module, x: mx.array, *args: Any, **kwargs: Any) -> Any:
-        out = plain(self, x, *args, **kwargs)
-        stream = out[0] if isinstance(out, tuple) else out
-        recorded[boundary] = x if boundary == 0 else stream
-        return out
-
-    wrap_call(layers[max(boundary - 1, 0)], call)
+def _output_layer(model: nn.Module) -> nn.Module | None:
+    """Return the layer that gives logits, or None where the embedding gives them."""
+    kinds = (nn.Linear, nn.QuantizedLinear)
+    found = [m for n, m in model.named_modules() if n.endswith("lm_head") and isinstance(m, kinds)]
+    return found[0] if len(found) == 1 else None

@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_eagle.cache import KVCache, StockCache, TargetCache, WindowKVCache
+from mlx_eagle.cache import KVCache, StockCache, TreeCache, WindowKVCache
 from mlx_eagle.tree import DraftTree
 
 # (rows of a round, which of them are accepted)
@@ -70,7 +70,7 @@ def test_a_window_cache_shows_exactly_the_window_and_holds_no_history(
 
 
 def test_a_tree_mask_shows_prefix_and_ancestors_as_a_literal() -> None:
-    cache = TargetCache([KVCache(), WindowKVCache(2)])
+    cache = TreeCache([KVCache(), WindowKVCache(2)])
     for layer in cache.layers:
         layer.update_and_fetch(rows(0, 3), rows(0, 3))
     cache.commit([0, 1, 2])
@@ -92,7 +92,7 @@ def test_a_tree_mask_shows_prefix_and_ancestors_as_a_literal() -> None:
 
 
 def test_a_window_asked_of_a_full_cache_hides_old_rows() -> None:
-    cache = TargetCache([KVCache()])
+    cache = TreeCache([KVCache()])
     cache.layers[0].update_and_fetch(rows(0, 3), rows(0, 3))
     cache.commit([0, 1, 2])
     cache.open(DraftTree.static(mx.array([7, 8, 5]), [0, 0, 0]))
@@ -126,7 +126,7 @@ def test_trimming_goes_back_and_a_window_says_when_it_cannot() -> None:
 
 
 def test_nbytes_counts_every_buffer() -> None:
-    cache = TargetCache([KVCache(), KVCache()])
+    cache = TreeCache([KVCache(), KVCache()])
     assert cache.nbytes == 0
     for layer in cache.layers:
         layer.update_and_fetch(rows(0, 3), rows(0, 3))

@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 from mlx_eagle.cli.convert import command as convert
 from mlx_eagle.cli.inspect import command as inspect
 from mlx_eagle.convert.inspect import describe
-from mlx_eagle.errors import CheckpointError, EagleError
-from mlx_eagle.head import HeadConfig
+from mlx_eagle.errors import CheckpointError, EagleError, HubError
+from mlx_eagle.head_config import HeadConfig
 
 
 def run(command: Any, *arguments: object) -> Result:
@@ -59,6 +59,32 @@ def test_target_is_converted_with_the_bits_that_were_asked_for(
     assert facts["kind"] == "MLX target"
 
 
+@pytest.mark.parametrize(
+    ("options", "words", "quantization"),
+    [
+        ([], "4-bit", {"bits": 4, "group_size": 64, "mode": "affine"}),
+        (["--bits", "3", "--group-size", "128"], "3-bit", {"bits": 3, "group_size": 128}),
+        (["--mode", "mxfp8"], "8-bit mxfp8", {"bits": 8, "group_size": 32, "mode": "mxfp8"}),
+        (["--mode", "nvfp4"], "4-bit nvfp4", {"bits": 4, "group_size": 16, "mode": "nvfp4"}),
+        (["--bits", "none", "--dtype", "float32"], "not quantized", None),
+    ],
+)
+def test_target_is_summed_up_with_its_mode_and_all_of_its_parameters(
+    fixtures: Path,
+    tmp_path: Path,
+    options: list[str],
+    words: str,
+    quantization: dict[str, Any] | None,
+) -> None:
+    out = tmp_path / "t"
+    result = run(convert, fixtures / "pydoc-llama", "--out", out, *options)
+    assert result.stdout == f"{out}: llama target, {words}, 8 layers, 8,392,960 parameters\n"
+    found = describe(out)
+    assert (found["quantization"] or {}).items() >= (quantization or {}).items()
+    if quantization is None:
+        assert set(found["types"]) == {"F32"}
+
+
 def test_no_quantization_can_be_asked_for(fixtures: Path, tmp_path: Path) -> None:
     options = ("--target", fixtures / "pydoc-llama", "--head-bits", "none")
     result = run(convert, fixtures / "pydoc-eagle3", *options, "--out", tmp_path / "h")
@@ -83,8 +109,18 @@ def test_head_and_target_that_are_mixed_up_are_told_apart(fixtures: Path, tmp_pa
         (["model"], "Missing option '--out'"),
         (["head", "--target", "t", "--out", "o", "--bits", "4"], "--bits is for targets"),
         (["model", "--out", "o", "--head-bits", "4"], "--head-bits is for heads"),
-        (["model", "--out", "o", "--bits", "3"], "'3' is not one of '4', '8', 'none'"),
-        (["model", "--out", "o", "--group-size", "48"], "'48' is not one of"),
+        (["head", "--target", "t", "--out", "o", "--mode", "mxfp4"], "--mode is for targets"),
+        (["head", "--target", "t", "--out", "o", "--dtype", "float16"], "--dtype is for targets"),
+        (["model", "--out", "o", "--bits", "7"], "'7' is not one of '2', '3', '4', '5', '6', '8',"),
+        (["model", "--out", "o", "--group-size", "48"], "'48' is not one of '16', '32', '64'"),
+        (["model", "--out", "o", "--dtype", "int8"], "'int8' is not one of 'float16', 'bfloat16'"),
+        (["model", "--out", "o", "--mode", "q4"], "'q4' is not one of 'affine', 'mxfp4', 'nvfp4'"),
+        (["model", "--out", "o", "--mode", "mxfp4", "--bits", "8"], "has 4 bits in groups of 32"),
+        (["model", "--out", "o", "--group-size", "16"], "affine has 2, 3, 4, 5, 6 or 8 bits in"),
+        (
+            ["model", "--out", "o", "--bits", "none", "--mode", "nvfp4"],
+            "--bits none leaves nothing",
+        ),
     ],
 )
 def test_wrong_usage_has_status_2_and_says_what_is_right(
@@ -105,10 +141,17 @@ def test_names_that_are_no_folder_come_from_the_hub(
     fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders = {"org/head": fixtures / "pydoc-eagle3", "org/target": fixtures / "pydoc-llama"}
-    monkeypatch.setattr("mlx_eagle.hub.fetch", lambda name, progress: folders[name])
+    asked: dict[str, Any] = {}
+
+    def fetch(name: str, *, progress: Any, only: Any) -> Path:
+        asked[name] = only
+        return folders[name]
+
+    monkeypatch.setattr("mlx_eagle.hub.fetch", fetch)
     result = run(convert, "org/head", "--target", "org/target", "--out", tmp_path / "h")
     assert result.exit_code == 0
     assert describe(tmp_path / "h")["source"]["name"] == "pydoc-eagle3"
+    assert asked == {"org/head": None, "org/target": ["config.json"]}
 
 
 def test_converted_head_is_described_with_every_choice_and_its_provenance(
@@ -138,7 +181,10 @@ def test_published_head_and_target_are_described(fixtures: Path) -> None:
     head = describe(fixtures / "pydoc-eagle3")
     assert head | {"kind": "SafeAILab EAGLE-3 head", "role": "head", "converted": False} == head
     assert head["convertible"] is True
-    assert (head["hidden_size"], head["draft_vocab_size"]) == (256, 2048)
+    assert (head["widths"]["hidden"], head["widths"]["draft"]) == (256, 2048)
+    resolved = describe(fixtures / "pydoc-eagle3", fixtures / "pydoc-llama")
+    assert (resolved["taps"], resolved["fits"], resolved["suspicious"]) == ([2, 4, 5], True, [])
+    assert resolved["origins"]["taps"].startswith("default")
     assert head["types"] == {"F16": 13, "I64": 1, "BOOL": 1}
     target = describe(fixtures / "pydoc-llama")
     sizes = {"model_type": "llama", "num_hidden_layers": 8, "hidden_size": 256, "vocab_size": 4096}
@@ -146,11 +192,13 @@ def test_published_head_and_target_are_described(fixtures: Path) -> None:
 
 
 def test_head_that_cannot_be_converted_is_described_with_the_reason(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"medusa_num_heads": 4}))
+    (tmp_path / "config.json").write_text(json.dumps({"dflash_config": {}}))
     file = str(tmp_path / "model.safetensors")
     mx.save_safetensors(file, {"0.0.linear.weight": mx.ones((2, 2))})
     facts = describe(tmp_path)
-    assert (facts["kind"], facts["convertible"]) == ("Medusa head", False)
+    assert facts["convertible"] is False
+    assert facts["kind"].startswith("block-diffusion drafter")
+    assert "denoises a block" in facts["reason"]
     (tmp_path / "config.json").write_text("{}")
     mx.save_safetensors(file, {"midlayer.mlp.up_proj.weight": mx.ones((2, 2))})
     assert "missing norm.weight" in describe(tmp_path)["reason"]
@@ -160,13 +208,17 @@ def test_description_as_text_is_one_fact_a_line_without_control_characters(tmp_p
     config = {
         "model_type": "mlx_eagle_head",
         "source": {"name": "\x1b[31mred", "files": [[[[[[["deep"]]]]]]]},
+        "algorithm": "eagle3",
         "taps": [2, 4, 5],
+        "origins": {"taps": "a guess\x1b[31m"},
+        "doubts": {"taps": {"reason": "no ids", "alternatives": [[3, 5, 6]]}},
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     mx.save_safetensors(str(tmp_path / "model.safetensors"), {"x": mx.ones((2, 3))})
     lines = run(inspect, tmp_path).stdout.splitlines()
     assert lines[0] == f"{tmp_path.name}: converted EAGLE-3 head"
-    assert "  taps                        2; 4; 5" in lines
+    assert "  taps                        2; 4; 5  (a guess?[31m)" in lines
+    assert "  in doubt: taps, or reason no ids, alternatives 3; 5; 6" in lines
     assert "  source.name                 ?[31mred" in lines
     assert "  source.files                ..." in lines
     assert "  parameters                  6" in lines
@@ -178,8 +230,8 @@ def test_folder_without_a_model_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="has no weights"):
         run(inspect, tmp_path)
-    result = run(inspect, tmp_path / "nowhere")
-    assert (result.exit_code, "does not exist" in result.stderr) == (2, True)
+    with pytest.raises(HubError, match="there is no folder"):
+        run(inspect, tmp_path / "nowhere")
 
 
 def test_help_and_inspect_import_neither_mlx_lm_nor_torch(fixtures: Path) -> None:

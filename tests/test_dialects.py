@@ -1,79 +1,127 @@
 """What a folder is, decided from names and shapes before configurations are believed."""
 
+import re
 from typing import Any
 
 import pytest
 
-from mlx_eagle.convert.dialects import AXES, CONVERTED_HEAD, SAFEAILAB, measure, recognise, rename
+from mlx_eagle.convert import dialects
+from mlx_eagle.convert.dialects import Dialect, rename
 from mlx_eagle.convert.pickles import TensorInfo
+from mlx_eagle.convert.recognise import recognise
+from mlx_eagle.convert.shapes import measure
 from mlx_eagle.errors import CheckpointError
-from mlx_eagle.head import MODEL_TYPE
 
-H = 64
-SIZES = {"taps": 3 * H, "2 hidden": 2 * H, "hidden": H, "queries": H, "keys": 32, "mlp": 96}
+H, QUERIES, KEYS, MLP, DRAFT = 64, 64, 32, 96, 16
+
+
+def info(*shape: int, dtype: str = "F16") -> TensorInfo:
+    return TensorInfo(dtype, shape)
+
+
 HEAD = {
-    name.replace("layers.0.", "midlayer."): TensorInfo(
-        "F16", tuple(SIZES.get(axis, 16) for axis in axes)
-    )
-    for name, axes in AXES.items()
+    "fc.weight": info(H, 3 * H),
+    "midlayer.hidden_norm.weight": info(H),
+    "midlayer.input_layernorm.weight": info(H),
+    "midlayer.post_attention_layernorm.weight": info(H),
+    "midlayer.self_attn.q_proj.weight": info(QUERIES, 2 * H),
+    "midlayer.self_attn.k_proj.weight": info(KEYS, 2 * H),
+    "midlayer.self_attn.v_proj.weight": info(KEYS, 2 * H),
+    "midlayer.self_attn.o_proj.weight": info(H, QUERIES),
+    "midlayer.mlp.gate_proj.weight": info(MLP, H),
+    "midlayer.mlp.up_proj.weight": info(MLP, H),
+    "midlayer.mlp.down_proj.weight": info(H, MLP),
+    "norm.weight": info(H),
+    "lm_head.weight": info(DRAFT, H),
 }
+LAYERS = {name.replace("midlayer.", "layers.0."): tensor for name, tensor in HEAD.items()}
+NORMS = {f"fc_norm.{i}.weight": info(H) for i in range(3)}
 
-
-def info(*shape: int) -> TensorInfo:
-    return TensorInfo("F16", shape)
-
-
-OTHER_HEADS: dict[str, tuple[dict[str, Any], dict[str, TensorInfo]]] = {
-    "speculators head ('eagle3')": ({"speculators_model_type": "eagle3"}, HEAD),
-    "DeepSpec EAGLE-3 head": ({"architectures": ["Qwen3Eagle3Model"]}, HEAD),
-    "block-diffusion drafter (DFlash, DSpark or Domino)": ({"dflash_config": {}}, HEAD),
-    "P-EAGLE head": ({}, HEAD | {"mask_hidden": info(1, 1, 3 * H)}),
-    "Medusa head": ({}, {"medusa_head.0.0.linear.weight": info(H, H)}),
-    "EAGLE-3 head with multi-head latent attention": (
+# What each publisher's heads are told by: a configuration, tensors, and the dialect.
+PUBLISHERS: dict[str, tuple[dict[str, Any], dict[str, TensorInfo], Dialect]] = {
+    "plain names": ({"architectures": ["LlamaForCausalLM"]}, HEAD, dialects.SAFEAILAB),
+    "nonsense": ({"architectures": ["Nonsense"]}, HEAD, dialects.SAFEAILAB),
+    "specforge": ({"architectures": ["LlamaForCausalLMEagle3"]}, HEAD, dialects.SPECFORGE),
+    "specforge, nested ids": (
+        {"eagle_config": {"eagle_aux_hidden_state_layer_ids": [1, 3, 5]}},
+        HEAD,
+        dialects.SPECFORGE,
+    ),
+    "modelopt, its own keys": (
+        {"eagle_config": {"use_aux_hidden_state": True}},
+        HEAD,
+        dialects.MODELOPT,
+    ),
+    "modelopt, its own names": (
+        {"architectures": ["LlamaForCausalLMEagle3"]},
+        LAYERS,
+        dialects.MODELOPT,
+    ),
+    "angelslim": ({"architectures": ["Eagle3LlamaForCausalLM"]}, HEAD, dialects.ANGELSLIM),
+    "angelslim, ids": ({"aux_hidden_states_layer_ids": [1, 3, 5]}, HEAD, dialects.ANGELSLIM),
+    "speculators": ({"speculators_model_type": "eagle3"}, LAYERS, dialects.SPECULATORS),
+    "speculators, parallel": (
+        {"speculators_model_type": "peagle"},
+        LAYERS,
+        dialects.SPECULATORS_PEAGLE,
+    ),
+    "deepspec": ({"architectures": ["Qwen3Eagle3Model"]}, LAYERS, dialects.DEEPSPEC),
+    "deepspec, keys": (
+        {"ttt_length": 7, "target_layer_ids": [1], "num_target_layers": 9},
+        LAYERS,
+        dialects.DEEPSPEC,
+    ),
+    "eagle 3.1": ({}, HEAD | NORMS, dialects.EAGLE31),
+    "unnamed": ({"architectures": ["LlamaForCausalLM"]}, LAYERS, dialects.UNNAMED),
+    "mask tensor": ({}, LAYERS | {"mask_hidden": info(1, 1, 3 * H)}, dialects.PEAGLE),
+    "eagle 1": (
+        {"architectures": ["LlamaForCausalLMEagle3"]},
+        {"fc.weight": info(H, 2 * H), "layers.0.self_attn.q_proj.weight": info(H, H)},
+        dialects.EAGLE,
+    ),
+    "medusa": ({}, {"0.0.linear.weight": info(H, H)}, dialects.MEDUSA),
+    "medusa, wrapped": ({}, {"medusa_head.0.0.linear.weight": info(H, H)}, dialects.MEDUSA),
+    "medusa, by config": ({"medusa_num_heads": 2}, HEAD, dialects.MEDUSA),
+}
+# What is known and refused: configuration, tensors, and words of the reason.
+REFUSED: dict[str, tuple[dict[str, Any], dict[str, TensorInfo], str]] = {
+    "dflash": ({"dflash_config": {}}, HEAD, "denoises a block"),
+    "block size": ({"block_size": 16}, LAYERS, "denoises a block"),
+    "dspark": ({"architectures": ["DSparkModel"]}, LAYERS, "denoises a block"),
+    "speculators dflash": ({"speculators_model_type": "dflash"}, LAYERS, "denoises a block"),
+    "speculators eagle": ({"speculators_model_type": "eagle"}, LAYERS, "only the types eagle3"),
+    "speculators list": ({"speculators_model_type": [1]}, LAYERS, "only the types eagle3"),
+    "speculators mtp": ({"speculators_model_type": "mtp"}, LAYERS, "layer of its target"),
+    "mtp": ({}, {"mtp.fc.weight": info(H, 2 * H)}, "layer of its target"),
+    "mla": (
         {},
         HEAD | {"midlayer.self_attn.kv_a_proj_with_mqa.weight": info(8, 2 * H)},
+        "latent attention",
     ),
-    "EAGLE-1, EAGLE-2 or HASS head": (
-        {"architectures": ["LlamaForCausalLM"]},
-        {"fc.weight": info(H, 2 * H), "layers.0.self_attn.q_proj.weight": info(H, H)},
-    ),
-    "ModelOpt or SpecForge EAGLE-3 head": ({"eagle_config": {}}, HEAD),
-    "AngelSlim EAGLE-3 head": ({"aux_hidden_states_layer_ids": [1, 3, 5]}, HEAD),
-    "EAGLE-3 head with its own choice of taps": (
-        {"eagle_aux_hidden_state_layer_ids": [2, 4, 6]},
-        HEAD,
-    ),
-    "EAGLE-3 variant with fc_norm, norm_output": ({"fc_norm": True, "norm_output": True}, HEAD),
-    "EAGLE-3 head with its own embedding": ({}, HEAD | {"embed_tokens.weight": info(48, H)}),
-    "EAGLE head of an unknown publisher": (
-        {},
-        {name.replace("midlayer.", "layers.0."): tensor for name, tensor in HEAD.items()},
-    ),
-    "converted EAGLE-3 head": ({"model_type": MODEL_TYPE}, {}),
-}
-CONFIGS: dict[str, dict[str, Any]] = {
-    "block-diffusion drafter (DFlash, DSpark or Domino)": {"block_size": 16},
-    "Medusa head": {"medusa_num_heads": 2},
-    "DeepSpec EAGLE-3 head": {"ttt_length": 7, "target_layer_ids": [1], "num_target_layers": 9},
+    "gemma 4": ({"architectures": ["Gemma4Eagle3Model"]}, LAYERS, "Gemma 4's"),
+    "fp8": ({"quantization_config": {"quant_method": "fp8"}}, HEAD, "16-bit head"),
+    "scales": ({}, HEAD | {"fc.weight_scale": info(1)}, "16-bit head"),
 }
 
 
-@pytest.mark.parametrize("label", OTHER_HEADS)
-def test_head_that_cannot_be_converted_is_known_by_name(label: str) -> None:
-    kind = recognise(*OTHER_HEADS[label])
-    assert (kind.label, kind.role, kind.dialect) == (label, "head", None)
+@pytest.mark.parametrize("name", PUBLISHERS)
+def test_every_publisher_is_recognised(name: str) -> None:
+    config, tensors, dialect = PUBLISHERS[name]
+    kind = recognise(config, tensors)
+    assert (kind.role, kind.dialect, kind.label) == ("head", dialect, dialect.label)
 
 
-@pytest.mark.parametrize("label", CONFIGS)
-def test_configuration_alone_can_give_a_head_away(label: str) -> None:
-    assert recognise(CONFIGS[label], HEAD).label == label
+@pytest.mark.parametrize("name", REFUSED)
+def test_head_that_cannot_be_run_is_known_by_name_and_reason(name: str) -> None:
+    config, tensors, reason = REFUSED[name]
+    kind = recognise(config, tensors)
+    assert (kind.role, kind.dialect) == ("head", None)
+    assert reason in kind.refusal
 
 
-@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "LlamaForCausalLMEagle3", "Nonsense"])
-def test_safeailab_head_is_known_by_its_tensors_whatever_it_calls_itself(architecture: str) -> None:
-    assert recognise({"architectures": [architecture]}, HEAD).dialect is SAFEAILAB
+def test_one_tensor_is_enough_to_know_a_damaged_head() -> None:
     one = {"midlayer.mlp.up_proj.weight": info(2, 2)}
-    assert recognise({"architectures": [architecture]}, one).dialect is SAFEAILAB
+    assert recognise({}, one).dialect is dialects.SAFEAILAB
 
 
 def test_anything_else_is_a_target() -> None:
@@ -85,34 +133,83 @@ def test_anything_else_is_a_target() -> None:
     assert recognise({"block_size": 128}, deepseek).role == "target"
 
 
-def test_name_of_converted_heads_is_that_of_the_runtime() -> None:
-    assert CONVERTED_HEAD == MODEL_TYPE
-
-
-def test_published_names_become_the_parameters_of_the_head() -> None:
-    assert rename("model.midlayer.mlp.up_proj.weight", SAFEAILAB) == "layers.0.mlp.up_proj.weight"
-    assert rename("norm.weight", SAFEAILAB) == "norm.weight"
-    assert {rename(name, SAFEAILAB) for name in HEAD} == set(AXES)
+@pytest.mark.parametrize(
+    ("published", "ours"),
+    [
+        ("model.midlayer.mlp.up_proj.weight", "layers.0.mlp.up_proj.weight"),
+        ("midlayer.1.mlp.up_proj.weight", "layers.1.mlp.up_proj.weight"),
+        ("midlayer.1.hidden_norm.weight", "layers.1.input_layernorm.weight"),
+        ("layers.2.hidden_norm.weight", "layers.2.input_layernorm.weight"),
+        ("layers.0.hidden_norm.weight", "layers.0.hidden_norm.weight"),
+        ("aux_norm_mid.weight", "fc_norm.1.weight"),
+        ("eagle_module.norm.weight", "norm.weight"),
+    ],
+)
+def test_published_names_become_the_parameters_of_the_head(published: str, ours: str) -> None:
+    assert rename(published) == ours
 
 
 def test_all_sizes_come_from_shapes() -> None:
-    widths = measure(HEAD, SAFEAILAB)
-    assert widths._asdict() == {
+    widths = measure(HEAD, dialects.SAFEAILAB)
+    assert widths._asdict() | {"parts": None} == {
         "hidden": H,
         "taps": 3 * H,
-        "queries": H,
-        "keys": 32,
-        "mlp": 96,
-        "draft": 16,
+        "queries": QUERIES,
+        "keys": KEYS,
+        "mlp": MLP,
+        "draft": DRAFT,
+        "vocabulary": 0,
+        "head_dim": 0,
+        "n_layers": 1,
+        "parts": None,
     }
+    assert widths.parts == set(LAYERS)
 
 
 @pytest.mark.parametrize("name", HEAD)
 def test_every_tensor_must_be_there_with_its_shape(name: str) -> None:
-    ours = rename(name, SAFEAILAB)
-    with pytest.raises(CheckpointError, match=f"missing {ours}$"):
-        measure({k: v for k, v in HEAD.items() if k != name}, SAFEAILAB)
+    ours = rename(name)
+    with pytest.raises(CheckpointError, match=f"missing {ours}"):
+        measure({k: v for k, v in HEAD.items() if k != name}, dialects.SAFEAILAB)
     with pytest.raises(CheckpointError, match=f"{ours} has shape .*, expected . axes"):
-        measure(HEAD | {name: info(1, 2, 3)}, SAFEAILAB)
+        measure(HEAD | {name: info(1, 2, 3)}, dialects.SAFEAILAB)
     with pytest.raises(CheckpointError, match="expected"):
-        measure(HEAD | {name: info(*(0 for _ in HEAD[name].shape))}, SAFEAILAB)
+        measure(HEAD | {name: info(*(0 for _ in HEAD[name].shape))}, dialects.SAFEAILAB)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"midlayer.self_attn.q_norm.weight": info(16)}, "missing layers.0.self_attn.k_norm"),
+        ({"midlayer.self_attn.q_proj.bias": info(QUERIES)}, "missing layers.0.self_attn.k_proj.b"),
+        ({"fc_norm.0.weight": info(H)}, f"1 norms of {H} for fc's {3 * H}"),
+        ({"fc_norm.1.weight": info(H)}, "missing fc_norm.0.weight"),
+        ({"input_norm.weight": info(H)}, "input_norm.weight has shape"),
+        ({"layers.2.mlp.up_proj.weight": info(MLP, H)}, "has the layers 0, 2, not 0, 1, 2"),
+        ({"parallel_draft_heads.0.weight": info(H)}, "unknown 'parallel_draft_heads.0.weight'"),
+        ({"model.norm.weight": info(H)}, "'model.norm.weight' is a second norm.weight"),
+        ({"d2t": info(DRAFT)}, "d2t has the type F16"),
+    ],
+)
+def test_part_of_an_option_is_an_error_that_names_it(
+    extra: dict[str, TensorInfo], message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        measure(HEAD | extra, dialects.SAFEAILAB)
+
+
+def test_later_layers_need_their_norm_and_ordinary_widths() -> None:
+    second = {
+        name.replace("midlayer.", "layers.1."): tensor
+        for name, tensor in HEAD.items()
+        if "midlayer." in name and "hidden_norm" not in name
+    }
+    with pytest.raises(CheckpointError, match=r"layers\.1\.self_attn\.q_proj\.weight has shape"):
+        measure(HEAD | second, dialects.SAFEAILAB)
+    for name in ("q", "k", "v"):
+        key = f"layers.1.self_attn.{name}_proj.weight"
+        second[key] = info(second[key].shape[0], H)
+    assert measure(HEAD | second, dialects.SAFEAILAB).n_layers == 2
+    del second["layers.1.input_layernorm.weight"]
+    with pytest.raises(CheckpointError, match=r"missing layers\.1\.input_layernorm\.weight"):
+        measure(HEAD | second, dialects.SAFEAILAB)

@@ -99,11 +99,6 @@ def test_a_head_that_taps_beyond_the_target_is_refused(demo_head: Path) -> None:
         mlx_eagle.load(DEMO / "target", demo_head)
 
 
-def test_a_raw_head_is_refused_with_the_command_that_converts_it(fixtures: Path) -> None:
-    with pytest.raises(CheckpointError, match="not a converted head.*mlx-eagle convert"):
-        mlx_eagle.load(DEMO / "target", fixtures / "pydoc-eagle3")
-
-
 def test_a_head_given_as_the_target_is_refused() -> None:
     with pytest.raises(CheckpointError, match="not a target that mlx-lm can load"):
         mlx_eagle.load(DEMO / "head")

@@ -17,9 +17,9 @@ from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_eagle.drafters import Drafter
-from mlx_eagle.drafters.eagle3 import Eagle3Drafter
+from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.generate import Decoder, prefill, rounds
-from mlx_eagle.head import Eagle3Head
+from mlx_eagle.head import EagleHead
 from mlx_eagle.sampling import Sampler
 from mlx_eagle.tree import PLAIN, DraftTree, TreeShape
 
@@ -85,9 +85,9 @@ def plain(fixtures: Path) -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="module")
-def random_head(engine: Any) -> Eagle3Head:
+def random_head(engine: Any) -> EagleHead:
     mx.random.seed(7)
-    head = Eagle3Head(engine.head.config)
+    head = EagleHead(engine.head.config)
     ids = mx.array(mx.random.permutation(VOCABULARY)[: head.draft_to_target.size], dtype=mx.int32)
     head.draft_to_target = mx.sort(ids)
     return head
@@ -115,7 +115,7 @@ def test_tokens_and_cache_are_those_of_mlx_lm(
     combination: tuple[int, str, str],
     engine: Any,
     plain: Callable[..., Any],
-    random_head: Eagle3Head,
+    random_head: EagleHead,
     prompts: list[str],
     request: pytest.FixtureRequest,
 ) -> None:
@@ -127,8 +127,8 @@ def test_tokens_and_cache_are_those_of_mlx_lm(
     expected, state = plain(tuple(prompt), n)
     truth = [*prompt, *expected]
     drafter: Drafter = {
-        "real head": lambda: Eagle3Drafter(engine.head, engine.target.embedding),
-        "random head": lambda: Eagle3Drafter(random_head, engine.target.embedding),
+        "real head": lambda: EagleDrafter(engine.head, engine.target),
+        "random head": lambda: EagleDrafter(random_head, engine.target),
         "always wrong": lambda: ScriptedDrafter(truth, 0, right=False),
         "oracle": lambda: ScriptedDrafter(truth, 0, right=True),
     }[drafter_name]()
@@ -158,7 +158,7 @@ def test_the_cache_equals_plain_decoding_after_every_single_commit(
 ) -> None:
     prompt = engine.tokenizer.encode(prompts[1])
     _, state = plain(tuple(prompt), 150)
-    drafter = Eagle3Drafter(engine.head, engine.target.embedding)
+    drafter = EagleDrafter(engine.head, engine.target)
     decoder = Decoder(engine.target, engine.target.make_cache(), drafter, Sampler())
     prefill(decoder, prompt)
     stream = rounds(decoder, prompt[-1], iter(lambda: SHAPES[shape], None))

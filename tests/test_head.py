@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_eagle.cache import KVCache
 from mlx_eagle.errors import CheckpointError
-from mlx_eagle.head import MODEL_TYPE, Eagle3Head, HeadConfig, load_head
+from mlx_eagle.head import EagleHead, load_head
+from mlx_eagle.head_config import MODEL_TYPE, HeadConfig
 
 FLAGS: list[dict[str, Any]] = [
     {},
@@ -24,12 +24,13 @@ FLAGS: list[dict[str, Any]] = [
     {"rope_interleaved": True},
     {"rope_theta": 1e6, "taps": (0, 1, 2, 3, 4)},
     {"norm_before_residual": True, "norm_before_fc": True, "norm_output": True},
+    {"double_norm": True},
 ]
 
 
-def random_head(config: HeadConfig) -> Eagle3Head:
+def random_head(config: HeadConfig) -> EagleHead:
     mx.random.seed(1)
-    head = Eagle3Head(config)
+    head = EagleHead(config)
     values = [
         (n, v + 0.2 * mx.random.normal(v.shape))
         if v.ndim == 1 and v.dtype == mx.float32
@@ -44,7 +45,7 @@ def random_head(config: HeadConfig) -> Eagle3Head:
 class TorchHead:
     """The forward pass as the reference text states it: whole sequence, no cache."""
 
-    def __init__(self, head: Eagle3Head) -> None:
+    def __init__(self, head: EagleHead) -> None:
         torch = pytest.importorskip("torch")
         self.torch, self.config = torch, head.config
         self.w = {n: torch.tensor(np.array(v)) for n, v in tree_flatten(head.parameters())}
@@ -91,7 +92,8 @@ class TorchHead:
 
     def __call__(self, g: Any, e: Any) -> tuple[Any, Any]:
         """Logits and feedback for hidden states g and embeddings e, both [L, h]."""
-        u = self.norm(g, "layers.0.hidden_norm")
+        u = self.norm(g, "layers.0.input_layernorm") if self.config.double_norm else g
+        u = self.norm(u, "layers.0.hidden_norm")
         x = self.torch.cat([self.norm(e, "layers.0.input_layernorm"), u], -1)
         r = (u if self.config.norm_before_residual else g) + self.attend(x)
         y = self.norm(r, "layers.0.post_attention_layernorm")
@@ -114,17 +116,11 @@ def test_prompt_and_three_recurrent_steps_equal_pytorch(
     mx.random.seed(2)
     taps = mx.random.normal((1, 9, len(config.taps) * 32))
     embeddings = mx.random.normal((1, 12, 32))
-    cache, offset, hidden = KVCache(), 0, head.fuse(taps)
+    cache, offset, hidden = head.make_cache(), 0, head.fuse(taps)
     g = oracle.fuse(torch.tensor(np.array(taps[0])))
     e = torch.tensor(np.array(embeddings[0]))
     for rows in (9, 1, 1, 1):
-        out = head(
-            hidden,
-            embeddings[:, offset : offset + rows],
-            mask="causal" if rows > 1 else None,
-            cache=cache,
-            offset=offset,
-        )
+        out = head(hidden, embeddings[:, offset : offset + rows], cache)
         cache.commit(range(rows))
         offset += rows
         logits, feedback = oracle(g, e[:offset])
@@ -140,7 +136,7 @@ def assert_close(found: mx.array, expected: Any) -> None:
     assert np.abs(np.array(found) - want).max() < 1e-5 * max(1.0, np.abs(want).max())
 
 
-def save(head: Eagle3Head, folder: Path, quantization: dict[str, int] | None = None) -> Path:
+def save(head: EagleHead, folder: Path, quantization: dict[str, int] | None = None) -> Path:
     folder.mkdir()
     config = {"model_type": MODEL_TYPE, "quantization": quantization, **head.config.to_dict()}
     (folder / "config.json").write_text(json.dumps(config))

@@ -5,17 +5,13 @@ huggingface_hub reads its settings when it is imported.
 """
 
 import errno
-import hashlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +21,6 @@ from mlx_eagle import hub
 from mlx_eagle.errors import HubError
 from mlx_eagle.hub import Repo, fetch, parse_repo
 
-SHA = "a" * 40
 WEIGHTS = bytes(range(256)) * 90_000  # 23 MB: huggingface_hub writes chunks of 10.5 MB
 FILES = {
     "config.json": b'{"model_type": "llama"}',
@@ -41,124 +36,29 @@ from mlx_eagle.errors import HubError
 from mlx_eagle.hub import fetch
 calls = []
 try:
-    folder = fetch(sys.argv[1], progress=lambda *call: calls.append(call))
+    report = lambda *call: calls.append(call)
+    folder = fetch(sys.argv[1], progress=report, only=sys.argv[2:] or None)
     print(json.dumps({"folder": str(folder), "calls": calls}))
 except HubError as error:
     print(json.dumps({"error": str(error), "calls": calls}))
 """
 
 
-class FakeHub(ThreadingHTTPServer):
-    """The five requests of a download; `refusals` maps a path prefix to (status, error code)."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files = dict(FILES)
-        self.refusals: dict[str, tuple[int, str]] = {}
-        self.requests: list[tuple[str, str, str | None]] = []
-        self.cut_after = 0  # bytes after which the next download of weights is cut, once
-        self.delay = 0.0  # seconds before every MB
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def downloads(self) -> list[str]:
-        return [path.rsplit("/", 1)[-1] for method, path, _ in self.requests if method == "GET"]
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: FakeHub
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self) -> None:
-        self._serve(with_body=False)
-
-    def do_GET(self) -> None:
-        self._serve(with_body=True)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-    def _serve(self, with_body: bool) -> None:
-        path = self.path.partition("?")[0]
-        if "/resolve/" in path or with_body is False:
-            self.server.requests.append((self.command, path, self.headers.get("Range")))
-        for prefix, (status, code) in self.server.refusals.items():
-            if path.startswith(prefix):
-                self._send(status, b"", {"X-Error-Code": code} if code else {})
-                return
-        if path.startswith("/api/models/owner/model/revision/main"):
-            self._json({"id": "owner/model", "sha": SHA, "siblings": []})
-        elif path.startswith(f"/api/models/owner/model/tree/{SHA}"):
-            self._json([self._entry(name, data) for name, data in self.server.files.items()])
-        elif path.startswith(f"/owner/model/resolve/{SHA}/"):
-            self._file(self.server.files[path.split(SHA + "/", 1)[1]], with_body)
-        elif path.startswith("/api/models/owner/model/revision/"):
-            self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
-        else:
-            self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
-
-    def _entry(self, name: str, data: bytes) -> dict[str, Any]:
-        return {"type": "file", "path": name, "size": len(data), "oid": _etag(data)}
-
-    def _json(self, value: Any) -> None:
-        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
-
-    def _file(self, data: bytes, with_body: bool) -> None:
-        headers = {"ETag": f'"{_etag(data)}"', "X-Repo-Commit": SHA, "Accept-Ranges": "bytes"}
-        status, start = 200, 0
-        wanted = self.headers.get("Range")
-        if wanted:
-            start = int(wanted.removeprefix("bytes=").rstrip("-"))
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-            status = 206
-        self._send(status, data[start:], headers, with_body)
-
-    def _send(
-        self, status: int, body: bytes, headers: dict[str, str], with_body: bool = True
-    ) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if not with_body or self.command == "HEAD":
-            return
-        cut = self.server.cut_after if len(body) > 1_000_000 else 0
-        if cut:
-            self.server.cut_after = 0
-            body = body[:cut]
-        for first in range(0, len(body), 1 << 20):
-            time.sleep(self.server.delay)
-            self.wfile.write(body[first : first + (1 << 20)])
-        if cut:
-            self.close_connection = True
-            self.connection.close()
-
-
-def _etag(data: bytes) -> str:
-    return hashlib.sha1(data).hexdigest()
+FakeHub = Any  # the class is in fake_hub.py, which tests cannot import
 
 
 @pytest.fixture
-def fake_hub() -> Iterator[FakeHub]:
-    server = FakeHub()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+def fake_hub(fake_hub: FakeHub) -> FakeHub:
+    """The fake hub with one model that has weights in two formats, code and a second copy."""
+    fake_hub.files = dict(FILES)
+    return fake_hub
 
 
-def start(name: str, url: str, home: Path, **env: str) -> subprocess.Popen[str]:
+def start(name: str, url: str, home: Path, *only: str, **env: str) -> subprocess.Popen[str]:
     """Start `fetch(name)` in a process against the hub at `url` with its cache in `home`."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
     return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, name],
+        [sys.executable, "-c", SCRIPT, name, *only],
         env=clean | {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"} | env,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -166,9 +66,9 @@ def start(name: str, url: str, home: Path, **env: str) -> subprocess.Popen[str]:
     )
 
 
-def run(name: str, url: str, home: Path, **env: str) -> dict[str, Any]:
+def run(name: str, url: str, home: Path, *only: str, **env: str) -> dict[str, Any]:
     """Return what `fetch(name)` did: its folder or error, and its progress calls."""
-    out, err = start(name, url, home, **env).communicate(timeout=60)
+    out, err = start(name, url, home, *only, **env).communicate(timeout=60)
     assert out, err
     result: dict[str, Any] = json.loads(out)
     return result
@@ -223,6 +123,35 @@ def test_a_download_brings_weights_and_json_but_no_code_and_no_second_copy(
     folder = Path(result["folder"])
     assert sorted(path.name for path in folder.rglob("*")) == ["config.json", "model.safetensors"]
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_a_file_that_is_asked_for_comes_alone_and_the_others_when_they_are_needed(
+    fake_hub: FakeHub, tmp_path: Path
+) -> None:
+    first = run("owner/model", fake_hub.url, tmp_path, "config.json")
+    assert [path.name for path in Path(first["folder"]).rglob("*")] == ["config.json"]
+    assert fake_hub.downloads() == ["config.json"]
+    assert first["calls"][-1] == ["download owner/model", 23, 23]
+    fake_hub.requests.clear()
+    assert run("owner/model", fake_hub.url, tmp_path, "config.json")["folder"] == first["folder"]
+    assert fake_hub.downloads() == []
+    assert run("owner/model", fake_hub.url, tmp_path)["folder"] == first["folder"]
+    assert fake_hub.downloads() == ["model.safetensors"]
+
+
+def test_offline_a_file_alone_is_enough_for_itself_and_not_for_the_model(
+    fake_hub: FakeHub, tmp_path: Path
+) -> None:
+    folder = run("owner/model", fake_hub.url, tmp_path, "config.json")["folder"]
+    alone = run("owner/model", fake_hub.url, tmp_path, "config.json", HF_HUB_OFFLINE="1")
+    assert alone["folder"] == folder
+    error = run("owner/model", fake_hub.url, tmp_path, HF_HUB_OFFLINE="1")["error"]
+    assert "not completely in the cache" in error
+
+
+def test_a_file_that_the_repository_lacks_is_named(fake_hub: FakeHub, tmp_path: Path) -> None:
+    error = run("owner/model", fake_hub.url, tmp_path, "config.yaml")["error"]
+    assert error == "owner/model holds no model files (config.yaml)"
 
 
 def test_progress_starts_with_the_whole_size_and_ends_with_it(

@@ -94,6 +94,17 @@ def test_a_view_is_accepted_exactly_if_it_lies_in_its_storage(data: st.DataObjec
             interpret(program)
 
 
+@pytest.mark.parametrize("key", ["state_dict", "model"])
+def test_state_dict_alone_in_a_dict_is_found(key: str) -> None:
+    block = storage("0", 4)
+    plain = state_dict(x=tensor(block, (4,), (1,)))
+    inner = plain.removeprefix(b"\x80\x02").removesuffix(b".")
+    assert interpret(state_dict(**{key: inner})) == interpret(plain)
+    assert interpret(state_dict(**{key: tensor(block, (4,), (1,))})) == {
+        key: View(Storage("0", "F32", 4), 0, (4,), (1,))
+    }
+
+
 class Attack:
     """Pickles as a call of os.system."""
 
@@ -119,9 +130,17 @@ def floats(numel: int = 4) -> bytes:
     return storage("0", numel)
 
 
+WRAPPED = b"}" + text("state_dict") + b"}s"
 REFUSED_PROGRAMS = {
     "name of __main__": (b"\x80\x02c__main__\nEvil\n)R.", "'__main__.Evil'"),
     "builtin eval": (b"\x80\x02cbuiltins\neval\n" + tuple_of(text("1")) + b"R.", "builtins.eval"),
+    "os.system": (b"\x80\x02cos\nsystem\n" + tuple_of(text("id")) + b"R.", "'os.system'"),
+    "torch.load": (b"\x80\x02ctorch\nload\n" + tuple_of(text("x")) + b"R.", "'torch.load'"),
+    "getattr chain": (
+        b"\x80\x02cbuiltins\ngetattr\n" + tuple_of(b"cos\n_exit\n", text("__call__")) + b"R.",
+        "'builtins.getattr'",
+    ),
+    "name in a known module": (b"\x80\x02ccollections\nOrderedDict.update\n.", "only dense"),
     "name on the stack": (b"\x80\x04" + text("os") + text("system") + b"\x93.", "os.system"),
     "name that is no text": (b"\x80\x04K\x01K\x02\x93.", "only dense tensors"),
     "sparse tensor": (
@@ -143,10 +162,15 @@ REFUSED_PROGRAMS = {
     "negative size": (state_dict(x=tensor(floats(), (-2,), (1,))), "unknown way"),
     "offset beyond": (state_dict(x=tensor(floats(), (2,), (1,), offset=3)), "does not lie"),
     "stride beyond": (state_dict(x=tensor(floats(), (2, 2), (3, 1))), "does not lie"),
-    "a terabyte from one element": (
-        state_dict(x=tensor(floats(), (1 << 40,), (0,))),
+    "gigabytes from one element": (
+        state_dict(x=tensor(floats(), (1 << 30,), (0,))),
         "does not lie",
     ),
+    "more elements than 64 bits count": (
+        state_dict(x=tensor(floats(), ((1 << 31) - 1,) * 8, (0,) * 8)),
+        "does not lie",
+    ),
+    "axis beyond 32 bits": (state_dict(x=tensor(floats(), (0, 1 << 31), (1, 1))), "unknown way"),
     "too many axes": (state_dict(x=tensor(floats(), (1,) * 9, (1,) * 9)), "unknown way"),
     "shape that is a bool": (
         state_dict(x=tensor(floats(), (), ())).replace(b"(t(t", b"(\x88t(\x88t"),
@@ -165,7 +189,9 @@ REFUSED_PROGRAMS = {
         "sets attributes",
     ),
     "no tensor": (state_dict(epoch=b"K\x07"), "'epoch' is a int"),
-    "nested state dict": (state_dict(model=b"}"), "'model' is a dict"),
+    "nested state dict": (state_dict(ema=b"}"), "'ema' is a dict"),
+    "state dict nested twice": (state_dict(model=WRAPPED), "'state_dict' is a dict"),
+    "state dict beside others": (state_dict(epoch=b"K\x07", model=b"}"), "'epoch' is a int"),
     "not a dict": (b"\x80\x02K\x07.", "holds a int"),
     "key that is a number": (b"\x80\x02}K\x01K\x02s.", "not text"),
     "key that is a deep tuple": (b"\x80\x02})" + b"\x85" * 100_000 + b"K\x02s.", "not text"),

@@ -166,6 +166,7 @@ def oversized_directory() -> bytes:
     return file.getvalue()
 
 
+HOLLOW = state_dict(x=tensor("0", "FloatStorage", 12, 0, (0, 1), *[(1 << 30, 1)] * 3))
 REFUSED_FILES = {
     "deflated bomb": (deflated, "compressed"),
     "entry twice": (duplicated, "same name"),
@@ -176,6 +177,7 @@ REFUSED_FILES = {
     "storage missing": (lambda: archive(PROGRAM), "not in the archive"),
     "storage too short": (lambda: archive(PROGRAM, bytes(47), bytes(24)), "47 bytes where 48"),
     "storage too long": (lambda: archive(PROGRAM, bytes(49), bytes(24)), "49 bytes where 48"),
+    "no elements in too many places": (lambda: archive(HOLLOW, bytes(48)), "too big"),
     "flipped bit": (lambda: GOOD.replace(IDS.tobytes(), (IDS ^ 1).tobytes()), "CRC"),
     "other zip file": (lambda: GOOD.replace(b"data.pkl", b"data.txt"), "one of PyTorch's"),
     "encrypted": (
@@ -199,7 +201,7 @@ def test_hostile_archive_is_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("key", "numel", "message"),
     [
-        ("0", 1 << 38, "16 bytes where 1099511627776 are declared"),
+        ("0", 1 << 30, "16 bytes where 4294967296 are declared"),
         ("../../etc/passwd", 4, "not in the archive"),
         ("../byteorder", 4, "not in the archive"),
         ("7", 4, "not in the archive"),
@@ -215,6 +217,8 @@ def test_one_storage_cannot_become_many_tensors() -> None:
     view = tensor("0", "FloatStorage", 1024, 0, (1024, 1))
     with pytest.raises(CheckpointError, match="4096 stored bytes would become 409600"):
         read(archive(state_dict(**{f"x{i}": view for i in range(100)}), bytes(4096)))
+    with pytest.raises(CheckpointError, match="would become 8192"):
+        read_tensors(io.BytesIO(archive(state_dict(x=view, y=view), bytes(4096))), max_bytes=8191)
 
 
 def test_program_that_is_too_large_is_refused() -> None:

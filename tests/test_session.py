@@ -9,10 +9,11 @@ import mlx.nn as nn
 import pytest
 from mlx_lm.generate import generate_step
 
-from mlx_eagle.drafters.eagle3 import Eagle3Drafter
+from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.errors import EagleError
-from mlx_eagle.head import Eagle3Head, HeadConfig
+from mlx_eagle.head import EagleHead
+from mlx_eagle.head_config import HeadConfig
 from mlx_eagle.session import Session
 from mlx_eagle.target import Target
 from mlx_eagle.tree import PLAIN, TreeShape
@@ -290,11 +291,9 @@ def test_conversations_over_many_architectures_decode_as_mlx_lm(
     sizes = {"hidden_size": 64, "target_hidden_size": 64}
     vocabularies = {"target_vocab_size": 128, "draft_vocab_size": 128}
     mx.random.seed(4)
-    head = Eagle3Head(replace(head_config, **sizes, **vocabularies))
+    head = EagleHead(replace(head_config, **sizes, **vocabularies))
     target = Target(model, taps=head.config.taps)
-    session = Session(
-        target, _NoText(), lambda: Eagle3Drafter(head, target.embedding), speculation="on"
-    )
+    session = Session(target, _NoText(), lambda: EagleDrafter(head, target), speculation="on")
     for prompt, tokens in zip(prompts, want, strict=True):
         options = {"max_tokens": 30, "speculate": speculate, "tree": TreeShape(3, 3, 7)}
         assert [r.token for r in session.stream_generate(prompt, **options)] == tokens

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlx_eagle.stats import GenerationStats
+from mlx_eagle.stats import GenerationStats, HeadWatch
 
 
 def test_acceptance_length_counts_the_bonus_token() -> None:
@@ -50,3 +50,22 @@ def test_the_json_form_has_every_field_and_derived_figure() -> None:
     times = ["prompt_seconds", "generation_seconds", "draft_seconds", "verify_seconds"]
     rest = ["acceptance_length", "acceptance_by_depth", "n_accepted_per_round", "host_seconds"]
     assert {*counts, *times, *rest, "peak_memory_bytes", "speculation"} <= set(values)
+
+
+def test_a_head_that_accepts_nothing_is_reported_once_after_200_rounds() -> None:
+    watch = HeadWatch("mlx-eagle doctor h --target t")
+    bad = GenerationStats()
+    for _ in range(150):
+        bad.add_round(3, 3, 0)
+    assert watch.advise(bad) == ""
+    assert "1.00 tokens per round in 300 rounds" in watch.advise(bad)
+    assert watch.advise(bad) == ""
+
+
+def test_a_head_that_helps_and_plain_decoding_are_not_reported() -> None:
+    good, plain = GenerationStats(), GenerationStats()
+    for _ in range(300):
+        good.add_round(3, 3, 1)
+        plain.add_round(0, 0, 0)
+    for stats in (good, plain):
+        assert HeadWatch("").advise(stats) == ""

@@ -20,6 +20,10 @@ class Drafter(Protocol):
         """The widest tree it can make: how many tokens it chooses among."""
 
     @property
+    def max_depth(self) -> int:
+        """The deepest tree it can make."""
+
+    @property
     def rows(self) -> int:
         """Committed tokens observed."""
 

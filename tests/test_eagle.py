@@ -1,5 +1,8 @@
 """The dynamic tree against a naive one that evaluates every path by itself."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -7,20 +10,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_eagle.cache import KVCache
-from mlx_eagle.drafters.eagle3 import Candidates, Eagle3Drafter, best, rerank, top_ids
-from mlx_eagle.head import Eagle3Head, HeadConfig
+from mlx_eagle.drafters.candidates import Candidates, best, rerank, top_ids
+from mlx_eagle.drafters.eagle import EagleDrafter
+from mlx_eagle.head import EagleHead
+from mlx_eagle.head_config import HeadConfig
 from mlx_eagle.tree import PLAIN, TreeShape, check_structure
 
 N = 11  # observed tokens
-Parts = tuple[Eagle3Head, nn.Embedding, mx.array, mx.array]
+Parts = tuple[EagleHead, nn.Embedding, mx.array, mx.array]
 
 
 @pytest.fixture(scope="module")
 def parts(head_config: HeadConfig) -> Parts:
     """A random head and embedding, taps [N, 3H] and followers [N]."""
     mx.random.seed(5)
-    head, embedding = Eagle3Head(head_config), nn.Embedding(64, 32)
+    head, embedding = EagleHead(head_config), nn.Embedding(64, 32)
     head.lm_head.weight = 4 * head.lm_head.weight  # spread the logits
     head.draft_to_target = mx.arange(48, dtype=mx.int32) + 16
     embedding.weight = 8 * embedding.weight
@@ -29,9 +33,14 @@ def parts(head_config: HeadConfig) -> Parts:
     return head, embedding, taps, followers
 
 
-def drafter_after(parts: Parts) -> Eagle3Drafter:
+def sharing(embedding: nn.Embedding) -> Any:
+    """What a drafter asks of a target."""
+    return SimpleNamespace(embedding=embedding)
+
+
+def drafter_after(parts: Parts) -> EagleDrafter:
     head, embedding, taps, followers = parts
-    drafter = Eagle3Drafter(head, embedding)
+    drafter = EagleDrafter(head, sharing(embedding))
     drafter.observe(taps, followers)
     return drafter
 
@@ -39,13 +48,11 @@ def drafter_after(parts: Parts) -> Eagle3Drafter:
 def log_probs_after(parts: Parts, path: list[int]) -> np.ndarray:
     """Draft log-probabilities [W] after a path of target ids, run as one plain sequence."""
     head, embedding, taps, followers = parts
-    cache = KVCache()
-    tokens = embedding(followers[None])
-    out = head(head.fuse(taps[None]), tokens, mask="causal", cache=cache, offset=0)
+    cache = head.make_cache()
+    out = head(head.fuse(taps[None]), embedding(followers[None]), cache)
     cache.commit(range(N))
-    for step, token in enumerate(path):
-        e = embedding(mx.array([[token]]))
-        out = head(out.feedback[:, -1:], e, mask=None, cache=cache, offset=N + step)
+    for token in path:
+        out = head(out.feedback[:, -1:], embedding(mx.array([[token]])), cache)
         cache.commit([0])
     logits = np.array(head.lm_head(out.normed[:, -1]))[0].astype(np.float64)
     return logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
@@ -115,7 +122,7 @@ def test_observing_in_pieces_equals_observing_at_once(
     parts: Parts,
 ) -> None:
     head, embedding, taps, followers = parts
-    pieces = Eagle3Drafter(head, embedding)
+    pieces = EagleDrafter(head, sharing(embedding))
     for start, end in [(0, 4), (4, 5), (5, 11)]:
         pieces.observe(taps[start:end], followers[start:end])
     shape = TreeShape(4, 4, 8)
@@ -197,7 +204,7 @@ def test_a_bad_head_that_gives_nan_still_drafts_a_tree(
     parts: Parts,
 ) -> None:
     head, embedding, taps, followers = parts
-    drafter = Eagle3Drafter(head, embedding)
+    drafter = EagleDrafter(head, sharing(embedding))
     drafter.observe(mx.full(taps.shape, mx.nan), followers)
     tree = drafter.draft(mx.array([9]), TreeShape(3, 3, 10))
     assert check_structure(tree.parents.tolist()) == tree.depths.tolist()

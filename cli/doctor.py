@@ -1,0 +1,96 @@
+"""`mlx-eagle doctor`: measures how a head wants to be run, and mends what its files got wrong."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlx_eagle.cli.display import Loading, fetch_shown, terminal
+
+if TYPE_CHECKING:
+    from mlx_eagle.doctor import Diagnosis
+
+EXAMPLES = """\b
+Examples:
+  mlx-eagle doctor my-head --target path/to/target
+  mlx-eagle doctor my-head --target path/to/target --fix
+"""
+LOW = 1.2  # tokens per round, below which a head is of no use as it is
+
+
+@click.command("doctor", epilog=EXAMPLES)
+@click.argument("head")
+@click.option("--target", required=True, help="The target: a folder, or owner/name on the hub.")
+@click.option("--fix", is_flag=True, help="Write what measures best into the converted head.")
+def command(head: str, target: str, fix: bool) -> None:
+    """Try every plausible reading of HEAD, converted or as published, on its target.
+
+    Wrong taps, rope or norms break nothing: the head only drafts badly. The target writes a short
+    text, and each reading is scored by how much of it the head would have drafted.
+    """
+    from mlx_eagle.doctor import is_converted, treat
+
+    folder, target_folder = fetch_shown(head), fetch_shown(target)
+    if fix and not is_converted(folder):
+        raise click.UsageError(
+            f"{head} is not converted, so there is nothing to write to; use "
+            f"mlx-eagle convert {head} --target {target} --out DIR --calibrate"
+        )
+    diagnosis = examine_shown(folder, target_folder)
+    click.echo(as_table(diagnosis))
+    if fix and diagnosis.changes:
+        treat(folder, diagnosis)
+    click.echo(verdict(diagnosis, fix))
+
+
+def examine_shown(head: Path, target: Path) -> "Diagnosis":
+    """Measure a head; how far it is shows on stderr."""
+    from mlx_eagle.doctor import examine
+
+    with Loading(terminal(stderr=True)) as loading:
+        return examine(head, target, loading.update)
+
+
+def as_table(diagnosis: "Diagnosis") -> str:
+    """Return one line for each reading that was tried, the head as it is first."""
+    chosen = {(c.fact, str(c.value)) for c in diagnosis.changes}
+    lines = [f"{'fact':<24}{'value':<24}{'first token':>12}{'per round':>11}"]
+    for fact, value, score in diagnosis.trials:
+        name, shown = (fact, _plain(value)) if fact else ("as it is", "")
+        line = f"{name:<24}{shown:<24}{score.agreement:>12.1%}{score.acceptance_length:>11.2f}"
+        lines.append(line + ("  <- better" if (fact, str(value)) in chosen else ""))
+    return "\n".join(lines)
+
+
+def verdict(diagnosis: "Diagnosis", fixed: bool) -> str:
+    """Return what the measurements mean, in a line or two."""
+    before, after = diagnosis.before.acceptance_length, diagnosis.after.acceptance_length
+    repaired = ""
+    if diagnosis.draft_ids == "t2d":
+        repaired = "draft ids: rebuilt from t2d, because d2t is not usable\n"
+    return repaired + _summary(diagnosis, before, after, fixed)
+
+
+def _summary(diagnosis: "Diagnosis", before: float, after: float, fixed: bool) -> str:
+    """Return whether something is to be changed, and what it gives in tokens per round."""
+    if not diagnosis.changes:
+        if before < LOW:
+            return (
+                f"no reading helps: {before:.2f} tokens per round. The head may be for another "
+                "target, or for another chat template"
+            )
+        return f"nothing to change: {before:.2f} tokens per round"
+    changes = ", ".join(f"{c.fact} {_plain(c.value)}" for c in diagnosis.changes)
+    done = "written" if fixed else "run again with --fix to write it"
+    return f"{changes}: {before:.2f} -> {after:.2f} tokens per round ({done})"
+
+
+def _plain(value: Any) -> str:
+    """Return a fact's value as words."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(str(item) for item in value)
+    if isinstance(value, dict):
+        return f"{value.get('rope_type')} x{value.get('factor')}"
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,131 @@
+"""Which boundaries of the target a head reads: the fact that published configurations garble most.
+
+Boundary b is the residual stream after b decoder layers. Some publishers write boundaries, others
+the index of the layer whose output is read (b - 1), under several keys; the defaults agree, the
+explicit ids do not. A wrong tap costs most of the acceptance and is no error anywhere.
+"""
+
+from typing import Any, NamedTuple
+
+from mlx_eagle.convert.checkpoint import quote_value
+from mlx_eagle.convert.facts import Doubt
+from mlx_eagle.errors import CheckpointError
+
+_IDS = "eagle_aux_hidden_state_layer_ids"
+# Keys whose ids always name the layer whose output is read.
+_OUTPUT_KEYS = ("target_layer_ids", "aux_hidden_states_layer_ids")
+
+
+class Taps(NamedTuple):
+    """Boundaries, ascending, with where they came from, and the doubt there may be."""
+
+    boundaries: tuple[int, ...]
+    origin: str
+    doubt: Doubt | None = None
+
+
+def resolve_taps(config: dict[str, Any], n_layers: int, n_taps: int) -> Taps:
+    """Return the boundaries that a head of `n_taps` taps reads of a target of `n_layers` layers.
+
+    Args:
+        config: the published configuration.
+        n_layers: n, decoder layers of the target.
+        n_taps: T, as the shape of fc tells.
+
+    Raises:
+        CheckpointError: if ids are malformed, are not T, or do not fit the target.
+    """
+    taps = _read(config, n_layers, n_taps)
+    if len(taps.boundaries) != n_taps or not is_possible(taps.boundaries, n_layers):
+        raise CheckpointError(
+            f"the head's taps are {list(taps.boundaries)} ({taps.origin}), but its fc reads "
+            f"{n_taps} of the boundaries 0 to {n_layers} of the target; name them with "
+            "--set taps=..."
+        )
+    if taps.doubt is None:
+        return taps
+    others = [t for t in taps.doubt.alternatives if is_possible(t, n_layers)]
+    return taps._replace(doubt=Doubt(taps.doubt.reason, [list(t) for t in others]))
+
+
+def is_possible(boundaries: tuple[int, ...], n_layers: int) -> bool:
+    """Say whether boundaries ascend and exist."""
+    in_range = all(0 <= b <= n_layers for b in boundaries)
+    return in_range and list(boundaries) == sorted(set(boundaries))
+
+
+def default_taps(n_layers: int) -> tuple[int, int, int]:
+    """Return the boundaries that heads without a choice of their own are trained on."""
+    return (2, n_layers // 2, n_layers - 3)
+
+
+def plausible_taps(taps: tuple[int, ...], n_layers: int) -> list[tuple[int, ...]]:
+    """Return other readings of the same ids: one layer off, the default, the middle one off."""
+    later, earlier = tuple(b + 1 for b in taps), tuple(b - 1 for b in taps)
+    middle = len(taps) // 2
+    nudged = [(*taps[:middle], taps[middle] + d, *taps[middle + 1 :]) for d in (1, -1)]
+    default = [default_taps(n_layers)] if len(taps) == 3 else []
+    found = dict.fromkeys([later, earlier, *default, *nudged])
+    return [t for t in found if t != taps and is_possible(t, n_layers)]
+
+
+def _read(config: dict[str, Any], n_layers: int, n_taps: int) -> Taps:
+    """Return the boundaries by the first key that names any."""
+    for key in _OUTPUT_KEYS:
+        if ids := _ids(config, key):
+            return Taps(_after(ids), f"config.json: {key}, layers whose output is read")
+    if ids := _ids(config, _IDS):
+        return _top_level(ids, n_layers)
+    nested = config.get("eagle_config")
+    if isinstance(nested, dict) and (ids := _ids(nested, _IDS)):
+        return _nested(ids, n_layers)
+    if n_taps != 3:
+        raise CheckpointError(
+            f"the head reads {n_taps} taps and its config.json does not say which; name the "
+            "boundaries with --set taps=..."
+        )
+    return Taps(default_taps(n_layers), "default: after 2, half and all but 3 of the layers")
+
+
+def _top_level(ids: tuple[int, ...], n_layers: int) -> Taps:
+    """Read ids at the top level: boundaries, unless they are the usual output ids, copied there."""
+    where = f"config.json: {_IDS}"
+    if ids == (1, n_layers // 2 - 1, n_layers - 4):
+        doubt = Doubt(
+            "these ids are the default layers whose output is read, copied to a key that holds "
+            "boundaries",
+            [ids],
+        )
+        return Taps(_after(ids), f"{where}, read as layers whose output is read", doubt)
+    return Taps(ids, f"{where}, boundaries")
+
+
+def _nested(ids: tuple[int, ...], n_layers: int) -> Taps:
+    """Read ids inside eagle_config, where publishers have written both conventions."""
+    where = f"config.json: eagle_config.{_IDS}"
+    if max(ids) == n_layers or ids == default_taps(n_layers):
+        return Taps(ids, f"{where}, boundaries")
+    if ids[0] == 1:
+        doubt = Doubt("some publishers write boundaries under this key", [ids])
+        sure = ids == (1, n_layers // 2 - 1, n_layers - 4)
+        return Taps(_after(ids), f"{where}, layers whose output is read", None if sure else doubt)
+    doubt = Doubt("publishers write boundaries as well as layer numbers under this key", [ids])
+    return Taps(_after(ids), f"guess: {where} are layers whose output is read", doubt)
+
+
+def _after(ids: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(i + 1 for i in ids)
+
+
+def _ids(config: dict[str, Any], key: str) -> tuple[int, ...]:
+    """Return the ids under a key, ascending; none if it is absent or null."""
+    ids = config.get(key)
+    if ids is None:
+        return ()
+    if not isinstance(ids, list) or not 0 < len(ids) <= 64 or not all(_is_id(i) for i in ids):
+        raise CheckpointError(f"config.json: {key} is {quote_value(ids)}, not a list of layers")
+    return tuple(sorted(ids))
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 10_000

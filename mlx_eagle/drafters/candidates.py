@@ -1,0 +1,94 @@
+"""Scored candidates and the best of them as a tree: what all drafters that rank have in common.
+
+Scores are cumulative log-probabilities in float32 (EAGLE-2, arXiv 2406.16858, section 4). Ties go
+to the candidate that was made first, and a parent is made before its children and never scores
+below them, so no child can be kept without its parent, not even where a log-probability rounds
+to 0. Everything here is lazy: nothing is read back.
+"""
+
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from mlx_eagle.tree import DraftTree, TreeShape
+
+
+class Candidates(NamedTuple):
+    """Scored nodes, C of them, in the order in which they were made.
+
+    Attributes:
+        tokens: [C] int32 target ids.
+        parents: [C] int32 candidate indices; -1 is the root.
+        scores: [C] float32 log-probability of the path from the root.
+        depths: [C] int32, 1 for the children of the root.
+    """
+
+    tokens: mx.array
+    parents: mx.array
+    scores: mx.array
+    depths: mx.array
+
+
+def join(levels: list[Candidates]) -> Candidates:
+    """Return the candidates of all levels, the first level first."""
+    return Candidates(*(mx.concatenate(list(part)) for part in zip(*levels, strict=True)))
+
+
+def to_tree(root: mx.array, candidates: Candidates, shape: TreeShape) -> DraftTree:
+    """Return the best `shape.nodes` candidates as a tree below `root` [1]."""
+    if shape.width > 1:
+        return rerank(root, candidates, shape)
+    tokens = mx.concatenate([root, candidates.tokens])[: shape.nodes + 1]
+    scores = mx.concatenate([mx.zeros((1,)), candidates.scores])[: shape.nodes + 1]
+    return DraftTree.chain(tokens, scores)
+
+
+def rerank(root: mx.array, candidates: Candidates, shape: TreeShape) -> DraftTree:
+    """Keep the best `shape.nodes` candidates and number them as nodes below `root` [1]."""
+    kept = mx.sort(best(candidates.scores, shape.nodes))  # [nodes], parents first
+    node_of = mx.zeros((shape.n_candidates,), dtype=mx.int32)
+    node_of[kept] = mx.arange(1, shape.nodes + 1, dtype=mx.int32)
+    parents = candidates.parents[kept]
+    parents = mx.where(parents < 0, 0, node_of[mx.maximum(parents, 0)])
+    zero = mx.zeros((1,), dtype=mx.int32)
+    return DraftTree(
+        tokens=mx.concatenate([root, candidates.tokens[kept]]),
+        parents=mx.concatenate([zero, parents]),
+        depths=mx.concatenate([zero, candidates.depths[kept]]),
+        log_probs=mx.concatenate([mx.zeros((1,)), candidates.scores[kept]]),
+        max_depth=shape.depth,
+        is_chain=False,
+    )
+
+
+def best(scores: mx.array, n: int) -> mx.array:
+    """Return the indices [n] of the highest scores [C]; of equal scores the lower index wins.
+
+    The rank of every score is counted, because no sort of MLX promises to be stable.
+    """
+    if n == scores.shape[0]:
+        return mx.arange(n, dtype=mx.int32)
+    index = mx.arange(scores.shape[0])
+    ahead = (scores[None] > scores[:, None]) | (
+        (scores[None] == scores[:, None]) & (index[None] < index[:, None])
+    )
+    rank = ahead.sum(axis=1)  # [C], each rank once
+    return mx.argsort(rank)[:n].astype(mx.int32)
+
+
+def likeliest(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
+    """Return the log-probabilities [R, k] and draft ids [R, k] of the k likeliest of [R, W]."""
+    logits = logits.astype(mx.float32)
+    ids = top_ids(logits, k)
+    log_probs = mx.take_along_axis(logits, ids, axis=-1)
+    log_probs = log_probs - mx.logsumexp(logits, axis=-1, keepdims=True)
+    return mx.where(mx.isnan(log_probs), -mx.inf, log_probs), ids
+
+
+def top_ids(logits: mx.array, k: int) -> mx.array:
+    """Return the indices [R, k] of the k largest logits [R, W], the largest first."""
+    if k == 1:
+        return mx.argmax(logits, axis=-1, keepdims=True)
+    ids = mx.argpartition(-logits, kth=k - 1, axis=-1)[:, :k]
+    order = mx.argsort(-mx.take_along_axis(logits, ids, axis=-1), axis=-1)
+    return mx.take_along_axis(ids, order, axis=-1)

@@ -1,0 +1,122 @@
+"""Drafting with a head of the EAGLE family: the dynamic tree of EAGLE-2.
+
+Each level runs the head once over the best `width` nodes of the level before; every one of their
+`width` likeliest children is a candidate; in the end the best `nodes` candidates of all levels are
+kept (arXiv 2406.16858, section 4). A P-EAGLE head is run once for all levels instead, see
+`parallel.py`. Everything here is lazy: a call builds a graph and reads nothing back.
+"""
+
+import mlx.core as mx
+
+from mlx_eagle.cache import OpenRows
+from mlx_eagle.drafters.candidates import Candidates, best, join, likeliest, to_tree
+from mlx_eagle.head import EagleHead, HeadOutput
+from mlx_eagle.target import Target
+from mlx_eagle.tree import MAX_NODES, PLAIN, DraftTree, TreeShape
+
+
+class EagleDrafter:
+    """A head, the embedding and output layer that it may share, and its own KV cache.
+
+    The cache holds one row per observed token, computed from true taps. Rows of drafted tokens
+    come after them and are forgotten once a tree is drafted, accepted or not, because they were
+    computed from the head's own guesses.
+    """
+
+    def __init__(self, head: EagleHead, target: Target) -> None:
+        self.head = head
+        self.embed = head.embed_tokens if head.config.own_embedding else target.embedding
+        self.unembed = head.lm_head if head.config.own_lm_head else target.unembed
+        self.cache = head.make_cache()
+        self._newest: HeadOutput | None = None
+
+    @property
+    def max_width(self) -> int:
+        """The draft vocabulary."""
+        return self.head.config.draft_vocab_size
+
+    @property
+    def max_depth(self) -> int:
+        """The head steps as often as it is asked to."""
+        return MAX_NODES
+
+    @property
+    def rows(self) -> int:
+        """Committed tokens observed."""
+        return self.cache.rows
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the head's KV cache."""
+        return self.cache.nbytes
+
+    @property
+    def buffers(self) -> list[mx.array]:
+        """The arrays to evaluate when the head must be up to date."""
+        return self.cache.buffers
+
+    def observe(self, taps: mx.array | None, followers: mx.array) -> None:
+        """Run the head over L committed tokens: taps [L, T * H], followers [L]."""
+        assert taps is not None, "a head needs a tapped target"
+        out = self.head(self.head.fuse(taps[None]), self.embed(followers[None]), self.cache)
+        self.cache.commit(range(followers.shape[0]))
+        self._newest = HeadOutput(out.normed[:, -1:], out.feedback[:, -1:])
+
+    def draft(self, root: mx.array, shape: TreeShape) -> DraftTree:
+        """Propose the best `shape.nodes` nodes below `root` [1]."""
+        if shape == PLAIN:
+            return DraftTree.chain(root)
+        assert self._newest is not None, "observe a token before drafting"
+        candidates = self._grow(self._newest, shape)
+        self.cache.commit([])  # forget the drafted rows
+        return to_tree(root, candidates, shape)
+
+    def trim(self, rows: int) -> None:
+        """Forget everything after the first `rows` observed tokens."""
+        self.cache.trim(rows)
+
+    def _grow(self, newest: HeadOutput, shape: TreeShape) -> Candidates:
+        """Score `shape.n_candidates` nodes, level by level."""
+        k = shape.width
+        scores, tokens = self._children(newest, mx.zeros((1,)), k)
+        levels = [Candidates(tokens, mx.full((k,), -1), scores, mx.full((k,), 1))]
+        made, frontier = 0, mx.arange(k)  # frontier: which of the newest level are expanded
+        feedback = mx.broadcast_to(newest.feedback, (1, k, newest.feedback.shape[2]))
+        seen: mx.array | None = None  # [k, drafted rows] bool: each frontier node's own ancestors
+        for depth in range(1, shape.depth):
+            level = levels[-1]
+            seen = _extend_seen(seen, frontier // k, k)
+            out = self._step(feedback, level.tokens[frontier], seen)
+            scores, tokens = self._children(out, level.scores[frontier], k)
+            parents = mx.repeat(made + frontier, k)
+            made += level.tokens.shape[0]
+            levels.append(Candidates(tokens, parents, scores, mx.full((k * k,), depth + 1)))
+            frontier = best(scores, k)
+            feedback = out.feedback[:, frontier // k]
+        return join(levels)
+
+    def _step(self, feedback: mx.array, tokens: mx.array, seen: mx.array) -> HeadOutput:
+        """Run the head over one level: feedback [1, k, h] of the parents, tokens [k]."""
+        k, n_drafted = seen.shape
+        if k > 1:  # a chain's rows follow in sequence
+            levels = mx.repeat(mx.arange(n_drafted // k), k)
+            columns = self.cache.rows + levels
+            self.cache.expect(OpenRows(columns[-k:], columns, seen))
+        return self.head(feedback, self.embed(tokens[None]), self.cache)
+
+    def _children(self, out: HeadOutput, scores: mx.array, k: int) -> tuple[mx.array, mx.array]:
+        """Return path scores and target ids, [R * k] each, of the k likeliest children.
+
+        Args:
+            out: of R nodes, [1, R, h].
+            scores: [R] path scores of these nodes.
+            k: children per node.
+        """
+        log_probs, ids = likeliest(self.unembed(out.normed)[0], k)
+        return (scores[:, None] + log_probs).reshape(-1), self.head.draft_to_target[ids.reshape(-1)]
+
+
+def _extend_seen(seen: mx.array | None, parents: mx.array, k: int) -> mx.array:
+    """Return [k, rows + k]: the drafted rows that k new rows see, themselves included."""
+    own = mx.eye(k, dtype=mx.bool_)
+    return own if seen is None else mx.concatenate([seen[parents], own], axis=1)

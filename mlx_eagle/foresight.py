@@ -1,0 +1,177 @@
+"""How well a head foresees its target: measured on a text that the target wrote.
+
+The head is asked what it would have drafted at every token of the text, all positions in one pass
+per step, as in training-time test (EAGLE-3, arXiv 2503.01840, section 3.2): true tokens stand in
+for drafted ones, which is exact as far as a draft is accepted.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_eagle.cache import OpenRows
+from mlx_eagle.generate import Decoder, prefill, rounds
+from mlx_eagle.head import EagleHead, Head
+from mlx_eagle.sampling import Sampler
+from mlx_eagle.target import Target
+from mlx_eagle.tree import PLAIN
+
+STEPS = 3  # drafted tokens that are followed at every position
+
+CLEARLY = 3.0  # standard errors by which one reading must beat another
+
+Progress = Callable[[str, int, int], None]
+
+
+class Evidence(NamedTuple):
+    """A text that the target wrote, and what could be tapped while it did.
+
+    Attributes:
+        tokens: the prompt, then the target's own greedy continuation.
+        n_prompt: tokens of the prompt.
+        taps: by boundary, [L, H] for the first L = len(tokens) - 1 tokens.
+    """
+
+    tokens: list[int]
+    n_prompt: int
+    taps: dict[int, mx.array]
+
+
+class Score(NamedTuple):
+    """How well a head foresees the target.
+
+    Attributes:
+        agreement: share of positions whose first drafted token is the target's.
+        acceptance_length: tokens per round that a chain of STEPS would give.
+        likelihoods: [P] log-probability of the target's next STEPS tokens at each position; it
+            tells two readings apart on half the text that counting accepted tokens needs.
+    """
+
+    agreement: float
+    acceptance_length: float
+    likelihoods: np.ndarray
+
+
+class _Foreseen(NamedTuple):
+    """At P positions of one text: were the next STEPS tokens drafted, and how likely were they."""
+
+    hits: np.ndarray  # [STEPS, P] bool
+    log_probs: np.ndarray  # [STEPS, P]
+
+
+def collect(
+    target: Target, prompts: Sequence[Sequence[int]], n_tokens: int, progress: Progress
+) -> list[Evidence]:
+    """Let the target continue each prompt by `n_tokens` and record its taps along the way."""
+    found = []
+    for done, prompt in enumerate(prompts):
+        progress("write", done, len(prompts))
+        decoder = Decoder(target, target.make_cache(), None, Sampler())
+        prefill(decoder, prompt)
+        stream = rounds(decoder, prompt[-1], iter(lambda: PLAIN, None))
+        written = [next(stream).tokens[0] for _ in range(n_tokens)]
+        tokens = [*prompt, *written]
+        cache = target.make_cache()
+        taps = target.extend(mx.array(tokens[:-1], dtype=mx.int32), cache)
+        assert taps is not None, "the target of a calibration is tapped"
+        by_boundary = dict(zip(target.taps, mx.split(taps, len(target.taps), axis=-1), strict=True))
+        mx.eval(by_boundary)
+        found.append(Evidence(tokens, len(prompt), by_boundary))
+    progress("write", len(prompts), len(prompts))
+    return found
+
+
+def score(
+    target: Target, evidence: Sequence[Evidence], head: Head, rival: Score | None = None
+) -> Score:
+    """Measure a head; the target's embedding and output layer are what it borrows.
+
+    Args:
+        target: the target that wrote the texts.
+        evidence: the texts.
+        head: the head to measure.
+        rival: the score to beat: once the head is clearly worse, the other texts are left out.
+    """
+    head.set_dtype(target.embedding(mx.array([0])).dtype)
+    found: list[_Foreseen] = []
+    for text in evidence:
+        found.append(_foresee(head, target, text))
+        likelihoods = np.concatenate([part.log_probs.sum(axis=0) for part in found])
+        if rival is not None and advantage(likelihoods, rival.likelihoods) < -CLEARLY:
+            break
+    hits = np.concatenate([part.hits for part in found], axis=1)
+    accepted = np.cumprod(hits, axis=0).sum(axis=0)
+    return Score(float(hits[0].mean()), 1 + float(accepted.mean()), likelihoods)
+
+
+def advantage(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Return by how many standard errors `ours` [P] beats `theirs`, position by position."""
+    n = min(len(ours), len(theirs))
+    gain = ours[:n] - theirs[:n]
+    error = float(gain.std()) / math.sqrt(n)
+    return float(gain.mean()) / error if error else 0.0
+
+
+def _foresee(head: Head, target: Target, text: Evidence) -> _Foreseen:
+    """Compare what the head drafts at every position with what the target wrote there."""
+    taps = mx.concatenate([text.taps[b] for b in head.config.taps], axis=-1)[None]
+    tokens, n_rows = np.array(text.tokens), len(text.tokens) - 1
+    # Row t drafts the tokens t + 2, t + 3, ...: only those that the target itself has written.
+    starts = np.arange(max(text.n_prompt - 2, 0), n_rows - 1 - STEPS)
+    if isinstance(head, EagleHead):
+        levels = _step_everywhere(head, target, taps, mx.array(tokens[1:], dtype=mx.int32))
+    else:
+        rows = [head(taps[:, i : i + 1], target.unembed)[:STEPS] for i in range(n_rows)]
+        levels = list(mx.stack(rows, axis=1))
+    draft_id = np.full(head.config.target_vocab_size, -1)
+    draft_id[np.array(head.draft_to_target)] = np.arange(head.draft_to_target.size)
+    hits, log_probs = [], []
+    for step, logits in enumerate(levels):
+        truth = draft_id[tokens[starts + 2 + step]]
+        hits.append(np.array(logits.argmax(-1))[starts] == truth)
+        log_probs.append(_log_probs(logits[mx.array(starts)], truth, len(draft_id)))
+    return _Foreseen(np.stack(hits), np.stack(log_probs))
+
+
+def _log_probs(logits: mx.array, truth: np.ndarray, n_tokens: int) -> np.ndarray:
+    """Return the log-probabilities [P] of draft ids `truth` [P] under logits [P, W].
+
+    A token that cannot be drafted (-1) counts as one that is no likelier than any of `n_tokens`.
+    """
+    logits = logits.astype(mx.float32)
+    ids = mx.array(np.maximum(truth, 0))[:, None]
+    found = mx.take_along_axis(logits, ids, axis=-1)[:, 0] - mx.logsumexp(logits, axis=-1)
+    return np.where(truth < 0, -math.log(n_tokens), np.array(found))
+
+
+def _step_everywhere(
+    head: EagleHead, target: Target, taps: mx.array, followers: mx.array
+) -> list[mx.array]:
+    """Return the logits [L, W] of each of STEPS drafting steps after each of L tokens.
+
+    Step j of start t sees the true rows up to t, and its own rows of the steps before.
+    """
+    embed = head.embed_tokens if head.config.own_embedding else target.embedding
+    unembed = head.lm_head if head.config.own_lm_head else target.unembed
+    n = followers.shape[0]
+    cache, rows = head.make_cache(), mx.arange(n, dtype=mx.int32)
+    hidden, tokens = head.fuse(taps), followers[None]
+    seen, columns = mx.tril(mx.ones((n, n), dtype=mx.bool_)), rows
+    levels = []
+    for step in range(STEPS):
+        cache.expect(OpenRows(rows + step, columns, seen))
+        out = head(hidden, embed(tokens), cache)
+        levels.append(unembed(out.normed)[0])
+        seen = mx.concatenate([seen, mx.eye(n, dtype=mx.bool_)], axis=1)
+        columns = mx.concatenate([columns, rows + step + 1])
+        if head.config.algorithm == "p-eagle":
+            hidden, tokens = head.masked(n)
+        else:
+            hidden = out.feedback
+            tokens = mx.concatenate(
+                [tokens[:, 1:], tokens[:, -1:]], axis=1
+            )  # the last start runs off the end
+    return levels

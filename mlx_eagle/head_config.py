@@ -1,0 +1,178 @@
+"""What the forward pass of a draft head must know, as it stands in a converted head's config.json.
+
+Plain data and its validation: no arrays, no files, so that tools can describe a head without
+loading MLX's models. Every flag is explicit; `convert/` decides them, `head.py` obeys them.
+"""
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from mlx_eagle.errors import CheckpointError
+
+MODEL_TYPE = "mlx_eagle_head"
+FORMAT_VERSION = 2
+# What a head computes, and what to call it.
+ALGORITHMS = {
+    "eagle": "EAGLE head",
+    "eagle3": "EAGLE-3 head",
+    "p-eagle": "P-EAGLE head",
+    "medusa": "Medusa heads",
+}
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """A head of the EAGLE family; nothing in it is implied.
+
+    Attributes:
+        algorithm: "eagle" (EAGLE-1, EAGLE-2 and HASS), "eagle3" or "p-eagle".
+        taps: boundaries of the target, ascending: boundary b is the residual stream after b of
+            its n decoder layers, and n + 1 what its final norm makes of the last one.
+        rope_dims: leading dimensions of a head that are rotated.
+        sliding_windows: positions that each layer sees, or None for all.
+        fuse_taps: the taps go through `fc`; otherwise the only tap is the hidden state itself.
+        norm_before_fc: one norm over all taps, side by side.
+        fc_norm: one norm for each tap.
+        input_layernorm: the first layer norms the embedding.
+        hidden_norm: the first layer norms the hidden state.
+        double_norm: the hidden state passes the embedding's norm before its own.
+        norm_before_residual: the first layer's residual is the normed hidden state.
+        norm_output: the next step reads the normed output.
+        final_norm: a norm stands before `lm_head`.
+        mask_token_id: what a P-EAGLE head reads in place of the tokens it has not seen.
+    """
+
+    algorithm: str
+    hidden_size: int
+    target_hidden_size: int
+    target_vocab_size: int
+    draft_vocab_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: dict[str, Any] | None
+    rope_interleaved: bool
+    rope_dims: int
+    max_position_embeddings: int
+    sliding_windows: tuple[int | None, ...]
+    taps: tuple[int, ...]
+    fuse_taps: bool
+    norm_before_fc: bool
+    fc_norm: bool
+    input_layernorm: bool
+    hidden_norm: bool
+    double_norm: bool
+    norm_before_residual: bool
+    norm_output: bool
+    final_norm: bool
+    qk_norm: bool
+    attention_bias: bool
+    attention_output_bias: bool
+    mlp_bias: bool
+    fc_bias: bool
+    own_embedding: bool
+    own_lm_head: bool
+    mask_token_id: int | None
+
+    @classmethod
+    def from_dict(cls, config: dict[str, Any]) -> Self:
+        """Read the normalised `config.json` of a converted head.
+
+        Raises:
+            CheckpointError: if keys are missing or have impossible values; the message names all.
+        """
+        values = read_fields(cls, config, _is_sound)
+        for name in ("taps", "sliding_windows"):
+            values[name] = tuple(values[name])
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form of the configuration, the inverse of `from_dict`."""
+        lists = {"taps": list(self.taps), "sliding_windows": list(self.sliding_windows)}
+        return asdict(self) | lists
+
+
+@dataclass(frozen=True)
+class MedusaConfig:
+    """Medusa heads: residual blocks on the target's last hidden state, one head for each depth.
+
+    Attributes:
+        num_heads: tokens that are proposed after the root.
+        num_layers: residual blocks of each head.
+        block_bias: the blocks' linear layers have a bias.
+        own_lm_heads: each head has an output layer of its own; otherwise all use the target's.
+        taps: always the output of the target's final norm.
+    """
+
+    algorithm: str
+    hidden_size: int
+    target_hidden_size: int
+    target_vocab_size: int
+    draft_vocab_size: int
+    num_heads: int
+    num_layers: int
+    block_bias: bool
+    own_lm_heads: bool
+    taps: tuple[int, ...]
+
+    @classmethod
+    def from_dict(cls, config: dict[str, Any]) -> Self:
+        """Read the normalised `config.json` of converted Medusa heads; see `HeadConfig`."""
+        values = read_fields(cls, config, _is_sound)
+        return cls(**values | {"taps": tuple(values["taps"])})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form of the configuration, the inverse of `from_dict`."""
+        return asdict(self) | {"taps": list(self.taps)}
+
+
+def read_fields(kind: Any, config: dict[str, Any], is_sound: Any) -> dict[str, Any]:
+    """Return the values of a dataclass' fields from a JSON object.
+
+    Raises:
+        CheckpointError: listing what is missing, or what is unsound.
+    """
+    names = [(field.name, field.type) for field in fields(kind)]
+    if missing := sorted(name for name, _ in names if name not in config):
+        raise CheckpointError(
+            f"the head's config.json lacks {', '.join(missing)}; convert the head again"
+        )
+    values: dict[str, Any] = {name: config[name] for name, _ in names}
+    wrong = [f"{n} is {config[n]!r:.40}" for n, type_ in names if not is_sound(n, type_, config[n])]
+    if wrong:
+        raise CheckpointError(
+            f"the head's config.json is unsound: {', '.join(wrong)}; convert the head again"
+        )
+    return values
+
+
+_LARGEST = 1 << 24  # more than any width or vocabulary in use, and far below overflow
+
+
+def _is_sound(name: str, kind: Any, value: Any) -> bool:
+    """Say whether `value` is possible for a field of this name and annotation."""
+    if name == "algorithm":
+        return isinstance(value, str) and value in ALGORITHMS
+    if name == "taps":
+        counts = isinstance(value, list | tuple) and all(type(b) is int for b in value)
+        return counts and list(value) == sorted({b for b in value if b >= 0}) and bool(value)
+    if name == "sliding_windows":
+        return isinstance(value, list | tuple) and all(w is None or _is_count(w) for w in value)
+    if name == "rope_scaling":
+        return value is None or isinstance(value, dict)
+    if name == "mask_token_id":
+        return value is None or (type(value) is int and 0 <= value < _LARGEST)
+    if kind is bool:
+        return isinstance(value, bool)
+    if kind is float:
+        return type(value) in (int, float) and 0 < value < math.inf
+    return _is_count(value)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 < value <= _LARGEST

@@ -1,0 +1,62 @@
+"""Medusa heads as an MLX module: the target's last hidden state in, logits for each depth out.
+
+Head i predicts the token i + 2 positions after the hidden state, i.e. i + 1 after the root, from
+the hidden state alone: what stands between is not an input (arXiv 2401.10774, section 2.1). Its
+typical acceptance is not used here: the target decides, as for every drafter.
+"""
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_eagle.head_config import MedusaConfig
+
+
+class ResBlock(nn.Module):
+    """A linear layer with SiLU, added to its input."""
+
+    def __init__(self, config: MedusaConfig):
+        super().__init__()
+        self.linear = nn.Linear(config.hidden_size, config.hidden_size, bias=config.block_bias)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Return [.., H] for x of the same shape."""
+        out: mx.array = x + nn.silu(self.linear(x))
+        return out
+
+
+class Depth(nn.Module):
+    """The head of one depth: its blocks, and its output layer if it has one of its own."""
+
+    def __init__(self, config: MedusaConfig):
+        super().__init__()
+        self.blocks = [ResBlock(config) for _ in range(config.num_layers)]
+        if config.own_lm_heads:
+            self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
+
+    def __call__(self, x: mx.array, unembed: Any) -> mx.array:
+        """Return logits [.., W] for hidden states x [.., H]."""
+        for block in self.blocks:
+            x = block(x)
+        return self.lm_head(x) if "lm_head" in self else unembed(x)
+
+
+class MedusaHead(nn.Module):
+    """All heads of a Medusa checkpoint; `draft_to_target` [W] is as in `EagleHead`."""
+
+    def __init__(self, config: MedusaConfig):
+        super().__init__()
+        self.config = config
+        self.depths = [Depth(config) for _ in range(config.num_heads)]
+        self.draft_to_target = mx.arange(config.draft_vocab_size, dtype=mx.int32)
+        self.freeze()
+
+    def __call__(self, hidden: mx.array, unembed: Any = None) -> mx.array:
+        """Return logits [K, W] of the K heads.
+
+        Args:
+            hidden: [1, 1, H], the output of the target's final norm at the newest known token.
+            unembed: the target's output layer, for heads that have none of their own.
+        """
+        return mx.concatenate([depth(hidden, unembed)[0] for depth in self.depths])

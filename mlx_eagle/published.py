@@ -1,0 +1,199 @@
+"""Heads as their publishers left them: which one a target gets, and its conversion, made once.
+
+What a converted head is, `head` knows, and how it is made, `convert/`; this keeps the results in a
+cache folder, so that a published head is as easy to use as a converted one.
+"""
+
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+from mlx_eagle.errors import EagleError, HubError
+from mlx_eagle.head_config import FORMAT_VERSION, MODEL_TYPE
+from mlx_eagle.hub import Progress, fetch
+from mlx_eagle.known import KnownHead, default_head, known_heads
+
+Notify = Callable[[str], None]
+
+NO_HEAD = "none"
+
+
+class HeadChoice(NamedTuple):
+    """The head that a target gets.
+
+    Attributes:
+        folder: the converted head, or None.
+        name: what the user, or the table of known heads, calls it.
+        reason: why there is none.
+        is_named: the user asked for this head, so that it has to work.
+    """
+
+    folder: Path | None
+    name: str = ""
+    reason: str = ""
+    is_named: bool = False
+
+
+def choose_head(
+    model: str | Path,
+    head: str | Path | None,
+    folder: Path,
+    *,
+    progress: Progress | None = None,
+    notify: Notify | None = None,
+) -> HeadChoice:
+    """Return the head that was asked for, or else the one that is known for the target.
+
+    A known head that cannot be had is no error: the choice says why there is none.
+
+    Args:
+        model: the target, as the user named it.
+        head: a folder or a hub name; "none" for no head; None for the known one.
+        folder: where the target is.
+        progress: as for `hub.fetch`.
+        notify: is told in one line what is about to be downloaded or converted, and how large it
+            is; None writes that to stderr.
+
+    Raises:
+        EagleError: if a head that was asked for cannot be had.
+    """
+    notify = notify or _to_stderr
+    if head == NO_HEAD:
+        return HeadChoice(None, reason="no head was wanted")
+    if head is not None:
+        source = fetch(head, progress=progress)
+        return HeadChoice(prepare_head(source, folder, notify=notify), str(head), is_named=True)
+    known = default_head(model)
+    if known is None:
+        return HeadChoice(None, reason=_why_none(model))
+    try:
+        source = fetch(known.repo, progress=_announced(known, model, progress, notify))
+        return HeadChoice(prepare_head(source, folder, notify=notify), known.repo)
+    except EagleError as error:
+        about = "" if isinstance(error, HubError) else f"{known.repo}: "
+        return HeadChoice(None, reason=f"{about}{error}")
+
+
+def prepare_head(
+    folder: Path, target: Path, *, bits: int | None = 4, notify: Notify | None = None
+) -> Path:
+    """Return a converted head: the folder itself if it is one, else its conversion in the cache.
+
+    Args:
+        folder: a head, converted or as published.
+        target: folder of the target that it drafts for.
+        bits: per weight of the conversion; None keeps the published type.
+        notify: is told before a conversion; None is silent.
+
+    Raises:
+        EagleError: if the head cannot be converted for this target.
+    """
+    # The runtime does not build on convert/; only here, and only for a head that needs it.
+    from mlx_eagle.convert.checkpoint import read_json, source_name
+
+    if read_json(folder / "config.json").get("model_type") == MODEL_TYPE:
+        return folder
+    name = re.sub(r"[^A-Za-z0-9._-]+", "--", source_name(folder)).strip(".-")[:80] or "head"
+    out = cache_folder() / "heads" / f"{name}-{_identify(folder, target, bits)[:16]}"
+    if not _is_whole(out):
+        if notify is not None:
+            notify(f"converting {source_name(folder)}, once; it is kept in {out}")
+        _convert(folder, target, out, bits)
+    return out
+
+
+def cache_folder() -> Path:
+    """Return where conversions are kept: MLX_EAGLE_CACHE, or where the platform keeps caches."""
+    if own := os.environ.get("MLX_EAGLE_CACHE"):
+        return Path(own).expanduser()
+    if sys.platform == "darwin":
+        return Path("~/Library/Caches/mlx-eagle").expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mlx-eagle"
+
+
+def _convert(folder: Path, target: Path, out: Path, bits: int | None) -> None:
+    """Convert a head to `out`, unless another process does it first: the results are equal."""
+    from mlx_eagle.convert.heads import convert_head
+
+    try:
+        convert_head(folder, target, out, bits=bits)
+    except EagleError:
+        if not _is_whole(out):
+            raise
+
+
+def _is_whole(out: Path) -> bool:
+    """Say whether a conversion is there; folders appear whole, but users tidy up in caches.
+
+    Raises:
+        EagleError: if a part of it is missing.
+    """
+    missing = [n for n in ("config.json", "model.safetensors") if not (out / n).is_file()]
+    if missing and out.is_dir():
+        raise EagleError(f"{out} lacks {missing[0]}: remove the folder, it will be made again")
+    return not missing
+
+
+def _identify(folder: Path, target: Path, bits: int | None) -> str:
+    """Return a name for all that a conversion depends on: its inputs, its precision, our code."""
+    parts = [(file.name, file.stat().st_size, _content_id(file)) for file in sorted(_files(folder))]
+    facts = {
+        "code": [FORMAT_VERSION, metadata.version("mlx-eagle")],
+        "bits": bits,
+        "files": parts,
+        "configs": [_sha256(path / "config.json") for path in (folder, target)],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    return [file for file in folder.iterdir() if file.is_file()]
+
+
+def _content_id(file: Path) -> str:
+    """Return the hub's checksum of a file in its cache; of another, when it was last written."""
+    if file.is_symlink() and (blob := Path(os.readlink(file))).parent.name == "blobs":
+        return blob.name
+    return str(file.stat().st_mtime_ns)
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _announced(
+    known: KnownHead, model: str | Path, progress: Progress | None, notify: Notify
+) -> Progress:
+    """Return a progress callback whose first call, before the first byte, tells the user."""
+    is_said = False
+
+    def report(phase: str, done: int, total: int) -> None:
+        nonlocal is_said
+        if not is_said:
+            is_said = True
+            notify(
+                f"{known.repo} is the known head for {model}: fetching {total / 1e6:,.1f} MB "
+                f"(head {NO_HEAD} goes without)"
+            )
+        if progress is not None:
+            progress(phase, done, total)
+
+    return report
+
+
+def _why_none(model: str | Path) -> str:
+    """Say why a target gets no head although none was forbidden."""
+    if heads := known_heads(model):
+        return f"{heads[0].repo} is {heads[0].status}: {heads[0].reason}"
+    is_folder = os.path.isdir(os.path.expanduser(model))
+    return "no head was given" if is_folder else f"no head is known for {model}"
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)

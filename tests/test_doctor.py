@@ -1,0 +1,237 @@
+"""The doctor against errors that were planted: it names each and restores the acceptance."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from mlx_eagle.cli.doctor import command
+from mlx_eagle.convert.heads import convert_head
+from mlx_eagle.doctor import (
+    PROMPTS,
+    Diagnosis,
+    candidate_taps,
+    diagnose,
+    is_better,
+    treat,
+)
+from mlx_eagle.engine import load, load_target
+from mlx_eagle.foresight import STEPS, Evidence, Score, collect, score
+from mlx_eagle.head import load_head, read_head_config
+from mlx_eagle.target import Target
+from mlx_eagle.tree import TreeShape
+
+# The fact, the planted value, and what the trained head has.
+PLANTED: list[tuple[str, Any, Any]] = [
+    ("taps", [3, 5, 6], [2, 4, 5]),
+    ("taps", [1, 3, 4], [2, 4, 5]),
+    ("taps", [2, 5, 6], [2, 4, 5]),
+    ("rope_theta", 1e6, 10000.0),
+    ("rope_interleaved", True, False),
+    ("norm_before_residual", True, False),
+    ("norm_output", True, False),
+]
+
+
+def silent(what: str, done: int, total: int) -> None:
+    assert 0 <= done <= total
+
+
+@pytest.fixture(scope="module")
+def target(fixtures: Path) -> Target:
+    network, _ = load_target(fixtures / "pydoc-llama", "float32")
+    return Target(network, range(9))
+
+
+@pytest.fixture(scope="module")
+def evidence(target: Target, engine: Any) -> list[Evidence]:
+    questions = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+    ids = [
+        engine.tokenizer.apply_chat_template(question, add_generation_prompt=True)
+        for question in questions
+    ]
+    return collect(target, ids, 96, silent)
+
+
+@pytest.fixture(scope="module")
+def truth(target: Target, evidence: list[Evidence], trained_head: Path) -> Score:
+    return score(target, evidence, load_head(trained_head))
+
+
+def weights_of(folder: Path) -> dict[str, mx.array]:
+    return dict(mx.load(str(folder / "model.safetensors")))
+
+
+@pytest.mark.parametrize(("fact", "wrong", "right"), PLANTED, ids=lambda v: str(v))
+def test_planted_error_is_named_and_its_loss_restored(
+    fact: str,
+    wrong: Any,
+    right: Any,
+    target: Target,
+    evidence: list[Evidence],
+    truth: Score,
+    trained_head: Path,
+) -> None:
+    config = read_head_config(trained_head) | {fact: wrong}
+    found = diagnose(target, evidence, config, weights_of(trained_head), silent)
+    assert found.before.acceptance_length < 0.98 * truth.acceptance_length
+    assert [(change.fact, change.value) for change in found.changes] == [(fact, right)]
+    assert found.after.acceptance_length >= 0.98 * truth.acceptance_length
+
+
+def test_two_planted_errors_are_found_one_after_the_other(
+    target: Target, evidence: list[Evidence], truth: Score, trained_head: Path
+) -> None:
+    config = read_head_config(trained_head) | {"norm_before_residual": True, "taps": [3, 5, 6]}
+    found = diagnose(target, evidence, config, weights_of(trained_head), silent)
+    assert {change.fact for change in found.changes} == {"norm_before_residual", "taps"}
+    assert found.after.acceptance_length == truth.acceptance_length
+
+
+def test_offsets_stored_as_ids_are_read_as_offsets(
+    target: Target, evidence: list[Evidence], truth: Score, trained_head: Path
+) -> None:
+    weights = weights_of(trained_head)
+    table = weights["draft_to_target"]
+    doubled = weights | {"draft_to_target": table - mx.arange(table.size, dtype=mx.int32)}
+    found = diagnose(target, evidence, read_head_config(trained_head), doubled, silent)
+    assert [(c.fact, c.value) for c in found.changes] == [("draft_to_target", "offsets")]
+    assert found.after.acceptance_length == truth.acceptance_length
+
+
+def test_a_sound_head_is_left_as_it_is(
+    target: Target, evidence: list[Evidence], trained_head: Path
+) -> None:
+    found = diagnose(
+        target, evidence, read_head_config(trained_head), weights_of(trained_head), silent
+    )
+    assert found.changes == []
+    assert found.before is found.after
+    tried = {fact for fact, _, _ in found.trials}
+    assert {"taps", "rope_interleaved", "norm_before_residual", "double_norm"} <= tried
+
+
+def test_score_is_what_the_loop_accepts(engine: Any, target: Target, trained_head: Path) -> None:
+    """Rounds that start at every token in turn accept, on average, what the score says."""
+    prompt = engine.tokenizer.apply_chat_template(
+        [{"role": "user", "content": PROMPTS[0]}], add_generation_prompt=True
+    )
+    text = collect(target, [prompt], 40, silent)
+    # Positions that can be followed for STEPS tokens begin at the prompt's last token but one.
+    starts = range(len(prompt) - 2, len(text[0].tokens) - 2 - STEPS)
+    options = {"ignore_eos": True, "tree": TreeShape.chain(STEPS), "max_tokens": STEPS + 2}
+    accepted = []
+    for start in starts:
+        result = engine.generate(text[0].tokens[: start + 1], **options)
+        accepted.append(result.stats.n_accepted_per_round[0])
+    foreseen = score(target, text, load_head(trained_head))
+    assert foreseen.acceptance_length == pytest.approx(1 + np.mean(accepted))
+
+
+def test_chance_is_no_reason_to_change_anything() -> None:
+    rng = np.random.default_rng(1)
+    old = rng.normal(size=400)
+
+    def as_score(length: float, likelihoods: np.ndarray) -> Score:
+        return Score(0.5, length, likelihoods)
+
+    was = as_score(2.0, old)
+    assert is_better(as_score(2.1, old + rng.normal(0.5, 1, 400)), was)
+    assert not is_better(as_score(2.01, old + rng.normal(0.5, 1, 400)), was), "not worth it"
+    assert not is_better(as_score(2.1, rng.permutation(old)), was), "chance"
+    assert not is_better(as_score(2.1, old[:100] + 1), was), "given up on the way"
+    assert not is_better(was, was)
+
+
+def test_taps_to_try_are_readings_of_the_same_ids() -> None:
+    config = {
+        "taps": [3, 5, 6],
+        "fuse_taps": True,
+        "target": {"num_hidden_layers": 8},
+        "doubts": {"taps": {"reason": "", "alternatives": [[1, 2, 3]]}},
+    }
+    assert candidate_taps(config) == [
+        (1, 2, 3),
+        (4, 6, 7),
+        (2, 4, 5),
+        (3, 4, 6),
+    ]
+    assert candidate_taps(config | {"fuse_taps": False}) == []
+
+
+def test_treatment_is_written_with_its_reason(
+    tmp_path: Path, trained_head: Path, target: Target, evidence: list[Evidence]
+) -> None:
+    folder = tmp_path / "head"
+    shutil.copytree(trained_head, folder)
+    config = read_head_config(folder) | {"norm_output": True}
+    config["doubts"] = {"norm_output": {"reason": "x", "alternatives": [False]}}
+    (folder / "config.json").write_text(json.dumps(config))
+    found: Diagnosis = diagnose(target, evidence, config, weights_of(folder), silent)
+    treat(folder, found)
+    after = read_head_config(folder)
+    assert after["norm_output"] is False
+    assert after["doubts"] == {}
+    assert after["origins"]["norm_output"] == "measured by the doctor"
+    assert after["calibration"]["before"] < after["calibration"]["acceptance_length"]
+    assert load_head(folder).config.norm_output is False
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.fixture
+def zeroed(tmp_path: Path, fixtures: Path) -> Path:
+    """The published fixture head with a d2t of zeros, t2d present."""
+    torch = pytest.importorskip("torch")
+    folder = tmp_path / "zeroed"
+    folder.mkdir()
+    shutil.copy(fixtures / "pydoc-eagle3" / "config.json", folder)
+    state = torch.load(fixtures / "pydoc-eagle3" / "pytorch_model.bin", weights_only=True)
+    state["d2t"] = torch.zeros_like(state["d2t"])
+    torch.save(state, folder / "pytorch_model.bin")
+    return folder
+
+
+@pytest.mark.torch
+def test_zeroed_d2t_is_rebuilt_from_t2d_and_named(
+    zeroed: Path, fixtures: Path, trained_head: Path, tmp_path: Path
+) -> None:
+    written = convert_head(zeroed, fixtures / "pydoc-llama", tmp_path / "out", bits=None)
+    assert written["source"]["draft_to_target"] == "t2d"
+    assert mx.array_equal(
+        load_head(tmp_path / "out").draft_to_target, load_head(trained_head).draft_to_target
+    )
+    result = CliRunner().invoke(command, [str(zeroed), "--target", str(fixtures / "pydoc-llama")])
+    assert result.exit_code == 0
+    assert "draft ids: rebuilt from t2d, because d2t is not usable" in result.stdout
+
+
+def test_command_names_the_error_and_mends_it(
+    tmp_path: Path, trained_head: Path, fixtures: Path
+) -> None:
+    folder, target = tmp_path / "head", str(fixtures / "pydoc-llama")
+    shutil.copytree(trained_head, folder)
+    config = read_head_config(folder) | {"norm_before_residual": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    result = CliRunner().invoke(command, [str(folder), "--target", target, "--fix"])
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert any(line.startswith("norm_before_residual") and "<- better" in line for line in lines)
+    assert lines[-1].startswith("norm_before_residual no: 1.")
+    assert lines[-1].endswith("(written)")
+    assert load_head(folder).config.norm_before_residual is False
+    engine = load(fixtures / "pydoc-llama", folder, dtype="float32")
+    question = [{"role": "user", "content": PROMPTS[0]}]
+    answer = engine.generate(question, max_tokens=40, ignore_eos=True)
+    assert answer.stats.acceptance_length > 1.5
+
+
+def test_a_published_head_cannot_be_mended_in_place(fixtures: Path) -> None:
+    head, target = str(fixtures / "pydoc-eagle3"), str(fixtures / "pydoc-llama")
+    result = CliRunner().invoke(command, [head, "--target", target, "--fix"])
+    assert result.exit_code == 2
+    assert "--calibrate" in result.stderr
