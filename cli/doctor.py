@@ -57,8 +57,11 @@ def as_table(diagnosis: "Diagnosis") -> str:
     lines = [f"{'fact':<24}{'value':<24}{'first token':>12}{'per round':>11}"]
     for fact, value, score in diagnosis.trials:
         name, shown = (fact, _plain(value)) if fact else ("as it is", "")
-        line = f"{name:<24}{shown:<24}{score.agreement:>12.1%}{score.acceptance_length:>11.2f}"
-        lines.append(line + ("  <- better" if (fact, str(value)) in chosen else ""))
+        figures = f"{score.agreement:>12.1%}{score.acceptance_length:>11.2f}"
+        if len(score.likelihoods) < len(diagnosis.before.likelihoods):
+            figures = f"{'clearly worse':>23}"  # given up on the way: not on the same text
+        mark = "  <- better" if (fact, str(value)) in chosen else ""
+        lines.append(f"{name:<24}{shown:<24}{figures}{mark}")
     return "\n".join(lines)
 
 

@@ -10,9 +10,9 @@ from typing import Any
 from mlx_eagle.convert.checkpoint import quote_value, read_count, read_number
 from mlx_eagle.convert.dialects import Dialect
 from mlx_eagle.convert.facts import Facts
-from mlx_eagle.convert.rope import resolve_rope
+from mlx_eagle.convert.rope import read_scaling, resolve_rope
 from mlx_eagle.convert.shapes import Widths
-from mlx_eagle.convert.taps import plausible_taps, resolve_taps
+from mlx_eagle.convert.taps import check_taps, plausible_taps, resolve_taps
 from mlx_eagle.convert.targets import TargetFacts
 from mlx_eagle.errors import CheckpointError
 from mlx_eagle.head_config import HeadConfig
@@ -79,10 +79,7 @@ def resolve(
     resolve_rope(facts, layer_config, dialect, target)
     _put_rest(facts, config, layer_config)
     _check_fit(layer_config, facts, widths, target)
-    if "taps" in settings:
-        facts.put("taps", settings["taps"], "set by the user")
-    else:
-        _put_taps(facts, config, widths, dialect, target)
+    _put_taps(facts, config, widths, dialect, target, settings.get("taps"))
     _apply(facts, settings)
     HeadConfig.from_dict(facts.values)  # what a user or a file said may be impossible
     return facts
@@ -206,6 +203,7 @@ def _put_taps(
     widths: Widths,
     dialect: Dialect,
     target: TargetFacts,
+    decided: Any,
 ) -> None:
     """Note the boundaries to read; a head without fc reads the output of the final norm."""
     n_layers, size = target.num_hidden_layers, target.hidden_size
@@ -218,6 +216,10 @@ def _put_taps(
             f"the target's hidden size {size}"
         )
     n_taps = widths.taps // size
+    if decided is not None:
+        check_taps(decided, "set by the user", n_layers, n_taps)
+        facts.put("taps", decided, "set by the user")
+        return
     taps = resolve_taps(config, n_layers, n_taps)
     facts.put("taps", list(taps.boundaries), taps.origin)
     if taps.doubt is not None:
@@ -253,6 +255,8 @@ def _apply(facts: Facts, settings: dict[str, Any]) -> None:
             f"{unknown[0]} cannot be set; what can be is {', '.join(sorted(SETTABLE))}"
         )
     for name, value in settings.items():
+        if name == "rope_scaling" and isinstance(value, dict):
+            value = read_scaling(value)
         facts.put(name, value, "set by the user")
         facts.doubts.pop(name, None)
 

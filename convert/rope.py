@@ -53,7 +53,7 @@ def resolve_rope(
     rope = _parameters(config)
     where = next((key for key in ("rope_parameters", "rope_scaling") if config.get(key)), "")
     _put_base(facts, config | {k: v for k, v in rope.items() if k == "rope_theta"}, dialect, target)
-    scaling = _scaling(rope)
+    scaling = read_scaling(rope)
     if scaling is not None and scaling["rope_type"] == "yarn":
         trained = read_count(config, "max_position_embeddings", 2048)
         scaling.setdefault("original_max_position_embeddings", trained)
@@ -104,8 +104,12 @@ def _parameters(config: dict[str, Any]) -> dict[str, Any]:
     return rope
 
 
-def _scaling(rope: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the scaling in mlx-lm's form, or None for plain rope."""
+def read_scaling(rope: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the scaling in mlx-lm's form, or None for plain rope.
+
+    Raises:
+        CheckpointError: if it is malformed, or not one that mlx-lm has.
+    """
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if isinstance(kind, str) and kind in _PLAIN:
         return None

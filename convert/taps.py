@@ -36,16 +36,22 @@ def resolve_taps(config: dict[str, Any], n_layers: int, n_taps: int) -> Taps:
         CheckpointError: if ids are malformed, are not T, or do not fit the target.
     """
     taps = _read(config, n_layers, n_taps)
-    if len(taps.boundaries) != n_taps or not is_possible(taps.boundaries, n_layers):
-        raise CheckpointError(
-            f"the head's taps are {list(taps.boundaries)} ({taps.origin}), but its fc reads "
-            f"{n_taps} of the boundaries 0 to {n_layers} of the target; name them with "
-            "--set taps=..."
-        )
+    check_taps(list(taps.boundaries), taps.origin, n_layers, n_taps)
     if taps.doubt is None:
         return taps
     others = [t for t in taps.doubt.alternatives if is_possible(t, n_layers)]
     return taps._replace(doubt=Doubt(taps.doubt.reason, [list(t) for t in others]))
+
+
+def check_taps(boundaries: Any, origin: str, n_layers: int, n_taps: int) -> None:
+    """Raise CheckpointError unless these are as many boundaries as the head reads, ascending."""
+    are_ids = isinstance(boundaries, list) and all(_is_id(b) for b in boundaries)
+    if not are_ids or len(boundaries) != n_taps or not is_possible(tuple(boundaries), n_layers):
+        shown = boundaries if are_ids else quote_value(boundaries)
+        raise CheckpointError(
+            f"the head's taps are {shown} ({origin}), but its fc reads {n_taps} of the "
+            f"boundaries 0 to {n_layers} of the target, ascending; name them with --set taps=..."
+        )
 
 
 def is_possible(boundaries: tuple[int, ...], n_layers: int) -> bool:

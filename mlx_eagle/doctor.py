@@ -162,9 +162,10 @@ def diagnose(
         progress("measure", len(options), len(options))
         if len(trials) == 1:
             trials += tried
-        winner = max(tried, key=lambda t: t.score.acceptance_length, default=None)
-        if winner is None or not is_better(winner.score, best):
+        better = [trial for trial in tried if is_better(trial.score, best)]
+        if not better:
             break
+        winner = max(better, key=lambda trial: trial.score.acceptance_length)
         config, weights = apply(config, weights, winner.fact, winner.value)
         changes.append(winner)
         best = winner.score

@@ -6,7 +6,6 @@ difference: EAGLE-3 (arXiv 2503.01840, section 3.1) with the variants that publi
 EAGLE-1 and 2 (2401.15077, 2406.16858) and HASS (2408.15766), and P-EAGLE (2602.01469).
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -17,6 +16,7 @@ from mlx_lm.models.llama import MLP
 from mlx_lm.models.rope_utils import initialize_rope
 
 from mlx_eagle.cache import KVCache, TreeCache
+from mlx_eagle.convert.checkpoint import quote_value, read_json, read_weights
 from mlx_eagle.errors import CheckpointError
 from mlx_eagle.head_config import MODEL_TYPE, HeadConfig, MedusaConfig
 from mlx_eagle.medusa import MedusaHead
@@ -216,14 +216,13 @@ def load_head(folder: Path) -> Head:
         CheckpointError: if the folder is not a converted head or its tensors do not fit.
     """
     config = read_head_config(folder)
+    weights = read_weights(folder / "model.safetensors")
     try:
-        weights = mx.load(str(folder / "model.safetensors"))
-        assert isinstance(weights, dict), "safetensors load as a dictionary"
         return assemble(config, weights)
     except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(
             f"{folder.name}/model.safetensors does not fit its config.json "
-            f"({type(error).__name__}: {error}); convert the head again"
+            f"({type(error).__name__}: {str(error)[:800]}); convert the head again"
         ) from error
 
 
@@ -267,14 +266,11 @@ def read_head_config(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: if there is none, or it describes something else.
     """
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder} has no readable config.json: {error}") from error
-    if not isinstance(config, dict) or config.get("model_type") != MODEL_TYPE:
-        kind = config.get("model_type") if isinstance(config, dict) else "no object"
+    config = read_json(folder / "config.json")
+    if config.get("model_type") != MODEL_TYPE:
         raise CheckpointError(
-            f"{folder} is not a converted head (model_type is {kind!r}, expected "
+            f"{folder} is not a converted head (model_type is "
+            f"{quote_value(config.get('model_type'))}, expected "
             f"{MODEL_TYPE!r}); run: mlx-eagle convert {folder} --target TARGET --out DIR"
         )
     return config

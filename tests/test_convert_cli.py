@@ -1,6 +1,7 @@
 """`mlx-eagle convert` and `mlx-eagle inspect`: one line or one object on stdout, or one error."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -246,3 +247,76 @@ def test_help_and_inspect_import_neither_mlx_lm_nor_torch(fixtures: Path) -> Non
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("pydoc-eagle3: SafeAILab EAGLE-3 head\n")
+
+
+def test_fact_can_be_decided_by_hand(fixtures: Path, tmp_path: Path) -> None:
+    head, target = fixtures / "pydoc-eagle3", fixtures / "pydoc-llama"
+    options = ("--set", "taps=1,3,6", "--set", "rope_theta=5e5", "--set", "norm_output=true")
+    result = run(convert, head, "--target", target, "--out", tmp_path / "h", *options)
+    assert result.exit_code == 0
+    facts = describe(tmp_path / "h")
+    assert (facts["taps"], facts["rope_theta"], facts["norm_output"]) == ([1, 3, 6], 5e5, True)
+    assert facts["origins"]["taps"] == "set by the user"
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("taps=1,3", "taps are [1, 3]"),
+        ("taps=1,3,12", "taps are [1, 3, 12]"),
+        ("taps=true", "taps are list (set by the user)"),
+        ("norm_output=1", "norm_output is 1"),
+        ("rope_theta=-1", "rope_theta is -1"),
+        ("hidden_size=7", "hidden_size cannot be set; what can be is"),
+        ('rope_scaling={"rope_type":"bogus"}', "bogus"),
+    ],
+)
+def test_impossible_decision_is_refused_and_nothing_is_written(
+    fixtures: Path, tmp_path: Path, setting: str, message: str
+) -> None:
+    options = ("--target", fixtures / "pydoc-llama", "--out", tmp_path / "h", "--set", setting)
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        run(convert, fixtures / "pydoc-eagle3", *options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("setting", ["taps", "taps=", "norm_output=maybe", "taps=one"])
+def test_decision_that_is_no_value_is_wrong_usage(setting: str) -> None:
+    result = run(convert, "head", "--target", "t", "--out", "o", "--set", setting)
+    assert result.exit_code == 2
+    assert f"--set {setting}" in result.stderr
+
+
+@pytest.mark.parametrize("option", [("--set", "taps=1"), ("--calibrate",)])
+def test_options_of_heads_need_a_target(option: tuple[str, ...]) -> None:
+    result = run(convert, "model", "--out", "o", *option)
+    assert result.exit_code == 2
+    assert f"{option[0]} is for heads, which need --target as well" in result.stderr
+
+
+def test_calibration_corrects_what_was_set_wrong(fixtures: Path, tmp_path: Path) -> None:
+    head, target = fixtures / "pydoc-eagle3", fixtures / "pydoc-llama"
+    options = ("--set", "norm_before_residual=true", "--calibrate", "--head-bits", "none")
+    result = run(convert, head, "--target", target, "--out", tmp_path / "h", *options)
+    assert result.exit_code == 0
+    assert "norm_before_residual no: 1." in result.stdout
+    facts = describe(tmp_path / "h")
+    assert facts["norm_before_residual"] is False
+    assert facts["calibration"]["acceptance_length"] > 2
+
+
+def test_inspect_says_what_does_not_fit_the_target(
+    fixtures: Path, tmp_path: Path, converted: tuple[Path, Result]
+) -> None:
+    config = json.loads((fixtures / "pydoc-llama" / "config.json").read_text())
+    other = config | {"hidden_size": 512, "num_hidden_layers": 9, "eos_token_id": 99}
+    (tmp_path / "config.json").write_text(json.dumps(other))
+    published = run(inspect, fixtures / "pydoc-eagle3", "--target", tmp_path, "--json")
+    facts = json.loads(published.stdout)
+    assert (facts["convertible"], "hidden size 256, not 512" in facts["reason"]) == (False, True)
+    ours = json.loads(run(inspect, converted[0], "--target", tmp_path, "--json").stdout)
+    assert ours["fits"] is False
+    assert "hidden_size is 512, not 256" in ours["reason"]
+    (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": 99}))
+    suspicious = describe(fixtures / "pydoc-eagle3", tmp_path)["suspicious"]
+    assert suspicious == ["eos_token_id is 2, the target's 99: another tokenizer?"]

@@ -94,8 +94,8 @@ def test_a_head_for_another_target_is_refused_with_both_sizes(demo_target: Path)
 
 
 def test_a_head_that_taps_beyond_the_target_is_refused(demo_head: Path) -> None:
-    edit(demo_head, taps=[2, 4, 9])
-    with pytest.raises(EagleError, match="taps boundary 9.*boundaries 0 to 8"):
+    edit(demo_head, taps=[2, 4, 10])
+    with pytest.raises(EagleError, match="taps boundary 10.*boundaries 0 to 8"):
         mlx_eagle.load(DEMO / "target", demo_head)
 
 

@@ -127,6 +127,28 @@ def test_taps_are_the_residual_stream_at_each_boundary(tiny_target: Build) -> No
         assert mx.allclose(tap, stream[boundary][0], atol=1e-5), f"boundary {boundary}"
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_last_tap_is_what_mlx_lms_inner_model_returns(
+    architecture: str, tied: bool, tiny_target: Build
+) -> None:
+    """Boundary n + 1, after the final norm; and the output layer turns it into logits."""
+    model = tiny_target(architecture, tie_word_embeddings=tied)
+    tokens = mx.array(PREFIX)
+    want = model.model(tokens[None])[0]
+    logits = model(tokens[None])[0]
+    target = Target(model, taps=(5,))
+    verified = target.verify(DraftTree.chain(tokens), target.make_cache())
+    assert verified.taps is not None
+    assert mx.allclose(verified.taps, want, atol=1e-5)
+    shared = target.unembed(want)
+    scaled = {"gemma2", "cohere", "granite"}  # they cap or scale logits afterwards
+    if architecture in scaled:
+        assert mx.array_equal(shared.argmax(-1), logits.argmax(-1))
+    else:
+        assert mx.allclose(shared, logits, atol=1e-4)
+
+
 def test_tapping_leaves_parameters_and_attributes_alone(tiny_target: Build) -> None:
     model = tiny_target("gemma3_text")
     names = [name for name, _ in tree_flatten(model.parameters())]
@@ -136,9 +158,7 @@ def test_tapping_leaves_parameters_and_attributes_alone(tiny_target: Build) -> N
 
 
 def test_a_tap_outside_the_target_is_refused_with_the_range(tiny_target: Build) -> None:
-    with pytest.raises(
-        UnsupportedTargetError, match="taps boundary 6.*has boundaries 0 to 4"
-    ):
+    with pytest.raises(UnsupportedTargetError, match="taps boundary 6.*has boundaries 0 to 4"):
         Target(tiny_target("llama"), taps=(2, 6))
 
 
