@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,21 +73,31 @@ def time_stock(engine: Any, prompt: list[int], n: int) -> float:
 
 
 def measure(engine: Any, prompts: list[list[int]], n: int, repeats: int) -> dict[str, Any]:
-    """Run every contestant on every prompt, alternating; return raw figures per contestant."""
-    found: dict[str, Any] = {"mlx-lm": [], "plain": [], **{name: [] for name in SHAPES}}
+    """Run every contestant on every prompt, alternating; return raw figures per contestant.
+
+    Every other prompt they run in reverse, so that none always follows the same neighbour.
+    """
+    common = {"max_tokens": n, "ignore_eos": True}
+    contestants: dict[str, Callable[[list[int]], Any]] = {
+        "mlx-lm": lambda prompt: time_stock(engine, prompt, n),
+        "plain": lambda prompt: engine.generate(prompt, speculate=False, **common).stats,
+    }
+    for name, shape in SHAPES.items():
+        contestants[name] = partial(_time_shape, engine, shape, common)
+    found: dict[str, Any] = {name: [] for name in contestants}
     for repeat in range(repeats):
         for index, prompt in enumerate(prompts):
-            found["mlx-lm"].append(time_stock(engine, prompt, n))
-            common = {"max_tokens": n, "ignore_eos": True}
-            plain = engine.generate(prompt, speculate=False, **common)
-            found["plain"].append(plain.stats)
-            for name, shape in SHAPES.items():
-                result = engine.generate(prompt, tree=shape, **common)
-                found[name].append(result.stats)
+            for name in list(contestants)[:: -1 if index % 2 else 1]:
+                found[name].append(contestants[name](prompt))
             progress = repeat * len(prompts) + index + 1
             print(f"\r{progress} of {repeats * len(prompts)}", end="", file=sys.stderr)
     print(file=sys.stderr)
     return found
+
+
+def _time_shape(engine: Any, shape: TreeShape, common: dict[str, Any], prompt: list[int]) -> Any:
+    """Return the statistics of one generation with a fixed tree."""
+    return engine.generate(prompt, tree=shape, **common).stats
 
 
 def seconds_per_token(entry: Any) -> float:

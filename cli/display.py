@@ -23,11 +23,9 @@ PREFILL_PATIENCE = 0.5  # seconds before a bar is worth its flicker
 DEMO_NOTE = """
 This pair is a toy: it knows Python's standard library, badly, and nothing else. Try
   What is the signature of shutil.copyfile?
-For a real model, convert a head for it once, then give both:
-  mlx-eagle convert yuhuili/EAGLE3-LLaMA3.1-Instruct-8B --out llama-head \\
-    --target mlx-community/Meta-Llama-3.1-8B-Instruct-4bit
-  mlx-eagle chat --model mlx-community/Meta-Llama-3.1-8B-Instruct-4bit \\
-    --head llama-head
+For a real model, name it; the draft head that is known for it comes along:
+  mlx-eagle chat --model mlx-community/Meta-Llama-3.1-8B-Instruct-4bit
+  mlx-eagle heads
 """
 
 

@@ -116,8 +116,9 @@ def _suspicions(
             found.append(f"{key} is {ours}, the target's {_shallow(theirs)}: another tokenizer?")
     settings = config.get("speculators_config")
     verifier = settings.get("verifier") if isinstance(settings, dict) else None
-    name = verifier.get("name_or_path") if isinstance(verifier, dict) else None
-    last = name.rstrip("/").rpartition("/")[2] if isinstance(name, str) else ""
+    named = verifier.get("name_or_path") if isinstance(verifier, dict) else None
+    name = named if isinstance(named, str) else ""
+    last = name.rstrip("/").rpartition("/")[2]
     if last and last.lower() not in target.name.lower():
         found.append(f"it says that it was made for {name[:120]}, not {target.name}")
     return found

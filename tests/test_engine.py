@@ -131,3 +131,16 @@ def test_a_truncated_weight_file_is_refused(demo_target: Path) -> None:
     file.write_bytes(file.read_bytes()[:100_000])
     with pytest.raises(CheckpointError, match="not a target that mlx-lm can load"):
         mlx_eagle.load(demo_target)
+
+
+def test_a_head_that_is_run_wrongly_suggests_the_doctor_once(
+    demo_head: Path, demo_target: Path
+) -> None:
+    edit(demo_head, norm_before_residual=True, taps=[1, 3, 6], rope_theta=77.0)
+    engine = mlx_eagle.load(demo_target, demo_head)
+    question = [{"role": "user", "content": "List the functions of the module os."}]
+    options = {"max_tokens": 120, "ignore_eos": True}
+    advice = [engine.generate(question, **options).stats.advice for _ in range(4)]
+    told = [line for line in advice if line]
+    assert len(told) == 1
+    assert f"mlx-eagle doctor {demo_head} --target {demo_target}" in told[0]
