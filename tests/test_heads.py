@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,45 +109,22 @@ def test_unquantized_head_loads_with_the_published_bits(
 
 
 def test_configuration_is_explicit_and_comes_from_shapes(
-    tmp_path: Path, target: Path, convert: Callable[..., dict[str, Any]]
+    tmp_path: Path,
+    target: Path,
+    convert: Callable[..., dict[str, Any]],
+    head_config: HeadConfig,
 ) -> None:
     written = convert({"head_dim": 16, "intermediate_size": 7, "draft_vocab_size": 7})
-    assert HeadConfig.from_dict(written) == HeadConfig(
-        algorithm="eagle3",
+    assert HeadConfig.from_dict(written) == replace(
+        head_config,
         hidden_size=H,
         target_hidden_size=H,
         target_vocab_size=V,
         draft_vocab_size=W,
         intermediate_size=MLP,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
         head_dim=32,
-        rms_norm_eps=1e-5,
-        rope_theta=10000.0,
-        rope_scaling=None,
-        rope_interleaved=False,
         rope_dims=32,
-        max_position_embeddings=512,
-        sliding_windows=(None,),
         taps=(2, 4, 6),
-        fuse_taps=True,
-        norm_before_fc=False,
-        fc_norm=False,
-        input_layernorm=True,
-        hidden_norm=True,
-        double_norm=False,
-        norm_before_residual=False,
-        norm_output=False,
-        final_norm=True,
-        qk_norm=False,
-        attention_bias=False,
-        attention_output_bias=False,
-        mlp_bias=False,
-        fc_bias=False,
-        own_embedding=False,
-        own_lm_head=True,
-        mask_token_id=None,
     )
     origins = written.pop("origins")
     assert set(origins) == set(HeadConfig.from_dict(written).to_dict())
