@@ -103,7 +103,11 @@ UNNAMED = Dialect(
 )
 EAGLE = Dialect("safeailab-eagle", "EAGLE-1, EAGLE-2 or HASS head", algorithm="eagle")
 PEAGLE = MODELOPT._replace(
-    format="p-eagle", label="P-EAGLE head", algorithm="p-eagle", doubted=("taps",)
+    format="p-eagle",
+    label="P-EAGLE head",
+    algorithm="p-eagle",
+    optional=("lm_head.weight",),
+    doubted=("taps",),
 )
 MEDUSA = Dialect("medusa", "Medusa heads", algorithm="medusa")
 

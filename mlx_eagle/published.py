@@ -94,7 +94,7 @@ def prepare_head(
     Raises:
         EagleError: if the head cannot be converted for this target.
     """
-    # The runtime does not build on convert/; only here, and only for a head that needs it.
+    # Only for a head that needs it: what converts heads takes a second to import.
     from mlx_eagle.convert.checkpoint import read_json, source_name
 
     if read_json(folder / "config.json").get("model_type") == MODEL_TYPE:
