@@ -30,7 +30,7 @@ from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 
 import mlx_eagle
-from mlx_eagle.convert.heads import convert_head
+from mlx_eagle.published import prepare_head
 from mlx_eagle.tree import DraftTree, TreeShape
 
 SHAPES = {
@@ -51,9 +51,7 @@ def grown_pair(fixtures: Path, work: Path) -> tuple[Path, Path]:
     if not (work / "target").is_dir():
         pair = (fixtures / "pydoc-llama", fixtures / "pydoc-eagle3")
         subprocess.run([sys.executable, fixtures / "grow.py", *pair, work], check=True)
-    if not (work / "converted").is_dir():
-        convert_head(work / "head", work / "target", work / "converted", bits=None)
-    return work / "target", work / "converted"
+    return work / "target", prepare_head(work / "head", work / "target", bits=None)
 
 
 def read_prompts(fixtures: Path, n: int) -> list[str]:
