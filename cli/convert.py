@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
@@ -82,9 +83,14 @@ def command(source: str, out: Path, target: str | None, **options: Any) -> None:
     size = int(options["group_size"] or "64")
     head_options: dict[str, Any] = {"bits": _bits(options["head_bits"]), "group_size": size}
     head_options["settings"] = dict(map(_setting, options["settings"]))
-    click.echo(_convert_head(source, target, out, head_options))
+    # A calibration needs the whole target: without it nothing is written.
+    needed = None if options["calibrate"] else ["config.json"]
+    config = _convert_head(source, fetch_shown(target, needed), out, head_options)
+    click.echo(_headline(config, out, head_options))
     if options["calibrate"]:
         _calibrate(out, target)
+    else:
+        click.echo(_doubts(config, out, target), nl=False)
 
 
 def _bits(precision: str | None) -> int | None:
@@ -99,28 +105,38 @@ def _setting(text: str) -> tuple[str, Any]:
         raise click.UsageError(f"--set {text} is not KEY=VALUE, such as taps=2,16,29")
     try:
         return key, json.loads(f"[{value}]" if key == "taps" and value[0] != "[" else value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise click.UsageError(
             f"--set {text}: the value is not a number, true, false, null or a list of numbers"
         ) from error
 
 
-def _convert_head(source: str, target: str, out: Path, options: dict[str, Any]) -> str:
-    """Convert a head and return the summary, with what is doubtful about it."""
+def _convert_head(source: str, target: Path, out: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Convert a head and return its configuration."""
     from mlx_eagle.convert.heads import convert_head
 
-    folder, target_folder = fetch_shown(source), fetch_shown(target, ["config.json"])
-    config = convert_head(folder, target_folder, out, **options)
-    lines = [
+    return convert_head(fetch_shown(source), target, out, **options)
+
+
+def _headline(config: dict[str, Any], out: Path, options: dict[str, Any]) -> str:
+    """Return what was written, in a line."""
+    return (
         f"{out}: {ALGORITHMS[config['algorithm']]} for {config['target']['name']}, "
         f"{_precision(options)}, taps {', '.join(map(str, config['taps']))}, "
         f"drafts from {config['draft_vocab_size']} of {config['target_vocab_size']} tokens"
+    )
+
+
+def _doubts(config: dict[str, Any], out: Path, target: str) -> str:
+    """Return a line for each fact in doubt, and the command that measures them; or nothing."""
+    lines = [
+        f"  in doubt: {name} ({config['origins'][name]}); {doubt['reason']}\n"
+        for name, doubt in config["doubts"].items()
     ]
-    for name, doubt in config["doubts"].items():
-        lines.append(f"  in doubt: {name} ({config['origins'][name]}); {doubt['reason']}")
-    if config["doubts"]:
-        lines.append(f"  to measure it: mlx-eagle doctor {out} --target {target} --fix")
-    return "\n".join(lines)
+    if lines:
+        where = f"{quote(str(out))} --target {quote(target)}"
+        lines.append(f"  to measure it: mlx-eagle doctor {where} --fix\n")
+    return "".join(lines)
 
 
 def _calibrate(out: Path, target: str) -> None:
@@ -130,7 +146,7 @@ def _calibrate(out: Path, target: str) -> None:
 
     diagnosis = examine_shown(out, fetch_shown(target))
     treat(out, diagnosis)
-    click.echo(f"{as_table(diagnosis)}\n{verdict(diagnosis, True)}")
+    click.echo(f"{as_table(diagnosis)}\n{verdict(diagnosis, '')}")
 
 
 def _convert_target(source: str, out: Path, options: dict[str, str | None]) -> str:

@@ -1,6 +1,7 @@
 """`mlx-eagle doctor`: measures how a head wants to be run, and mends what its files got wrong."""
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -38,9 +39,12 @@ def command(head: str, target: str, fix: bool) -> None:
         )
     diagnosis = examine_shown(folder, target_folder)
     click.echo(as_table(diagnosis))
-    if fix and diagnosis.changes:
+    if fix:
         treat(folder, diagnosis)
-    click.echo(verdict(diagnosis, fix))
+    remedy = f"mlx-eagle doctor {quote(head)} --target {quote(target)} --fix"
+    if not is_converted(folder):
+        remedy = f"mlx-eagle convert {quote(head)} --target {quote(target)} --out DIR --calibrate"
+    click.echo(verdict(diagnosis, "" if fix else remedy))
 
 
 def examine_shown(head: Path, target: Path) -> "Diagnosis":
@@ -65,16 +69,21 @@ def as_table(diagnosis: "Diagnosis") -> str:
     return "\n".join(lines)
 
 
-def verdict(diagnosis: "Diagnosis", fixed: bool) -> str:
-    """Return what the measurements mean, in a line or two."""
+def verdict(diagnosis: "Diagnosis", remedy: str) -> str:
+    """Return what the measurements mean, in a line or two.
+
+    Args:
+        diagnosis: the measurements.
+        remedy: the command that applies the changes; "" if they have been.
+    """
     before, after = diagnosis.before.acceptance_length, diagnosis.after.acceptance_length
     repaired = ""
     if diagnosis.draft_ids == "t2d":
         repaired = "draft ids: rebuilt from t2d, because d2t is not usable\n"
-    return repaired + _summary(diagnosis, before, after, fixed)
+    return repaired + _summary(diagnosis, before, after, remedy)
 
 
-def _summary(diagnosis: "Diagnosis", before: float, after: float, fixed: bool) -> str:
+def _summary(diagnosis: "Diagnosis", before: float, after: float, remedy: str) -> str:
     """Return whether something is to be changed, and what it gives in tokens per round."""
     if not diagnosis.changes:
         if before < LOW:
@@ -84,7 +93,7 @@ def _summary(diagnosis: "Diagnosis", before: float, after: float, fixed: bool) -
             )
         return f"nothing to change: {before:.2f} tokens per round"
     changes = ", ".join(f"{c.fact} {_plain(c.value)}" for c in diagnosis.changes)
-    done = "written" if fixed else "run again with --fix to write it"
+    done = f"to write it: {remedy}" if remedy else "written"
     return f"{changes}: {before:.2f} -> {after:.2f} tokens per round ({done})"
 
 

@@ -38,7 +38,7 @@ def _as_text(facts: dict[str, Any]) -> str:
     lines = [f"{facts['name']}: {facts['kind']}"]
     origins = facts.get("origins") or {}
     for key, value in facts.items():
-        if value is None or key in HIDDEN:
+        if (value is None and key not in origins) or value == [] or key in HIDDEN:
             continue
         nested = key in ("source", "target", "widths") and isinstance(value, dict)
         rows = {f"{key}.{part}": item for part, item in value.items()} if nested else {key: value}
@@ -56,6 +56,8 @@ def _plain(value: Any) -> str:
         return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
     if isinstance(value, list):
         return "; ".join(_plain(item) for item in value)
+    if value is None:
+        return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) else str(value)

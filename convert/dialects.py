@@ -114,8 +114,8 @@ MEDUSA = Dialect("medusa", "Medusa heads", algorithm="medusa")
 
 def rename(name: str) -> str:
     """Return the parameter of `EagleHead`, or the table, that a published name stands for."""
-    for prefix in PREFIXES:
-        name = name.removeprefix(prefix)
+    while name.startswith(PREFIXES):
+        name = name.partition(".")[2]
     for theirs, ours in _RENAMES:
         name = theirs.sub(ours, name)
     return name

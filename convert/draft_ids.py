@@ -26,7 +26,7 @@ def draft_to_target(
     Raises:
         CheckpointError: if the tables are missing, malformed or contradictory.
     """
-    if n_draft == n_target:
+    if n_draft == n_target and (d2t is None or not d2t.any()):
         return np.arange(n_draft, dtype=np.int32), "identity"
     readings = {} if t2d is None else {"t2d": _marked_ids(t2d, n_draft, n_target)}
     if d2t is not None:

@@ -79,13 +79,21 @@ def convert_head(
             "quantization": quantization,
         }
         weights, table_source = _read_tensors(source, published)
-        head = _quantized(assemble(written | {"quantization": None}, weights), quantization)
+        head = _quantized(_assembled(written, weights), quantization)
         written["source"] = _provenance(source, published) | {"draft_to_target": table_source}
         written["target"] = facts._asdict()
         written["origins"] = published.facts.origins
         written["doubts"] = {n: d._asdict() for n, d in published.facts.doubts.items()}
         _save(head, written, folder)
     return written
+
+
+def _assembled(config: dict[str, Any], weights: dict[str, mx.array]) -> Head:
+    """Return the head, not quantized; what does not fit is one error."""
+    try:
+        return assemble(config | {"quantization": None}, weights)
+    except (ValueError, LookupError, TypeError) as error:
+        raise CheckpointError(f"the tensors do not fit the facts: {str(error)[:800]}") from error
 
 
 class Published(NamedTuple):

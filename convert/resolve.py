@@ -7,7 +7,7 @@ marked as doubtful, with what it may be instead.
 
 from typing import Any
 
-from mlx_eagle.convert.checkpoint import quote_value, read_count, read_number
+from mlx_eagle.convert.checkpoint import listed, quote_value, read_count, read_number
 from mlx_eagle.convert.dialects import Dialect
 from mlx_eagle.convert.facts import Facts
 from mlx_eagle.convert.rope import read_scaling, resolve_rope
@@ -15,7 +15,7 @@ from mlx_eagle.convert.shapes import Widths
 from mlx_eagle.convert.taps import check_taps, plausible_taps, resolve_taps
 from mlx_eagle.convert.targets import TargetFacts
 from mlx_eagle.errors import CheckpointError
-from mlx_eagle.head_config import HeadConfig
+from mlx_eagle.head_config import HeadConfig, problems
 
 # What a user may decide, because no file can be trusted with it.
 SETTABLE = (
@@ -81,7 +81,8 @@ def resolve(
     _check_fit(layer_config, facts, widths, target)
     _put_taps(facts, config, widths, dialect, target, settings.get("taps"))
     _apply(facts, settings)
-    HeadConfig.from_dict(facts.values)  # what a user or a file said may be impossible
+    if wrong := problems(HeadConfig, facts.values):
+        raise CheckpointError(f"{listed(wrong)}: what config.json or --set says is impossible")
     return facts
 
 
@@ -142,7 +143,7 @@ def _put_flags(facts: Facts, config: dict[str, Any], dialect: Dialect) -> None:
             raise CheckpointError(f"{part} is missing, and config.json does not say {key}: false")
     residual = _flag(settings, "norm_before_residual", dialect.norm_before_residual)
     facts.put("norm_before_residual", residual, _origin(settings, "norm_before_residual"))
-    if "norm_before_residual" in dialect.doubted:
+    if "norm_before_residual" in dialect.doubted and facts.values["hidden_norm"]:
         reason = "engines disagree on a missing key, and converters stamp it unseen"
         facts.doubt("norm_before_residual", reason, [not residual])
     _put_norm_output(facts, settings, dialect)
@@ -254,9 +255,11 @@ def _apply(facts: Facts, settings: dict[str, Any]) -> None:
         raise CheckpointError(
             f"{unknown[0]} cannot be set; what can be is {', '.join(sorted(SETTABLE))}"
         )
+    if "taps" in settings and not facts.values["fuse_taps"]:
+        raise CheckpointError("taps cannot be set: the head has no fc over taps")
     for name, value in settings.items():
         if name == "rope_scaling" and isinstance(value, dict):
-            value = read_scaling(value)
+            value = read_scaling(value, facts.values["max_position_embeddings"])
         facts.put(name, value, "set by the user")
         facts.doubts.pop(name, None)
 

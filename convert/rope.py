@@ -53,10 +53,7 @@ def resolve_rope(
     rope = _parameters(config)
     where = next((key for key in ("rope_parameters", "rope_scaling") if config.get(key)), "")
     _put_base(facts, config | {k: v for k, v in rope.items() if k == "rope_theta"}, dialect, target)
-    scaling = read_scaling(rope)
-    if scaling is not None and scaling["rope_type"] == "yarn":
-        trained = read_count(config, "max_position_embeddings", 2048)
-        scaling.setdefault("original_max_position_embeddings", trained)
+    scaling = read_scaling(rope, read_count(config, "max_position_embeddings", 2048))
     facts.put("rope_scaling", scaling, f"config.json: {where}" if where else "default")
     if scaling is not None and "rope_scaling" in dialect.doubted:
         reason = "exporters add a scaling, and trainers ignored it, at some dates"
@@ -104,8 +101,12 @@ def _parameters(config: dict[str, Any]) -> dict[str, Any]:
     return rope
 
 
-def read_scaling(rope: dict[str, Any]) -> dict[str, Any] | None:
+def read_scaling(rope: dict[str, Any], trained: int) -> dict[str, Any] | None:
     """Return the scaling in mlx-lm's form, or None for plain rope.
+
+    Args:
+        rope: the scaling as published.
+        trained: positions that the head knows, where YaRN does not say how many it starts from.
 
     Raises:
         CheckpointError: if it is malformed, or not one that mlx-lm has.
@@ -128,6 +129,8 @@ def read_scaling(rope: dict[str, Any]) -> dict[str, Any] | None:
             continue
         value = read_number(rope, key, 1.0)
         found[key] = int(value) if key == "original_max_position_embeddings" else value
+    if kind == "yarn":
+        found.setdefault("original_max_position_embeddings", trained)
     if kind == "yarn" and rope.get("truncate") is False:
         found["truncate"] = False
     return found

@@ -112,6 +112,8 @@ def measure(manifest: Manifest, dialect: Dialect) -> Widths:
     n_norms = sum(name.startswith("fc_norm.") for name in axes)
     if n_norms and n_norms * sizes.get("one tap", 0) != sizes.get("taps", 0):
         problems.append(f"{n_norms} norms of {sizes.get('one tap')} for fc's {sizes.get('taps')}")
+    if n_norms and "input_norm.weight" in found:
+        problems.append("input_norm and fc_norm exclude each other")
     if problems:
         raise CheckpointError(f"not a {dialect.label} as expected: {listed(problems, most=24)}")
     return Widths(

@@ -19,14 +19,16 @@ import numpy as np
 from mlx_eagle.convert.checkpoint import read_json, read_weights
 from mlx_eagle.convert.heads import convert_head
 from mlx_eagle.convert.taps import plausible_taps
-from mlx_eagle.engine import load_target
+from mlx_eagle.convert.targets import TargetFacts, read_facts
+from mlx_eagle.engine import check_fit, load_target
+from mlx_eagle.errors import CheckpointError
 from mlx_eagle.foresight import CLEARLY, Evidence, Progress, Score, advantage, collect, score
-from mlx_eagle.head import assemble, read_head_config
+from mlx_eagle.head import assemble, load_head, read_head_config
 from mlx_eagle.head_config import MODEL_TYPE
 from mlx_eagle.target import Target
 
 N_TOKENS = 96  # that the target writes after each prompt
-MIN_GAIN = 0.01  # of the acceptance length, below which a change is not worth making
+MIN_GAIN = 0.01  # of the reach, below which a change is not worth making
 MAX_CHANGES = 5
 
 PROMPTS = (
@@ -78,11 +80,13 @@ def examine(head: Path, target: Path, progress: Progress) -> Diagnosis:
         if not is_converted(head):
             convert_head(head, target, Path(scratch) / "head", bits=None)
             head = Path(scratch) / "head"
-        config = read_head_config(head)
+        config = _checked(read_head_config(head), read_facts(target))
         weights = read_weights(head / "model.safetensors")
-        mx.eval(weights)
-    network, tokenizer = load_target(target)
-    tapped = Target(network, _boundaries(config))
+        network = load_head(head)
+        mx.eval(weights, network.parameters())
+    model, tokenizer = load_target(target)
+    tapped = Target(model, _boundaries(config))
+    check_fit(network, tapped)
     prompts = [_encode(tokenizer, prompt) for prompt in PROMPTS]
     evidence = collect(tapped, prompts, N_TOKENS, progress)
     return diagnose(tapped, evidence, config, weights, progress)
@@ -95,7 +99,8 @@ def treat(folder: Path, diagnosis: Diagnosis) -> None:
     for change in diagnosis.changes:
         config, weights = apply(config, weights, change.fact, change.value)
         config.setdefault("origins", {})[change.fact] = "measured by the doctor"
-        config.get("doubts", {}).pop(change.fact, None)
+    # What was measured is no longer in doubt, whether it was changed or not.
+    config["doubts"] = {}
     config["calibration"] = {
         "acceptance_length": round(diagnosis.after.acceptance_length, 3),
         "before": round(diagnosis.before.acceptance_length, 3),
@@ -108,6 +113,28 @@ def treat(folder: Path, diagnosis: Diagnosis) -> None:
     partial = folder / ".partial.json"
     partial.write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(partial, folder / "config.json")
+
+
+def _checked(config: dict[str, Any], target: TargetFacts) -> dict[str, Any]:
+    """Return a converted head's configuration with facts of the target that it is measured on.
+
+    Raises:
+        CheckpointError: if the head was converted for a target of another depth.
+    """
+    made_for = config.get("target")
+    n_layers = made_for.get("num_hidden_layers") if isinstance(made_for, dict) else None
+    if n_layers not in (None, target.num_hidden_layers):
+        raise CheckpointError(
+            f"the head was converted for a target of {n_layers} layers, {target.name} has "
+            f"{target.num_hidden_layers}; convert it for this target"
+        )
+    written = config.get("doubts")
+    doubts = {
+        name: doubt
+        for name, doubt in (written if isinstance(written, dict) else {}).items()
+        if isinstance(doubt, dict) and isinstance(doubt.get("alternatives"), list)
+    }
+    return config | {"target": target._asdict(), "doubts": doubts}
 
 
 def _encode(tokenizer: Any, question: str) -> list[int]:
@@ -154,7 +181,8 @@ def diagnose(
     changes: list[Trial] = []
     while len(changes) < MAX_CHANGES:
         tried = []
-        options = alternatives(config, weights)
+        known = set(evidence[0].taps)
+        options = [o for o in alternatives(config, weights) if o[0] != "taps" or known >= set(o[1])]
         for done, (fact, value) in enumerate(options):
             progress("measure", done, len(options))
             head = assemble(*apply(config, weights, fact, value))
@@ -165,7 +193,7 @@ def diagnose(
         better = [trial for trial in tried if is_better(trial.score, best)]
         if not better:
             break
-        winner = max(better, key=lambda trial: trial.score.acceptance_length)
+        winner = max(better, key=lambda trial: trial.score.reach)
         config, weights = apply(config, weights, winner.fact, winner.value)
         changes.append(winner)
         best = winner.score
@@ -182,7 +210,7 @@ def is_better(new: Score, old: Score) -> bool:
     """Say whether a gain is worth having and too large to be chance."""
     if len(new.likelihoods) < len(old.likelihoods):
         return False  # it was given up on the way
-    enough = new.acceptance_length > old.acceptance_length * (1 + MIN_GAIN)
+    enough = new.reach > old.reach * (1 + MIN_GAIN)
     return enough and advantage(new.likelihoods, old.likelihoods) > CLEARLY
 
 
@@ -199,7 +227,8 @@ def alternatives(config: dict[str, Any], weights: dict[str, mx.array]) -> list[t
     found += [("rope_scaling", s) for s in doubts.get("rope_scaling", {}).get("alternatives", [])]
     flags = ["rope_interleaved"]
     if config["algorithm"] != "eagle":
-        flags += ["norm_before_residual", "norm_output"] if config["hidden_norm"] else []
+        flags += ["norm_output"]
+        flags += ["norm_before_residual"] if config["hidden_norm"] else []
         flags += ["double_norm"] if config["hidden_norm"] and config["input_layernorm"] else []
         flags += ["final_norm"] if "final_norm" in doubts and "norm.weight" in weights else []
     found += [(flag, not config[flag]) for flag in flags]

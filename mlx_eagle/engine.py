@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -36,6 +37,7 @@ class EngineInfo(NamedTuple):
     speculation: str
     device: str
     is_demo: bool
+    remedy: str = ""  # the command that finds out why a head drafts badly
 
 
 class Engine:
@@ -49,7 +51,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.head = head
         self.info = info
-        self._watch = HeadWatch(f"mlx-eagle doctor {info.head} --target {info.target}")
+        self._watch = HeadWatch(info.remedy)
 
     def session(self, system: str | None = None) -> Session:
         """Start a conversation."""
@@ -128,6 +130,7 @@ def load(
         speculation=speculation,
         device=str(mx.device_info()["device_name"]),
         is_demo=is_demo,
+        remedy=f"mlx-eagle doctor {quote(str(choice.folder))} --target {quote(str(folder))} --fix",
     )
     return Engine(target, tokenizer, drafter_head, info)
 
@@ -198,7 +201,7 @@ def load_target(folder: Path, dtype: str | None = None) -> tuple[nn.Module, Any]
 def _with_head(network: nn.Module, head: Head) -> Target:
     """Return the target, tapped for the head; a target that cannot verify trees is refused."""
     target = Target(network, head.config.taps)
-    _fit(head, target)
+    check_fit(head, target)
     check_tree_verification(target)
     return target
 
@@ -213,8 +216,12 @@ def _without_head(network: nn.Module) -> Target:
     return target
 
 
-def _fit(head: Head, target: Target) -> None:
-    """Give the head the target's type, after checking that they belong together."""
+def check_fit(head: Head, target: Target) -> None:
+    """Give the head the target's type, after checking that they belong together.
+
+    Raises:
+        CheckpointError: if sizes differ.
+    """
     config, sample = head.config, target.embedding(mx.array([0]))
     vocab, hidden = target.vocab_size, sample.shape[-1]
     found = {"hidden size": (config.target_hidden_size, hidden)}

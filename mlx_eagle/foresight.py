@@ -45,13 +45,15 @@ class Score(NamedTuple):
 
     Attributes:
         agreement: share of positions whose first drafted token is the target's.
-        acceptance_length: tokens per round that a chain of STEPS would give.
+        acceptance_length: tokens per round of a chain of STEPS on these texts.
+        reach: the same if a round began at every position: steadier, for comparisons.
         likelihoods: [P] log-probability of the target's next STEPS tokens at each position; it
             tells two readings apart on half the text that counting accepted tokens needs.
     """
 
     agreement: float
     acceptance_length: float
+    reach: float
     likelihoods: np.ndarray
 
 
@@ -103,12 +105,26 @@ def score(
         if rival is not None and advantage(likelihoods, rival.likelihoods) < -CLEARLY:
             break
     hits = np.concatenate([part.hits for part in found], axis=1)
+    reach = 1 + float(np.cumprod(hits, axis=0).sum(axis=0).mean())
+    emitted = [n for part in found for n in _rounds(part.hits)]
+    return Score(float(hits[0].mean()), float(np.mean(emitted)), reach, likelihoods)
+
+
+def _rounds(hits: np.ndarray) -> list[int]:
+    """Return the tokens of every round that a chain would make of one text: hits [STEPS, P]."""
     accepted = np.cumprod(hits, axis=0).sum(axis=0)
-    return Score(float(hits[0].mean()), 1 + float(accepted.mean()), likelihoods)
+    emitted, start = [], 0
+    while start < len(accepted):
+        emitted.append(int(accepted[start]) + 1)
+        start += emitted[-1]
+    return emitted
 
 
 def advantage(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Return by how many standard errors `ours` [P] beats `theirs`, position by position."""
+    """Return by how many standard errors `ours` [P] beats `theirs`, position by position.
+
+    Neighbouring positions share tokens, so an error is somewhat larger than it is taken for.
+    """
     n = min(len(ours), len(theirs))
     gain = ours[:n] - theirs[:n]
     error = float(gain.std()) / math.sqrt(n)
@@ -120,11 +136,11 @@ def _foresee(head: Head, target: Target, text: Evidence) -> _Foreseen:
     taps = mx.concatenate([text.taps[b] for b in head.config.taps], axis=-1)[None]
     tokens, n_rows = np.array(text.tokens), len(text.tokens) - 1
     # Row t drafts the tokens t + 2, t + 3, ...: only those that the target itself has written.
-    starts = np.arange(max(text.n_prompt - 2, 0), n_rows - 1 - STEPS)
+    starts = np.arange(max(text.n_prompt - 2, 0), n_rows - STEPS)
     if isinstance(head, EagleHead):
         levels = _step_everywhere(head, target, taps, mx.array(tokens[1:], dtype=mx.int32))
     else:
-        rows = [head(taps[:, i : i + 1], target.unembed)[:STEPS] for i in range(n_rows)]
+        rows = [head(taps[:, i : i + 1], target.unembed, STEPS) for i in range(n_rows)]
         levels = list(mx.stack(rows, axis=1))
     draft_id = np.full(head.config.target_vocab_size, -1)
     draft_id[np.array(head.draft_to_target)] = np.arange(head.draft_to_target.size)

@@ -18,7 +18,7 @@ from mlx_lm.models.rope_utils import initialize_rope
 from mlx_eagle.cache import KVCache, TreeCache
 from mlx_eagle.convert.checkpoint import quote_value, read_json, read_weights
 from mlx_eagle.errors import CheckpointError
-from mlx_eagle.head_config import MODEL_TYPE, HeadConfig, MedusaConfig
+from mlx_eagle.head_config import FORMAT_VERSION, MODEL_TYPE, HeadConfig, MedusaConfig
 from mlx_eagle.medusa import MedusaHead
 from mlx_eagle.rope import accept_node_positions, keep_fractional_bounds
 
@@ -272,5 +272,9 @@ def read_head_config(folder: Path) -> dict[str, Any]:
             f"{folder} is not a converted head (model_type is "
             f"{quote_value(config.get('model_type'))}, expected "
             f"{MODEL_TYPE!r}); run: mlx-eagle convert {folder} --target TARGET --out DIR"
+        )
+    if config.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{folder} was converted by another version of mlx-eagle; convert the head again"
         )
     return config

@@ -4,7 +4,6 @@ Plain data and its validation: no arrays, no files, so that tools can describe a
 loading MLX's models. Every flag is explicit; `convert/` decides them, `head.py` obeys them.
 """
 
-import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
@@ -86,7 +85,7 @@ class HeadConfig:
         Raises:
             CheckpointError: if keys are missing or have impossible values; the message names all.
         """
-        values = read_fields(cls, config, _is_sound)
+        values = read_fields(cls, config)
         for name in ("taps", "sliding_windows"):
             values[name] = tuple(values[name])
         return cls(**values)
@@ -123,7 +122,7 @@ class MedusaConfig:
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> Self:
         """Read the normalised `config.json` of converted Medusa heads; see `HeadConfig`."""
-        values = read_fields(cls, config, _is_sound)
+        values = read_fields(cls, config)
         return cls(**values | {"taps": tuple(values["taps"])})
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,24 +130,55 @@ class MedusaConfig:
         return asdict(self) | {"taps": list(self.taps)}
 
 
-def read_fields(kind: Any, config: dict[str, Any], is_sound: Any) -> dict[str, Any]:
+def read_fields(kind: Any, config: dict[str, Any]) -> dict[str, Any]:
     """Return the values of a dataclass' fields from a JSON object.
 
     Raises:
         CheckpointError: listing what is missing, or what is unsound.
     """
-    names = [(field.name, field.type) for field in fields(kind)]
-    if missing := sorted(name for name, _ in names if name not in config):
+    names = [field.name for field in fields(kind)]
+    if missing := sorted(name for name in names if name not in config):
         raise CheckpointError(
             f"the head's config.json lacks {', '.join(missing)}; convert the head again"
         )
-    values: dict[str, Any] = {name: config[name] for name, _ in names}
-    wrong = [f"{n} is {config[n]!r:.40}" for n, type_ in names if not is_sound(n, type_, config[n])]
-    if wrong:
+    if wrong := problems(kind, config):
         raise CheckpointError(
             f"the head's config.json is unsound: {', '.join(wrong)}; convert the head again"
         )
-    return values
+    return {name: config[name] for name in names}
+
+
+def problems(kind: Any, values: dict[str, Any]) -> list[str]:
+    """Return what is impossible in the values of a dataclass' fields, alone or together."""
+    wrong = [
+        f"{field.name} is {values[field.name]!r:.40}"
+        for field in fields(kind)
+        if not _is_sound(field.name, field.type, values[field.name])
+    ]
+    return wrong or (_contradictions(values) if kind is HeadConfig else [])
+
+
+def _contradictions(values: dict[str, Any]) -> list[str]:
+    """Return what is impossible in sound values of a `HeadConfig` together."""
+    mask, vocabulary = values["mask_token_id"], values["target_vocab_size"]
+    is_parallel = values["algorithm"] == "p-eagle"
+    rules = {
+        "sliding_windows for every layer": (
+            len(values["sliding_windows"]) == values["num_hidden_layers"]
+        ),
+        "query heads in equal groups": (
+            values["num_attention_heads"] % values["num_key_value_heads"] == 0
+        ),
+        "rope_dims even, and no more than head_dim": (
+            values["rope_dims"] % 2 == 0 and values["rope_dims"] <= values["head_dim"]
+        ),
+        "one tap without fc": values["fuse_taps"] or len(values["taps"]) == 1,
+        "a mask_token_id of the target, for P-EAGLE alone": (
+            mask is not None and mask < vocabulary if is_parallel else mask is None
+        ),
+        "no more draft ids than the target has": values["draft_vocab_size"] <= vocabulary,
+    }
+    return [f"it needs {rule}" for rule, holds in rules.items() if not holds]
 
 
 _LARGEST = 1 << 24  # more than any width or vocabulary in use, and far below overflow
@@ -170,7 +200,7 @@ def _is_sound(name: str, kind: Any, value: Any) -> bool:
     if kind is bool:
         return isinstance(value, bool)
     if kind is float:
-        return type(value) in (int, float) and 0 < value < math.inf
+        return type(value) in (int, float) and 1e-15 < value < 1e15
     return _is_count(value)
 
 

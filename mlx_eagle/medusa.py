@@ -52,11 +52,12 @@ class MedusaHead(nn.Module):
         self.draft_to_target = mx.arange(config.draft_vocab_size, dtype=mx.int32)
         self.freeze()
 
-    def __call__(self, hidden: mx.array, unembed: Any = None) -> mx.array:
-        """Return logits [K, W] of the K heads.
+    def __call__(self, hidden: mx.array, unembed: Any = None, depth: int | None = None) -> mx.array:
+        """Return logits [K, W] of the first K heads.
 
         Args:
             hidden: [1, 1, H], the output of the target's final norm at the newest known token.
             unembed: the target's output layer, for heads that have none of their own.
+            depth: K; None for all heads.
         """
-        return mx.concatenate([depth(hidden, unembed)[0] for depth in self.depths])
+        return mx.concatenate([head(hidden, unembed)[0] for head in self.depths[:depth]])

@@ -99,6 +99,7 @@ def prepare_head(
 
     if read_json(folder / "config.json").get("model_type") == MODEL_TYPE:
         return folder
+    read_json(target / "config.json")  # refused here if it is missing, or no file
     name = re.sub(r"[^A-Za-z0-9._-]+", "--", source_name(folder)).strip(".-")[:80] or "head"
     out = cache_folder() / "heads" / f"{name}-{_identify(folder, target, bits)[:16]}"
     if not _is_whole(out):

@@ -87,7 +87,7 @@ class Target:
         It is the linear layer alone, without what some models do to logits afterwards (soft caps,
         scales), which heads that share it were not trained with either.
         """
-        layer = _output_layer(self.model)
+        layer = _output_layer(self.model, self.vocab_size)
         return layer if layer is not None else self.embedding.as_linear
 
     def _tap(self, boundary: int) -> None:
@@ -110,7 +110,7 @@ class Target:
 
         if boundary > len(layers):
             # What the final norm gives is what the output layer is given.
-            output = _output_layer(self.model)
+            output = _output_layer(self.model, self.vocab_size)
             wrap_method(output or self.embedding, "__call__" if output else "as_linear", note_input)
         elif boundary == 0:
             wrap_method(layers[0], "__call__", note_input)
@@ -148,6 +148,11 @@ class Target:
         logits = self.model(tree.tokens[None], cache=cache.layers)[0]  # [N, V]
         if not self.taps:
             return Verified(logits, None)
+        if missed := [b for b in self.taps if b not in self._recorded]:
+            raise UnsupportedTargetError(
+                f"the target's stream at boundary {missed[0]} is not where it is in other models, "
+                "so the head cannot read it; load the target without a head to decode plainly"
+            )
         taps = mx.concatenate([self._recorded.pop(b)[0] for b in self.taps], axis=-1)
         return Verified(logits, taps)
 
@@ -165,8 +170,18 @@ def _tree_cache(layer: Any) -> KVCache:
     )
 
 
-def _output_layer(model: nn.Module) -> nn.Module | None:
+# What models call the linear layer that gives logits, where the embedding does not.
+_OUTPUT_NAMES = ("lm_head", "output", "embed_out", "ff_out")
+
+
+def _output_layer(model: nn.Module, vocab_size: int | None) -> nn.Module | None:
     """Return the layer that gives logits, or None where the embedding gives them."""
     kinds = (nn.Linear, nn.QuantizedLinear)
-    found = [m for n, m in model.named_modules() if n.endswith("lm_head") and isinstance(m, kinds)]
+    found = [
+        module
+        for name, module in model.named_modules()
+        if name.endswith(_OUTPUT_NAMES)
+        and isinstance(module, kinds)
+        and vocab_size in (None, module.weight.shape[0])
+    ]
     return found[0] if len(found) == 1 else None

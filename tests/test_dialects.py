@@ -143,6 +143,8 @@ def test_anything_else_is_a_target() -> None:
         ("layers.0.hidden_norm.weight", "layers.0.hidden_norm.weight"),
         ("aux_norm_mid.weight", "fc_norm.1.weight"),
         ("eagle_module.norm.weight", "norm.weight"),
+        ("module.model.fc.weight", "fc.weight"),
+        ("model.module.fc.weight", "fc.weight"),
     ],
 )
 def test_published_names_become_the_parameters_of_the_head(published: str, ours: str) -> None:

@@ -17,10 +17,12 @@ from mlx_eagle.doctor import (
     Diagnosis,
     candidate_taps,
     diagnose,
+    examine,
     is_better,
     treat,
 )
 from mlx_eagle.engine import load, load_target
+from mlx_eagle.errors import CheckpointError
 from mlx_eagle.foresight import STEPS, Evidence, Score, collect, score
 from mlx_eagle.head import load_head, read_head_config
 from mlx_eagle.target import Target
@@ -79,7 +81,7 @@ def test_planted_error_is_named_and_its_loss_restored(
 ) -> None:
     config = read_head_config(trained_head) | {fact: wrong}
     found = diagnose(target, evidence, config, weights_of(trained_head), silent)
-    assert found.before.acceptance_length < 0.98 * truth.acceptance_length
+    assert found.before.reach < 0.98 * truth.reach
     assert [(change.fact, change.value) for change in found.changes] == [(fact, right)]
     assert found.after.acceptance_length >= 0.98 * truth.acceptance_length
 
@@ -116,21 +118,24 @@ def test_a_sound_head_is_left_as_it_is(
     assert {"taps", "rope_interleaved", "norm_before_residual", "double_norm"} <= tried
 
 
-def test_score_is_what_the_loop_accepts(engine: Any, target: Target, trained_head: Path) -> None:
-    """Rounds that start at every token in turn accept, on average, what the score says."""
+def test_score_is_what_the_loop_gives(engine: Any, target: Target, trained_head: Path) -> None:
+    """The rounds of a chain over the same text are the rounds that the score walks through."""
     prompt = engine.tokenizer.apply_chat_template(
         [{"role": "user", "content": PROMPTS[0]}], add_generation_prompt=True
     )
-    text = collect(target, [prompt], 40, silent)
-    # Positions that can be followed for STEPS tokens begin at the prompt's last token but one.
-    starts = range(len(prompt) - 2, len(text[0].tokens) - 2 - STEPS)
-    options = {"ignore_eos": True, "tree": TreeShape.chain(STEPS), "max_tokens": STEPS + 2}
-    accepted = []
-    for start in starts:
-        result = engine.generate(text[0].tokens[: start + 1], **options)
-        accepted.append(result.stats.n_accepted_per_round[0])
-    foreseen = score(target, text, load_head(trained_head))
-    assert foreseen.acceptance_length == pytest.approx(1 + np.mean(accepted))
+    text = collect(target, [prompt], 60, silent)
+    # The score's first round begins where the prompt's last token is not known yet.
+    options = {"ignore_eos": True, "tree": TreeShape.chain(STEPS), "max_tokens": 61}
+    result = engine.generate(prompt[:-1], **options)
+    assert result.tokens[0] == prompt[-1], "the target would have said so too"
+    assert [prompt[-1], *text[0].tokens[len(prompt) :]] == result.tokens
+    found = score(target, text, load_head(trained_head))
+    rounds, start = [], 0
+    for n_accepted in result.stats.n_accepted_per_round:
+        if start < len(found.likelihoods):
+            rounds.append(n_accepted + 1)
+        start += n_accepted + 1
+    assert found.acceptance_length == pytest.approx(np.mean(rounds))
 
 
 def test_chance_is_no_reason_to_change_anything() -> None:
@@ -138,7 +143,7 @@ def test_chance_is_no_reason_to_change_anything() -> None:
     old = rng.normal(size=400)
 
     def as_score(length: float, likelihoods: np.ndarray) -> Score:
-        return Score(0.5, length, likelihoods)
+        return Score(0.5, length, length, likelihoods)
 
     was = as_score(2.0, old)
     assert is_better(as_score(2.1, old + rng.normal(0.5, 1, 400)), was)
@@ -235,3 +240,29 @@ def test_a_published_head_cannot_be_mended_in_place(fixtures: Path) -> None:
     result = CliRunner().invoke(command, [head, "--target", target, "--fix"])
     assert result.exit_code == 2
     assert "--calibrate" in result.stderr
+
+
+def test_a_head_of_another_target_is_refused(
+    tmp_path: Path, trained_head: Path, fixtures: Path
+) -> None:
+    folder = tmp_path / "head"
+    shutil.copytree(trained_head, folder)
+    config = read_head_config(folder)
+    config["target"]["num_hidden_layers"] = 6
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="for a target of 6 layers, pydoc-llama has 8"):
+        examine(folder, fixtures / "pydoc-llama", silent)
+    config["target"] = None
+    config["target_hidden_size"] = 128
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="does not fit its config"):
+        examine(folder, fixtures / "pydoc-llama", silent)
+
+
+def test_taps_far_off_are_followed_as_far_as_there_is_evidence(
+    target: Target, evidence: list[Evidence], trained_head: Path
+) -> None:
+    few = [text._replace(taps={b: text.taps[b] for b in (2, 3, 4, 5, 6)}) for text in evidence]
+    config = read_head_config(trained_head) | {"taps": [3, 5, 6]}
+    found = diagnose(target, few, config, weights_of(trained_head), silent)
+    assert [(c.fact, c.value) for c in found.changes] == [("taps", [2, 4, 5])]

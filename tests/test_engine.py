@@ -143,4 +143,4 @@ def test_a_head_that_is_run_wrongly_suggests_the_doctor_once(
     advice = [engine.generate(question, **options).stats.advice for _ in range(4)]
     told = [line for line in advice if line]
     assert len(told) == 1
-    assert f"mlx-eagle doctor {demo_head} --target {demo_target}" in told[0]
+    assert f"mlx-eagle doctor {demo_head} --target {demo_target} --fix" in told[0]

@@ -359,6 +359,12 @@ def test_full_draft_vocabulary_is_the_identity_whatever_the_tables_say() -> None
     assert (ids.tolist(), origin) == (list(range(V)), "identity")
 
 
+def test_full_draft_vocabulary_in_another_order_is_kept() -> None:
+    reverse = np.arange(V)[::-1]
+    ids, _ = draft_to_target(reverse - np.arange(V), None, V, V)
+    assert ids.tolist() == reverse.tolist()
+
+
 @pytest.mark.parametrize(
     ("d2t", "t2d", "message"),
     [

@@ -149,6 +149,15 @@ def test_the_last_tap_is_what_mlx_lms_inner_model_returns(
         assert mx.allclose(shared, logits, atol=1e-4)
 
 
+def test_an_output_layer_by_another_name_is_found(tiny_target: Build) -> None:
+    model = tiny_target("internlm2", bias=False, tie_word_embeddings=False)
+    tokens = mx.array(PREFIX)
+    target = Target(model, taps=(5,))
+    verified = target.verify(DraftTree.chain(tokens), target.make_cache())
+    assert verified.taps is not None
+    assert mx.allclose(target.unembed(verified.taps), verified.logits, atol=1e-4)
+
+
 def test_tapping_leaves_parameters_and_attributes_alone(tiny_target: Build) -> None:
     model = tiny_target("gemma3_text")
     names = [name for name, _ in tree_flatten(model.parameters())]

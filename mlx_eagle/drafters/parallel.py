@@ -82,7 +82,7 @@ class MedusaDrafter:
             return DraftTree.chain(root)
         assert shape.depth <= self.max_depth, "a tree deeper than there are heads"
         assert self._newest is not None, "observe a token before drafting"
-        logits = self.head(self._newest, self.unembed)[: shape.depth]
+        logits = self.head(self._newest, self.unembed, shape.depth)
         log_probs, ids = likeliest(logits, shape.width)
         return to_tree(root, grow(log_probs, self.head.draft_to_target[ids]), shape)
 
