@@ -41,7 +41,7 @@ class Blocks(NamedTuple):
 def rename_medusa(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Return tensors, or anything else by name, under the names of `MedusaHead`.
 
-    A token map becomes d2t's counterpart in `draft_ids`; the tensors of the target are left out.
+    A token map keeps its name; the tensors of the target are left out.
     """
     renamed: dict[str, Any] = {}
     with_target = any(name.startswith("medusa_head") for name in tensors)

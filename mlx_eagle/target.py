@@ -109,7 +109,7 @@ class Target:
             return out
 
         if boundary > len(layers):
-            # What the final norm gives is what the output layer is given.
+            # The output layer is given what the final norm gives (minicpm scales it in between).
             output = _output_layer(self.model, self.vocab_size)
             wrap_method(output or self.embedding, "__call__" if output else "as_linear", note_input)
         elif boundary == 0:
