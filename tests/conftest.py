@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import json
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -22,6 +23,11 @@ from mlx_eagle.head_config import HeadConfig
 ROOT = Path(__file__).resolve().parents[1]
 # `python -m pytest` puts the checkout first; the tests always see the installed package.
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+
+# A shell that starts the tests in the background lets them ignore Ctrl-C, and so all programs that
+# they start: those are to be interrupted.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SMALL: dict[str, Any] = {
     "hidden_size": 64,
