@@ -83,7 +83,7 @@ def command(source: str, out: Path, target: str | None, **options: Any) -> None:
     size = int(options["group_size"] or "64")
     head_options: dict[str, Any] = {"bits": _bits(options["head_bits"]), "group_size": size}
     head_options["settings"] = dict(map(_setting, options["settings"]))
-    # A calibration needs the whole target: without it nothing is written.
+    # A calibration runs the target; a conversion reads its configuration alone.
     needed = None if options["calibrate"] else ["config.json"]
     config = _convert_head(source, fetch_shown(target, needed), out, head_options)
     click.echo(_headline(config, out, head_options))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlx_eagle.cli.display import Loading, fetch_shown, terminal
+from mlx_eagle.stats import HeadWatch
 
 if TYPE_CHECKING:
     from mlx_eagle.doctor import Diagnosis
@@ -16,7 +17,6 @@ Examples:
   mlx-eagle doctor my-head --target path/to/target
   mlx-eagle doctor my-head --target path/to/target --fix
 """
-LOW = 1.2  # tokens per round, below which a head is of no use as it is
 
 
 @click.command("doctor", epilog=EXAMPLES)
@@ -86,7 +86,7 @@ def verdict(diagnosis: "Diagnosis", remedy: str) -> str:
 def _summary(diagnosis: "Diagnosis", before: float, after: float, remedy: str) -> str:
     """Return whether something is to be changed, and what it gives in tokens per round."""
     if not diagnosis.changes:
-        if before < LOW:
+        if before < HeadWatch.LOW:
             return (
                 f"no reading helps: {before:.2f} tokens per round. The head may be for another "
                 "target, or for another chat template"

@@ -191,11 +191,17 @@ def _put_rest(facts: Facts, config: dict[str, Any], layer_config: dict[str, Any]
     length = read_count(layer_config, "max_position_embeddings", 2048)
     origin = _origin(layer_config, "max_position_embeddings")
     facts.put("max_position_embeddings", length, origin)
-    facts.put("mask_token_id", None, "not used")
-    if facts.values["algorithm"] == "p-eagle":
-        keys = ("mask_token_id", "pard_token", "ptd_token_id")
-        key = next((key for key in keys if config.get(key) is not None), keys[0])
-        facts.put("mask_token_id", config.get(key), f"config.json: {key}")
+    _put_mask(facts, config)
+
+
+def _put_mask(facts: Facts, config: dict[str, Any]) -> None:
+    """Note the token that a P-EAGLE head reads for those it has not seen; three keys name it."""
+    if facts.values["algorithm"] != "p-eagle":
+        facts.put("mask_token_id", None, "not used")
+        return
+    keys = ("mask_token_id", "pard_token", "ptd_token_id")
+    key = next((key for key in keys if config.get(key) is not None), keys[0])
+    facts.put("mask_token_id", config.get(key), f"config.json: {key}")
 
 
 def _put_taps(

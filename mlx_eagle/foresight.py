@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_eagle.cache import OpenRows
+from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.generate import Decoder, prefill, rounds
 from mlx_eagle.head import EagleHead, Head
 from mlx_eagle.sampling import Sampler
@@ -170,8 +171,7 @@ def _step_everywhere(
 
     Step j of start t sees the true rows up to t, and its own rows of the steps before.
     """
-    embed = head.embed_tokens if head.config.own_embedding else target.embedding
-    unembed = head.lm_head if head.config.own_lm_head else target.unembed
+    drafter = EagleDrafter(head, target)  # it knows what the head borrows
     n = followers.shape[0]
     cache, rows = head.make_cache(), mx.arange(n, dtype=mx.int32)
     hidden, tokens = head.fuse(taps), followers[None]
@@ -179,15 +179,14 @@ def _step_everywhere(
     levels = []
     for step in range(STEPS):
         cache.expect(OpenRows(rows + step, columns, seen))
-        out = head(hidden, embed(tokens), cache)
-        levels.append(unembed(out.normed)[0])
+        out = head(hidden, drafter.embed(tokens), cache)
+        levels.append(drafter.unembed(out.normed)[0])
         seen = mx.concatenate([seen, mx.eye(n, dtype=mx.bool_)], axis=1)
         columns = mx.concatenate([columns, rows + step + 1])
         if head.config.algorithm == "p-eagle":
             hidden, tokens = head.masked(n)
         else:
             hidden = out.feedback
-            tokens = mx.concatenate(
-                [tokens[:, 1:], tokens[:, -1:]], axis=1
-            )  # the last start runs off the end
+            # The last start runs off the end; nobody looks at it.
+            tokens = mx.concatenate([tokens[:, 1:], tokens[:, -1:]], axis=1)
     return levels
