@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mlx_eagle.engine import Engine, EngineInfo
-    from mlx_eagle.session import GenerationResponse, Session
+    from mlx_eagle.hub import Progress
+    from mlx_eagle.responses import GenerationResponse
+    from mlx_eagle.session import Session
 
 EXAMPLES = """\b
 Examples:
@@ -66,10 +68,16 @@ def converse(source: ModelSource, settings: Settings, system: str | None) -> Non
     console = terminal()
     fetch_models(source, console)
 
-    def start() -> "Engine":
+    def start(progress: "Progress") -> "Engine":
         from mlx_eagle.engine import load
 
-        return load(source.model, source.head, dtype=source.dtype)
+        return load(
+            source.model,
+            source.head,
+            dtype=source.dtype,
+            calibrate=source.calibrate,
+            progress=progress,
+        )
 
     engine = EngineThread(start, system)
     Repl(engine, settings, console).run(history_path())
@@ -107,17 +115,23 @@ class EngineThread:
     the thread of the terminal stays free to take keys, Ctrl-C above all.
     """
 
-    def __init__(self, start: Callable[[], "Engine"], system: str | None = None):
+    def __init__(self, start: Callable[["Progress"], "Engine"], system: str | None = None):
+        self.progress = ("load", 0, 1)
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._job: Future[Any]
         self._session: Session
         self._info: EngineInfo
         self._job = self._loading = self._pool.submit(self._start, start, system)
 
-    def _start(self, start: Callable[[], "Engine"], system: str | None) -> None:
-        engine = start()
+    def _start(self, start: Callable[["Progress"], "Engine"], system: str | None) -> None:
+        engine = start(self._note)
         self._info = engine.info
         self._session = engine.session(system)
+
+    def _note(self, phase: str, done: int, total: int) -> None:
+        """Note how far loading is; models are here, so what is fetched is not shown again."""
+        if phase in ("load", "calibrate"):
+            self.progress = (phase, done, total)
 
     @property
     def busy(self) -> bool:

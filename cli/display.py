@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 if TYPE_CHECKING:
     from mlx_eagle.engine import EngineInfo
-    from mlx_eagle.session import GenerationResponse
+    from mlx_eagle.responses import GenerationResponse
     from mlx_eagle.stats import GenerationStats
 
 PREFILL_PATIENCE = 0.5  # seconds before a bar is worth its flicker
@@ -67,10 +67,14 @@ def _picture(char: str) -> str:
     return "\u2421" if char == "\x7f" else "\ufffd"
 
 
+# What the phases of loading are called.
+TITLES = {"load": "loading the model", "calibrate": "measuring this machine, once"}
+
+
 class Loading(AbstractContextManager["Loading"]):
     """A bar for what is going on: a download, in bytes, loading, or reading the prompt.
 
-    Where nobody watches, only downloads are announced, one line each.
+    Where nobody watches, downloads and calibrations are announced, one line each.
     """
 
     def __init__(self, console: Console, phase: str = "load"):
@@ -101,16 +105,23 @@ class Loading(AbstractContextManager["Loading"]):
         """Show that `done` of `total` bytes or steps are over; callable from any thread."""
         is_download = phase.startswith("download ")
         if phase not in self._tasks:
-            if is_download and not self._console.is_terminal:
-                self._console.print(f"{printable(phase)} ({gigabytes(total)})")
+            if not self._console.is_terminal:
+                self._announce(phase, total)
             self._add(phase, total)
         for task in self._tasks.values():
             self._bars.update(task, visible=task == self._tasks[phase])
         amount = f"{gigabytes(done)} of {gigabytes(total)}" if is_download else ""
         self._bars.update(self._tasks[phase], completed=done, total=total, amount=amount)
 
+    def _announce(self, phase: str, total: int) -> None:
+        """Say what begins, where there is no bar to show it."""
+        if phase.startswith("download "):
+            self._console.print(f"{printable(phase)} ({gigabytes(total)})")
+        elif phase in TITLES and phase != "load":
+            self._console.print(TITLES[phase])
+
     def _add(self, phase: str, total: int | None) -> None:
-        title = {"load": "loading"}.get(phase, printable(phase))
+        title = TITLES.get(phase, printable(phase))
         self._tasks[phase] = self._bars.add_task(title, total=total, amount="")
 
 

@@ -35,6 +35,7 @@ Examples:
 @click.option("--ignore-eos", is_flag=True, help="Go on to --max-tokens whatever the model says.")
 @click.option("--json", "as_json", is_flag=True, help="Print text, tokens and statistics as JSON.")
 @click.option("--verbose", "-v", is_flag=True, help="Statistics on stderr even in a script.")
+@click.option("--explain", is_flag=True, help="Say on stderr why it was drafted as it was.")
 def command(
     text: str | None,
     prompt: str | None,
@@ -44,6 +45,7 @@ def command(
     settings: Settings,
     as_json: bool,
     verbose: bool,
+    explain: bool,
 ) -> None:
     """Answer one prompt, from the command line or stdin; the text goes to stdout."""
     if raw and system:
@@ -60,6 +62,8 @@ def command(
         click.echo(to_json(answer))
     if verbose or (console.is_terminal and not as_json):
         console.print(answer.summary(), style="dim")
+    if explain:
+        show_plan(answer, console)
     if answer.advice():
         console.print(answer.advice())
 
@@ -107,6 +111,7 @@ def load_engine(source: ModelSource, console: "Console") -> "Engine":
             source.model,
             source.head,
             dtype=source.dtype,
+            calibrate=source.calibrate,
             progress=loading.update,
             notify=lambda line: console.print(printable(line)),
         )
@@ -124,6 +129,14 @@ def stream_answer(
             prefill.close()
             answer.add(piece)
     return answer
+
+
+def show_plan(answer: "Answer", console: "Console") -> None:
+    """Say why the answer was drafted as it was."""
+    from mlx_eagle.cli.explain import explain
+
+    if answer.stats is not None:
+        console.print(explain(answer.stats), markup=False, highlight=False)
 
 
 def to_json(answer: "Answer") -> str:

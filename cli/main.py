@@ -26,6 +26,8 @@ class Entry(NamedTuple):
 COMMANDS = {
     "chat": Entry("mlx_eagle.cli.chat", "Talk with a model in the terminal."),
     "generate": Entry("mlx_eagle.cli.generate", "Answer one prompt; the text goes to stdout."),
+    "bench": Entry("mlx_eagle.cli.bench", "Time speculative against plain decoding."),
+    "calibrate": Entry("mlx_eagle.cli.calibrate", "Measure what drafting costs on this machine."),
     "convert": Entry("mlx_eagle.cli.convert", "Port a PyTorch draft head or target to MLX."),
     "doctor": Entry("mlx_eagle.cli.doctor", "Measure how a head wants to be run, and mend it."),
     "heads": Entry("mlx_eagle.cli.heads", "List published draft heads by target."),

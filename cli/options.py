@@ -94,6 +94,7 @@ class ModelSource(NamedTuple):
     model: str | None
     head: str | None
     dtype: str | None
+    calibrate: bool = True
 
     def for_settings(self, settings: Settings) -> "ModelSource":
         """Return the same, without a known head to download where nothing will be drafted."""
@@ -135,7 +136,7 @@ def complete_tree(
 
 
 def model_options(function: F) -> F:
-    """Add --model, --head and --dtype, which the command receives as `source`."""
+    """Add --model, --head, --dtype and --calibrate, which become the command's `source`."""
 
     @functools.wraps(function)
     def command(*args: Any, **options: Any) -> Any:
@@ -196,6 +197,12 @@ MODEL_OPTIONS = [
         metavar="TYPE",
         type=click.Choice(["float32", "float16", "bfloat16"]),
         help="Cast what is not quantized: float32, float16 or bfloat16.",
+    ),
+    click.option(
+        "--calibrate/--no-calibrate",
+        default=True,
+        help="Measure this machine before the first chat with a pair, for a few seconds, so that "
+        "drafting never costs more than it gives.",
     ),
 ]
 

@@ -8,6 +8,7 @@ import asyncio
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from difflib import get_close_matches
@@ -27,6 +28,7 @@ from prompt_toolkit.styles import Style
 from rich.console import Console
 
 from mlx_eagle.cli.display import (
+    TITLES,
     Answer,
     Loading,
     Prefill,
@@ -36,12 +38,13 @@ from mlx_eagle.cli.display import (
     printable,
     table,
 )
+from mlx_eagle.cli.explain import explain
 from mlx_eagle.cli.options import PARSERS, Settings
 from mlx_eagle.errors import EagleError
 
 if TYPE_CHECKING:
     from mlx_eagle.engine import EngineInfo
-    from mlx_eagle.session import GenerationResponse
+    from mlx_eagle.responses import GenerationResponse
 
 PROMPT = ">>> "
 CONTINUATION = "... "
@@ -71,6 +74,7 @@ class Conversation(Protocol):
     """What the loop needs to talk with; see `EngineThread`."""
 
     system: str | None
+    progress: tuple[str, int, int]  # of loading: phase, steps done, steps in all
 
     @property
     def loaded(self) -> bool:
@@ -136,7 +140,7 @@ class Repl:
     def _state(self) -> str:
         """Return what stands at the right of the line while it is typed."""
         quiet = self._conversation.loaded or get_app().is_done
-        return "" if quiet else "loading the model ..."
+        return "" if quiet else f"{TITLES[self._conversation.progress[0]]} ..."
 
     def handle(self, line: str) -> bool:
         """Act on one message or command; returns False to leave."""
@@ -173,8 +177,10 @@ class Repl:
         if self._announced:
             return
         if not self._conversation.loaded:
-            with Loading(self._console):
-                self._conversation.wait()
+            with Loading(self._console) as loading:
+                while not self._conversation.loaded:
+                    loading.update(*self._conversation.progress)
+                    time.sleep(0.05)
         self._console.print(banner(self._conversation.wait()))
         self._announced = True
 
@@ -224,6 +230,8 @@ class Repl:
             self._note("no answer has been finished yet")
             return
         self._console.print(details(finished[-1]))
+        if finished[-1].planned is not None:
+            self._console.print(explain(finished[-1]))
         n_tokens = sum(stats.generation_tokens for stats in finished)
         n_rounds = sum(stats.rounds for stats in finished)
         n_accepted = sum(stats.accepted for stats in finished)

@@ -16,8 +16,8 @@ _HOME = {
     "Engine": "engine",
     "load": "engine",
     "Session": "session",
-    "GenerationResponse": "session",
-    "GenerationResult": "session",
+    "GenerationResponse": "responses",
+    "GenerationResult": "responses",
     "GenerationStats": "stats",
 }
 

@@ -10,6 +10,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model, load_tokenizer, maybe_set_recommended_wired_limit
 
+from mlx_eagle.calibration import Report
 from mlx_eagle.drafters import Drafter
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.drafters.parallel import MedusaDrafter, PEagleDrafter
@@ -17,9 +18,12 @@ from mlx_eagle.errors import CheckpointError, EagleError, UnsupportedTargetError
 from mlx_eagle.head import Head, load_head
 from mlx_eagle.hub import Progress, fetch
 from mlx_eagle.medusa import MedusaHead
+from mlx_eagle.planning import Calibration, Planners, find_costs, measure_costs
 from mlx_eagle.probe import check_tree_verification
-from mlx_eagle.published import HeadChoice, Notify, choose_head
-from mlx_eagle.session import GenerationResult, Prompt, Responses, Session
+from mlx_eagle.published import HeadChoice, Notify, cache_folder, choose_head, fingerprint
+from mlx_eagle.records import Identity, Records, this_machine
+from mlx_eagle.responses import GenerationResult, Responses
+from mlx_eagle.session import Prompt, Session
 from mlx_eagle.stats import HeadWatch
 from mlx_eagle.target import Target
 
@@ -46,11 +50,19 @@ class Engine:
     MLX ties arrays to the thread that made them: load and generate on the same thread.
     """
 
-    def __init__(self, target: Target, tokenizer: Any, head: Head | None, info: EngineInfo) -> None:
+    def __init__(
+        self,
+        target: Target,
+        tokenizer: Any,
+        head: Head | None,
+        info: EngineInfo,
+        planners: Planners | None = None,
+    ) -> None:
         self.target = target
         self.tokenizer = tokenizer
         self.head = head
         self.info = info
+        self.planners = planners or Planners()
         self._watch = HeadWatch(info.remedy)
 
     def session(self, system: str | None = None) -> Session:
@@ -60,7 +72,27 @@ class Engine:
             make = partial(make_drafter, self.head, self.target)
 
         spoken = self.info.speculation
-        return Session(self.target, self.tokenizer, make, spoken, system, self._watch)
+        return Session(
+            self.target, self.tokenizer, make, spoken, system, self._watch, self.planners
+        )
+
+    def calibrate(self, report: Report | None = None) -> Calibration:
+        """Measure anew what rounds cost on this machine, and keep it for later runs.
+
+        Args:
+            report: called with (steps done, steps in all).
+
+        Raises:
+            EagleError: if there is no head, so that nothing is drafted.
+        """
+        if self.head is None:
+            raise EagleError(
+                f"there is nothing to calibrate: speculation is {self.info.speculation}"
+            )
+        drafter = make_drafter(self.head, self.target)
+        costs = measure_costs(self.target, drafter, self.planners.records, report)
+        self.planners = Planners(costs, drafter.max_depth, self.planners.records)
+        return costs
 
     def stream_generate(self, prompt: Prompt, **options: Any) -> Responses:
         """Stream an answer, token by token; see `Session.stream_generate`."""
@@ -89,6 +121,7 @@ def load(
     head: str | Path | None = None,
     *,
     dtype: str | None = None,
+    calibrate: bool = True,
     progress: Progress | None = None,
     notify: Notify | None = None,
 ) -> Engine:
@@ -103,7 +136,10 @@ def load(
             is known for the target, "none" is no head.
         dtype: "float32", "float16" or "bfloat16" for everything that is not quantized; None
             keeps the stored type on a GPU and takes float32 on a CPU, where 16 bits are slow.
-        progress: called with (phase, done, total): downloads in bytes, then "load" in steps.
+        calibrate: measure what rounds cost on this machine if that is not on record yet, for a
+            few seconds; otherwise published costs stand in, corrected as they prove wrong.
+        progress: called with (phase, done, total): downloads in bytes, then "load" and
+            "calibrate" in steps.
         notify: told in one line, beforehand, which known head is downloaded and how large it is,
             and what is converted; None writes to stderr.
 
@@ -132,7 +168,38 @@ def load(
         is_demo=is_demo,
         remedy=f"mlx-eagle doctor {quote(str(choice.folder))} --target {quote(str(folder))} --fix",
     )
-    return Engine(target, tokenizer, drafter_head, info)
+    if drafter_head is None:
+        return Engine(target, tokenizer, None, info)
+    records = _records(folder, choice, info, target)
+    planners = _planners(target, drafter_head, records, calibrate, progress)
+    return Engine(target, tokenizer, drafter_head, info, planners)
+
+
+def _records(folder: Path, choice: HeadChoice, info: EngineInfo, target: Target) -> Records:
+    """Return what is on record of a pair on this machine."""
+    assert choice.folder is not None, "only a pair has records"
+    pair = {
+        "target": fingerprint(folder),
+        "target precision": info.target_precision,
+        "head": fingerprint(choice.folder),
+        "head precision": info.head_precision,
+        "activations": str(target.embedding(mx.array([0])).dtype),
+    }
+    return Records(cache_folder(), Identity(this_machine(), pair))
+
+
+def _planners(
+    target: Target, head: Head, records: Records, may_measure: bool, progress: Progress | None
+) -> Planners:
+    """Return the planners of a pair, over costs that are on record, measured or published."""
+
+    def report(done: int, total: int) -> None:
+        if progress is not None:
+            progress("calibrate", done, total)
+
+    drafter = make_drafter(head, target)
+    costs = find_costs(target, drafter, records, report, may_measure=may_measure)
+    return Planners(costs, drafter.max_depth, records)
 
 
 def _equip(network: nn.Module, choice: HeadChoice) -> tuple[Target, Head | None, str]:

@@ -16,6 +16,7 @@ from mlx_eagle.cache import OpenRows
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.generate import Decoder, prefill, rounds
 from mlx_eagle.head import EagleHead, Head
+from mlx_eagle.planner import FixedShape
 from mlx_eagle.sampling import Sampler
 from mlx_eagle.target import Target
 from mlx_eagle.tree import PLAIN
@@ -74,7 +75,7 @@ def collect(
         progress("write", done, len(prompts))
         decoder = Decoder(target, target.make_cache(), None, Sampler())
         prefill(decoder, prompt)
-        stream = rounds(decoder, prompt[-1], iter(lambda: PLAIN, None))
+        stream = rounds(decoder, prompt[-1], FixedShape(PLAIN))
         written = [next(stream).tokens[0] for _ in range(n_tokens)]
         tokens = [*prompt, *written]
         cache = target.make_cache()

@@ -1,13 +1,14 @@
 """The loop: draft, verify, accept, commit. It knows token ids only; text is `text.py`'s matter.
 
-One round builds a single lazy graph and reads one small array back. (On a CPU it also waits for
-the draft, to tell drafting from verifying.) While text is generated nothing else waits.
+One round builds a single lazy graph and reads one small array back; a round whose plan looks at
+confidences reads every drafted level as well. (On a CPU it waits for the draft, to tell drafting
+from verifying.) While text is generated nothing else waits. What is drafted, `planner.py` says.
 The algorithm is EAGLE's (arXiv 2401.15077, 2406.16858, 2503.01840); every token that comes out is
 the target's own choice over its full vocabulary.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -16,11 +17,15 @@ import numpy as np
 from mlx_eagle.accept import accept
 from mlx_eagle.cache import AnyCache
 from mlx_eagle.drafters import Drafter
+from mlx_eagle.drafters.backlog import Backlog
+from mlx_eagle.drafters.spine import draft_as_planned
+from mlx_eagle.planner import Level, Outcome, Plan, Policy, Review
 from mlx_eagle.sampling import Sampler
 from mlx_eagle.target import Target, Verified
-from mlx_eagle.tree import PLAIN, DraftTree, TreeShape, check_structure
+from mlx_eagle.tree import PLAIN, DraftTree, check_structure
 
 PREFILL_STEP = 2048  # tokens per prefill chunk, as in mlx-lm
+BUSY = 0.2  # share of a plain round that the caller may take before its time tells nothing
 
 
 class Decoder(NamedTuple):
@@ -41,12 +46,17 @@ class RoundTimes(NamedTuple):
 
 
 class Round(NamedTuple):
-    """What one target forward gave: the accepted tokens, then the target's own next token."""
+    """What one target forward gave: the accepted tokens, then the target's own next token.
+
+    `seconds` are all of its time. `review` is what a planner says to it, if it drafted.
+    """
 
     tokens: list[int]
     n_drafted: int
     depth: int
     times: RoundTimes
+    seconds: float = 0.0
+    review: Review | None = None
 
     @property
     def n_accepted(self) -> int:
@@ -55,13 +65,36 @@ class Round(NamedTuple):
 
 
 class _Flight(NamedTuple):
-    """A round that has been submitted and not yet read; `clock` marks its stages in seconds."""
+    """A round that has been submitted and not yet read.
 
+    `start`, `drafted` and `submitted` are moments in seconds; blindly drafted trees are known to
+    be complete only when they were submitted, if at all. `is_ahead`: before the last one was read.
+    """
+
+    plan: Plan
     tree: DraftTree
     verified: Verified
     choices: mx.array
     packed: mx.array
-    clock: list[float]
+    start: float
+    drafted: float
+    submitted: float
+    is_ahead: bool
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether a tree was drafted without looking at it."""
+        return self.tree.num_draft_tokens > 0 and self.plan.looker is None
+
+
+class _Landing(NamedTuple):
+    """What was read of a round; `read` and `end` are moments in seconds."""
+
+    tokens: list[int]
+    depth: int
+    levels: list[Level]
+    read: float
+    end: float
 
 
 def prefill(
@@ -91,76 +124,128 @@ def prefill(
             progress(end, len(prompt))
 
 
-def rounds(decoder: Decoder, root: int, shapes: Iterator[TreeShape]) -> Iterator[Round]:
+def rounds(decoder: Decoder, root: int, policy: Policy) -> Generator[Round]:
     """Decode from `root`, the newest committed token, until the caller stops asking.
+
+    The first round is plain, so that the first token comes as soon as it can.
 
     Args:
         decoder: target, cache, drafter and sampler; everything before the root is committed.
         root: the newest committed token.
-        shapes: the shape of each round's tree; with no drafter every round is plain.
+        policy: what each round drafts; with no drafter every round is plain.
     """
-    flight = _launch(decoder, mx.array([root], dtype=mx.int32), next(shapes))
-    read = flight.clock[0]
-    while True:
-        ahead = None
-        if decoder.drafter is None:
-            # Without a tree the next root is known to the device, so it need not wait for us.
-            decoder.cache.commit([0])
-            ahead = _launch(decoder, flight.choices, PLAIN)
-        result, read = _land(decoder, flight, read)
-        yield result
-        flight = ahead or _launch(
-            decoder, mx.array(result.tokens[-1:], dtype=mx.int32), next(shapes)
-        )
+    backlog = Backlog(decoder.drafter)
+    flight = _launch(decoder, mx.array([root], dtype=mx.int32), Plan(PLAIN), backlog)
+    read, idle = flight.start, 0.0  # when the round before was read; what the caller took since
+    try:
+        while True:
+            ahead = None
+            if flight.plan.shape == PLAIN and (decoder.drafter is None or policy.stays_plain()):
+                # Without a tree the next root is known to the device, so it need not wait for us.
+                decoder.cache.commit([0])
+                plan = policy.plan(decoder.cache.rows)
+                ahead = _launch(decoder, flight.choices, plan, backlog, is_ahead=True)
+            landing = _land(decoder, flight, backlog, is_committed=ahead is not None)
+            review = policy.record(_outcome(flight, landing, read, idle))
+            yield _round(flight, landing, read, review)
+            read, idle = landing.read, time.perf_counter() - landing.end
+            flight = ahead or _launch(
+                decoder,
+                mx.array(landing.tokens[-1:], dtype=mx.int32),
+                policy.plan(decoder.cache.rows),
+                backlog,
+            )
+    finally:
+        backlog.observe()
 
 
-def _launch(decoder: Decoder, root: mx.array, shape: TreeShape) -> _Flight:
-    """Submit one round: draft below `root` [1], verify, choose; nothing is waited for."""
+def _launch(
+    decoder: Decoder, root: mx.array, plan: Plan, backlog: Backlog, *, is_ahead: bool = False
+) -> _Flight:
+    """Submit one round: draft below `root` [1], verify, choose; only a looker is waited for."""
     target, cache, drafter, sampler = decoder
-    clock = [time.perf_counter()]
-    tree = DraftTree.chain(root) if drafter is None else drafter.draft(root, shape)
-    clock.append(time.perf_counter())
-    if tree.num_draft_tokens:
+    start = time.perf_counter()
+    if plan.shape != PLAIN:
+        backlog.observe()
+    tree = draft_as_planned(drafter, root, plan)
+    drafted = time.perf_counter()
+    is_blind = tree.num_draft_tokens > 0 and plan.looker is None
+    if is_blind:
         # The device drafts while the verification graph is being built.
         mx.async_eval(tree.tokens, tree.parents)
     verified = target.verify(tree, cache)
     choices = sampler(verified.logits, tree, cache.rows)
-    # Plain decoding knows what it drafted: nothing.
-    packed = choices if drafter is None else mx.concatenate([tree.tokens, tree.parents, choices])
-    if tree.num_draft_tokens and mx.default_device() == mx.cpu:
+    packed = choices  # plain decoding knows what it drafted: nothing
+    if tree.num_draft_tokens:
+        scores = tree.log_probs.astype(mx.float32).view(mx.int32)
+        packed = mx.concatenate([tree.tokens, tree.parents, choices, scores])
+    if is_blind and mx.default_device() == mx.cpu:
         # There is no submission to a GPU to save here, and it tells drafting from verifying.
         mx.eval(tree.tokens, tree.parents)
-    clock.append(time.perf_counter())
+    submitted = time.perf_counter()
     mx.async_eval(packed)
-    return _Flight(tree, verified, choices, packed, clock)
+    return _Flight(plan, tree, verified, choices, packed, start, drafted, submitted, is_ahead)
 
 
-def _land(decoder: Decoder, flight: _Flight, since: float) -> tuple[Round, float]:
-    """Read one round back and commit what it accepted.
-
-    Returns:
-        The round, and the moment it was read; `since` is that moment of the round before.
-    """
-    packed = np.array(flight.packed)
+def _land(decoder: Decoder, flight: _Flight, backlog: Backlog, *, is_committed: bool) -> _Landing:
+    """Read one round back and commit what it accepted."""
+    packed, tree, taps = np.array(flight.packed), flight.tree, flight.verified.taps
     read = time.perf_counter()
-    if decoder.drafter is None:
-        return Round(packed.tolist(), 0, 0, RoundTimes(0.0, read - since, 0.0)), read
-    tokens, parents, choices = packed.reshape(3, -1).tolist()
-    path, token = accept(tokens, parents, choices)
-    accepted = [tokens[node] for node in path[1:]] + [token]
+    if not tree.num_draft_tokens:
+        if not is_committed:
+            decoder.cache.commit([0])
+        backlog.add(taps, flight.choices)
+        return _Landing(packed.tolist(), 0, [], read, time.perf_counter())
+    tokens, parents, choices, scores = packed.reshape(4, -1)
+    path, token = accept(tokens.tolist(), parents.tolist(), choices.tolist())
+    emitted = [*tokens[path[1:]].tolist(), token]
     decoder.cache.commit(path)
-    taps = flight.verified.taps
     kept = None if taps is None else taps[mx.array(path)]
-    decoder.drafter.observe(kept, mx.array(accepted, dtype=mx.int32))
-    depth = max(check_structure(parents))
-    times = _times(flight.clock, read, time.perf_counter())
-    return Round(accepted, flight.tree.num_draft_tokens, depth, times), read
+    backlog.add(kept, mx.array(emitted, dtype=mx.int32))
+    levels = _chain_levels(tokens, scores.view(np.float32)) if tree.is_chain else []
+    depth = max(check_structure(parents.tolist()))
+    return _Landing(emitted, depth, levels, read, time.perf_counter())
 
 
-def _times(clock: Sequence[float], read: float, end: float) -> RoundTimes:
-    """Split a round's seconds from the moments at which its stages ended."""
-    start, built, drafted = clock
-    host = (built - start) + (end - read)
-    if mx.default_device() == mx.cpu:
-        return RoundTimes(drafted - built, read - drafted, host)
-    return RoundTimes(None, None, host)
+def _chain_levels(tokens: np.ndarray, scores: np.ndarray) -> list[Level]:
+    """Return a drafted chain as levels of one child: tokens [N], path log-probabilities [N]."""
+    confidences = np.nan_to_num(np.exp(np.diff(scores)))
+    return [Level([t], [c]) for t, c in zip(tokens[1:].tolist(), confidences.tolist(), strict=True)]
+
+
+def _outcome(flight: _Flight, landing: _Landing, since: float, idle: float) -> Outcome:
+    """Return what a planner learns of a round.
+
+    Args:
+        flight: the round as it was submitted.
+        landing: the round as it was read.
+        since: the moment at which the round before was read.
+        idle: seconds that the caller took since then.
+    """
+    if flight.is_blind:
+        return Outcome(landing.tokens, None, landing.read - flight.start, landing.levels)
+    if flight.plan.looker is not None:
+        drafting, verifying = flight.drafted - flight.start, landing.read - flight.drafted
+        return Outcome(landing.tokens, drafting, verifying)
+    seconds = landing.read - since
+    is_clean = flight.is_ahead and idle < BUSY * seconds
+    return Outcome(landing.tokens, None, seconds if is_clean else None)
+
+
+def _round(flight: _Flight, landing: _Landing, since: float, review: Review | None) -> Round:
+    """Return what the caller sees of a round; `since`: when the round before was read."""
+    host = landing.end - landing.read
+    if flight.is_ahead:
+        times = RoundTimes(0.0, landing.read - since, 0.0)
+    elif not flight.is_blind:
+        host += flight.submitted - flight.drafted
+        drafting = flight.drafted - flight.start
+        times = RoundTimes(drafting, landing.read - flight.submitted, host)
+    else:
+        host += flight.drafted - flight.start
+        is_timed = mx.default_device() == mx.cpu
+        drafting, verifying = flight.submitted - flight.drafted, landing.read - flight.submitted
+        times = RoundTimes(drafting, verifying, host) if is_timed else RoundTimes(None, None, host)
+    n_drafted = flight.tree.num_draft_tokens
+    seconds = landing.end - (since if flight.is_ahead else flight.start)
+    return Round(landing.tokens, n_drafted, landing.depth, times, seconds, review)

@@ -143,18 +143,25 @@ def _is_whole(out: Path) -> bool:
 
 def _identify(folder: Path, target: Path, bits: int | None) -> str:
     """Return a name for all that a conversion depends on: its inputs, its precision, our code."""
-    parts = [(file.name, file.stat().st_size, _content_id(file)) for file in sorted(_files(folder))]
     facts = {
         "code": [FORMAT_VERSION, metadata.version("mlx-eagle")],
         "bits": bits,
-        "files": parts,
+        "files": _contents(folder),
         "configs": [_sha256(path / "config.json") for path in (folder, target)],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _files(folder: Path) -> list[Path]:
-    return [file for file in folder.iterdir() if file.is_file()]
+def fingerprint(folder: Path) -> str:
+    """Return a name for a model's weights and configuration as they are now."""
+    kept = [part for part in _contents(folder) if part[0].endswith((".safetensors", ".json"))]
+    return hashlib.sha256(json.dumps(kept).encode()).hexdigest()[:24]
+
+
+def _contents(folder: Path) -> list[tuple[str, int, str]]:
+    """Return name, size and identity of every file of a folder."""
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    return [(file.name, file.stat().st_size, _content_id(file)) for file in files]
 
 
 def _content_id(file: Path) -> str:

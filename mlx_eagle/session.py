@@ -5,28 +5,27 @@ is committed and prefills the rest. It knows messages and tokens; the loop is `g
 """
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import chain, repeat
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
 from jinja2 import TemplateError
 
 from mlx_eagle.drafters import Drafter
 from mlx_eagle.errors import EagleError
-from mlx_eagle.generate import Decoder, Round, prefill, rounds
+from mlx_eagle.generate import Decoder, prefill, rounds
+from mlx_eagle.planner import FixedShape, Planner, Policy
+from mlx_eagle.planning import Planners
+from mlx_eagle.responses import Ends, Responses, responses
 from mlx_eagle.sampling import Sampler
-from mlx_eagle.stats import GenerationStats, HeadWatch
+from mlx_eagle.stats import GenerationStats, HeadWatch, Planned
 from mlx_eagle.target import Target
 from mlx_eagle.text import TextStream
 from mlx_eagle.tree import PLAIN, TreeShape
 
 Prompt = str | Sequence[int] | Sequence[dict[str, str]]
-
-# Until a planner measures the machine: the best chain by the published costs of an M4 Pro, with a
-# 4-bit target and head (op-weighted from ml-explore/mlx#3839).
-DEFAULT_SHAPE = TreeShape.chain(3)
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class GenerationOptions:
         stop: strings that end the answer; they are not part of its text.
         speculate: False decodes plainly, through the same loop.
         ignore_eos: go on to `max_tokens` whatever the model says.
-        tree: the shape of every round's tree; None leaves the choice to the engine.
+        tree: the shape of every round's tree; None leaves the choice to the planner.
         progress: called with (prompt tokens done, prompt tokens in all) during prefill.
     """
 
@@ -66,39 +65,6 @@ class GenerationOptions:
         return Sampler(self.temperature, self.top_p, self.top_k, self.min_p, self.seed)
 
 
-class GenerationResponse(NamedTuple):
-    """One token of a stream; the fields are mlx-lm's, but for logprobs, plus the last three.
-
-    `text` is what became certain with this token and may be empty. `peak_memory` is in GB, rates
-    are in tokens per second. `n_accepted` counts the draft tokens that the rounds so far have
-    accepted; `stats` comes with the last token.
-    """
-
-    text: str
-    token: int
-    from_draft: bool
-    prompt_tokens: int
-    prompt_tps: float
-    generation_tokens: int
-    generation_tps: float
-    peak_memory: float
-    n_accepted: int
-    finish_reason: str | None
-    stats: GenerationStats | None
-
-
-Responses = Generator[GenerationResponse, None, None]
-
-
-class GenerationResult(NamedTuple):
-    """A whole answer; `tokens` includes the end token where one ended it."""
-
-    text: str
-    tokens: list[int]
-    finish_reason: str
-    stats: GenerationStats
-
-
 class Session:
     """One conversation with an engine.
 
@@ -115,23 +81,28 @@ class Session:
         speculation: str,
         system: str | None = None,
         watch: HeadWatch | None = None,
+        planners: Planners | None = None,
     ) -> None:
         self.system = system
         self._watch = watch
+        self._is_hopeless = False  # once it is, the head has not followed the conversation
         self.messages: list[dict[str, str]] = []
         self._target, self._tokenizer = target, tokenizer
         self._make_drafter, self._speculation = make_drafter, speculation
         self._tokens: list[int]  # committed; the caches hold rows of all but the newest
         self._open: Responses | None = None
         self._reset()
+        max_depth = self._drafter.max_depth if self._drafter else 0
+        self._planners = planners or Planners(max_depth=max_depth)
 
     def clear(self) -> None:
         """Forget the conversation; the system prompt stays."""
         self._finish()
         self.messages = []
+        self._is_hopeless = False
         self._reset()
 
-    def ask(self, text: str, **options: Any) -> "Responses":
+    def ask(self, text: str, **options: Any) -> Responses:
         """Say something and stream the answer; both join the conversation.
 
         An answer that is cut short (by closing the stream, or by asking again) joins it as far as
@@ -145,7 +116,7 @@ class Session:
         self._open = self._answer(question, stream)
         return self._open
 
-    def _answer(self, question: dict[str, str], stream: "Responses") -> "Responses":
+    def _answer(self, question: dict[str, str], stream: Responses) -> Responses:
         """Pass a stream on and note question and answer in the conversation."""
         answer: list[str] = []
         try:
@@ -158,7 +129,7 @@ class Session:
                 said = {"role": "assistant", "content": "".join(answer)}
                 self.messages += [question, said]
 
-    def stream_generate(self, prompt: Prompt, **options: Any) -> "Responses":
+    def stream_generate(self, prompt: Prompt, **options: Any) -> Responses:
         """Stream an answer to `prompt`, reusing the rows it shares with what is committed.
 
         The caches serve one stream at a time: a stream that is still open ends here.
@@ -187,7 +158,7 @@ class Session:
             self._open.close()
         self._open = None
 
-    def _guarded(self, stream: "Responses") -> "Responses":
+    def _guarded(self, stream: Responses) -> Responses:
         """Pass a stream on; caches that an exception leaves half-written are not used again."""
         try:
             yield from stream
@@ -197,33 +168,57 @@ class Session:
             self._reset()
             raise
 
-    def _stream(self, ids: list[int], options: GenerationOptions, sampler: Sampler) -> "Responses":
+    def _stream(self, ids: list[int], options: GenerationOptions, sampler: Sampler) -> Responses:
         """Prefill, then turn rounds into responses until something ends the answer."""
-        speculate = options.speculate and self._drafter is not None
-        stats = GenerationStats(prompt_tokens=len(ids), speculation=self._say(options))
+        stats = GenerationStats(prompt_tokens=len(ids), speculation=self._speculation)
+        policy = self._policy(options, len(ids), stats)
         mx.reset_peak_memory()
         started = time.perf_counter()
-        self._rewind(ids, speculate)
+        self._rewind(ids, policy is not None)
         self._tokens = ids[: self._cache.rows]  # true even if the stream is closed here
         stats.cached_tokens = self._cache.rows
-        drafter = self._drafter if speculate else None
+        drafter = self._drafter if policy is not None else None
         decoder = Decoder(self._target, self._cache, drafter, sampler)
         prefill(decoder, ids, options.progress)
         self._tokens = ids
-        shape = options.tree or self._default_shape()
-        stream = rounds(decoder, ids[-1], chain([PLAIN], repeat(shape)))
         text = TextStream(self._tokenizer, options.stop)
         ends = self._ends(options)
-        for response in _responses(stream, text, self._tokens, stats, ends, started):
-            if response.stats is not None and self._watch is not None:
-                response.stats.advice = self._watch.advise(response.stats)
-            yield response
+        with closing(rounds(decoder, ids[-1], policy or FixedShape(PLAIN))) as stream:
+            for response in responses(stream, text, self._tokens, stats, ends, started):
+                if response.stats is not None:
+                    self._conclude(response.stats, policy)
+                yield response
 
-    def _default_shape(self) -> TreeShape:
-        """Return the shape for rounds that are left to the engine."""
-        if self._drafter is None or self._drafter.max_depth >= DEFAULT_SHAPE.depth:
-            return DEFAULT_SHAPE
-        return TreeShape.chain(self._drafter.max_depth)
+    def _policy(
+        self, options: GenerationOptions, n_tokens: int, stats: GenerationStats
+    ) -> Policy | None:
+        """Return what decides on the trees of this answer, or None, and note which and why."""
+        if not options.speculate:
+            stats.speculation = "off: not asked for"
+        elif options.tree == PLAIN:
+            stats.speculation = "off: the tree has no nodes"
+        elif self._drafter is not None and options.tree is not None:
+            return FixedShape(options.tree)
+        elif self._drafter is not None:
+            planner = self._planners.planner(options.temperature)
+            plain_seconds = planner.costs.plain(n_tokens)
+            stats.planned = Planned(self._planners.calibration.source, plain_seconds)
+            self._is_hopeless = self._is_hopeless or planner.is_hopeless(n_tokens)
+            if not self._is_hopeless:
+                return planner
+            stats.speculation = f"off: {planner.why_hopeless(n_tokens)}"
+        return None
+
+    def _conclude(self, stats: GenerationStats, policy: Policy | None) -> None:
+        """Complete the statistics of an answer, and keep what was learnt from it."""
+        if isinstance(policy, Planner):
+            if stats.planned is not None and stats.planned.is_mostly_plain:
+                stats.speculation = f"off: {policy.why_plain(stats.prompt_tokens)}"
+            if stats.planned is not None:
+                stats.planned.plain_seconds = policy.costs.plain(len(self._tokens))
+            self._planners.keep()
+        if self._watch is not None:
+            stats.advice = self._watch.advise(stats)
 
     def _check(self, ids: Sequence[int], tree: TreeShape | None) -> None:
         """Refuse tokens that the target does not know and trees that the drafter cannot make."""
@@ -247,18 +242,10 @@ class Session:
                 f"{self._drafter.max_depth} tokens in a row"
             )
 
-    def _ends(self, options: GenerationOptions) -> "_Ends":
+    def _ends(self, options: GenerationOptions) -> Ends:
         """Return what ends an answer: the model's end tokens and the limit."""
         eos = set() if options.ignore_eos else set(self._tokenizer.eos_token_ids)
-        return _Ends(eos, options.max_tokens)
-
-    def _say(self, options: GenerationOptions) -> str:
-        """Return "on", or why there is no speculation."""
-        if not options.speculate:
-            return "off: not asked for"
-        if options.tree == PLAIN:
-            return "off: the tree has no nodes"
-        return self._speculation
+        return Ends(eos, options.max_tokens)
 
     def _encode(self, prompt: Prompt) -> list[int]:
         """Return the token ids of a prompt."""
@@ -322,66 +309,3 @@ class Session:
         self._cache.trim(rows)
         if self._drafter is not None:
             self._drafter.trim(min(rows, self._drafter.rows))
-
-
-class _Ends(NamedTuple):
-    """What ends an answer: an end token, or the number of tokens."""
-
-    eos: set[int]
-    max_tokens: int
-
-    def reason(self, token: int, n_tokens: int, stopped: bool) -> str | None:
-        """Return the finish reason after `n_tokens` tokens, the last being `token`."""
-        if token in self.eos or stopped:
-            return "stop"
-        return "length" if n_tokens >= self.max_tokens else None
-
-
-def _responses(
-    stream: Iterator[Round],
-    text: TextStream,
-    tokens: list[int],
-    stats: GenerationStats,
-    ends: _Ends,
-    started: float,
-) -> Responses:
-    """Turn rounds into one response per token; `tokens` grows by what is committed."""
-    for index, round_ in enumerate(stream):
-        now = time.perf_counter()
-        if index == 0:
-            stats.prompt_seconds, first = now - started, now
-        else:
-            stats.generation_seconds = now - first
-            stats.add_round(round_.depth, round_.n_drafted, round_.n_accepted)
-            stats.add_times(round_.times)
-        tokens.extend(round_.tokens)
-        for place, token in enumerate(round_.tokens):
-            stats.generation_tokens += 1
-            shown = "" if token in ends.eos else text.add(token)
-            reason = ends.reason(token, stats.generation_tokens, text.stopped)
-            if reason:
-                shown += text.finish()
-                stats.peak_memory_bytes = mx.get_peak_memory()
-            from_draft = place < round_.n_accepted
-            yield _response(shown, token, from_draft, stats, reason)
-            if reason:
-                return
-
-
-def _response(
-    text: str, token: int, from_draft: bool, stats: GenerationStats, reason: str | None
-) -> GenerationResponse:
-    """Fill in a response from the statistics so far."""
-    return GenerationResponse(
-        text=text,
-        token=token,
-        from_draft=from_draft,
-        prompt_tokens=stats.prompt_tokens,
-        prompt_tps=stats.prompt_tps,
-        generation_tokens=stats.generation_tokens,
-        generation_tps=stats.generation_tps,
-        peak_memory=mx.get_peak_memory() / 1e9,
-        n_accepted=stats.accepted,
-        finish_reason=reason,
-        stats=stats if reason else None,
-    )

@@ -7,7 +7,71 @@ included: mean(n_accepted) + 1.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
+
+from mlx_eagle.planner import Review
+
+
+@dataclass
+class Planned:
+    """What a planner chose, expected and got, in an answer that was left to it.
+
+    Attributes:
+        calibration: where its costs come from.
+        plain_seconds: what a token is expected to take in plain decoding.
+        plain_rounds: rounds for which nothing was drafted at all.
+        rounds_by_rows: other rounds by the number of rows that were verified; 1 is a round whose
+            drafted tokens were not worth verifying.
+        rounds_by_depth: the same rounds by drafted levels.
+        tokens, expected_tokens: of the same rounds, the target's own tokens included.
+        seconds, expected_seconds: of the same rounds, drafting and verification.
+        first_right: those of them in which the likeliest first token was the target's.
+    """
+
+    calibration: str
+    plain_seconds: float
+    plain_rounds: int = 0
+    rounds_by_rows: dict[int, int] = field(default_factory=dict)
+    rounds_by_depth: dict[int, int] = field(default_factory=dict)
+    tokens: int = 0
+    expected_tokens: float = 0.0
+    seconds: float = 0.0
+    expected_seconds: float = 0.0
+    first_right: int = 0
+
+    MOSTLY: ClassVar[float] = 0.9  # share of the rounds
+    MANY: ClassVar[int] = 16  # rounds
+
+    def add(self, n_tokens: int, seconds: float, review: Review | None) -> None:
+        """Count one round and how it went; a round without review was plain."""
+        if review is None:
+            self.plain_rounds += 1
+            return
+        forecast = review.forecast
+        rows, depth = forecast.n_rows, forecast.depth
+        self.rounds_by_rows[rows] = self.rounds_by_rows.get(rows, 0) + 1
+        self.rounds_by_depth[depth] = self.rounds_by_depth.get(depth, 0) + 1
+        self.tokens += n_tokens
+        self.expected_tokens += forecast.tokens
+        self.seconds += seconds
+        self.expected_seconds += forecast.draft_seconds + forecast.verify_seconds
+        self.first_right += review.first_right
+
+    @property
+    def rounds(self) -> int:
+        """All rounds."""
+        return self.plain_rounds + self.drafted_rounds
+
+    @property
+    def drafted_rounds(self) -> int:
+        """Rounds in which something was drafted, be it verified or not."""
+        return sum(self.rounds_by_rows.values())
+
+    @property
+    def is_mostly_plain(self) -> bool:
+        """Whether nearly all of many rounds verified nothing that was drafted."""
+        plain = self.plain_rounds + self.rounds_by_rows.get(1, 0)
+        return self.rounds >= self.MANY and plain >= self.MOSTLY * self.rounds
 
 
 @dataclass
@@ -19,7 +83,8 @@ class GenerationStats:
     None where they were not told apart (on a GPU a round is one submission). On a CPU the draft's
     seconds include the building of the verification graph, which happens meanwhile;
     `host_seconds` is the part of the rounds in which the device had nothing to do. `advice` is
-    a line for the user, once, where a head drafts so badly that it must be run wrongly.
+    a line for the user, once, where a head drafts so badly that it must be run wrongly. `planned`
+    is None where no planner was asked.
     """
 
     prompt_tokens: int = 0
@@ -36,6 +101,7 @@ class GenerationStats:
     peak_memory_bytes: int = 0
     speculation: str = "on"
     advice: str = ""
+    planned: Planned | None = None
 
     @property
     def rounds(self) -> int:
@@ -106,26 +172,27 @@ def _sum(total: float | None, part: float | None) -> float | None:
 class HeadWatch:
     """Notices, over all conversations with a head, that it is of no use as it is run."""
 
-    PATIENCE = 200  # rounds
-    LOW = 1.2  # tokens per round: a head that is run as it was trained gives more
+    PATIENCE = 50  # rounds in which something was drafted
+    LOW = 0.2  # share of them in which the first token is right: a sound head gives far more
 
     def __init__(self, remedy: str) -> None:
         self.remedy = remedy
-        self._rounds = self._accepted = 0
+        self._rounds = self._right = 0
         self._told = False
 
     def advise(self, stats: GenerationStats) -> str:
         """Take in one generation; return what to do about the head, at most once."""
-        drafted = stats.drafted > 0
-        self._rounds += stats.rounds if drafted else 0
-        self._accepted += stats.accepted
-        if self._told or self._rounds < self.PATIENCE:
-            return ""
-        length = self._accepted / self._rounds + 1
-        if length >= self.LOW:
+        if stats.planned is not None:
+            self._rounds += stats.planned.drafted_rounds
+            self._right += stats.planned.first_right
+        elif stats.drafted_by_depth:
+            self._rounds += stats.drafted_by_depth[0]
+            self._right += sum(n > 0 for n in stats.n_accepted_per_round)
+        if self._told or self._rounds < self.PATIENCE or self._right >= self.LOW * self._rounds:
             return ""
         self._told = True
         return (
-            f"the head gave only {length:.2f} tokens per round in {self._rounds} rounds: it may be "
-            f"run otherwise than it was trained; try: {self.remedy}"
+            f"the head's first token was right in only {self._right / self._rounds:.0%} of "
+            f"{self._rounds} rounds: it may be run otherwise than it was trained; "
+            f"try: {self.remedy}"
         )

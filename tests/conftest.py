@@ -161,6 +161,15 @@ def prompts() -> list[str]:
     return [json.loads(line)["prompt"] for line in lines]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Nothing of this machine's own cache is read or written, by programs under test neither."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLX_EAGLE_CACHE", str(folder))
+        yield folder
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--exactness",
@@ -186,7 +195,7 @@ def engine(fixtures: Path, trained_head: Path) -> Any:
     """The trained pair in float32."""
     import mlx_eagle
 
-    return mlx_eagle.load(fixtures / "pydoc-llama", trained_head, dtype="float32")
+    return mlx_eagle.load(fixtures / "pydoc-llama", trained_head, dtype="float32", calibrate=False)
 
 
 @pytest.fixture(scope="session")
@@ -194,7 +203,7 @@ def demo() -> Any:
     """The demo pair that ships in the package."""
     import mlx_eagle
 
-    return mlx_eagle.load()
+    return mlx_eagle.load(calibrate=False)
 
 
 # As a value in a configuration: this key is not there.

@@ -19,7 +19,8 @@ import pytest
 from mlx_eagle.cli.chat import EngineThread
 from mlx_eagle.engine import EngineInfo
 from mlx_eagle.errors import CheckpointError, EagleError
-from mlx_eagle.session import GenerationResponse
+from mlx_eagle.hub import Progress
+from mlx_eagle.responses import GenerationResponse
 
 WORDS = ["It ", "joins ", "paths", "."]
 INFO = EngineInfo("toy", "8-bit, group 64", "head", "4-bit, group 64", "on", "CPU", True)
@@ -69,7 +70,8 @@ class FakeSession:
 
 
 class SessionEngine:
-    def __init__(self) -> None:
+    def __init__(self, progress: Progress) -> None:
+        progress("calibrate", 1, 4)
         self.info = INFO
 
     def session(self, system: str | None) -> FakeSession:
@@ -79,6 +81,7 @@ class SessionEngine:
 def test_the_engine_thread_passes_on_pieces_and_errors() -> None:
     thread = EngineThread(SessionEngine, "Be brief.")  # type: ignore[arg-type]
     assert thread.wait() == INFO
+    assert thread.progress == ("calibrate", 1, 4)
     assert thread.system == "Be brief."
     assert "".join(piece.text for piece in thread.ask("a")) == "".join(WORDS)
     with pytest.raises(EagleError, match="too long"):
@@ -112,7 +115,7 @@ def test_stopping_while_the_prompt_is_read_ends_the_reading() -> None:
 
 
 def test_what_loading_raised_is_raised_to_whoever_waits() -> None:
-    def start() -> Any:
+    def start(progress: Progress) -> Any:
         raise CheckpointError("no such head")
 
     thread = EngineThread(start)

@@ -16,7 +16,7 @@ import pytest
 from mlx_eagle.cli.main import COMMANDS, group, run
 from mlx_eagle.engine import EngineInfo
 from mlx_eagle.errors import CheckpointError
-from mlx_eagle.session import GenerationResponse
+from mlx_eagle.responses import GenerationResponse
 from mlx_eagle.stats import GenerationStats
 
 HEAVY = ["mlx", "mlx_lm", "transformers", "huggingface_hub", "numpy", "rich", "prompt_toolkit"]

@@ -9,7 +9,7 @@ from rich.console import Console
 from mlx_eagle.cli import display
 from mlx_eagle.cli.display import Answer, Loading, Prefill, banner, details, printable, terminal
 from mlx_eagle.engine import EngineInfo
-from mlx_eagle.session import GenerationResponse
+from mlx_eagle.responses import GenerationResponse
 from mlx_eagle.stats import GenerationStats
 
 INFO = EngineInfo("toy", "8-bit, group 64", "head", "4-bit, group 64", "on", "CPU", True)
@@ -88,15 +88,18 @@ def test_details_survive_a_gpu_that_cannot_tell_draft_from_verify() -> None:
     assert "draft not told apart" in details(stats)
 
 
-def test_without_a_terminal_only_downloads_are_announced() -> None:
+def test_without_a_terminal_downloads_and_measurements_are_announced_once() -> None:
     out = io.StringIO()
     with Loading(terminal(out)) as loading:
         loading.update("download owner/model", 0, 4_310_000_000)
         loading.update("download owner/model", 1_000_000, 4_310_000_000)
         loading.update("load", 1, 2)
+        loading.update("calibrate", 0, 4)
+        loading.update("calibrate", 1, 4)
     with Prefill(terminal(out)) as prefill:
         prefill.update(0, 10)
-    assert out.getvalue() == "download owner/model (4.31 GB)\n"
+    announced = out.getvalue().splitlines()
+    assert announced == ["download owner/model (4.31 GB)", "measuring this machine, once"]
 
 
 def test_reading_a_prompt_shows_a_bar_only_if_it_takes_time(

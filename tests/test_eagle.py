@@ -106,6 +106,37 @@ def test_a_chain_follows_the_likeliest_token(parts: Parts, depth: int) -> None:
     assert tree.tokens.tolist() == [9, *path]
 
 
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_the_spine_offers_the_likeliest_children_of_the_likeliest_node(
+    parts: Parts, depth: int
+) -> None:
+    drafter = drafter_after(parts)
+    path: list[int] = []
+    for log_probs, tokens in drafter.spine(4, depth):
+        expected = log_probs_after(parts, path)
+        order = np.argsort(-expected)[:4]
+        assert tokens.tolist() == (order + 16).tolist()
+        np.testing.assert_allclose(np.array(log_probs), expected[order], rtol=1e-4, atol=1e-4)
+        path.append(tokens[0].item())
+    assert len(path) == depth
+
+
+def test_a_spine_that_is_left_early_leaves_no_trace(parts: Parts) -> None:
+    drafter = drafter_after(parts)
+    before = drafter.draft(mx.array([9]), TreeShape.chain(4)).tokens.tolist()
+    spine = drafter.spine(4, 8)
+    for _ in range(3):
+        mx.eval(next(spine))
+    spine.close()
+    assert drafter.cache.layers[0].pending == 0 and drafter.rows == N
+    assert drafter.draft(mx.array([9]), TreeShape.chain(4)).tokens.tolist() == before
+
+
+def test_a_head_of_few_tokens_offers_as_many_as_there_are(parts: Parts) -> None:
+    sizes = [tokens.size for _, tokens in drafter_after(parts).spine(1000, 2)]
+    assert sizes == [48, 48]
+
+
 def test_drafting_leaves_no_trace(
     parts: Parts,
 ) -> None:

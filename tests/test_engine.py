@@ -12,6 +12,7 @@ from mlx.utils import tree_flatten
 import mlx_eagle
 from mlx_eagle.engine import DEMO
 from mlx_eagle.errors import CheckpointError, EagleError, HubError
+from mlx_eagle.tree import TreeShape
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_on_a_cpu_sixteen_bits_are_computed_in_float32(demo: Any) -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_head_and_target_compute_in_the_same_type(dtype: str) -> None:
-    engine = mlx_eagle.load(dtype=dtype)
+    engine = mlx_eagle.load(dtype=dtype, calibrate=False)
     drafter = engine.session()._drafter
     assert drafter is not None
     taps = engine.target.extend(mx.array([5, 6, 7]), engine.target.make_cache())
@@ -79,7 +80,10 @@ def test_an_unknown_dtype_is_refused_with_the_known_ones() -> None:
 def test_progress_reports_every_step_of_loading() -> None:
     seen: list[tuple[str, int, int]] = []
     mlx_eagle.load(progress=lambda *step: seen.append(step))
-    assert seen == [("load", 0, 2), ("load", 1, 2), ("load", 2, 2)]
+    loading = [step for step in seen if step[0] == "load"]
+    measuring = [step for step in seen if step[0] == "calibrate"]
+    assert loading == [("load", 0, 2), ("load", 1, 2), ("load", 2, 2)]
+    assert seen == [*loading, *measuring] and measuring[-1][1] == measuring[-1][2]
 
 
 def test_a_head_for_another_target_is_refused_with_both_sizes(demo_target: Path) -> None:
@@ -137,9 +141,9 @@ def test_a_head_that_is_run_wrongly_suggests_the_doctor_once(
     demo_head: Path, demo_target: Path
 ) -> None:
     edit(demo_head, norm_before_residual=True, taps=[1, 3, 6], rope_theta=77.0)
-    engine = mlx_eagle.load(demo_target, demo_head)
+    engine = mlx_eagle.load(demo_target, demo_head, calibrate=False)
     question = [{"role": "user", "content": "List the functions of the module os."}]
-    options = {"max_tokens": 120, "ignore_eos": True}
+    options = {"max_tokens": 120, "ignore_eos": True, "tree": TreeShape.chain(2)}
     advice = [engine.generate(question, **options).stats.advice for _ in range(4)]
     told = [line for line in advice if line]
     assert len(told) == 1

@@ -4,7 +4,7 @@ float32 on the CPU wheel, whose products are bitwise independent of the number o
 every prompt, every shape and every drafter occurs, in rotation; `--exactness` runs more of them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,37 @@ from mlx_lm import load as stock_load
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlx_eagle.drafters import Drafter
+from mlx_eagle.acceptance import Acceptance
+from mlx_eagle.costs import Costs, LiveCosts
+from mlx_eagle.drafters import Drafter, Level
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.generate import Decoder, prefill, rounds
 from mlx_eagle.head import EagleHead
+from mlx_eagle.planner import FixedShape, Planner, Policy
 from mlx_eagle.sampling import Sampler
 from mlx_eagle.tree import PLAIN, DraftTree, TreeShape
 
-SHAPES = {f"chain of {n}": TreeShape.chain(n) for n in range(1, 8)} | {
+SHAPES: dict[str, TreeShape] = {f"chain of {n}": TreeShape.chain(n) for n in range(1, 8)} | {
     "tree of 8": TreeShape(4, 4, 8),
     "tree of 16": TreeShape(6, 4, 16),
     "tree of 60": TreeShape(6, 10, 60),
 }
+# Seconds to verify rows and to draft levels that make a planner draft a lot, and now and then.
+FREE = dict.fromkeys(range(1, 17), (1.0,))
+MACHINES = {
+    "planner, rows free": Costs((0,), FREE, (1.0,), (0.01,) * 8, 0.0),
+    "planner, rows dear": Costs.published(),
+    "planner, waits dear": Costs((0,), FREE, (1.0,), tuple(0.4 * d for d in range(1, 9)), 0.39),
+}
+POLICIES = (*SHAPES, *MACHINES)
 DRAFTERS = ("real head", "random head", "always wrong", "oracle")
 VOCABULARY = 4096
+
+
+def make_policy(name: str) -> Policy:
+    if name in SHAPES:
+        return FixedShape(SHAPES[name])
+    return Planner(LiveCosts(MACHINES[name]), Acceptance(), max_depth=8)
 
 
 class ScriptedDrafter:
@@ -42,6 +59,7 @@ class ScriptedDrafter:
     buffers: Sequence[mx.array] = ()
     nbytes = 0
     max_width = VOCABULARY
+    max_depth = 255
 
     def __init__(self, truth: list[int], start: int, right: bool) -> None:
         self.truth, self.rows, self.right = truth, start, right
@@ -51,6 +69,17 @@ class ScriptedDrafter:
 
     def trim(self, rows: int) -> None:
         self.rows = rows
+
+    def spine(self, k: int, depth: int) -> Generator[Level]:
+        """Every third level the truth is the second likeliest, so that the spine goes wrong."""
+        log_probs = mx.log(mx.array([0.6, 0.3, 0.06, 0.04]))[:k]
+        for level in range(depth):
+            at = self.rows + 1 + level
+            true = self.truth[at] if at < len(self.truth) else 0
+            tokens = [(true + j) % VOCABULARY for j in range(1, k + 1)]
+            if self.right:
+                tokens[level % 3 == 2] = true
+            yield log_probs, mx.array(tokens, dtype=mx.int32)
 
     def draft(self, root: mx.array, shape: TreeShape) -> DraftTree:
         if shape == PLAIN:
@@ -94,12 +123,12 @@ def random_head(engine: Any) -> EagleHead:
 
 
 def combinations(extent: str) -> Iterator[tuple[int, str, str]]:
-    """(prompt, drafter, shape): all of them, or rotations in which each occurs."""
+    """(prompt, drafter, policy): all of them, or rotations in which each occurs."""
     for index in range(60):
         for turn, drafter in enumerate(DRAFTERS):
-            rotated = [list(SHAPES)[(index + 3 * turn) % len(SHAPES)]]
+            rotated = [POLICIES[(index + 3 * turn) % len(POLICIES)]]
             if extent != "quick" or index % 4 == turn:
-                names = list(SHAPES) if extent == "full" else rotated
+                names = list(POLICIES) if extent == "full" else rotated
                 yield from ((index, drafter, name) for name in names)
 
 
@@ -119,7 +148,7 @@ def test_tokens_and_cache_are_those_of_mlx_lm(
     prompts: list[str],
     request: pytest.FixtureRequest,
 ) -> None:
-    index, drafter_name, shape_name = combination
+    index, drafter_name, policy_name = combination
     n = 64 if request.config.getoption("--exactness") == "quick" else 256
     message = [{"role": "user", "content": prompts[index]}]
     prompt = engine.tokenizer.apply_chat_template(message, add_generation_prompt=True)
@@ -136,7 +165,7 @@ def test_tokens_and_cache_are_those_of_mlx_lm(
     prefill(decoder, prompt)
     tokens: list[int] = []
     accepted = 0
-    for round_ in rounds(decoder, prompt[-1], iter(lambda: SHAPES[shape_name], None)):
+    for round_ in rounds(decoder, prompt[-1], make_policy(policy_name)):
         tokens += round_.tokens
         accepted += round_.n_accepted
         if len(tokens) >= n:
@@ -152,7 +181,7 @@ def test_tokens_and_cache_are_those_of_mlx_lm(
         assert accepted >= n // 2
 
 
-@pytest.mark.parametrize("shape", ["chain of 3", "tree of 16"])
+@pytest.mark.parametrize("shape", ["chain of 3", "tree of 16", *MACHINES])
 def test_the_cache_equals_plain_decoding_after_every_single_commit(
     shape: str, engine: Any, plain: Callable[..., Any], prompts: list[str]
 ) -> None:
@@ -161,7 +190,7 @@ def test_the_cache_equals_plain_decoding_after_every_single_commit(
     drafter = EagleDrafter(engine.head, engine.target)
     decoder = Decoder(engine.target, engine.target.make_cache(), drafter, Sampler())
     prefill(decoder, prompt)
-    stream = rounds(decoder, prompt[-1], iter(lambda: SHAPES[shape], None))
+    stream = rounds(decoder, prompt[-1], make_policy(shape))
     for _ in zip(range(20), stream, strict=False):
         held = decoder.cache.rows
         for ours, theirs in zip(decoder.cache.layers, state, strict=True):

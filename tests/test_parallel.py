@@ -224,6 +224,24 @@ def test_tree_deeper_than_there_are_medusa_heads_is_refused(
     assert len(list(session.stream_generate([5, 6], max_tokens=5))) == 5, "the default fits"
 
 
+@pytest.mark.parametrize("name", ["p-eagle", "medusa"])
+def test_a_spine_of_a_parallel_head_is_its_chain_with_siblings(
+    name: str, tiny_target: Callable[..., nn.Module], head_config: HeadConfig
+) -> None:
+    head = heads(head_config)[name]
+    target = Target(tiny_target("llama"), taps=head.config.taps)
+    drafter, cache = make_drafter(head, target), target.make_cache()
+    drafter.observe(target.extend(mx.arange(3, 12), cache), mx.arange(4, 13))
+    chain = drafter.draft(mx.array([12]), TreeShape.chain(3))
+    levels = list(drafter.spine(4, 3))
+    assert [tokens[0].item() for _, tokens in levels] == chain.tokens.tolist()[1:]
+    scores = np.cumsum([log_probs[0].item() for log_probs, _ in levels])
+    np.testing.assert_allclose(scores, chain.log_probs.tolist()[1:], rtol=1e-5)
+    assert all(np.all(np.diff(np.array(log_probs)) <= 0) for log_probs, _ in levels)
+    again = drafter.draft(mx.array([12]), TreeShape.chain(3))
+    assert again.tokens.tolist() == chain.tokens.tolist()
+
+
 def test_kind_of_drafter_follows_the_head(head_config: HeadConfig, shared: Any) -> None:
     kinds = {name: type(make_drafter(head, shared)) for name, head in heads(head_config).items()}
     assert kinds == {

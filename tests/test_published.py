@@ -19,6 +19,7 @@ from mlx_eagle.engine import DEMO
 from mlx_eagle.errors import CheckpointError, EagleError, HubError
 from mlx_eagle.known import KnownHead
 from mlx_eagle.published import cache_folder, choose_head, prepare_head
+from mlx_eagle.tree import TreeShape
 
 TARGET = DEMO / "target"
 HEAD_FILES = ("config.json", "pytorch_model.bin")
@@ -38,8 +39,9 @@ def notify(line):
     told.append([line, n_files])
 options = {} if sys.argv[2] == "stderr" else {"notify": notify}
 try:
-    engine = mlx_eagle.load(DEMO / "target", json.loads(sys.argv[1]), **options)
-    result = engine.generate("def f", max_tokens=4)
+    engine = mlx_eagle.load(DEMO / "target", json.loads(sys.argv[1]), calibrate=False, **options)
+    tree = mlx_eagle.TreeShape.chain(2)
+    result = engine.generate("def f", max_tokens=4, tree=tree)
     facts = {"head": engine.info.head, "speculation": result.stats.speculation}
     facts["drafted"] = result.stats.drafted
 except mlx_eagle.HubError as error:
@@ -130,10 +132,10 @@ def test_a_published_head_is_converted_once_and_kept_under_its_name(raw: Path, c
 
 def test_a_raw_head_that_the_user_names_just_works(raw: Path) -> None:
     told: list[str] = []
-    engine = mlx_eagle.load(TARGET, raw, notify=told.append)
+    engine = mlx_eagle.load(TARGET, raw, notify=told.append, calibrate=False)
     assert (engine.info.speculation, engine.info.head) == ("on", str(raw))
     assert engine.info.head_precision == "4-bit, group 64"
-    assert engine.generate("def f", max_tokens=8).stats.drafted > 0
+    assert engine.generate("def f", max_tokens=8, tree=TreeShape.chain(2)).stats.drafted > 0
     assert len(told) == 1
 
 
@@ -232,7 +234,7 @@ def test_two_processes_at_once_end_with_one_whole_folder(raw: Path, cache: Path)
     assert len(folders) == 1
     assert [str(path) for path in (cache / "heads").iterdir()] == list(folders)
     assert list(cache.parent.glob(".*")) == []
-    assert mlx_eagle.load(TARGET, folders.pop()).info.speculation == "on"
+    assert mlx_eagle.load(TARGET, folders.pop(), calibrate=False).info.speculation == "on"
 
 
 def test_a_head_that_cannot_be_converted_leaves_nothing_and_says_why(
@@ -367,7 +369,7 @@ def test_a_known_head_that_does_not_load_is_left_out_by_name(
     config = json.loads((head / "config.json").read_text())
     (head / "config.json").write_text(json.dumps(config | {"taps": [2, 4, 11]}))
     know(monkeypatch, head)
-    engine = mlx_eagle.load(TARGET)
+    engine = mlx_eagle.load(TARGET, calibrate=False)
     assert engine.info.speculation.startswith("off: owner/model: the head taps boundary 11")
     plain = mlx_eagle.load(TARGET, "none").generate("def f", max_tokens=8)
     assert engine.generate("def f", max_tokens=8).tokens == plain.tokens

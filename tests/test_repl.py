@@ -29,7 +29,7 @@ from mlx_eagle.cli.repl import (
 )
 from mlx_eagle.engine import EngineInfo
 from mlx_eagle.errors import EagleError
-from mlx_eagle.session import GenerationResponse
+from mlx_eagle.responses import GenerationResponse
 from mlx_eagle.stats import GenerationStats
 
 INFO = EngineInfo("toy", "8-bit, group 64", "head", "4-bit, group 64", "on", "CPU", True)
@@ -63,6 +63,7 @@ class FakeConversation:
         self.options: dict[str, Any] = {}
         self.closed = 0
         self.error: BaseException | None = None
+        self.progress = ("load", 0, 2)
 
     @property
     def loaded(self) -> bool:

@@ -73,7 +73,8 @@ def test_ignore_eos_goes_on_to_the_limit(demo: Any, prompts: list[str]) -> None:
 def test_a_stream_carries_one_token_each_and_statistics_at_the_end(
     demo: Any, prompts: list[str]
 ) -> None:
-    responses = list(demo.stream_generate(ask(prompts, 1), max_tokens=40, ignore_eos=True))
+    options = {"max_tokens": 40, "ignore_eos": True, "tree": TreeShape.chain(3)}
+    responses = list(demo.stream_generate(ask(prompts, 1), **options))
     assert [r.generation_tokens for r in responses] == list(range(1, 41))
     assert all(r.stats is None and r.finish_reason is None for r in responses[:-1])
     stats = responses[-1].stats

@@ -2,7 +2,8 @@
 
 import pytest
 
-from mlx_eagle.stats import GenerationStats, HeadWatch
+from mlx_eagle.planner import Forecast, Review
+from mlx_eagle.stats import GenerationStats, HeadWatch, Planned
 
 
 def test_acceptance_length_counts_the_bonus_token() -> None:
@@ -52,14 +53,25 @@ def test_the_json_form_has_every_field_and_derived_figure() -> None:
     assert {*counts, *times, *rest, "peak_memory_bytes", "speculation"} <= set(values)
 
 
-def test_a_head_that_accepts_nothing_is_reported_once_after_200_rounds() -> None:
+def test_a_head_that_is_never_right_is_reported_once_after_50_rounds() -> None:
     watch = HeadWatch("mlx-eagle doctor h --target t")
     bad = GenerationStats()
-    for _ in range(150):
+    for _ in range(30):
         bad.add_round(3, 3, 0)
+        bad.add_round(0, 0, 0)
     assert watch.advise(bad) == ""
-    assert "1.00 tokens per round in 300 rounds" in watch.advise(bad)
+    assert "right in only 0% of 60 rounds" in watch.advise(bad)
     assert watch.advise(bad) == ""
+
+
+def test_a_head_is_judged_by_what_it_drafted_also_where_that_was_not_verified() -> None:
+    review = Review(Forecast(1.0, 0.1, 0.1, n_rows=1, depth=1), first_right=False)
+    for share, expected in ((0.0, True), (0.5, False)):
+        planned = Planned("", plain_seconds=1.0)
+        for index in range(60):
+            planned.add(1, 1.0, None)
+            planned.add(1, 1.0, review._replace(first_right=index < 60 * share))
+        assert bool(HeadWatch("").advise(GenerationStats(planned=planned))) is expected
 
 
 def test_a_head_that_helps_and_plain_decoding_are_not_reported() -> None:

@@ -1,11 +1,13 @@
 """Ways to propose a tree. One module per way; this file says what each must offer."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Protocol
 
 import mlx.core as mx
 
 from mlx_eagle.tree import DraftTree, TreeShape
+
+Level = tuple[mx.array, mx.array]  # log-probabilities and target ids, [K] each, likeliest first
 
 
 class Drafter(Protocol):
@@ -45,6 +47,13 @@ class Drafter(Protocol):
 
     def draft(self, root: mx.array, shape: TreeShape) -> DraftTree:
         """Propose a tree below `root` [1] int32, the follower that was observed last."""
+
+    def spine(self, k: int, depth: int) -> Generator[Level]:
+        """Yield, level by level, the k likeliest children of the likeliest node, lazily.
+
+        The log-probabilities are given the parent. What is drafted ends when the caller stops, at
+        `depth` levels at the latest; the caller closes the generator.
+        """
 
     def trim(self, rows: int) -> None:
         """Forget everything after the first `rows` observed tokens."""

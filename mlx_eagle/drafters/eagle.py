@@ -6,9 +6,12 @@ kept (arXiv 2406.16858, section 4). A P-EAGLE head is run once for all levels in
 `parallel.py`. Everything here is lazy: a call builds a graph and reads nothing back.
 """
 
+from collections.abc import Generator
+
 import mlx.core as mx
 
 from mlx_eagle.cache import OpenRows
+from mlx_eagle.drafters import Level
 from mlx_eagle.drafters.candidates import Candidates, best, join, likeliest, to_tree
 from mlx_eagle.head import EagleHead, HeadOutput
 from mlx_eagle.target import Target
@@ -70,6 +73,20 @@ class EagleDrafter:
         candidates = self._grow(self._newest, shape)
         self.cache.commit([])  # forget the drafted rows
         return to_tree(root, candidates, shape)
+
+    def spine(self, k: int, depth: int) -> Generator[Level]:
+        """Yield the k likeliest children of the likeliest node: one row of the head per level."""
+        assert self._newest is not None, "observe a token before drafting"
+        out = self._newest
+        try:
+            for level in range(depth):
+                log_probs, ids = likeliest(self.unembed(out.normed)[0], min(k, self.max_width))
+                tokens = self.head.draft_to_target[ids[0]]
+                yield log_probs[0], tokens
+                if level + 1 < depth:
+                    out = self.head(out.feedback, self.embed(tokens[None, :1]), self.cache)
+        finally:
+            self.cache.commit([])  # forget the drafted rows
 
     def trim(self, rows: int) -> None:
         """Forget everything after the first `rows` observed tokens."""

@@ -4,8 +4,11 @@ Such a head gives one distribution per depth, whatever stands at the depths befo
 children are the likeliest tokens of its depth. The tree is ranked as EAGLE-2's is.
 """
 
+from collections.abc import Generator
+
 import mlx.core as mx
 
+from mlx_eagle.drafters import Level
 from mlx_eagle.drafters.candidates import Candidates, best, join, likeliest, to_tree
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.head import HeadOutput
@@ -38,14 +41,25 @@ class PEagleDrafter(EagleDrafter):
     """A P-EAGLE head: masked rows after the newest token, one for each further depth."""
 
     def _grow(self, newest: HeadOutput, shape: TreeShape) -> Candidates:
-        """Score `shape.n_candidates` nodes in one step of the head (arXiv 2602.01469)."""
+        """Score `shape.n_candidates` nodes."""
+        return grow(*self._all_depths(newest, shape.width, shape.depth))
+
+    def spine(self, k: int, depth: int) -> Generator[Level]:
+        """Yield the k likeliest tokens of every depth; the first costs what all do."""
+        assert self._newest is not None, "observe a token before drafting"
+        log_probs, tokens = self._all_depths(self._newest, min(k, self.max_width), depth)
+        self.cache.commit([])
+        yield from zip(log_probs, tokens, strict=True)
+
+    def _all_depths(self, newest: HeadOutput, k: int, depth: int) -> tuple[mx.array, mx.array]:
+        """Return [depth, k] log-probabilities and ids, in one step (arXiv 2602.01469)."""
         normed = newest.normed
-        if shape.depth > 1:
-            hidden, tokens = self.head.masked(shape.depth - 1)
+        if depth > 1:
+            hidden, tokens = self.head.masked(depth - 1)
             masked = self.head(hidden, self.embed(tokens), self.cache)
             normed = mx.concatenate([normed, masked.normed], axis=1)  # [1, depth, h]
-        log_probs, ids = likeliest(self.unembed(normed)[0], shape.width)
-        return grow(log_probs, self.head.draft_to_target[ids])
+        log_probs, ids = likeliest(self.unembed(normed)[0], k)
+        return log_probs, self.head.draft_to_target[ids]
 
 
 class MedusaDrafter:
@@ -80,11 +94,20 @@ class MedusaDrafter:
         """Propose the best `shape.nodes` nodes below `root` [1]."""
         if shape == PLAIN:
             return DraftTree.chain(root)
-        assert shape.depth <= self.max_depth, "a tree deeper than there are heads"
+        log_probs, tokens = self._all_depths(shape.width, shape.depth)
+        return to_tree(root, grow(log_probs, tokens), shape)
+
+    def spine(self, k: int, depth: int) -> Generator[Level]:
+        """Yield the k likeliest tokens of every depth; the first costs what all do."""
+        log_probs, tokens = self._all_depths(min(k, self.max_width), depth)
+        yield from zip(log_probs, tokens, strict=True)
+
+    def _all_depths(self, k: int, depth: int) -> tuple[mx.array, mx.array]:
+        """Return the log-probabilities and target ids, [depth, k] each, of the likeliest."""
+        assert depth <= self.max_depth, "a tree deeper than there are heads"
         assert self._newest is not None, "observe a token before drafting"
-        logits = self.head(self._newest, self.unembed, shape.depth)
-        log_probs, ids = likeliest(logits, shape.width)
-        return to_tree(root, grow(log_probs, self.head.draft_to_target[ids]), shape)
+        log_probs, ids = likeliest(self.head(self._newest, self.unembed, depth), k)
+        return log_probs, self.head.draft_to_target[ids]
 
     def trim(self, rows: int) -> None:
         """Forget everything after the first `rows` tokens; the next `observe` brings the newest."""

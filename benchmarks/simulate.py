@@ -1,0 +1,292 @@
+#!/usr/bin/env python3
+"""Policies against each other on recorded traces and published cost curves: simulated, no model.
+
+    python benchmarks/simulate.py
+    python benchmarks/simulate.py --curve "M4 Pro 8B" --trace "dead head" --rough
+
+The planner is the very class that decodes; it is given the costs of the machine, as a calibration
+would measure them, and nothing of the trace. "Best fixed" is the best of all chains and trees in
+hindsight, plain decoding included. Seconds are those that rounds cost on the curve. Under --rough
+the clock that policies read is off by lognormal noise of 10 % and stands still for ten rounds' time
+in one round of a hundred (the factor depends on the number of the round only, so every policy meets
+the same ones); what they take is still counted at its true cost, since a factor that strikes all
+rounds alike would change all policies' seconds alike, and luck says nothing. The calibration is
+then off by 5 % at every number of rows.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from curves import CURVES, Curve
+from laws import DepthLaw
+from replay import Trace, sweep, variants
+
+from mlx_eagle.acceptance import Acceptance
+from mlx_eagle.costs import Costs, LiveCosts
+from mlx_eagle.planner import Level, Node, Outcome, Plan, Planner
+from mlx_eagle.tree import PLAIN, TreeShape
+
+FOREIGN = -1  # a token that is nobody's child
+CONTEXT = 100  # tokens before each text
+
+
+class Machine:
+    """What rounds cost in truth, and what a calibration finds."""
+
+    def __init__(self, curve: Curve) -> None:
+        self.rows = curve.rows
+        self.plain = curve.plain_ms / 1e3
+        self._curve, self._sync = curve, curve.sync_ms / 1e3
+
+    def verify(self, n_rows: int) -> float:
+        """Return the seconds to verify rows and read the choices back."""
+        return self.rows[n_rows] * self.plain + self._sync
+
+    def draft(self, depth: int, *, width: int = 1, looks: bool = False) -> float:
+        """Return the seconds to draft `depth` levels; one that looks reads every level back."""
+        if depth == 0:
+            return 0.0
+        curve, n_siblings = self._curve, (width - 1) * (depth - 1)
+        steps = curve.first + depth * curve.level + n_siblings * curve.sibling
+        return steps * self.plain + depth * self._sync * looks
+
+    def fixed(self, shape: TreeShape) -> float:
+        """Return the seconds of a round of this shape."""
+        if shape == PLAIN:
+            return self.plain
+        return self.draft(shape.depth, width=shape.width) + self.verify(shape.nodes + 1)
+
+    def calibrate(self, depth: int, noise: float) -> Costs:
+        """Return what is measured; `noise`: standard deviation of its logarithm."""
+        off = np.random.default_rng(1).normal(0.0, noise, len(self.rows))
+        rows = {
+            n: (self.verify(n) * float(np.exp(x)),) for n, x in zip(self.rows, off, strict=True)
+        }
+        steps = tuple(self.draft(k, looks=True) for k in range(1, depth + 1))
+        return Costs((0,), rows, (self.plain,), steps, self._sync)
+
+
+class Clock:
+    """What policies read instead of true seconds: factors by the number of the round."""
+
+    def __init__(self, *, rough: bool) -> None:
+        rng = np.random.default_rng(2)
+        noise = np.exp(rng.normal(0.0, 0.1, 8192)) * np.where(rng.random(8192) < 0.01, 10.0, 1.0)
+        self._factors: list[float] = noise.tolist() if rough else [1.0]
+        self._rounds = 0
+
+    def tick(self) -> float:
+        """Return the next round's factor."""
+        self._rounds += 1
+        return self._factors[self._rounds % len(self._factors)]
+
+
+class Run(NamedTuple):
+    """Tokens, true seconds, and how many rounds verified how many rows."""
+
+    tokens: int
+    seconds: float
+    rows: dict[int, int]
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second."""
+        return self.tokens / self.seconds
+
+
+class Tally:
+    """Adds up a run."""
+
+    def __init__(self) -> None:
+        self._tokens, self._seconds = 0, 0.0
+        self._rows: dict[int, int] = {}
+
+    def add(self, tokens: int, seconds: float, n_rows: int) -> None:
+        """Count a round."""
+        self._tokens, self._seconds = self._tokens + tokens, self._seconds + seconds
+        self._rows[n_rows] = self._rows.get(n_rows, 0) + 1
+
+    def run(self) -> Run:
+        """Return what was counted."""
+        return Run(self._tokens, self._seconds, dict(sorted(self._rows.items())))
+
+
+def run_law(machine: Machine, trace: Trace, *, rough: bool = False) -> Run:
+    """Decode all texts by Ollama's law; a chain that no curve lists is padded to one that is."""
+    most, tally, clock = max(machine.rows), Tally(), Clock(rough=rough)
+    law = DepthLaw(min(trace.size[2], most - 1))
+    for chains in trace.chains.tolist():
+        at = 0
+        while at < len(chains):
+            depth = law.next()
+            accepted = min(depth, chains[at])
+            n_rows = min(n for n in machine.rows if n > depth)
+            verifying = machine.verify(n_rows) if depth else machine.plain
+            seconds = machine.draft(depth) + verifying
+            law.record(depth, accepted, seconds * clock.tick())
+            tally.add(accepted + 1, seconds, n_rows)
+            at += accepted + 1
+    return tally.run()
+
+
+class PlannerRun:
+    """Decodes texts as `generate.rounds` does, with costs and acceptance for a target and a head.
+
+    A plain round that follows a plain one is submitted ahead and timed; others are not.
+    """
+
+    def __init__(self, machine: Machine, trace: Trace, *, rough: bool = False) -> None:
+        self.machine, self.trace = machine, trace
+        costs = machine.calibrate(trace.size[2], 0.05 if rough else 0.0)
+        self.planner = Planner(LiveCosts(costs), Acceptance(), trace.size[2])
+        self._tally, self._clock = Tally(), Clock(rough=rough)
+
+    def run(self) -> Run:
+        """Decode all texts."""
+        for levels, hits in zip(self.trace.levels, self.trace.hits.tolist(), strict=True):
+            self._decode(levels, hits)
+        return self._tally.run()
+
+    def _decode(self, levels: list[list[Level]], hits: list[list[int]]) -> None:
+        planner, at = self.planner, 0
+        ahead: Plan | None = None  # a round that was submitted before the last one was read
+        while at < len(hits):
+            plan, is_ahead = ahead or planner.plan(CONTEXT + at), ahead is not None
+            ahead = None
+            if plan.shape != PLAIN:
+                at += self._draft(plan, levels[at], hits[at])
+                continue
+            if planner.stays_plain():
+                ahead = planner.plan(CONTEXT + at + 1)
+            self._plain(is_ahead=is_ahead)
+            at += 1
+
+    def _plain(self, *, is_ahead: bool) -> None:
+        """Decode one token; whether it would have been drafted is not known."""
+        seconds = self.machine.plain if is_ahead else self.machine.verify(1)
+        seen = self.machine.plain * self._clock.tick()
+        self.planner.record(Outcome([FOREIGN], None, seen if is_ahead else None))
+        self._tally.add(1, seconds, 1)
+
+    def _draft(self, plan: Plan, levels: list[Level], hits: list[int]) -> int:
+        """Draft and verify; return the tokens that came of it."""
+        machine, looks = self.machine, plan.looker is not None
+        depth, nodes = _draft_levels(plan, levels)
+        accepted = _count_accepted(nodes, hits)
+        seconds = machine.draft(depth, looks=looks), machine.verify(len(nodes) + 1)
+        # A hit that was not verified is the target's choice all the same.
+        tokens = [hit if hit >= 0 else FOREIGN for hit in [*hits, FOREIGN][: accepted + 1]]
+        factor = self._clock.tick()
+        if looks:
+            outcome = Outcome(tokens, seconds[0] * factor, seconds[1] * factor)
+        else:
+            firsts = [Level(level.tokens[:1], level.confidences[:1]) for level in levels[:depth]]
+            outcome = Outcome(tokens, None, sum(seconds) * factor, firsts)
+        self.planner.record(outcome)
+        self._tally.add(len(tokens), sum(seconds), len(nodes) + 1)
+        return len(tokens)
+
+
+def _draft_levels(plan: Plan, levels: list[Level]) -> tuple[int, list[Node]]:
+    """Return how many levels are drafted, and the nodes to verify."""
+    if plan.looker is None:
+        return plan.shape.depth, [Node(level, 0) for level in range(plan.shape.depth)]
+    depth = 0
+    for level in levels[: plan.shape.depth]:
+        depth += 1
+        if not plan.looker.deeper(level):
+            break
+    return depth, plan.looker.choose()
+
+
+def _count_accepted(nodes: list[Node], hits: list[int]) -> int:
+    """Return how many of the nodes the target follows."""
+    chosen, accepted = set(nodes), 0
+    for level, hit in enumerate(hits):
+        if Node(level, hit) not in chosen:
+            break
+        accepted += 1
+        if hit != 0:
+            break
+    return accepted
+
+
+def run_fixed(machine: Machine, trace: Trace) -> dict[str, Run]:
+    """Return plain decoding and every fixed shape, by name."""
+    found = {}
+    for name, shape in ({"plain": PLAIN} | sweep(trace, machine.rows)).items():
+        tokens, rounds = trace.walk(shape)
+        found[name] = Run(tokens, rounds * machine.fixed(shape), {shape.nodes + 1: rounds})
+    return found
+
+
+class Contest(NamedTuple):
+    """One trace on one machine; figures are tokens per second relative to plain decoding's."""
+
+    curve: str
+    trace: str
+    plain: float  # tokens per second
+    policies: dict[str, float]  # every fixed shape, "law" and "planner"
+
+    @property
+    def best_fixed(self) -> str:
+        """Name of the best fixed shape in hindsight."""
+        fixed = {k: v for k, v in self.policies.items() if k not in ("law", "planner")}
+        return max(fixed, key=fixed.__getitem__)
+
+    @property
+    def planner(self) -> float:
+        """The planner's speed-up."""
+        return self.policies["planner"]
+
+    @property
+    def margin(self) -> float:
+        """The planner relative to the best fixed shape."""
+        return self.planner / self.policies[self.best_fixed]
+
+
+def contest(curve: str, name: str, trace: Trace, *, rough: bool = False) -> Contest:
+    """Let all policies decode one trace on one machine."""
+    machine = Machine(CURVES[curve])
+    runs = run_fixed(machine, trace)
+    runs["law"] = run_law(machine, trace, rough=rough)
+    runs["planner"] = PlannerRun(machine, trace, rough=rough).run()
+    plain = runs["plain"].rate
+    return Contest(curve, name, plain, {policy: run.rate / plain for policy, run in runs.items()})
+
+
+def table(contests: list[Contest]) -> Iterator[str]:
+    """Yield the lines of a Markdown table; speed-ups are relative to plain decoding."""
+    yield "| simulated | trace | best fixed in hindsight | x | Ollama's law | planner | / best |"
+    yield "|---|---|---|---|---|---|---|"
+    for found in contests:
+        best, law = found.best_fixed, found.policies["law"]
+        cells = [found.curve, found.trace, best, f"{found.policies[best]:.2f}", f"{law:.2f}"]
+        yield "| " + " | ".join([*cells, f"{found.planner:.2f}", f"{found.margin:.3f}"]) + " |"
+
+
+def main() -> None:
+    """Parse the command line, simulate, print."""
+    traces = variants(Trace.load())
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--curve", action="append", choices=list(CURVES), help="default: all")
+    parser.add_argument("--trace", action="append", choices=list(traces), help="default: recorded")
+    parser.add_argument("--rough", action="store_true", help="noise, stalls, a calibration off")
+    parser.add_argument("--json", type=Path, help="also write every policy's figures here")
+    args = parser.parse_args()
+    found: list[Contest] = []
+    for name in args.trace or ["recorded"]:
+        for curve in args.curve or CURVES:
+            found.append(contest(curve, name, traces[name], rough=args.rough))
+    print("\n".join(table(found)))
+    if args.json:
+        figures: list[dict[str, Any]] = [result._asdict() for result in found]
+        args.json.write_text(json.dumps({"simulated": figures, "rough": args.rough}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Running: every contestant on every prompt, in alternating order, in one process.
+
+What the times mean, `summary.py` says. Nothing is printed here.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from jinja2 import TemplateError
+
+from mlx_eagle.bench.contestants import Contestant, Setting
+from mlx_eagle.bench.prompts import BenchPrompt
+from mlx_eagle.bench.summary import Probe, Sample
+from mlx_eagle.engine import Engine, make_drafter
+from mlx_eagle.errors import EagleError
+from mlx_eagle.tree import TreeShape
+
+PROBE_DEPTH = 5  # tokens of the chain by which n-alpha is measured
+
+Report = Callable[[int, int], None]
+
+
+class Trial(NamedTuple):
+    """How a run is done.
+
+    Attributes:
+        max_tokens: to generate per prompt.
+        ignore_eos: go on to `max_tokens` whatever the model says.
+        temperatures: every contestant runs at each of them.
+        seed: prompt i is sampled with seed + i, by every contestant and in every repeat.
+        repeats: how often everything is timed.
+        warmup: untimed tokens of every contestant at every temperature, at the start.
+        cooldown: seconds of rest before every timed generation.
+    """
+
+    max_tokens: int = 128
+    ignore_eos: bool = True
+    temperatures: tuple[float, ...] = (0.0,)
+    seed: int = 0
+    repeats: int = 1
+    warmup: int = 32
+    cooldown: float = 0.0
+
+    def setting(self, temperature: float, prompt_id: int) -> Setting:
+        """Return how one prompt is generated."""
+        return Setting(self.max_tokens, self.ignore_eos, temperature, self.seed + prompt_id)
+
+
+class Turn(NamedTuple):
+    """Whose turn it is, and with what: indices of contestant and prompt."""
+
+    repeat: int
+    temperature: float
+    prompt_id: int
+    contestant_id: int
+
+
+def schedule(n_contestants: int, n_prompts: int, trial: Trial) -> Iterator[Turn]:
+    """Yield all turns; contestants alternate prompt by prompt.
+
+    Every other prompt they run in reverse, and in the next repeat the other way round, so that
+    none always follows the same neighbour: a wide pass heats the machine for whoever comes next.
+    """
+    for repeat in range(trial.repeats):
+        at = repeat  # a prompt begins the next repeat with the other end
+        for temperature in trial.temperatures:
+            for prompt_id in range(n_prompts):
+                order = range(n_contestants)
+                for contestant_id in reversed(order) if at % 2 else order:
+                    yield Turn(repeat, temperature, prompt_id, contestant_id)
+                at += 1
+
+
+def encode(tokenizer: Any, prompts: Sequence[BenchPrompt]) -> list[list[int]]:
+    """Return the token ids of every prompt, through the chat template where there is one.
+
+    Raises:
+        EagleError: if the template refuses a prompt.
+    """
+    return [_encode(tokenizer, prompt) for prompt in prompts]
+
+
+def _encode(tokenizer: Any, prompt: BenchPrompt) -> list[int]:
+    if not tokenizer.has_chat_template:
+        return list(tokenizer.encode(prompt.text))
+    try:
+        ids: list[int] = tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True)
+    except (TemplateError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise EagleError(
+            f"the target's chat template refuses the prompt {prompt.text[:40]!r}: {error}; "
+            "give prompts whose roles it knows"
+        ) from error
+    return ids
+
+
+def warm_up(contestants: Sequence[Contestant], prompt: list[int], trial: Trial) -> None:
+    """Let every contestant generate a little, so that nothing is compiled while it is timed."""
+    for temperature in trial.temperatures if trial.warmup else ():
+        for contestant in contestants:
+            setting = trial.setting(temperature, 0)._replace(max_tokens=trial.warmup)
+            contestant.run(prompt, setting)
+
+
+def measure(
+    contestants: Sequence[Contestant],
+    prompts: Sequence[BenchPrompt],
+    ids: Sequence[list[int]],
+    trial: Trial,
+    report: Report,
+    sleep: Callable[[float], None] = time.sleep,
+) -> list[Sample]:
+    """Return all timed generations, in the order in which they ran.
+
+    Args:
+        contestants: who takes part.
+        prompts: for their categories.
+        ids: the prompts' token ids.
+        trial: how.
+        report: called with (generations done, generations in all).
+        sleep: rests for so many seconds.
+    """
+    turns = list(schedule(len(contestants), len(ids), trial))
+    samples = []
+    for done, (repeat, temperature, prompt_id, contestant_id) in enumerate(turns):
+        report(done, len(turns))
+        if trial.cooldown:
+            sleep(trial.cooldown)
+        contestant = contestants[contestant_id]
+        run = contestant.run(ids[prompt_id], trial.setting(temperature, prompt_id))
+        where = (contestant.name, temperature, prompt_id, prompts[prompt_id].category, repeat)
+        samples.append(Sample(*where, *run))
+    report(len(turns), len(turns))
+    return samples
+
+
+def probe(
+    contestants: Sequence[Contestant],
+    prompts: Sequence[BenchPrompt],
+    ids: Sequence[list[int]],
+    trial: Trial,
+    report: Report,
+) -> list[Probe]:
+    """Run every head once more on every prompt with a fixed chain, untimed, for n-alpha.
+
+    Args:
+        contestants: those that share a head are one.
+        prompts: for their categories.
+        ids: the prompts' token ids.
+        trial: how.
+        report: called with (generations done, generations in all).
+    """
+    engines = {id(c.engine): c.engine for c in contestants if c.engine is not None}.values()
+    turns = [(e, t, i) for e in engines for t in trial.temperatures for i in range(len(ids))]
+    probes = []
+    for done, (engine, temperature, i) in enumerate(turns):
+        report(done, len(turns))
+        depth = _probe_depth(engine)
+        setting = trial.setting(temperature, i)._asdict()
+        stats = engine.generate(ids[i], tree=TreeShape.chain(depth), **setting).stats
+        name, category = engine.info.head, prompts[i].category
+        probes.append(Probe(name, temperature, category, depth, stats.n_accepted_per_round))
+    report(len(turns), len(turns))
+    return probes
+
+
+def _probe_depth(engine: Engine) -> int:
+    """Return the length of the chain, which some heads cannot make as long."""
+    assert engine.head is not None, "a contestant that drafts has a head"
+    return min(PROBE_DEPTH, make_drafter(engine.head, engine.target).max_depth)

@@ -1,0 +1,111 @@
+"""What is asked: the built-in prompts by category, and prompts from a user's file.
+
+The public data sets are in `datasets.py`. Nothing is tokenized here.
+"""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mlx_eagle.bench.rows import Row, parse_lines, read_rows, read_text
+from mlx_eagle.errors import EagleError
+
+UNNAMED = "prompts"  # the category of prompts that name none
+
+Messages = list[dict[str, str]]
+
+
+class BenchPrompt(NamedTuple):
+    """One prompt: chat messages, and the category that it is counted under."""
+
+    category: str
+    messages: Messages
+
+    @property
+    def text(self) -> str:
+        """The prompt for a target without a chat template."""
+        return "\n\n".join(message["content"] for message in self.messages)
+
+
+def ask(category: str, text: str) -> BenchPrompt:
+    """Return a prompt of one question."""
+    return BenchPrompt(category, [{"role": "user", "content": text}])
+
+
+def builtin_prompts(demo: bool) -> list[BenchPrompt]:
+    """Return the prompts that ship here.
+
+    Args:
+        demo: those for the demo pair, which knows Python's standard library and nothing else.
+    """
+    name = "demo.jsonl" if demo else "general.jsonl"
+    text = (files("mlx_eagle.bench") / name).read_text(encoding="utf-8")
+    return [to_prompt(row, name) for row in parse_lines(text, Path(name))]
+
+
+def read_prompts(path: Path) -> list[BenchPrompt]:
+    """Return the prompts of a file: JSON, JSON Lines or CSV, or plain text with one per line.
+
+    Raises:
+        EagleError: if there are none, or one is damaged; the message says which.
+    """
+    if path.name.endswith((".json", ".jsonl", ".jsonl.gz", ".csv")):
+        rows = read_rows(path)
+        return [to_prompt(row, f"{path}, row {n}") for n, row in enumerate(rows, start=1)]
+    lines = [line.strip() for line in read_text(path).splitlines()]
+    prompts = [ask(UNNAMED, line) for line in lines if line]
+    if not prompts:
+        raise EagleError(f"{path} holds no prompts; write one per line, or JSON Lines")
+    return prompts
+
+
+def to_prompt(row: Row, where: str) -> BenchPrompt:
+    """Return the prompt in a row: "prompt", "messages" or MT-bench's "turns".
+
+    Of several turns the first is asked: a later one would need the answer to the one before.
+
+    Raises:
+        EagleError: if it holds none of them; the message begins with `where`.
+    """
+    category = row.get("category") or UNNAMED
+    if not isinstance(category, str):
+        raise EagleError(f"{where}: category is {category!r}; expected a string")
+    if "messages" in row:
+        return BenchPrompt(category, _check_messages(row["messages"], where))
+    question = row.get("prompt", row.get("turns"))
+    if isinstance(question, list) and question:
+        question = question[0]
+    if not isinstance(question, str) or not question.strip():
+        raise EagleError(
+            f"{where}: expected a text as prompt, messages (role and content) or turns; "
+            f"found {', '.join(row) or 'nothing'}"
+        )
+    return ask(category, question)
+
+
+def spread(prompts: list[BenchPrompt], limit: int | None) -> list[BenchPrompt]:
+    """Return at most `limit` prompts of every category, spread evenly over it.
+
+    Categories come one after the other, in the order in which they begin.
+    """
+    by_category: dict[str, list[BenchPrompt]] = {}
+    for prompt in prompts:
+        by_category.setdefault(prompt.category, []).append(prompt)
+    chosen = []
+    for group in by_category.values():
+        n = min(limit or len(group), len(group))
+        chosen += [group[i * len(group) // n] for i in range(n)]
+    return chosen
+
+
+def _check_messages(messages: Any, where: str) -> Messages:
+    """Return chat messages, or say which part is not one."""
+    if not isinstance(messages, list) or not messages:
+        raise EagleError(f"{where}: messages is {messages!r}; expected a list of messages")
+    for message in messages:
+        parts = message if isinstance(message, dict) else {}
+        if not all(isinstance(parts.get(key), str) for key in ("role", "content")):
+            raise EagleError(
+                f"{where}: the message {message!r} lacks a role or a content that is text"
+            )
+    return [{"role": m["role"], "content": m["content"]} for m in messages]

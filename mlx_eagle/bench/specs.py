@@ -1,0 +1,95 @@
+"""How the command line names a contestant. Words only: nothing is loaded here."""
+
+from typing import NamedTuple
+
+from mlx_eagle.tree import TreeShape
+
+PLAIN = "plain"  # always takes part: speeds are measured, and texts compared, against it
+MAX_DRAFT = 32  # tokens that a draft model may draft per round
+
+FORMS = {
+    PLAIN: "this target without drafting, through the same loop",
+    "auto": "every round's tree as the engine chooses",
+    "chain:N": "a chain of N tokens every round",
+    "tree:DxWxN": "a tree D deep and W wide with N nodes every round",
+    "head:HEAD": "another head for the same target, in a folder or on the hub",
+    "draft-model:MODEL[:N]": "mlx-lm's speculative decoding with a small model; N tokens, else 2",
+    "mlx-lm": "mlx-lm's own plain decoding",
+}
+
+
+class Spec(NamedTuple):
+    """A contestant as the user named it.
+
+    Attributes:
+        name: the whole specification.
+        kind: what stands before its first colon.
+        shape: of a chain or tree.
+        source: the head or draft model.
+        n_draft: tokens that a draft model drafts per round.
+    """
+
+    name: str
+    kind: str
+    shape: TreeShape | None = None
+    source: str = ""
+    n_draft: int = 0
+
+    @property
+    def needs_head(self) -> bool:
+        """Whether it drafts with the head that belongs to the engine."""
+        return self.kind in ("auto", "chain", "tree")
+
+
+def parse_spec(name: str) -> Spec:
+    """Return what a specification means.
+
+    Raises:
+        ValueError: if it means nothing; the message lists the forms.
+    """
+    kind, _, rest = name.partition(":")
+    try:
+        if name in (PLAIN, "auto", "mlx-lm"):
+            return Spec(name, kind)
+        if kind == "chain":
+            return Spec(name, kind, TreeShape.chain(_count(rest)))
+        if kind == "tree":
+            depth, width, nodes = (_count(part) for part in rest.split("x"))
+            return Spec(name, kind, TreeShape(depth, width, nodes))
+        if kind == "head" and rest:
+            return Spec(name, kind, source=rest)
+        if kind == "draft-model" and rest:
+            return _parse_draft_model(name, rest)
+    except ValueError as error:
+        raise ValueError(f"{name!r} is not a contestant ({error}); {_forms()}") from error
+    raise ValueError(f"{name!r} is not a contestant; {_forms()}")
+
+
+def parse_specs(names: tuple[str, ...]) -> list[Spec]:
+    """Return the contestants of a run: plain decoding first, then each one that was named, once.
+
+    Raises:
+        ValueError: if a name means nothing.
+    """
+    return [parse_spec(name) for name in dict.fromkeys((PLAIN, *(names or ("auto",))))]
+
+
+def _parse_draft_model(name: str, rest: str) -> Spec:
+    """Return the specification of a draft model, whose number of tokens may follow a colon."""
+    source, colon, count = rest.rpartition(":")
+    if not colon or not count.isdigit():
+        return Spec(name, "draft-model", source=rest, n_draft=2)
+    if not 1 <= int(count) <= MAX_DRAFT:
+        raise ValueError(f"a draft model drafts 1 to {MAX_DRAFT} tokens, not {count}")
+    return Spec(name, "draft-model", source=source, n_draft=int(count))
+
+
+def _count(text: str) -> int:
+    """Return a whole number above zero."""
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"{text!r} is not a number above 0")
+    return int(text)
+
+
+def _forms() -> str:
+    return "there are " + ", ".join(FORMS)

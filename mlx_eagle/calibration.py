@@ -1,0 +1,210 @@
+"""Measuring what a round costs on this machine, with this target and head: a few seconds, once.
+
+Every time is that of work which waits for the work before it, read back as a round reads it back:
+launches that do not depend on each other overlap, and cost less than they will. Passes over all
+numbers of rows alternate and medians are kept, so that a busy moment spoils one sample of each and
+not all samples of one. Long contexts are made of empty cache rows: attention reads them all the
+same, and no long prompt has to be run.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_eagle.cache import TreeCache
+from mlx_eagle.costs import Costs
+from mlx_eagle.drafters import Drafter
+from mlx_eagle.drafters.spine import look
+from mlx_eagle.generate import Decoder, prefill, rounds
+from mlx_eagle.planner import DEEPEST, FixedShape, Level, Node
+from mlx_eagle.sampling import Sampler
+from mlx_eagle.target import Target
+from mlx_eagle.tree import MAX_NODES, PLAIN, DraftTree
+
+ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 16, 24, 32)
+FEW_ROWS = (1, 4, 8, 16)  # for the longer contexts, whose slope is all that is wanted
+CONTEXTS = (64, 2048)  # cached tokens
+DEPTHS = (1, 2, 3, 4, 6, 8)
+USELESS = 4.0  # rows that cost so many times one row are not worth verifying
+MORE_ROWS = 4  # from here on, a number of rows that is useless ends the search
+SAMPLES = 3  # of each time, but
+BUDGET = 2.5  # seconds for the rows of a context; two samples are always taken
+
+Report = Callable[[int, int], None]
+
+
+def measure(target: Target, drafter: Drafter, report: Report | None = None) -> Costs:
+    """Measure what rounds cost.
+
+    Args:
+        target: a target that verifies trees.
+        drafter: a new drafter for it; it is left in no useful state.
+        report: called with (steps done, steps in all).
+    """
+    bench = _Bench(target, drafter)
+    steps = len(CONTEXTS) + 2
+    report = report or (lambda done, total: None)
+    report(0, steps)
+    bench.warm_up()
+    sync = median(_time_sync() for _ in range(20))
+    draft = bench.draft()
+    report(1, steps)
+    rows = bench.useful_rows()
+    verify: dict[int, list[float]] = {n: [] for n in rows}
+    plain = []
+    for done, context in enumerate(CONTEXTS, start=2):
+        bench.pad(context)
+        plain.append(bench.plain())
+        found = bench.verify(rows if context == CONTEXTS[0] else _few(rows))
+        first = {n: column[0] for n, column in verify.items() if column}
+        for n, column in verify.items():
+            column.append(_further(n, found, first) if first else found[n])
+        report(done, steps)
+    report(steps, steps)
+    columns = {n: tuple(column) for n, column in verify.items()}
+    return Costs(CONTEXTS, columns, tuple(plain), draft, sync)
+
+
+def _few(rows: Sequence[int]) -> list[int]:
+    """Return the rows to measure at a longer context: some, and the most."""
+    return [n for n in rows if n in FEW_ROWS or n == rows[-1]]
+
+
+def _further(n: int, found: dict[int, float], first: dict[int, float]) -> float:
+    """Return the seconds for `n` rows at a longer context, of which some numbers are known there.
+
+    What the context adds is attention, which grows with the rows; the steps are elsewhere.
+    """
+    added = [found[m] - first[m] for m in found]
+    return first[n] + float(np.interp(n, list(found), added))
+
+
+def _time_sync() -> float:
+    """Return the seconds of one reading back of next to nothing."""
+    number = mx.array(1.0)
+    mx.eval(number)
+    start = time.perf_counter()
+    mx.eval(number + 1)
+    return time.perf_counter() - start
+
+
+class _Count:
+    """A looker that wants a given number of levels and chooses nothing."""
+
+    def __init__(self, depth: int) -> None:
+        self.left = depth
+
+    def deeper(self, level: Level) -> bool:
+        self.left -= 1
+        return self.left > 0
+
+    def choose(self) -> list[Node]:
+        return []
+
+
+class _Bench:
+    """A target and a drafter at work on tokens without meaning."""
+
+    def __init__(self, target: Target, drafter: Drafter) -> None:
+        cache = target.make_cache()
+        assert isinstance(cache, TreeCache), "only a target that verifies trees is calibrated"
+        self.target, self.drafter, self.cache = target, drafter, cache
+        n_tokens = target.vocab_size or 1000
+        # Spread over the vocabulary, so that the experts of a mixture are woken as by any text.
+        self.ids = [(7919 * i + 11) % n_tokens for i in range(MAX_NODES)]
+        self.choices = mx.zeros((1,), dtype=mx.int32)
+
+    def warm_up(self) -> None:
+        """Fill the caches a little, and compile what is compiled at first use."""
+        decoder = Decoder(self.target, self.cache, self.drafter, Sampler())
+        prefill(decoder, self.ids[:33])
+        for n in (1, 1, 2):
+            self._verify(n)
+
+    def pad(self, context: int) -> None:
+        """Fill the target's cache with empty rows up to `context` tokens."""
+        n = context - self.cache.rows
+        for layer in self.cache.layers:
+            assert layer.keys is not None and layer.values is not None, "warmed up before"
+            shapes = [(*b.shape[:2], n, b.shape[3]) for b in (layer.keys, layer.values)]
+            layer.update_and_fetch(*(mx.zeros(shape, layer.keys.dtype) for shape in shapes))
+        self.cache.commit(range(n))
+        mx.eval(self.cache.buffers)
+
+    def plain(self) -> float:
+        """Return the seconds per token of plain decoding, as the loop does it."""
+        rows, n = self.cache.rows, 6
+        stream = rounds(
+            Decoder(self.target, self.cache, None, Sampler()), self.ids[0], FixedShape(PLAIN)
+        )
+        for _ in range(2):
+            next(stream)
+        samples = []
+        for _ in range(n):
+            start = time.perf_counter()
+            next(stream)
+            samples.append(time.perf_counter() - start)
+        stream.close()
+        self.cache.trim(rows)
+        return median(samples)
+
+    def useful_rows(self) -> list[int]:
+        """Return the numbers of rows that may pay, by a pass that warms them up."""
+        limit = USELESS * min(self._verify(1) for _ in range(3))
+        useful = [1]
+        for n in ROWS[1:]:
+            if min(self._verify(n), self._verify(n)) <= limit:
+                useful.append(n)
+            elif n > MORE_ROWS:
+                break
+        return useful
+
+    def verify(self, rows: Sequence[int]) -> dict[int, float]:
+        """Return the median seconds to verify each number of rows."""
+        samples: dict[int, list[float]] = {n: [] for n in rows}
+        start = time.perf_counter()
+        for index in range(SAMPLES):
+            for n in rows:
+                samples[n].append(self._verify(n))
+            if index and time.perf_counter() - start > BUDGET:
+                break
+        return {n: median(times) for n, times in samples.items()}
+
+    def draft(self) -> tuple[float, ...]:
+        """Return the seconds to take in two tokens and draft 1, 2, ... levels."""
+        deepest = min(self.drafter.max_depth, DEEPEST)
+        depths = [d for d in DEPTHS if d <= deepest]
+        samples: dict[int, list[float]] = {d: [] for d in depths}
+        for _ in range(SAMPLES + 1):
+            for depth in depths:
+                samples[depth].append(self._draft(depth, deepest))
+        known = [median(samples[d][1:]) for d in depths]
+        every = range(1, depths[-1] + 1)
+        return tuple(np.interp(every, depths, known).tolist())
+
+    def _verify(self, n: int) -> float:
+        """Return the seconds of one verification that depends on the one before it."""
+        mx.eval(self.choices)
+        start = time.perf_counter()
+        tokens = mx.array(self.ids[:n], dtype=mx.int32) + 0 * self.choices[:1]
+        tree = DraftTree.chain(tokens)
+        verified = self.target.verify(tree, self.cache)
+        self.choices = Sampler()(verified.logits, tree, self.cache.rows)
+        mx.eval(self.choices)
+        return time.perf_counter() - start
+
+    def _draft(self, depth: int, deepest: int) -> float:
+        """Return the seconds to take in two tokens and look at `depth` levels."""
+        rows = self.drafter.rows
+        tokens = mx.array(self.ids[:2], dtype=mx.int32)
+        taps = self.target.verify(DraftTree.chain(tokens), self.cache).taps
+        mx.eval(taps)
+        start = time.perf_counter()
+        self.drafter.observe(taps, tokens)
+        look(self.drafter, _Count(depth), deepest)
+        seconds = time.perf_counter() - start
+        self.drafter.trim(rows)
+        return seconds

@@ -1,0 +1,199 @@
+"""What a round costs on this machine, in seconds: measured once, corrected while it runs.
+
+`Costs` is what a calibration measured and what is stored; `LiveCosts` follows the machine from
+there: its load, its temperature, a calibration that was off. Nothing is assumed to be smooth or
+even to grow: kernels change at certain numbers of rows, so the curve has steps, and only numbers
+of rows that were measured are ever verified. Pure arithmetic; `calibration.py` measures.
+"""
+
+import math
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mlx_eagle.errors import EagleError
+
+# Verifying N rows of a 4-bit target relative to one, on an M4 Pro with MLX 0.32, weighted over the
+# layers of an 8B model (published in ml-explore/mlx#3839; 5 rows are interpolated). It stands in
+# until a machine is calibrated, as do draft steps of 6 % and a wait of 1 % of a row.
+PUBLISHED_ROWS = {1: 1.0, 2: 1.10, 3: 1.30, 4: 1.45, 5: 1.72, 6: 1.99, 8: 2.48}
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds, by what was measured.
+
+    Attributes:
+        contexts: cached tokens at which rows were verified, ascending.
+        verify: by number of rows N, root included: seconds to verify them and read the choices
+            back, at each context.
+        plain: seconds per token of plain decoding, one step submitted ahead, at each context.
+        draft: seconds to take in a round's tokens and draft 1, 2, ... levels, each one read back.
+        sync: the part of `draft` that is one reading back: what not looking at a level saves.
+    """
+
+    contexts: tuple[int, ...]
+    verify: Mapping[int, tuple[float, ...]]
+    plain: tuple[float, ...]
+    draft: tuple[float, ...]
+    sync: float
+
+    def __post_init__(self) -> None:
+        columns = [self.plain, *self.verify.values()]
+        numbers = [*self.draft, *(x for column in columns for x in column)]
+        if (
+            1 not in self.verify
+            or not self.contexts
+            or any(len(column) != len(self.contexts) for column in columns)
+            or not all(x > 0 and math.isfinite(x) for x in numbers)
+            or not self.sync >= 0
+        ):
+            raise EagleError(
+                "the costs of a machine must be positive seconds, for one row and more, at every "
+                "context; remove the file, or run mlx-eagle calibrate"
+            )
+
+    @classmethod
+    def published(cls, seconds: float = 1.0) -> "Costs":
+        """Return the published costs of an M4 Pro whose plain decoding takes `seconds` a token."""
+        rows = {n: (ratio * seconds,) for n, ratio in PUBLISHED_ROWS.items()}
+        steps = tuple(seconds * 0.06 * (1 + depth) for depth in range(1, 9))
+        return cls((0,), rows, (seconds,), steps, 0.01 * seconds)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Costs":
+        """Return stored costs.
+
+        Raises:
+            EagleError: if they are not what `to_dict` gives.
+        """
+        try:
+            rows = {int(n): tuple(map(float, column)) for n, column in fields["verify"].items()}
+            contexts = tuple(map(int, fields["contexts"]))
+            plain, draft = (tuple(map(float, fields[name])) for name in ("plain", "draft"))
+            return cls(contexts, rows, plain, draft, float(fields["sync"]))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise EagleError(f"these are not the costs of a machine: {error!r}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, ready for JSON."""
+        rows = {str(n): list(column) for n, column in self.verify.items()}
+        return {
+            "contexts": list(self.contexts),
+            "verify": rows,
+            "plain": list(self.plain),
+            "draft": list(self.draft),
+            "sync": self.sync,
+        }
+
+    @property
+    def rows(self) -> list[int]:
+        """The numbers of rows that were measured, ascending."""
+        return sorted(self.verify)
+
+    def at(self, column: Sequence[float], context: int) -> float:
+        """Return a cost at `context` cached tokens: linear between and beyond what was measured."""
+        if len(column) == 1:
+            return column[0]
+        after = min(max(bisect_left(self.contexts, context), 1), len(column) - 1)
+        low, high = self.contexts[after - 1 : after + 1]
+        share = max(0.0, (context - low) / (high - low))
+        return max(column[after - 1] + share * (column[after] - column[after - 1]), 1e-9)
+
+    def seconds_to_draft(self, depth: int) -> float:
+        """Return the seconds to draft `depth` levels, beyond the deepest measured one in steps."""
+        if depth == 0:
+            return 0.0
+        known = len(self.draft)
+        if depth <= known:
+            return self.draft[depth - 1]
+        step = (self.draft[-1] - self.draft[0]) / max(1, known - 1)
+        return self.draft[-1] + (depth - known) * step
+
+
+class LiveCosts:
+    """Costs that follow the machine.
+
+    Every time that a round took is compared with what was expected. Half of the news goes to a
+    factor that all costs share (the machine is busy, or hot), half to the factor of that cost
+    alone (the calibration was off there), both as exponential averages of a clipped log-ratio: a
+    stall of any length counts as one of 25 %.
+
+    Args:
+        costs: where to start.
+        is_measured: False for costs of another machine: the first time that is seen sets the scale.
+    """
+
+    CLIP = math.log(1.25)
+    RATE = 0.1  # weight of one observation
+    RETURN = 0.002  # by which an own factor falls back towards 1 per observation of another cost
+
+    def __init__(self, costs: Costs, *, is_measured: bool = True) -> None:
+        self.measured = costs
+        self._is_scaled = is_measured  # otherwise only the ratios are right
+        self.rows = costs.rows
+        self._shared = 0.0  # logarithms of the factors
+        self._own: dict[str | int, float] = {}
+
+    def verify(self, n_rows: int, context: int) -> float:
+        """Return the seconds to verify `n_rows` measured rows."""
+        costs = self.measured
+        return costs.at(costs.verify[n_rows], context) * self._factor(n_rows)
+
+    def plain(self, context: int) -> float:
+        """Return the seconds per token of plain decoding."""
+        return self.measured.at(self.measured.plain, context) * self._factor("plain")
+
+    def draft(self, depth: int) -> float:
+        """Return the seconds to draft `depth` levels."""
+        return self.measured.seconds_to_draft(depth) * self._factor("draft")
+
+    @property
+    def sync(self) -> float:
+        """Seconds of one reading back."""
+        return self.measured.sync * math.exp(self._shared)
+
+    def best_chain(self, acceptance: float, context: int, max_depth: int) -> tuple[float, int]:
+        """Return the speed-up over plain decoding of the best chain, and its number of rows.
+
+        Args:
+            acceptance: of every drafted token, given that the one before it was accepted.
+            context: cached tokens.
+            max_depth: most levels.
+        """
+        plain, best = self.plain(context), (0.0, 1)
+        for n_rows in self.rows[1:]:
+            depth = n_rows - 1
+            if depth > max_depth:
+                break
+            tokens = sum(acceptance**d for d in range(n_rows))
+            seconds = self.draft(depth) + self.verify(n_rows, context)
+            best = max(best, (tokens * plain / seconds, n_rows))
+        return best
+
+    def observe(self, what: str | int, expected: float, seconds: float) -> None:
+        """Learn from one measured time.
+
+        Args:
+            what: "plain", "draft", or a number of verified rows.
+            expected: what this object said that it would cost.
+            seconds: what it did cost.
+        """
+        news = math.log(max(seconds, 1e-9) / expected)
+        if not self._is_scaled:
+            self._shared, self._is_scaled = self._shared + news, True
+            return
+        news = max(-self.CLIP, min(self.CLIP, news)) * self.RATE / 2
+        self._shared += news
+        for key in self._own:
+            self._own[key] *= 1 - self.RETURN
+        self._own[what] = self._own.get(what, 0.0) + news
+
+    @property
+    def load(self) -> float:
+        """How much slower everything is than it was measured."""
+        return math.exp(self._shared)
+
+    def _factor(self, what: str | int) -> float:
+        return math.exp(self._shared + self._own.get(what, 0.0))

@@ -1,0 +1,39 @@
+"""Committed tokens that a drafter has not observed yet: while nothing is drafted, they wait.
+
+A head that runs over many tokens at once reads its weights once for all of them, so plain rounds
+cost next to nothing although a head follows the text.
+"""
+
+import mlx.core as mx
+
+from mlx_eagle.drafters import Drafter
+
+
+class Backlog:
+    """The tokens that wait, oldest first; there is nothing to do for no drafter."""
+
+    LIMIT = 256  # tokens; their taps are held in memory
+
+    def __init__(self, drafter: Drafter | None) -> None:
+        self._drafter = drafter
+        self._taps: list[mx.array] = []
+        self._followers: list[mx.array] = []
+
+    def add(self, taps: mx.array | None, followers: mx.array) -> None:
+        """Let L tokens wait: their taps [L, T * H] and the token after each, [L] int32."""
+        if self._drafter is None:
+            return
+        if taps is not None:
+            self._taps.append(taps)
+        self._followers.append(followers)
+        if len(self._followers) >= self.LIMIT:
+            self.observe()
+            mx.async_eval(*self._drafter.buffers)
+
+    def observe(self) -> None:
+        """Let the drafter observe all that wait, together."""
+        if self._drafter is None or not self._followers:
+            return
+        taps = mx.concatenate(self._taps) if self._taps else None
+        self._drafter.observe(taps, mx.concatenate(self._followers))
+        self._taps, self._followers = [], []

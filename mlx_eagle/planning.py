@@ -1,0 +1,112 @@
+"""The planners of an engine, and where their knowledge comes from and goes to.
+
+All of them share the live costs of the machine; each way of choosing tokens has its own, because
+heads are accepted less often where tokens are drawn than where the likeliest is taken.
+"""
+
+from typing import NamedTuple
+
+from mlx_eagle.acceptance import Acceptance
+from mlx_eagle.calibration import Report, measure
+from mlx_eagle.costs import Costs, LiveCosts
+from mlx_eagle.drafters import Drafter
+from mlx_eagle.errors import EagleError
+from mlx_eagle.planner import Planner
+from mlx_eagle.records import Records
+from mlx_eagle.target import Target
+
+GREEDY, SAMPLED = "greedy", "sampled"
+
+
+class Calibration(NamedTuple):
+    """Costs, and where they come from in words."""
+
+    costs: Costs
+    source: str
+    is_measured: bool
+
+
+UNMEASURED = Calibration(
+    Costs.published(), "published for an M4 Pro, not measured here", is_measured=False
+)
+
+
+def find_costs(
+    target: Target,
+    drafter: Drafter,
+    records: Records,
+    report: Report | None = None,
+    *,
+    may_measure: bool = True,
+) -> Calibration:
+    """Return the costs of this machine: those on record, or measured now, or published ones.
+
+    Args:
+        target: the target that verifies.
+        drafter: a new drafter for it.
+        records: of the pair on this machine.
+        report: called with (steps done, steps in all) if it is measured.
+        may_measure: False takes published costs where none are on record.
+    """
+    known = records.costs()
+    if known is not None:
+        costs, day = known
+        return Calibration(costs, f"measured on {day}", is_measured=True)
+    return measure_costs(target, drafter, records, report) if may_measure else UNMEASURED
+
+
+def measure_costs(
+    target: Target, drafter: Drafter, records: Records | None, report: Report | None = None
+) -> Calibration:
+    """Measure the costs of this machine and put them on record; see `find_costs`."""
+    costs, source = measure(target, drafter, report), "measured now"
+    try:
+        if records is not None:
+            records.save_costs(costs)
+    except EagleError as error:
+        source = f"measured now, and lost with this run: {error}"
+    return Calibration(costs, source, is_measured=True)
+
+
+class Planners:
+    """One planner per way of choosing tokens.
+
+    Args:
+        calibration: what rounds cost.
+        max_depth: the deepest tree that the drafter can make.
+        records: where acceptance is kept between runs; None: nowhere.
+    """
+
+    WORTH_KEEPING = 32  # rounds
+
+    def __init__(
+        self,
+        calibration: Calibration = UNMEASURED,
+        max_depth: int = 255,
+        records: Records | None = None,
+    ) -> None:
+        self.calibration = calibration
+        self._costs = LiveCosts(calibration.costs, is_measured=calibration.is_measured)
+        self.max_depth, self.records = max_depth, records
+        self._planners: dict[str, Planner] = {}
+        self._kept_at = 0
+
+    def planner(self, temperature: float) -> Planner:
+        """Return the planner for a temperature; 0 is greedy."""
+        kind = SAMPLED if temperature else GREEDY
+        if kind not in self._planners:
+            known = self.records.acceptance(kind) if self.records else Acceptance()
+            self._planners[kind] = Planner(self._costs, known, self.max_depth)
+        return self._planners[kind]
+
+    def keep(self) -> None:
+        """Record what was learnt of the head, once it is worth it and as long as that works."""
+        n_rounds = sum(planner.n_drafted for planner in self._planners.values())
+        if self.records is None or n_rounds < self._kept_at + self.WORTH_KEEPING:
+            return
+        self._kept_at = n_rounds
+        learnt = {kind: planner.acceptance for kind, planner in self._planners.items()}
+        try:
+            self.records.save_acceptance(learnt)
+        except EagleError:
+            self.records = None

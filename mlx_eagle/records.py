@@ -1,0 +1,129 @@
+"""What is remembered between runs of a pair: the costs of this machine, and how heads fare.
+
+Small JSON files in the cache folder. Costs belong to a chip, a version of MLX and the exact
+target, head and precision; acceptance belongs to the pair alone. A file that does not fit, or
+cannot be read, is as good as none: what it holds is measured again.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from mlx_eagle.acceptance import Acceptance
+from mlx_eagle.costs import Costs
+from mlx_eagle.errors import EagleError
+
+VERSION = 1  # of the files; others are ignored
+
+
+class Identity(NamedTuple):
+    """What costs and acceptance depend on.
+
+    Attributes:
+        machine: chip and MLX version.
+        pair: what identifies target and head: names, precisions, checksums of their files.
+    """
+
+    machine: Mapping[str, str]
+    pair: Mapping[str, str]
+
+
+def this_machine() -> dict[str, str]:
+    """Return what the costs of a machine depend on."""
+    info = mx.device_info()
+    device = str(mx.default_device().type).removeprefix("DeviceType.")
+    return {"chip": str(info["device_name"]), "device": device, "mlx": metadata.version("mlx")}
+
+
+class Records:
+    """The records of one pair on this machine.
+
+    Args:
+        folder: where they are kept; it need not exist.
+        identity: of machine and pair.
+    """
+
+    def __init__(self, folder: Path, identity: Identity) -> None:
+        self.identity = identity
+        both = {**identity.machine, **identity.pair}
+        self.costs_file = folder / "costs" / f"{_digest(both)}.json"
+        self.acceptance_file = folder / "acceptance" / f"{_digest(identity.pair)}.json"
+
+    def costs(self) -> tuple[Costs, str] | None:
+        """Return the stored costs and the day of their measurement, if there are any."""
+        fields = _read(self.costs_file)
+        try:
+            return (Costs.from_dict(fields["costs"]), str(fields["measured"])) if fields else None
+        except (EagleError, KeyError):
+            return None
+
+    def save_costs(self, costs: Costs) -> None:
+        """Store costs measured today, in place of others.
+
+        Raises:
+            EagleError: if the folder cannot be written to.
+        """
+        about = {"machine": dict(self.identity.machine), "pair": dict(self.identity.pair)}
+        today = date.today().isoformat()
+        _write(self.costs_file, {**about, "measured": today, "costs": costs.to_dict()})
+
+    def acceptance(self, kind: str) -> Acceptance:
+        """Return what is known of the pair when tokens are chosen in this way, if only a prior."""
+        fields = _read(self.acceptance_file)
+        try:
+            return Acceptance.from_dict(fields[kind]) if fields else Acceptance()
+        except (EagleError, KeyError):
+            return Acceptance()
+
+    def save_acceptance(self, kinds: Mapping[str, Acceptance]) -> None:
+        """Store what is known, by way of choosing tokens; other ways stay as they are.
+
+        Raises:
+            EagleError: if the folder cannot be written to.
+        """
+        fields = _read(self.acceptance_file) or {"pair": dict(self.identity.pair)}
+        fields |= {kind: acceptance.to_dict() for kind, acceptance in kinds.items()}
+        _write(self.acceptance_file, fields)
+
+
+def _digest(facts: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """Return the fields of a file of this version, or None."""
+    try:
+        fields = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return fields if isinstance(fields, dict) and fields.get("version") == VERSION else None
+
+
+def _write(file: Path, fields: dict[str, Any]) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        EagleError: if the folder cannot be written to.
+    """
+    temporary = None
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".part")
+        with os.fdopen(handle, "w") as out:
+            out.write(json.dumps({"version": VERSION, **fields}, indent=1))
+        os.replace(temporary, file)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise EagleError(
+            f"{file.parent} cannot keep what was measured ({error.strerror}); "
+            "MLX_EAGLE_CACHE names another folder"
+        ) from error

@@ -1,0 +1,269 @@
+"""Acceptance by confidence: counted in bins, monotone, forgetful, and watched as a whole."""
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlx_eagle.acceptance import EDGES, MOST, PRIOR, Acceptance, Bins, Mood
+from mlx_eagle.errors import EagleError
+
+CONFIDENCE = st.floats(0.0, 1.0)
+SEEN = st.lists(st.tuples(CONFIDENCE, st.booleans()), max_size=200)
+GRID = [0.0, *EDGES, 1.0]
+LEVELS = st.lists(
+    st.tuples(
+        st.lists(CONFIDENCE, min_size=1, max_size=4).map(lambda c: sorted(c, reverse=True)),
+        st.none() | st.integers(0, 3),
+    ),
+    max_size=60,
+)
+
+
+def test_unseen_bins_hold_what_is_taken_for_granted() -> None:
+    bins = Bins()
+    assert [bins[c] for c in (0.0, 0.5, 0.97)] == pytest.approx([PRIOR[0], PRIOR[6], PRIOR[-1]])
+
+
+def test_an_edge_belongs_to_the_bin_above_it() -> None:
+    assert Bins()[EDGES[3]] == pytest.approx(PRIOR[4])
+
+
+def test_a_bin_learns_what_is_counted() -> None:
+    bins = Bins()
+    for i in range(100):
+        bins.observe(0.5, i % 4 == 0)
+    assert bins[0.5] == pytest.approx(0.25, abs=0.05)
+
+
+def test_bins_that_fall_are_pooled_by_what_was_counted() -> None:
+    bins = Bins()
+    for _ in range(8):
+        bins.observe(0.85, True)
+        bins.observe(0.92, False)
+    # Both bins pooled, with what two bins below them, never seen, would have promised.
+    seen, unseen = Bins.PRIOR_WEIGHT, Bins.UNSEEN_WEIGHT
+    weights = {7: unseen, 8: unseen, 9: seen, 10: seen}
+    promised = sum(weight * PRIOR[at] for at, weight in weights.items())
+    pooled = (8 + promised) / (16 + sum(weights.values()))
+    assert [bins[c] for c in (0.6, 0.75, 0.85, 0.92)] == pytest.approx([pooled] * 4)
+    assert bins[0.5] < pooled < bins[0.97]
+
+
+@given(SEEN)
+def test_rates_never_fall_whatever_was_observed(seen: list[tuple[float, bool]]) -> None:
+    bins = Bins()
+    for confidence, accepted in seen:
+        bins.observe(confidence, accepted)
+    rates = [bins[c] for c in GRID]
+    assert all(low <= high + 1e-12 for low, high in pairwise(rates))
+    assert all(0 < rate < 1 for rate in rates)
+
+
+def naive_monotone(values: list[float], weights: list[float]) -> list[float]:
+    """Isotonic regression by its min-max formula."""
+    n = len(values)
+    mean = [[0.0] * (n + 1) for _ in range(n)]
+    for i in range(n):
+        for j in range(i + 1, n + 1):
+            mean[i][j] = float(np.average(values[i:j], weights=weights[i:j]))
+    return [
+        max(min(mean[i][j] for j in range(k + 1, n + 1)) for i in range(k + 1)) for k in range(n)
+    ]
+
+
+@given(SEEN)
+def test_pooling_is_isotonic_regression(seen: list[tuple[float, bool]]) -> None:
+    bins = Bins()
+    for confidence, accepted in seen:
+        bins.observe(confidence, accepted)
+    priors = [Bins.PRIOR_WEIGHT if n else Bins.UNSEEN_WEIGHT for n in bins.seen]
+    weights = [n + prior for n, prior in zip(bins.seen, priors, strict=True)]
+    values = [
+        (accepted + prior * promised) / weight
+        for accepted, prior, promised, weight in zip(
+            bins.accepted, priors, PRIOR, weights, strict=True
+        )
+    ]
+    assert [bins[c] for c in GRID[:-1]] == pytest.approx(naive_monotone(values, weights))
+
+
+@given(CONFIDENCE)
+def test_old_observations_fade_so_that_a_change_is_learnt(confidence: float) -> None:
+    bins = Bins()
+    for _ in range(1000):
+        bins.observe(confidence, True)
+    for _ in range(60):
+        bins.observe(confidence, False)
+    assert bins[confidence] < 0.2
+    assert max(bins.seen) <= Bins.MEMORY + 1
+
+
+def test_siblings_are_counted_apart_from_likeliest_children() -> None:
+    acceptance = Acceptance()
+    for _ in range(50):
+        acceptance.observe([0.5, 0.5], 0)
+    likeliest, sibling = acceptance.children([0.5, 0.5])
+    assert likeliest > 0.8
+    assert sibling < 0.2
+
+
+@given(LEVELS, st.lists(CONFIDENCE, min_size=1, max_size=4))
+def test_acceptance_is_a_probability_that_is_never_certain(
+    levels: list[tuple[list[float], int | None]], confidences: list[float]
+) -> None:
+    acceptance = Acceptance()
+    for level, chosen in levels:
+        acceptance.observe(level, chosen)
+    rates = acceptance.children(confidences)
+    assert len(rates) == len(confidences)
+    assert all(0 < rate <= MOST for rate in rates)
+
+
+@given(LEVELS)
+def test_what_is_stored_comes_back_and_weighs_little(
+    levels: list[tuple[list[float], int | None]],
+) -> None:
+    acceptance = Acceptance()
+    for level, chosen in levels:
+        acceptance.observe(level, chosen)
+    stored = Acceptance.from_dict(acceptance.to_dict())
+    for before, after in (
+        (acceptance.first, stored.first),
+        (acceptance.sibling, stored.sibling),
+    ):
+        assert max(after.seen) <= Acceptance.STORED + 1e-9
+        for at in range(len(PRIOR)):
+            if before.seen[at] > 0:
+                share = before.accepted[at] / before.seen[at]
+                assert after.accepted[at] == pytest.approx(share * after.seen[at])
+
+
+def test_a_stored_bin_counts_for_little_and_keeps_its_rate() -> None:
+    acceptance = Acceptance()
+    for at in range(40):
+        acceptance.observe([0.5], 0 if at % 2 else None)
+    stored = Acceptance.from_dict(acceptance.to_dict())
+    assert max(acceptance.first.seen) > 2 * Acceptance.STORED - 1
+    assert max(stored.first.seen) == pytest.approx(Acceptance.STORED)
+    assert stored.first[0.5] == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_head_that_does_better_than_it_promised_is_not_taken_for_certain() -> None:
+    acceptance = Acceptance()
+    for _ in range(12):
+        acceptance.observe([0.3], 0)
+    acceptance._mood._accepted, acceptance._mood._expected = 12.0, 2.0
+    assert acceptance._mood.factor > 4
+    assert acceptance.children([0.99, 0.9]) == [MOST, MOST]
+
+
+@given(LEVELS)
+def test_storing_twice_changes_nothing(levels: list[tuple[list[float], int | None]]) -> None:
+    acceptance = Acceptance()
+    for level, chosen in levels:
+        acceptance.observe(level, chosen)
+    once = Acceptance.from_dict(acceptance.to_dict()).to_dict()
+    again = Acceptance.from_dict(once).to_dict()
+    for kind in once:
+        for column in ("accepted", "seen"):
+            assert again[kind][column] == pytest.approx(once[kind][column])
+
+
+GOOD = [1.0] * len(PRIOR)
+WHOLE = {"accepted": GOOD, "seen": GOOD}
+
+
+def damaged(**columns: Any) -> dict[str, Any]:
+    """Return counts whose first kind is off in these columns."""
+    return {"first": WHOLE | columns, "sibling": WHOLE}
+
+
+DAMAGES: dict[str, Any] = {
+    "empty": {},
+    "one kind only": {"first": WHOLE},
+    "no counts": {"first": {}, "sibling": {}},
+    "a bin too few": damaged(accepted=GOOD[1:], seen=GOOD[1:]),
+    "columns of two lengths": damaged(accepted=GOOD[1:]),
+    "more accepted than seen": damaged(accepted=[2.0] * len(PRIOR)),
+    "negative": damaged(accepted=[-1.0] * len(PRIOR)),
+    "infinite": damaged(seen=[math.inf] * len(PRIOR)),
+    "not a number": damaged(accepted=[math.nan] * len(PRIOR)),
+    "words": damaged(accepted=["many"] * len(PRIOR)),
+    "not a list": damaged(accepted=3),
+    "not a mapping": {"first": [GOOD, GOOD], "sibling": WHOLE},
+}
+
+
+def test_undamaged_counts_are_read() -> None:
+    assert Acceptance.from_dict(damaged()).to_dict() == damaged()
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_damaged_counts_are_refused(damage: dict[str, Any]) -> None:
+    with pytest.raises(EagleError, match="counts of acceptance"):
+        Acceptance.from_dict(damage)
+
+
+@pytest.mark.parametrize("fields", [None, [], "counts", 3], ids=repr)
+def test_what_is_no_mapping_is_refused(fields: Any) -> None:
+    with pytest.raises(EagleError, match="counts of acceptance"):
+        Acceptance.from_dict(fields)
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [
+        0.9,
+        0.7,
+        pytest.param(0.5, marks=pytest.mark.xfail(strict=True, reason="takes 26 tokens")),
+    ],
+)
+def test_the_mood_notices_a_collapse_within_fifteen_tokens(expected: float) -> None:
+    rng = np.random.default_rng(0)
+    mood = Mood()
+    for _ in range(200):
+        mood.observe(expected, bool(rng.random() < expected))
+    for _ in range(15):
+        mood.observe(expected, False)
+    assert mood.factor < 0.5
+
+
+@pytest.mark.parametrize("expected", [0.2, 0.5, 0.8, 0.95])
+def test_the_mood_ignores_noise(expected: float) -> None:
+    """Three standard deviations: one of a hundred draws may lie beyond, of a skewed count too."""
+    rng = np.random.default_rng(1)
+    mood, moved = Mood(), 0
+    for accepted in rng.random(5000) < expected:
+        mood.observe(expected, bool(accepted))
+        moved += mood.factor != 1.0
+    assert moved <= 50
+
+
+def test_the_mood_is_neutral_just_within_its_limit_and_reacts_just_beyond() -> None:
+    mood = Mood()
+    mood.observe(0.5, True)
+    limit = Mood.SIGMAS * math.sqrt(0.25 + 0.5)
+    assert abs(1.0 - 0.5) < limit
+    assert mood.factor == 1.0
+    while True:
+        mood.observe(0.5, False)
+        gap = abs(mood._accepted - mood._expected)
+        if gap > Mood.SIGMAS * math.sqrt(mood._variance + 0.5):
+            break
+        assert mood.factor == 1.0
+    assert mood.factor < 1.0
+
+
+def test_a_mood_passes_once_the_head_is_as_good_as_expected_again() -> None:
+    mood = Mood()
+    for _ in range(30):
+        mood.observe(0.8, False)
+    assert mood.factor < 0.2
+    for at in range(40):
+        mood.observe(0.8, at % 5 != 0)
+    assert mood.factor == 1.0

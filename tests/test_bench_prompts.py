@@ -1,0 +1,197 @@
+"""What is benched: built-in prompts, files of users, the public data sets in their own layouts."""
+
+import csv
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from mlx_eagle.bench.datasets import DATASETS, read_dataset
+from mlx_eagle.bench.prompts import BenchPrompt, ask, builtin_prompts, read_prompts, spread
+from mlx_eagle.cli import bench
+from mlx_eagle.errors import EagleError, HubError
+
+
+def write_lines(path: Path, *rows: Any) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_built_in_prompts_have_four_categories_of_five() -> None:
+    prompts = builtin_prompts(demo=False)
+    counts = {p.category: 0 for p in prompts}
+    for prompt in prompts:
+        counts[prompt.category] += 1
+    assert counts == {"chat": 5, "code": 5, "reasoning": 5, "summary": 5}
+
+
+def test_prompts_for_the_demo_pair_are_none_of_those_that_tests_hold_out(
+    prompts: list[str],
+) -> None:
+    ours = [prompt.text for prompt in builtin_prompts(demo=True)]
+    assert len(ours) == 15
+    assert not set(ours) & set(prompts)
+
+
+def test_json_lines_give_prompts_messages_and_the_first_of_several_turns(tmp_path: Path) -> None:
+    talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "c?"}]
+    rows = [
+        {"prompt": "a?"},
+        {"turns": ["b?", "and then?"], "category": "math"},
+        {"messages": talk, "category": "chat"},
+    ]
+    assert read_prompts(write_lines(tmp_path / "p.jsonl", *rows)) == [
+        ask("prompts", "a?"),
+        ask("math", "b?"),
+        BenchPrompt("chat", talk),
+    ]
+
+
+def test_a_plain_file_is_one_prompt_per_line(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("one\n\n  two \n")
+    assert [p.text for p in read_prompts(tmp_path / "p.txt")] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": \n', "line 2: not JSON"),
+        ("p.jsonl", b"[1]\n", "line 1: expected an object, found list"),
+        ("p.jsonl", b"", "holds no rows"),
+        ("p.jsonl", b'{"question": "a"}', "row 1: expected a text as prompt.*found question"),
+        ("p.jsonl", b'{"turns": []}', "row 1: expected a text as prompt"),
+        ("p.jsonl", b'{"prompt": "a", "category": 3}', "row 1: category is 3"),
+        ("p.jsonl", b'{"messages": [{"role": "user"}]}', "lacks a role or a content"),
+        ("p.jsonl", b'{"messages": "hello"}', "expected a list of messages"),
+        ("p.jsonl", b"\xff\xfe", "not UTF-8"),
+        ("p.jsonl", b"[" * 100_000, "line 1: not JSON"),
+        ("p.json", b'[{"prompt": "a"}, 3]', "row 2: expected an object, found int"),
+        ("p.json", b"[{]", "is not JSON"),
+        ("p.jsonl.gz", b"no gzip", "cannot be read"),
+        ("p.jsonl.gz", gzip.compress(b'{"prompt": "a"}')[:-9], "cannot be read"),
+        ("p.txt", b"\n \n", "holds no prompts"),
+    ],
+)
+def test_a_damaged_file_is_named_with_what_was_found(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(EagleError, match=message) as caught:
+        read_prompts(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+def test_a_missing_file_is_an_error_of_ours(tmp_path: Path) -> None:
+    with pytest.raises(EagleError, match="No such file"):
+        read_prompts(tmp_path / "none.jsonl")
+
+
+def test_a_limit_takes_prompts_of_every_category_spread_evenly() -> None:
+    prompts = [ask("a", str(i)) for i in range(10)] + [ask("b", "x")]
+    assert [p.text for p in spread(prompts, 3)] == ["0", "3", "6", "x"]
+    assert spread(prompts, None) == prompts
+
+
+ROWS: dict[str, tuple[dict[str, Any], str]] = {
+    "mt-bench": (
+        {"question_id": 81, "category": "writing", "turns": ["Compose.", "Rewrite."]},
+        "Compose.",
+    ),
+    "humaneval": (
+        {"task_id": "HumanEval/0", "prompt": "def f():\n", "entry_point": "f"},
+        "Complete this Python function:\n\ndef f():\n",
+    ),
+    "gsm8k": ({"question": "How many?", "answer": "3\n#### 3"}, "How many?"),
+    "alpaca": ({"instruction": "Sum up.", "input": "1 2", "output": "3"}, "Sum up.\n\n1 2"),
+    "cnn-dm": (
+        {"id": "1", "article": "News.\nMore.", "highlights": "n"},
+        "Summarize this article:\n\nNews.\nMore.",
+    ),
+}
+
+
+def write_published(folder: Path, name: str, file: str) -> Path:
+    """Write one row as its publisher lays it out, in the format that the file's name says."""
+    row, path = ROWS[name][0], folder / file
+    if file.endswith(".csv"):
+        with path.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, list(row))
+            writer.writeheader()
+            writer.writerow(row)
+    elif file.endswith(".json"):
+        path.write_text(json.dumps([row]))
+    else:
+        data = json.dumps(row).encode() + b"\n"
+        path.write_bytes(gzip.compress(data) if file.endswith(".gz") else data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [(name, file) for name, d in DATASETS.items() for file in d.names]
+)
+def test_published_layouts_are_read_from_a_file_and_from_its_folder(
+    tmp_path: Path, name: str, file: str
+) -> None:
+    path = write_published(tmp_path, name, file)
+    category = "writing" if name == "mt-bench" else name
+    wanted = [ask(category, ROWS[name][1])]
+    assert read_dataset(name, path) == read_dataset(name, tmp_path) == wanted
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_every_data_set_is_also_read_in_the_layout_of_mt_bench(tmp_path: Path, name: str) -> None:
+    write_lines(tmp_path / "question.jsonl", {"question_id": 1, "turns": ["Why?"]})
+    assert read_dataset(name, tmp_path) == [ask(name, "Why?")]
+
+
+def test_the_hubs_copy_of_mt_bench_names_its_turns_prompt(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "q.jsonl", {"prompt": ["A?", "B?"], "category": "stem"})
+    assert read_dataset("mt-bench", path) == [ask("stem", "A?")]
+
+
+def test_another_layout_is_refused_with_what_was_found_and_expected(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "test.jsonl", {"q": "How many?", "a": "3"})
+    with pytest.raises(EagleError, match="row 1: expected question.*found q, a"):
+        read_dataset("gsm8k", path)
+
+
+def test_parquet_is_refused_by_name_with_what_is_read(tmp_path: Path) -> None:
+    (tmp_path / "test-00000.parquet").write_bytes(b"PAR1")
+    with pytest.raises(EagleError, match=r"expected \.json, .*found \.parquet"):
+        read_dataset("gsm8k", tmp_path / "test-00000.parquet")
+    with pytest.raises(EagleError, match=r"expected test\.jsonl, found test-00000\.parquet"):
+        read_dataset("gsm8k", tmp_path)
+
+
+def test_without_a_path_the_file_comes_from_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_published(tmp_path, "gsm8k", "test.jsonl")
+    asked = []
+
+    def download(*args: str, **options: str) -> str:
+        asked.append((*args, options["repo_type"]))
+        return str(path)
+
+    monkeypatch.setattr("mlx_eagle.bench.datasets.hf_hub_download", download)
+    assert [p.text for p in read_dataset("gsm8k")] == ["How many?"]
+    dataset = DATASETS["gsm8k"]
+    assert asked == [(dataset.repo, dataset.file, "dataset")]
+
+
+def test_a_hub_that_does_not_answer_is_one_error_that_names_the_way_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def download(*args: str, **options: str) -> str:
+        raise LocalEntryNotFoundError("Cannot reach the hub\nand a second line")
+
+    monkeypatch.setattr("mlx_eagle.bench.datasets.hf_hub_download", download)
+    with pytest.raises(HubError, match=r"gsm8k cannot be fetched.*Cannot reach.*--data PATH"):
+        read_dataset("gsm8k")
+
+
+def test_the_command_line_offers_every_data_set() -> None:
+    assert list(DATASETS) == bench.DATASETS

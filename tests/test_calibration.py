@@ -1,0 +1,157 @@
+"""Calibration on tiny models: what is measured, and that real costs show."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+
+from mlx_eagle import planning
+from mlx_eagle.calibration import CONTEXTS, ROWS, _Bench, measure
+from mlx_eagle.costs import Costs
+from mlx_eagle.drafters import Drafter
+from mlx_eagle.engine import make_drafter
+from mlx_eagle.head import EagleHead
+from mlx_eagle.head_config import HeadConfig, MedusaConfig
+from mlx_eagle.medusa import MedusaHead
+from mlx_eagle.planning import GREEDY, UNMEASURED, Calibration, Planners, find_costs
+from mlx_eagle.records import Identity, Records
+from mlx_eagle.target import Target
+from mlx_eagle.tree import DraftTree
+
+TinyTarget = Callable[..., nn.Module]
+COSTS = Costs((64, 2048), {1: (1.0, 1.5), 2: (1.2, 1.9)}, (0.9, 1.4), (0.1, 0.15), 0.01)
+
+
+def pair(tiny_target: TinyTarget, config: HeadConfig, architecture: str) -> tuple[Target, Drafter]:
+    config = replace(config, hidden_size=64, target_hidden_size=64, target_vocab_size=128)
+    target = Target(tiny_target(architecture), taps=config.taps)
+    return target, make_drafter(EagleHead(config), target)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "qwen3_moe"])
+def test_all_costs_are_measured_at_all_contexts(
+    architecture: str, tiny_target: TinyTarget, head_config: HeadConfig
+) -> None:
+    steps: list[tuple[int, int]] = []
+    target, drafter = pair(tiny_target, head_config, architecture)
+    costs = measure(target, drafter, lambda *step: steps.append(step))
+    assert costs.contexts == CONTEXTS
+    assert costs.rows[:2] == [1, 2] and set(costs.rows) <= set(ROWS)
+    assert len(costs.draft) == 8
+    assert costs.sync < costs.draft[0]
+    assert steps[0] == (0, 4) and steps[-1] == (4, 4)
+
+
+def test_medusa_is_measured_as_deep_as_it_drafts(tiny_target: TinyTarget) -> None:
+    config = MedusaConfig(
+        algorithm="medusa",
+        num_heads=3,
+        num_layers=1,
+        block_bias=True,
+        hidden_size=64,
+        target_hidden_size=64,
+        target_vocab_size=128,
+        draft_vocab_size=128,
+        taps=(5,),
+        own_lm_heads=True,
+    )
+    target = Target(tiny_target("llama"), taps=config.taps)
+    costs = measure(target, make_drafter(MedusaHead(config), target))
+    assert len(costs.draft) == 3
+
+
+def test_rows_that_sleep_cost_what_they_sleep(
+    tiny_target: TinyTarget, head_config: HeadConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A target that takes 10 ms per row, and 20 more from the fifth row on."""
+    target, drafter = pair(tiny_target, head_config, "llama")
+    verify = target.verify
+
+    def slow(tree: Any, cache: Any) -> Any:
+        n = tree.n_nodes
+        if cache.rows >= 32:  # not while the caches are filled
+            time.sleep(0.01 * n + (0.02 if n >= 5 else 0.0))
+        return verify(tree, cache)
+
+    monkeypatch.setattr(target, "verify", slow)
+    costs = measure(target, drafter)
+    for n, want in ((1, 0.01), (2, 0.02), (3, 0.03)):
+        assert want <= costs.verify[n][0] < want + 0.02
+    assert max(costs.rows) <= 4, "five rows cost seven times one: they are of no use"
+
+
+def records(folder: Path) -> Records:
+    return Records(folder, Identity({"chip": "M9"}, {"target": "abc"}))
+
+
+def test_costs_on_record_are_not_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = []
+
+    def fake(*args: Any) -> Costs:
+        measured.append(args)
+        return COSTS
+
+    monkeypatch.setattr(planning, "measure", fake)
+    nothing: Any = None
+    kept = records(tmp_path)
+    assert find_costs(nothing, nothing, kept, may_measure=False) == UNMEASURED
+    assert measured == []
+    first = find_costs(nothing, nothing, kept)
+    second = find_costs(nothing, nothing, kept)
+    assert len(measured) == 1
+    assert first.costs == second.costs == COSTS
+    assert first.source == "measured now" and second.source.startswith("measured on 20")
+
+
+def test_costs_that_cannot_be_kept_are_used_and_the_reason_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "measure", lambda *args: COSTS)
+    (tmp_path / "costs").write_text("a file where a folder belongs")
+    nothing: Any = None
+    found = find_costs(nothing, nothing, records(tmp_path))
+    assert found.costs == COSTS and found.is_measured
+    assert "MLX_EAGLE_CACHE names another folder" in found.source
+
+
+def test_greedy_and_sampled_decoding_learn_apart_from_each_other() -> None:
+    planners = Planners(Calibration(COSTS, "", is_measured=True))
+    greedy, sampled = planners.planner(0.0), planners.planner(0.7)
+    assert greedy is planners.planner(0.0) and sampled is planners.planner(1.2)
+    assert greedy.acceptance is not sampled.acceptance
+    assert greedy.costs is sampled.costs
+
+
+def test_acceptance_is_kept_once_enough_was_learnt(tmp_path: Path) -> None:
+    kept = records(tmp_path)
+    planners = Planners(Calibration(COSTS, "", is_measured=True), 8, kept)
+    planner = planners.planner(0.0)
+    for _ in range(50):
+        planner.acceptance.observe([0.6], chosen=0)
+    planners.keep()
+    assert not kept.acceptance_file.exists()
+    planner.n_drafted = Planners.WORTH_KEEPING
+    planners.keep()
+    assert kept.acceptance(GREEDY).children([0.6])[0] > 0.9
+    again = Planners(Calibration(COSTS, "", is_measured=True), 8, kept)
+    assert again.planner(0.0).acceptance.children([0.6])[0] > 0.9
+
+
+def test_padding_leaves_the_newest_rows_visible(
+    tiny_target: TinyTarget, head_config: HeadConfig
+) -> None:
+    target, drafter = pair(tiny_target, head_config, "gemma3_text")
+    bench = _Bench(target, drafter)
+    bench.warm_up()
+    bench.pad(500)
+    assert bench.cache.rows == 500
+    assert all(layer.rows == 500 and layer.pending == 0 for layer in bench.cache.layers)
+    logits = target.verify(DraftTree.chain(mx.array([1, 2])), bench.cache).logits
+    assert mx.all(mx.isfinite(logits))

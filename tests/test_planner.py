@@ -1,0 +1,200 @@
+"""The planner: it verifies the best there is, and does not go on with what does not pay."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlx_eagle.acceptance import Acceptance
+from mlx_eagle.costs import Costs, LiveCosts
+from mlx_eagle.planner import FixedShape, Level, Node, Outcome, Planner
+from mlx_eagle.tree import PLAIN, TreeShape
+
+FLAT = dict.fromkeys(range(1, 9), 1.0)
+LINEAR = {n: float(n) for n in range(1, 9)}
+RIGHT, WRONG = 1, 0  # a target that always says 1
+
+
+def machine(rows: dict[int, float], step: float = 0.05, sync: float = 0.0) -> LiveCosts:
+    """A machine by its curve, in plain tokens; every drafted level costs a step and a wait."""
+    draft = tuple(d * (step + sync) for d in range(1, 9))
+    return LiveCosts(Costs((0,), {n: (c,) for n, c in rows.items()}, (1.0,), draft, sync))
+
+
+def planner(rows: dict[int, float], step: float = 0.05, sync: float = 0.0) -> Planner:
+    return Planner(machine(rows, step, sync), Acceptance(), max_depth=8)
+
+
+def level(*confidences: float, right: bool = True) -> Level:
+    """A level whose likeliest token is the target's, or none is."""
+    tokens = [RIGHT if right else WRONG] + [2 + i for i in range(len(confidences) - 1)]
+    return Level(tokens, confidences)
+
+
+def play(plan: Planner, confidence: float, right: bool) -> tuple[int, float]:
+    """One round of a head that is always as confident, and always right or wrong.
+
+    Returns:
+        Tokens, and seconds as the costs say.
+    """
+    chosen = plan.plan(0)
+    costs = plan.costs
+    if chosen.shape == PLAIN:
+        plan.record(Outcome([RIGHT], None, costs.plain(0)))
+        return 1, costs.plain(0)
+    made = level(confidence, (1 - confidence) / 2, right=right)
+    if chosen.looker is None:
+        depth = n = chosen.shape.depth
+        levels = [Level(made.tokens[:1], made.confidences[:1])] * depth
+        drafting, verifying = costs.draft(depth) - depth * costs.sync, costs.verify(n + 1, 0)
+        emitted = [RIGHT] * (n + 1 if right else 1)
+        plan.record(Outcome(emitted, None, drafting + verifying, levels))
+        return len(emitted), drafting + verifying
+    depth = 1
+    while chosen.looker.deeper(made):
+        depth += 1
+    nodes = chosen.looker.choose()
+    accepted = sum(node.child == 0 for node in nodes) if right else 0
+    emitted = [RIGHT] * (accepted + 1)
+    seconds = costs.draft(depth), costs.verify(len(nodes) + 1, 0)
+    plan.record(Outcome(emitted, *seconds))
+    return len(emitted), sum(seconds)
+
+
+def speed(plan: Planner, n_rounds: int, confidence: float, right: bool) -> float:
+    """Tokens per plain token's time over some rounds."""
+    played = [play(plan, confidence, right) for _ in range(n_rounds)]
+    return sum(tokens for tokens, _ in played) / sum(seconds for _, seconds in played)
+
+
+def test_a_fixed_shape_never_changes() -> None:
+    policy = FixedShape(TreeShape.chain(3))
+    assert policy.plan(7).shape == TreeShape.chain(3) and policy.plan(7).looker is None
+    assert not policy.stays_plain() and FixedShape(PLAIN).stays_plain()
+
+
+def test_rows_that_cost_their_number_are_hopeless_and_the_reason_is_said() -> None:
+    plan = planner(LINEAR)
+    assert plan.is_hopeless(0) and not planner(FLAT).is_hopeless(0)
+    assert "verifying 2 tokens takes 2.00 times as long as decoding one here" in (
+        plan.why_hopeless(0)
+    )
+
+
+confidences = st.lists(
+    st.floats(0.01, 0.97).flatmap(
+        lambda first: st.tuples(st.just(first), st.floats(0, min(first, 1 - first)))
+    ),
+    min_size=1,
+    max_size=3,
+)
+curves = st.lists(st.floats(0.02, 1.5), min_size=1, max_size=6).map(
+    lambda steps: {n: 1 + c for n, c in enumerate(itertools.accumulate(steps, initial=0.0), 1)}
+)
+
+
+@given(confidences, curves, st.sets(st.integers(2, 6)))
+def test_the_verified_nodes_are_the_best_of_all_trees_of_measured_sizes(
+    drafted: list[tuple[float, float]], curve: dict[int, float], unmeasured: set[int]
+) -> None:
+    rows = {n: c for n, c in curve.items() if n == 1 or n not in unmeasured}
+    if len(rows) == 1:
+        rows[2] = 1.5
+    plan = planner(rows)
+    looker = plan.plan(0).looker
+    assert looker is not None
+    rates: dict[Node, float] = {}
+    above = 1.0
+    for depth, children in enumerate(drafted):
+        looker.deeper(Level([1, 2], children))
+        own = plan.acceptance.children(children)
+        rates |= {Node(depth, child): above * rate for child, rate in enumerate(own)}
+        above *= own[0]
+    nodes = looker.choose()
+    assert all(level == 0 or Node(level - 1, 0) in nodes for level, _ in nodes)
+
+    def worth(chosen: tuple[Node, ...]) -> float:
+        return 1 + sum(rates[node] for node in chosen) - plan.price * rows[len(chosen) + 1]
+
+    subsets = itertools.chain.from_iterable(
+        itertools.combinations(rates, n - 1) for n in rows if n - 1 <= len(rates)
+    )
+    assert worth(tuple(nodes)) == pytest.approx(max(map(worth, subsets)))
+
+
+def test_a_step_of_the_curve_is_not_stepped_over() -> None:
+    rows = {1: 1.0, 2: 1.0, 3: 1.0, 4: 3.5, 5: 3.5, 6: 3.5}
+    plan = planner(rows, step=0.01)
+    for _ in range(20):
+        play(plan, 0.9, right=True)
+        assert plan.forecast is None or plan.forecast.n_rows <= 3
+
+
+def test_the_forecast_is_the_sum_of_what_is_verified() -> None:
+    plan = planner(FLAT)
+    looker = plan.plan(0).looker
+    assert looker is not None
+    looker.deeper(level(0.6, 0.3))
+    nodes = looker.choose()
+    first, sibling = plan.acceptance.children([0.6, 0.3])
+    assert nodes == [Node(0, 0), Node(0, 1)]
+    assert plan.forecast is not None
+    assert plan.forecast.tokens == pytest.approx(1 + first + sibling)
+    assert (plan.forecast.n_rows, plan.forecast.depth) == (3, 1)
+
+
+def test_a_right_head_is_used_to_the_full_and_drafted_deeply() -> None:
+    plan = planner(FLAT)
+    assert speed(plan, 40, 0.9, right=True) > 3.5
+    assert plan.forecast is not None and plan.forecast.n_rows == 8
+
+
+@pytest.mark.parametrize("confidence", [0.05, 0.5, 0.99])
+def test_a_head_that_is_always_wrong_costs_next_to_nothing(confidence: float) -> None:
+    plan = planner({n: 1 + 0.15 * (n - 1) for n in range(1, 9)})
+    speed(plan, 100, confidence, right=False)
+    assert speed(plan, 1000, confidence, right=False) > 0.985
+    assert "drafting would give 1.0" in plan.why_plain(0)
+
+
+def test_speculation_comes_back_when_the_head_is_right_again() -> None:
+    plan = planner({n: 1 + 0.15 * (n - 1) for n in range(1, 9)})
+    speed(plan, 600, 0.8, right=False)
+    assert plan.stays_plain() or speed(plan, 20, 0.8, right=False) > 0.9
+    speed(plan, 120, 0.8, right=True)
+    assert speed(plan, 50, 0.8, right=True) > 1.8
+
+
+def test_plain_rounds_are_promised_only_where_they_follow() -> None:
+    plan = planner({n: 1 + 0.3 * (n - 1) for n in range(1, 9)})
+    for _ in range(400):
+        promised = plan.stays_plain()
+        play(plan, 0.6, right=False)
+        assert not promised or plan.forecast is None
+
+
+def test_waits_that_cost_more_than_looking_gives_are_not_made() -> None:
+    cheap, dear = planner(FLAT, sync=0.001), planner(FLAT, sync=0.2)
+    blind = {"cheap": 0, "dear": 0}
+    for name, plan in (("cheap", cheap), ("dear", dear)):
+        for _ in range(100):
+            play(plan, 0.85, right=True)
+            blind[name] += not plan._draft.looks
+    assert blind["cheap"] == 0
+    assert blind["dear"] > 80
+
+
+def test_one_long_stall_changes_nothing_that_is_chosen() -> None:
+    plan = planner(FLAT)
+    speed(plan, 50, 0.9, right=True)
+    before = plan.forecast
+    looker = plan.plan(0).looker
+    assert looker is not None
+    while looker.deeper(level(0.9, 0.05)):
+        pass
+    nodes = looker.choose()
+    plan.record(Outcome([RIGHT] * (len(nodes) + 1), 0.05, 1000.0))
+    play(plan, 0.9, right=True)
+    assert before is not None and plan.forecast is not None
+    assert plan.forecast.n_rows == before.n_rows

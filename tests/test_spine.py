@@ -1,0 +1,73 @@
+"""Drafting as a planner wants it: what is looked at, what is chosen, and the tree it makes."""
+
+from collections.abc import Generator
+
+import mlx.core as mx
+import pytest
+
+from mlx_eagle.drafters import Level as LazyLevel
+from mlx_eagle.drafters.spine import draft_as_planned, look, spine_tree
+from mlx_eagle.planner import Level, Node, Plan
+from mlx_eagle.tree import PLAIN, TreeShape
+
+LEVELS = [Level([10, 11, 12], [0.5, 0.25, 0.125]), Level([20, 21, 22], [0.25, 0.125, 0.125])]
+
+
+class Spine:
+    """A drafter with the levels above; it notes how many were asked for, and that it was closed."""
+
+    def __init__(self) -> None:
+        self.made, self.is_closed = 0, False
+
+    def spine(self, k: int, depth: int) -> Generator[LazyLevel]:
+        try:
+            for tokens, confidences in LEVELS[:depth]:
+                self.made += 1
+                yield mx.log(mx.array(confidences)), mx.array(tokens)
+        finally:
+            self.is_closed = True
+
+
+class Looker:
+    def __init__(self, depth: int, nodes: list[Node]) -> None:
+        self.depth, self.nodes, self.seen = depth, nodes, list[Level]()
+
+    def deeper(self, level: Level) -> bool:
+        self.seen.append(level)
+        return len(self.seen) < self.depth
+
+    def choose(self) -> list[Node]:
+        return self.nodes
+
+
+@pytest.mark.parametrize(("wanted", "allowed"), [(1, 2), (2, 2), (9, 1)])
+def test_as_many_levels_are_drafted_as_the_looker_wants_and_the_plan_allows(
+    wanted: int, allowed: int
+) -> None:
+    drafter, looker = Spine(), Looker(wanted, [])
+    levels = look(drafter, looker, allowed)  # type: ignore[arg-type]
+    assert drafter.made == len(levels) == min(wanted, allowed)
+    assert drafter.is_closed
+    assert levels == looker.seen == LEVELS[: len(levels)]
+
+
+def test_chosen_nodes_become_a_tree_with_the_spine_as_parents() -> None:
+    nodes = [Node(0, 0), Node(0, 2), Node(1, 0), Node(1, 1)]
+    tree = spine_tree(mx.array([7]), LEVELS, nodes)
+    assert tree.tokens.tolist() == [7, 10, 12, 20, 21]
+    assert tree.parents.tolist() == [0, 0, 0, 1, 1]
+    assert tree.depths.tolist() == [0, 1, 1, 2, 2]
+    assert not tree.is_chain
+    assert spine_tree(mx.array([7]), LEVELS, [Node(0, 0), Node(1, 0)]).is_chain
+
+
+def test_a_looker_may_choose_nothing() -> None:
+    plan = Plan(TreeShape.chain(2), Looker(1, []))
+    tree = draft_as_planned(Spine(), mx.array([7]), plan)  # type: ignore[arg-type]
+    assert tree.tokens.tolist() == [7] and tree.num_draft_tokens == 0
+
+
+def test_a_plain_plan_drafts_nothing() -> None:
+    drafter = Spine()
+    tree = draft_as_planned(drafter, mx.array([7]), Plan(PLAIN))  # type: ignore[arg-type]
+    assert tree.tokens.tolist() == [7] and drafter.made == 0
