@@ -24,7 +24,8 @@ from mlx_eagle.drafters import Drafter
 from mlx_eagle.drafters.spine import look
 from mlx_eagle.engine import make_drafter
 from mlx_eagle.generate import Decoder, prefill
-from mlx_eagle.planner import CHILDREN, Level, Node
+from mlx_eagle.planner import CHILDREN
+from mlx_eagle.policy import Level, Node
 from mlx_eagle.published import prepare_head
 from mlx_eagle.sampling import Sampler
 from mlx_eagle.tree import DraftTree, TreeShape

@@ -27,7 +27,8 @@ from replay import Trace, sweep, variants
 
 from mlx_eagle.acceptance import Acceptance
 from mlx_eagle.costs import Costs, LiveCosts
-from mlx_eagle.planner import Level, Node, Outcome, Plan, Planner
+from mlx_eagle.planner import Planner
+from mlx_eagle.policy import Level, Node, Outcome, Plan
 from mlx_eagle.tree import PLAIN, TreeShape
 
 FOREIGN = -1  # a token that is nobody's child
@@ -46,13 +47,13 @@ class Machine:
         """Return the seconds to verify rows and read the choices back."""
         return self.rows[n_rows] * self.plain + self._sync
 
-    def draft(self, depth: int, *, width: int = 1, looks: bool = False) -> float:
-        """Return the seconds to draft `depth` levels; one that looks reads every level back."""
+    def draft(self, depth: int, *, width: int = 1, n_looks: int = 0) -> float:
+        """Return the seconds to draft `depth` levels and to read something back `n_looks` times."""
         if depth == 0:
             return 0.0
         curve, n_siblings = self._curve, (width - 1) * (depth - 1)
         steps = curve.first + depth * curve.level + n_siblings * curve.sibling
-        return steps * self.plain + depth * self._sync * looks
+        return steps * self.plain + n_looks * self._sync
 
     def fixed(self, shape: TreeShape) -> float:
         """Return the seconds of a round of this shape."""
@@ -66,7 +67,7 @@ class Machine:
         rows = {
             n: (self.verify(n) * float(np.exp(x)),) for n, x in zip(self.rows, off, strict=True)
         }
-        steps = tuple(self.draft(k, looks=True) for k in range(1, depth + 1))
+        steps = tuple(self.draft(k, n_looks=k) for k in range(1, depth + 1))
         return Costs((0,), rows, (self.plain,), steps, self._sync)
 
 
@@ -176,8 +177,9 @@ class PlannerRun:
         """Draft and verify; return the tokens that came of it."""
         machine, looks = self.machine, plan.looker is not None
         depth, nodes = _draft_levels(plan, levels)
+        n_looks = -(-depth // plan.stride) if looks else 0
         accepted = _count_accepted(nodes, hits)
-        seconds = machine.draft(depth, looks=looks), machine.verify(len(nodes) + 1)
+        seconds = machine.draft(depth, n_looks=n_looks), machine.verify(len(nodes) + 1)
         # A hit that was not verified is the target's choice all the same.
         tokens = [hit if hit >= 0 else FOREIGN for hit in [*hits, FOREIGN][: accepted + 1]]
         factor = self._clock.tick()

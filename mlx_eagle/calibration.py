@@ -19,7 +19,8 @@ from mlx_eagle.costs import Costs
 from mlx_eagle.drafters import Drafter
 from mlx_eagle.drafters.spine import look
 from mlx_eagle.generate import Decoder, prefill, rounds
-from mlx_eagle.planner import DEEPEST, FixedShape, Level, Node
+from mlx_eagle.planner import DEEPEST
+from mlx_eagle.policy import FixedShape, Level, Node
 from mlx_eagle.sampling import Sampler
 from mlx_eagle.target import Target
 from mlx_eagle.tree import MAX_NODES, PLAIN, DraftTree

@@ -16,7 +16,7 @@ from mlx_eagle.cache import OpenRows
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.generate import Decoder, prefill, rounds
 from mlx_eagle.head import EagleHead, Head
-from mlx_eagle.planner import FixedShape
+from mlx_eagle.policy import FixedShape
 from mlx_eagle.sampling import Sampler
 from mlx_eagle.target import Target
 from mlx_eagle.tree import PLAIN

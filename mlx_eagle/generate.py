@@ -19,7 +19,7 @@ from mlx_eagle.cache import AnyCache
 from mlx_eagle.drafters import Drafter
 from mlx_eagle.drafters.backlog import Backlog
 from mlx_eagle.drafters.spine import draft_as_planned
-from mlx_eagle.planner import Level, Outcome, Plan, Policy, Review
+from mlx_eagle.policy import Level, Outcome, Plan, Policy, Review
 from mlx_eagle.sampling import Sampler
 from mlx_eagle.target import Target, Verified
 from mlx_eagle.tree import PLAIN, DraftTree, check_structure
@@ -135,7 +135,8 @@ def rounds(decoder: Decoder, root: int, policy: Policy) -> Generator[Round]:
         policy: what each round drafts; with no drafter every round is plain.
     """
     backlog = Backlog(decoder.drafter)
-    flight = _launch(decoder, mx.array([root], dtype=mx.int32), Plan(PLAIN), backlog)
+    first = Plan(PLAIN)
+    flight = _launch(decoder, mx.array([root], dtype=mx.int32), first, backlog)
     read, idle = flight.start, 0.0  # when the round before was read; what the caller took since
     try:
         while True:
@@ -146,7 +147,9 @@ def rounds(decoder: Decoder, root: int, policy: Policy) -> Generator[Round]:
                 plan = policy.plan(decoder.cache.rows)
                 ahead = _launch(decoder, flight.choices, plan, backlog, is_ahead=True)
             landing = _land(decoder, flight, backlog, is_committed=ahead is not None)
-            review = policy.record(_outcome(flight, landing, read, idle))
+            review = None
+            if flight.plan is not first:
+                review = policy.record(_outcome(flight, landing, read, idle))
             yield _round(flight, landing, read, review)
             read, idle = landing.read, time.perf_counter() - landing.end
             flight = ahead or _launch(

@@ -16,8 +16,9 @@ from jinja2 import TemplateError
 from mlx_eagle.drafters import Drafter
 from mlx_eagle.errors import EagleError
 from mlx_eagle.generate import Decoder, prefill, rounds
-from mlx_eagle.planner import FixedShape, Planner, Policy
+from mlx_eagle.planner import Planner
 from mlx_eagle.planning import Planners
+from mlx_eagle.policy import FixedShape, Policy
 from mlx_eagle.responses import Ends, Responses, responses
 from mlx_eagle.sampling import Sampler
 from mlx_eagle.stats import GenerationStats, HeadWatch, Planned

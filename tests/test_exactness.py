@@ -22,7 +22,8 @@ from mlx_eagle.drafters import Drafter, Level
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.generate import Decoder, prefill, rounds
 from mlx_eagle.head import EagleHead
-from mlx_eagle.planner import FixedShape, Planner, Policy
+from mlx_eagle.planner import Planner
+from mlx_eagle.policy import FixedShape, Policy
 from mlx_eagle.sampling import Sampler
 from mlx_eagle.tree import PLAIN, DraftTree, TreeShape
 

@@ -5,12 +5,14 @@ the head per level, and a tree all the same. Where a `Looker` decides, every lev
 """
 
 from contextlib import closing
+from itertools import islice
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_eagle.drafters import Drafter
-from mlx_eagle.planner import CHILDREN, Level, Looker, Node, Plan
+from mlx_eagle.planner import CHILDREN
+from mlx_eagle.policy import Level, Looker, Node, Plan
 from mlx_eagle.tree import PLAIN, DraftTree
 
 
@@ -20,20 +22,22 @@ def draft_as_planned(drafter: Drafter | None, root: mx.array, plan: Plan) -> Dra
         return DraftTree.chain(root)
     if plan.looker is None:
         return drafter.draft(root, plan.shape)
-    levels = look(drafter, plan.looker, plan.shape.depth)
+    levels = look(drafter, plan.looker, plan.shape.depth, plan.stride)
     return spine_tree(root, levels, plan.looker.choose())
 
 
-def look(drafter: Drafter, looker: Looker, depth: int) -> list[Level]:
-    """Draft levels until the looker has enough, or there are `depth` of them."""
+def look(drafter: Drafter, looker: Looker, depth: int, stride: int = 1) -> list[Level]:
+    """Draft levels, `stride` at a time, until the looker has enough or there are `depth`."""
     levels: list[Level] = []
     with closing(drafter.spine(CHILDREN, depth)) as spine:
-        for log_probs, tokens in spine:
+        while drafted := list(islice(spine, stride)):
             # The looker needs the confidences now: it has weighed this wait against its use.
-            mx.eval(log_probs, tokens)
-            confidences = np.exp(np.array(log_probs))
-            levels.append(Level(np.array(tokens).tolist(), confidences.tolist()))
-            if not looker.deeper(levels[-1]):
+            mx.eval(drafted)
+            for log_probs, tokens in drafted:
+                confidences = np.exp(np.array(log_probs))
+                levels.append(Level(np.array(tokens).tolist(), confidences.tolist()))
+                goes_on = looker.deeper(levels[-1])
+            if not goes_on:
                 break
     return levels
 
