@@ -231,7 +231,15 @@ def run_benchmark(source: ModelSource, wanted: Wanted, specs: list["Spec"]) -> "
     names = [contestant.name for contestant in contestants]
     line = click.get_current_context().meta["mlx_eagle.command"]
     inputs = Inputs(line, engine.info, origin, prompts, names, trial)
-    return build_report(inputs, samples, chains, comparison)
+    return build_report(inputs, samples, chains, comparison, measured_costs(engine))
+
+
+def measured_costs(engine: "Engine") -> dict[int, float] | None:
+    """Return the seconds to verify rows at the shortest context, if they were measured here."""
+    calibration = engine.planners.calibration
+    if engine.head is None or not calibration.is_measured:
+        return None
+    return {n: column[0] for n, column in calibration.costs.verify.items()}
 
 
 def counter(what: str) -> Callable[[int, int], None]:

@@ -52,7 +52,7 @@ class Planner:
         self.max_depth = min(max_depth, costs.rows[-1] - 1, DEEPEST)
         self.forecast: Forecast | None = None
         self.n_drafted = 0  # rounds
-        self._prospects = Prospects(costs, self.max_depth, acceptance.first[0.6])
+        self._prospects = Prospects(costs, self.max_depth, CHILDREN, acceptance.first[0.6])
         self._overall = Pace(0.03)
         self._expected, self._came = Mean(0.06), Mean(0.06)  # tokens of rounds that drafted
         self._draft = Draft(0)
@@ -89,12 +89,11 @@ class Planner:
         depth = len(draft.levels)
         if depth >= self._way.depth or self._way.stride != 1:
             return depth < self._way.depth
-        known = draft.paths(depth)
-        worth = self._best(known, depth).worth
-        imagined: list[float] = []
-        for more in range(1, min(LOOKAHEAD, self._way.depth - depth) + 1):
-            imagined.append(draft.reach[-1] * self._prospects.next_first**more)
-            paths = sorted([*known, *imagined], reverse=True)
+        paths = draft.paths(depth)
+        worth = self._best(paths, depth).worth
+        n_more = min(LOOKAHEAD, self._way.depth - depth)
+        for more, imagined in enumerate(self._prospects.beyond(draft, n_more), start=1):
+            paths = sorted([*paths, *imagined], reverse=True)
             if self._best(paths, depth + more).worth > worth:
                 return True
         return False
@@ -156,7 +155,7 @@ class Planner:
         """Add a level to what has been drafted."""
         rates = self._draft.add(level, self.acceptance)
         if len(self._draft.levels) > 1:
-            self._prospects.see_first(rates[0])
+            self._prospects.see(rates)
 
     def _best(self, paths: Sequence[float], depth: int) -> Tree:
         """Return the best tree of `depth` drafted levels with these path acceptances."""

@@ -126,35 +126,49 @@ class Prospects:
     LOOKING_RATE = 0.08
     DEAR = 0.002  # waits below this share of a plain token are always worth a look
 
-    def __init__(self, costs: LiveCosts, max_depth: int, first_guess: float) -> None:
+    def __init__(
+        self, costs: LiveCosts, max_depth: int, n_children: int, first_guess: float
+    ) -> None:
         self.costs = costs
         self.looking = Pace(self.LOOKING_RATE)  # at every level
         self._every_level = Way(max_depth, 1)
-        self._next_first = Mean(0.05)  # acceptance of a level's first child, below the root's
+        self._usual = [Mean(0.05) for _ in range(n_children)]  # of levels below the first
         self._first_guess = first_guess
         self._once = [Pace(self.RATE) for _ in range(max_depth)]
         self._reach = [Mean(self.RATE) for _ in range(max_depth)]
 
-    @property
-    def next_first(self) -> float:
-        """How likely the first child of a level not drafted yet is, given its parent."""
-        return self._next_first.value if self._next_first.n else self._first_guess
+    def see(self, rates: Sequence[float]) -> None:
+        """Take in how likely the children of a level below the first are, given their parent."""
+        for mean, rate in zip(self._usual, rates, strict=False):
+            mean.add(rate)
 
-    def see_first(self, rate: float) -> None:
-        """Take in the acceptance of the first child of a level below the first."""
-        self._next_first.add(rate)
+    def beyond(self, draft: Draft, n_levels: int) -> list[list[float]]:
+        """Return the path acceptance of the nodes of levels not drafted yet, as they usually are.
+
+        Args:
+            draft: what has been drafted.
+            n_levels: how many levels to imagine below.
+        """
+        first = self._usual[0].value if self._usual[0].n else self._first_guess
+        siblings = [mean.value for mean in self._usual[1:]]
+        levels, above = [], draft.reach[-1]
+        for _ in range(n_levels):
+            levels.append([above * rate for rate in (first, *siblings)])
+            above *= first
+        return levels
 
     def learn(self, draft: Draft, price: float) -> None:
         """Take in what was drafted in a round: what would the other ways have made of it?"""
-        reach = list(draft.reach)
-        while len(reach) < len(self._reach):
-            reach.append(reach[-1] * self.next_first)
+        known = len(draft.reach)
+        imagined = self.beyond(draft, len(self._reach) - known)
+        reach = [*draft.reach, *(level[0] for level in imagined)]
         for mean, value in zip(self._reach, reach, strict=True):
             mean.add(value)
         if self.costs.sync < self.DEAR * self.costs.plain(draft.context):
             return
         for depth, pace in enumerate(self._once, start=1):
-            paths = sorted(draft.paths(depth) + reach[len(draft.reach) : depth], reverse=True)
+            more = [path for level in imagined[: max(0, depth - known)] for path in level]
+            paths = sorted(draft.paths(depth) + more, reverse=True)
             drafting = Way(depth, depth).seconds(self.costs, depth)
             tree = best_tree(paths, draft.context, self.costs, price=price, drafting=drafting)
             pace.add(tree.tokens, drafting + self.costs.verify(tree.n_rows, draft.context))

@@ -116,9 +116,10 @@ def test_a_second_turn_reuses_rows_and_answers_as_a_fresh_conversation(
     demo: Any, prompts: list[str]
 ) -> None:
     session = demo.session()
-    first = "".join(r.text for r in session.ask(prompts[1], max_tokens=40))
+    options = {"max_tokens": 40, "tree": TreeShape.chain(3)}  # the same rounds whatever they take
+    first = "".join(r.text for r in session.ask(prompts[1], **options))
     held = session._cache
-    second = list(session.ask(prompts[2], max_tokens=40))
+    second = list(session.ask(prompts[2], **options))
     assert session._cache is held, "the second turn started over"
     messages = [
         {"role": "user", "content": prompts[1]},
@@ -126,7 +127,7 @@ def test_a_second_turn_reuses_rows_and_answers_as_a_fresh_conversation(
         {"role": "user", "content": prompts[2]},
     ]
     assert session.messages[:3] == messages
-    fresh = demo.generate(messages, max_tokens=40)
+    fresh = demo.generate(messages, **options)
     assert [r.token for r in second] == fresh.tokens
     assert second[-1].stats.n_accepted_per_round == fresh.stats.n_accepted_per_round
 

@@ -51,20 +51,10 @@ def contest(curve: str, trace: str, rough: bool) -> Any:
 
 # What the planner reaches where it misses a bound; an xfail that passes is an error.
 BELOW_BEST_FIXED: dict[Case, float] = {
-    ("M3 Max 5120x17408", "collapses, recovers", False): 0.966,
-    ("M3 Ultra bf16", "recorded", False): 0.918,
-    ("M3 Ultra 8-row kernel", "recorded", False): 0.949,
-    ("M3 Ultra 8-row kernel", "collapses, recovers", False): 0.960,
-    ("M5 Max LM head", "collapses, recovers", False): 0.966,
-    ("M3 Ultra bf16", "recorded", True): 0.937,
-    ("M3 Ultra 8-row kernel", "recorded", True): 0.946,
-    ("M3 Ultra 8-row kernel", "collapses, recovers", True): 0.948,
-    ("M5 Max LM head", "collapses, recovers", True): 0.949,
+    ("M3 Ultra bf16", "recorded", False): 0.951,
+    ("M3 Ultra bf16", "recorded", True): 0.934,
 }
-BELOW_PLAIN: dict[Case, float] = {
-    ("M3 Max 5120x17408", "dead head", False): 0.977,
-    ("M1 Ultra Qwen3.8-27B, fit", "collapses, recovers", True): 0.978,
-}
+BELOW_PLAIN: dict[Case, float] = {}
 
 CASES: list[Case] = [
     *product(CURVES, TRACES, [False]),
@@ -163,14 +153,14 @@ def mean_lead(trace: str) -> float:
     return math.exp(sum(map(math.log, ratios)) / len(ratios))
 
 
-# Measured: 1.064, 0.978, 1.042, 1.011, 0.991. Where nothing is left to gain, a law that hardly
+# Measured: 1.063, 1.020, 1.113, 1.026, 0.994. Where nothing is left to gain, a law that hardly
 # tries any more is cheaper than one that tries every few dozen tokens.
 LEADS = {
     "recorded": 1.06,
-    "collapses": 0.97,
-    "collapses, recovers": 1.03,
-    "drifts": 1.0,
-    "dead head": 0.985,
+    "collapses": 1.01,
+    "collapses, recovers": 1.1,
+    "drifts": 1.02,
+    "dead head": 0.99,
 }
 
 

@@ -51,6 +51,14 @@ def test_as_many_levels_are_drafted_as_the_looker_wants_and_the_plan_allows(
     assert levels == looker.seen == LEVELS[: len(levels)]
 
 
+def test_levels_are_shown_as_many_at_a_time_as_the_plan_says() -> None:
+    for stride, drafted in ((1, 1), (2, 2)):
+        drafter, looker = Spine(), Looker(1, [])
+        assert len(look(drafter, looker, 2, stride)) == drafted  # type: ignore[arg-type]
+        assert len(looker.seen) == drafted, "levels that were drafted are all seen"
+        assert drafter.is_closed
+
+
 def test_chosen_nodes_become_a_tree_with_the_spine_as_parents() -> None:
     nodes = [Node(0, 0), Node(0, 2), Node(1, 0), Node(1, 1)]
     tree = spine_tree(mx.array([7]), LEVELS, nodes)
