@@ -63,7 +63,6 @@ class Engine:
         self.head = head
         self.info = info
         self.planners = planners or Planners()
-        self._watch = HeadWatch(info.remedy)
 
     def session(self, system: str | None = None) -> Session:
         """Start a conversation."""
@@ -72,9 +71,7 @@ class Engine:
             make = partial(make_drafter, self.head, self.target)
 
         spoken = self.info.speculation
-        return Session(
-            self.target, self.tokenizer, make, spoken, system, self._watch, self.planners
-        )
+        return Session(self.target, self.tokenizer, make, spoken, system, self.planners)
 
     def calibrate(self, report: Report | None = None) -> Calibration:
         """Measure anew what rounds cost on this machine, and keep it for later runs.
@@ -91,7 +88,8 @@ class Engine:
             )
         drafter = make_drafter(self.head, self.target)
         costs = measure_costs(self.target, drafter, self.planners.records, report)
-        self.planners = Planners(costs, drafter.max_depth, self.planners.records)
+        known = self.planners
+        self.planners = Planners(costs, drafter.max_depth, known.records, known.watch)
         return costs
 
     def stream_generate(self, prompt: Prompt, **options: Any) -> Responses:
@@ -171,7 +169,9 @@ def load(
     if drafter_head is None:
         return Engine(target, tokenizer, None, info)
     records = _records(folder, choice, info, target)
-    planners = _planners(target, drafter_head, records, calibrate, progress)
+    costs = _costs(target, drafter_head, records, calibrate, progress)
+    max_depth = make_drafter(drafter_head, target).max_depth
+    planners = Planners(costs, max_depth, records, HeadWatch(info.remedy))
     return Engine(target, tokenizer, drafter_head, info, planners)
 
 
@@ -188,18 +188,17 @@ def _records(folder: Path, choice: HeadChoice, info: EngineInfo, target: Target)
     return Records(cache_folder(), Identity(this_machine(), pair))
 
 
-def _planners(
+def _costs(
     target: Target, head: Head, records: Records, may_measure: bool, progress: Progress | None
-) -> Planners:
-    """Return the planners of a pair, over costs that are on record, measured or published."""
+) -> Calibration:
+    """Return what rounds cost with a pair: on record, measured, or published."""
 
     def report(done: int, total: int) -> None:
         if progress is not None:
             progress("calibrate", done, total)
 
     drafter = make_drafter(head, target)
-    costs = find_costs(target, drafter, records, report, may_measure=may_measure)
-    return Planners(costs, drafter.max_depth, records)
+    return find_costs(target, drafter, records, report, may_measure=may_measure)
 
 
 def _equip(network: nn.Module, choice: HeadChoice) -> tuple[Target, Head | None, str]:

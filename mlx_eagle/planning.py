@@ -13,6 +13,7 @@ from mlx_eagle.drafters import Drafter
 from mlx_eagle.errors import EagleError
 from mlx_eagle.planner import Planner
 from mlx_eagle.records import Records
+from mlx_eagle.stats import HeadWatch
 from mlx_eagle.target import Target
 
 GREEDY, SAMPLED = "greedy", "sampled"
@@ -75,6 +76,7 @@ class Planners:
         calibration: what rounds cost.
         max_depth: the deepest tree that the drafter can make.
         records: where acceptance is kept between runs; None: nowhere.
+        watch: notices a head that is of no use; None: nobody does.
     """
 
     WORTH_KEEPING = 32  # rounds
@@ -84,10 +86,11 @@ class Planners:
         calibration: Calibration = UNMEASURED,
         max_depth: int = 255,
         records: Records | None = None,
+        watch: HeadWatch | None = None,
     ) -> None:
         self.calibration = calibration
         self._costs = LiveCosts(calibration.costs, is_measured=calibration.is_measured)
-        self.max_depth, self.records = max_depth, records
+        self.max_depth, self.records, self.watch = max_depth, records, watch
         self._planners: dict[str, Planner] = {}
         self._kept_at = 0
 

@@ -21,7 +21,7 @@ from mlx_eagle.planning import Planners
 from mlx_eagle.policy import FixedShape, Policy
 from mlx_eagle.responses import Ends, Responses, responses
 from mlx_eagle.sampling import Sampler
-from mlx_eagle.stats import GenerationStats, HeadWatch, Planned
+from mlx_eagle.stats import GenerationStats, Planned
 from mlx_eagle.target import Target
 from mlx_eagle.text import TextStream
 from mlx_eagle.tree import PLAIN, TreeShape
@@ -81,11 +81,9 @@ class Session:
         make_drafter: Callable[[], Drafter] | None,
         speculation: str,
         system: str | None = None,
-        watch: HeadWatch | None = None,
         planners: Planners | None = None,
     ) -> None:
         self.system = system
-        self._watch = watch
         self._is_hopeless = False  # once it is, the head has not followed the conversation
         self.messages: list[dict[str, str]] = []
         self._target, self._tokenizer = target, tokenizer
@@ -218,8 +216,8 @@ class Session:
             if stats.planned is not None:
                 stats.planned.plain_seconds = policy.costs.plain(len(self._tokens))
             self._planners.keep()
-        if self._watch is not None:
-            stats.advice = self._watch.advise(stats)
+        if self._planners.watch is not None:
+            stats.advice = self._planners.watch.advise(stats)
 
     def _check(self, ids: Sequence[int], tree: TreeShape | None) -> None:
         """Refuse tokens that the target does not know and trees that the drafter cannot make."""

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
+# Whoever comes after as many contestants as there are colours has another hatch, another marker.
+HATCHES, MARKERS = ("", "///", "..."), ("o", "^", "D")
 DPI = 150
 WIDTH = 7.5  # inches
 PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # behind text that crosses lines
@@ -65,8 +67,9 @@ def plot_speedups(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
     for index, name in enumerate(names):
         places = [at + (index - (len(names) - 1) / 2) * bar for at in range(len(categories))]
         values = [found.get((category, name), 0.0) for category in categories]
-        colour = COLOURS[index % len(COLOURS)]
-        drawn = axes.barh(places, values, height=0.9 * bar, color=colour, label=_short(name))
+        colour, turn = COLOURS[index % len(COLOURS)], index // len(COLOURS) % len(HATCHES)
+        style: dict[str, Any] = {"color": colour, "hatch": HATCHES[turn], "edgecolor": "white"}
+        drawn = axes.barh(places, values, height=0.9 * bar, label=_short(name), **style)
         axes.bar_label(drawn, fmt="%.2f", padding=3, fontsize=8, bbox=PAPER, zorder=4)
     axes.axvline(1.0, color="black", linewidth=1, linestyle="--")
     axes.set_yticks(range(len(categories)), [_short(category) for category in categories])
@@ -86,8 +89,9 @@ def plot_acceptance(
     curves = [row for row in rows if row["category"] == ALL and row["acceptance_by_depth"]]
     for index, row in enumerate(curves):
         values, colour = row["acceptance_by_depth"], COLOURS[index % len(COLOURS)]
-        depths = range(1, len(values) + 1)
-        axes.plot(depths, values, "o-", color=colour, label=_short(row["contestant"]))
+        marker = MARKERS[index // len(COLOURS) % len(MARKERS)]
+        depths, label = range(1, len(values) + 1), _short(row["contestant"])
+        axes.plot(depths, values, marker=marker, color=colour, label=label)
         deepest = max(deepest, len(values))
     known = [a for a in alphas if a["category"] == ALL and a["n_rounds"]]
     for index, entry in enumerate(known):
