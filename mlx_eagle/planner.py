@@ -44,6 +44,7 @@ class Planner:
     TRY_WEIGHT = 0.3  # of a single try, in the pace of looking
     SURPRISE = 0.3  # acceptance that was expected of a token that is worth another try soon
     SPELL = 16  # rounds of another way between two rounds of looking at every level
+    SPELL_RATE = 0.2  # weight of a round in the pace of a spell
     MARGIN = 1.02  # by which another way must be better
     SHORT = 0.93  # share of the expected tokens that may come before it counts
 
@@ -53,7 +54,7 @@ class Planner:
         self.forecast: Forecast | None = None
         self.n_drafted = 0  # rounds
         self._prospects = Prospects(costs, self.max_depth, CHILDREN, acceptance.first[0.6])
-        self._overall = Pace(0.03)
+        self._overall = Pace(0.005)
         self._expected, self._came = Mean(0.06), Mean(0.06)  # tokens of rounds that drafted
         self._draft = Draft(0)
         self._looking = Way(self.max_depth, 1)
@@ -61,6 +62,7 @@ class Planner:
         self._wait, self._next_wait = 0, self.SHORTEST_WAIT
         self._is_trying = False  # the round after a wait
         self._spell = 0  # rounds left of a way that is not looking at every level
+        self._spelling = Pace(self.SPELL_RATE)
 
     # What to do
 
@@ -153,9 +155,7 @@ class Planner:
 
     def _take_in(self, level: Level) -> None:
         """Add a level to what has been drafted."""
-        rates = self._draft.add(level, self.acceptance)
-        if len(self._draft.levels) > 1:
-            self._prospects.see(rates)
+        self._prospects.see(self._draft.add(level, self.acceptance))
 
     def _best(self, paths: Sequence[float], depth: int) -> Tree:
         """Return the best tree of `depth` drafted levels with these path acceptances."""
@@ -205,8 +205,11 @@ class Planner:
         self._expected.add(forecast.tokens, weight)
         self._came.add(n_tokens, weight)
         if self._way == self._looking:
+            # All ways are compared on the same rounds, or easy ones would flatter those in use.
             self._prospects.looking.add(forecast.tokens, seconds, weight)
-        self._prospects.learn(self._draft, self.price)
+            self._prospects.learn(self._draft, self.price, weight)
+        else:
+            self._spelling.add(forecast.tokens, seconds)
 
     @property
     def _trust(self) -> float:
@@ -220,6 +223,9 @@ class Planner:
         context = self._draft.context
         plain = self.costs.plain(context)
         rate, way = self._prospects.best(context)
+        if self._spell and self._spelling.seconds.n >= self.PATIENCE:
+            rate = self._spelling.rate
+            self._spell *= rate * plain >= 1.0
         pays = rate * plain * self._trust >= 1.0
         if pays and self._is_trying:
             self._next_wait = max(self.SHORTEST_WAIT, self._next_wait // 4)
@@ -230,4 +236,4 @@ class Planner:
             self._next_wait = max(self.SHORTEST_WAIT, min(2 * self._next_wait, int(longest)))
         elif self._spell == 0 and self._way == self._looking != way:
             is_better = rate > self.MARGIN * self._prospects.looking.rate
-            self._spell = self.SPELL if is_better else 0
+            self._spell, self._spelling = self.SPELL if is_better else 0, Pace(self.SPELL_RATE)

@@ -122,15 +122,14 @@ def best_tree(
 class Prospects:
     """The pace that each way of drafting would have, in exponential means over rounds."""
 
-    RATE = 0.06
-    LOOKING_RATE = 0.08
+    RATE = 0.08
     DEAR = 0.002  # waits below this share of a plain token are always worth a look
 
     def __init__(
         self, costs: LiveCosts, max_depth: int, n_children: int, first_guess: float
     ) -> None:
         self.costs = costs
-        self.looking = Pace(self.LOOKING_RATE)  # at every level
+        self.looking = Pace(self.RATE)  # at every level
         self._every_level = Way(max_depth, 1)
         self._usual = [Mean(0.05) for _ in range(n_children)]  # of levels below the first
         self._first_guess = first_guess
@@ -157,13 +156,19 @@ class Prospects:
             above *= first
         return levels
 
-    def learn(self, draft: Draft, price: float) -> None:
-        """Take in what was drafted in a round: what would the other ways have made of it?"""
+    def learn(self, draft: Draft, price: float, weight: float = 0.0) -> None:
+        """Take in what was drafted in a round: what would the other ways have made of it?
+
+        Args:
+            draft: what was drafted, each level looked at.
+            price: tokens that a second was worth.
+            weight: least weight of this round.
+        """
         known = len(draft.reach)
         imagined = self.beyond(draft, len(self._reach) - known)
         reach = [*draft.reach, *(level[0] for level in imagined)]
         for mean, value in zip(self._reach, reach, strict=True):
-            mean.add(value)
+            mean.add(value, weight)
         if self.costs.sync < self.DEAR * self.costs.plain(draft.context):
             return
         for depth, pace in enumerate(self._once, start=1):
@@ -171,7 +176,8 @@ class Prospects:
             paths = sorted(draft.paths(depth) + more, reverse=True)
             drafting = Way(depth, depth).seconds(self.costs, depth)
             tree = best_tree(paths, draft.context, self.costs, price=price, drafting=drafting)
-            pace.add(tree.tokens, drafting + self.costs.verify(tree.n_rows, draft.context))
+            seconds = drafting + self.costs.verify(tree.n_rows, draft.context)
+            pace.add(tree.tokens, seconds, weight)
 
     def best(self, context: int) -> tuple[float, Way]:
         """Return the tokens per second of the best way, and the way."""
