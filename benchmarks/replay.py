@@ -41,10 +41,10 @@ class Trace:
             ranks = {width: file["ranks"][:, :, i] for i, width in enumerate((2, 3, 4))}
             return cls(file["confidences"].astype(np.float32), file["hits"], ranks)
 
-    def first(self, n_texts: int) -> "Trace":
-        """Return the first texts only."""
-        ranks = {width: ranks[:n_texts] for width, ranks in self.ranks.items()}
-        return Trace(self.confidences[:n_texts], self.hits[:n_texts], ranks)
+    def reordered(self, texts: list[int]) -> "Trace":
+        """Return these texts, in this order."""
+        ranks = {width: ranks[texts] for width, ranks in self.ranks.items()}
+        return Trace(self.confidences[texts], self.hits[texts], ranks)
 
     @property
     def size(self) -> tuple[int, int, int]:

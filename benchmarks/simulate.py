@@ -61,14 +61,20 @@ class Machine:
             return self.plain
         return self.draft(shape.depth, width=shape.width) + self.verify(shape.nodes + 1)
 
-    def calibrate(self, depth: int, noise: float) -> Costs:
-        """Return what is measured; `noise`: standard deviation of its logarithm."""
+    def calibrate(self, depth: int, noise: float, plain_off: float = 1.0) -> Costs:
+        """Return what is measured.
+
+        Args:
+            depth: levels of which drafting is measured.
+            noise: standard deviation of the logarithm of what is measured for rows.
+            plain_off: by what the cost of a plain token is measured wrongly.
+        """
         off = np.random.default_rng(1).normal(0.0, noise, len(self.rows))
         rows = {
             n: (self.verify(n) * float(np.exp(x)),) for n, x in zip(self.rows, off, strict=True)
         }
         steps = tuple(self.draft(k, n_looks=k) for k in range(1, depth + 1))
-        return Costs((0,), rows, (self.plain,), steps, self._sync)
+        return Costs((0,), rows, (self.plain * plain_off,), steps, self._sync)
 
 
 class Clock:
@@ -140,9 +146,11 @@ class PlannerRun:
     A plain round that follows a plain one is submitted ahead and timed; others are not.
     """
 
-    def __init__(self, machine: Machine, trace: Trace, *, rough: bool = False) -> None:
+    def __init__(
+        self, machine: Machine, trace: Trace, *, rough: bool = False, plain_off: float = 1.0
+    ) -> None:
         self.machine, self.trace = machine, trace
-        costs = machine.calibrate(trace.size[2], 0.05 if rough else 0.0)
+        costs = machine.calibrate(trace.size[2], 0.05 if rough else 0.0, plain_off)
         self.planner = Planner(LiveCosts(costs), Acceptance(), trace.size[2])
         self._tally, self._clock = Tally(), Clock(rough=rough)
 

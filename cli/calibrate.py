@@ -25,7 +25,12 @@ BAR = 40  # characters of the longest bar
 
 @click.command("calibrate", epilog=EXAMPLES)
 @model_options
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.png")
+@click.option(
+    *("--plot", "-o"),
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE.png",
+    help="Draw the curve into a file (needs matplotlib).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the seconds as JSON.")
 def command(source: ModelSource, plot: Path | None, as_json: bool) -> None:
     """Measure what verifying and drafting cost on this machine, with this target and head.
@@ -37,9 +42,7 @@ def command(source: ModelSource, plot: Path | None, as_json: bool) -> None:
     from mlx_eagle.cli.generate import load_engine
 
     if plot is not None:
-        from mlx_eagle.bench.plots import require_matplotlib
-
-        require_matplotlib()
+        check_plot(plot)
     console = terminal(stderr=True)
     engine = load_engine(source._replace(calibrate=False), console)
     with Loading(console, "calibrate") as loading:
@@ -50,6 +53,22 @@ def command(source: ModelSource, plot: Path | None, as_json: bool) -> None:
         click.echo(report(engine, found))
     if plot is not None:
         _plot(found.costs, plot)
+
+
+def check_plot(file: Path) -> None:
+    """Refuse a picture that cannot be drawn, before anything is measured.
+
+    Raises:
+        click.UsageError: if it is no PNG, or its folder does not exist.
+        EagleError: if matplotlib is missing.
+    """
+    from mlx_eagle.bench.plots import require_matplotlib
+
+    if file.suffix != ".png":
+        raise click.UsageError(f"--plot {file}: pictures are PNG files; name it {file.stem}.png")
+    if not file.absolute().parent.is_dir():
+        raise click.UsageError(f"--plot {file}: there is no folder {file.parent}")
+    require_matplotlib()
 
 
 def report(engine: "Engine", found: "Calibration") -> str:
@@ -67,7 +86,7 @@ def report(engine: "Engine", found: "Calibration") -> str:
         "plain token": plain,
         "waiting": f"{1e3 * costs.sync:.2f} ms to read something back",
     }
-    return "\n\n".join([table(about), curve(costs), gains(costs)])
+    return "\n\n".join([table(about), curve(costs), gains(costs, engine.planners.max_depth)])
 
 
 def curve(costs: "Costs") -> str:
@@ -83,14 +102,15 @@ def curve(costs: "Costs") -> str:
     return "\n".join(lines)
 
 
-def gains(costs: "Costs") -> str:
-    """Return what the best chain gives for heads of several qualities."""
+def gains(costs: "Costs", max_depth: int) -> str:
+    """Return what the best chain of at most `max_depth` gives for heads of several qualities."""
     from mlx_eagle.costs import LiveCosts
+    from mlx_eagle.planner import DEEPEST
 
     live = LiveCosts(costs)
     lines = ["  if this share of drafted tokens is accepted, the best chain gives:"]
     for share in HEADS:
-        gain, n_rows = live.best_chain(share, costs.contexts[0], costs.rows[-1])
+        gain, n_rows = live.best_chain(share, costs.contexts[0], min(max_depth, DEEPEST))
         best = f"{gain:.2f} times plain decoding, drafting {n_rows - 1}"
         lines.append(f"  {share:>4.0%}  {best if gain > 1 else 'nothing: plain decoding is best'}")
     return "\n".join(lines)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlx_eagle.cli.display import Loading, fetch_shown, terminal
-from mlx_eagle.stats import HeadWatch
 
 if TYPE_CHECKING:
     from mlx_eagle.doctor import Diagnosis
@@ -17,6 +16,9 @@ Examples:
   mlx-eagle doctor my-head --target path/to/target
   mlx-eagle doctor my-head --target path/to/target --fix
 """
+
+
+USELESS = 1.2  # tokens per round: a head that is run as it was trained gives more
 
 
 @click.command("doctor", epilog=EXAMPLES)
@@ -86,7 +88,7 @@ def verdict(diagnosis: "Diagnosis", remedy: str) -> str:
 def _summary(diagnosis: "Diagnosis", before: float, after: float, remedy: str) -> str:
     """Return whether something is to be changed, and what it gives in tokens per round."""
     if not diagnosis.changes:
-        if before < HeadWatch.LOW:
+        if before < USELESS:
             return (
                 f"no reading helps: {before:.2f} tokens per round. The head may be for another "
                 "target, or for another chat template"

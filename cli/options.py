@@ -97,9 +97,15 @@ class ModelSource(NamedTuple):
     calibrate: bool = True
 
     def for_settings(self, settings: Settings) -> "ModelSource":
-        """Return the same, without a known head to download where nothing will be drafted."""
+        """Return the same, without what is needless for these settings.
+
+        That is a known head to download where nothing will be drafted, and measuring the machine
+        where no planner will be asked.
+        """
+        is_planned = settings.speculate and settings.tree is None
+        source = self._replace(calibrate=self.calibrate and is_planned)
         is_needless = self.model is not None and not settings.speculate
-        return self._replace(head=self.head or "none") if is_needless else self
+        return source._replace(head=self.head or "none") if is_needless else source
 
 
 def complete_tree(

@@ -165,7 +165,8 @@ class Repl:
     async def _announce_when_loaded(self) -> None:
         """Print the banner above the prompt, or end the prompt if the engine cannot be loaded."""
         while not self._conversation.loaded:
-            await asyncio.sleep(0.05)
+            get_app().invalidate()  # what loading has come to stands beside the line
+            await asyncio.sleep(0.1)
         error = self._conversation.failure()
         if error is not None:
             get_app().exit(exception=error)

@@ -135,7 +135,7 @@ class Acceptance:
         """
         try:
             return cls(*(_faded(fields[kind], cls.STORED) for kind in KINDS))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise EagleError(f"these are not counts of acceptance: {error!r}") from error
 
     def to_dict(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ same, and no long prompt has to be run.
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from statistics import median
 
 import mlx.core as mx
@@ -31,8 +32,8 @@ CONTEXTS = (64, 2048)  # cached tokens
 DEPTHS = (1, 2, 3, 4, 6, 8)
 USELESS = 4.0  # rows that cost so many times one row are not worth verifying
 MORE_ROWS = 4  # from here on, a number of rows that is useless ends the search
-SAMPLES = 3  # of each time, but
-BUDGET = 2.5  # seconds for the rows of a context; two samples are always taken
+SAMPLES = 5  # of each time, but
+BUDGET = 4.0  # seconds for the rows of a context, once there are enough for a median
 
 Report = Callable[[int, int], None]
 
@@ -58,14 +59,15 @@ def measure(target: Target, drafter: Drafter, report: Report | None = None) -> C
     plain = []
     for done, context in enumerate(CONTEXTS, start=2):
         bench.pad(context)
-        plain.append(bench.plain())
-        found = bench.verify(rows if context == CONTEXTS[0] else _few(rows))
+        found, per_token = bench.verify(rows if context == CONTEXTS[0] else _few(rows))
+        plain.append(per_token)
         first = {n: column[0] for n, column in verify.items() if column}
         for n, column in verify.items():
             column.append(_further(n, found, first) if first else found[n])
         report(done, steps)
     report(steps, steps)
     columns = {n: tuple(column) for n, column in verify.items()}
+    sync = min([sync, *(high - low for low, high in pairwise((0.0, *draft)) if high > low)])
     return Costs(CONTEXTS, columns, tuple(plain), draft, sync)
 
 
@@ -79,7 +81,7 @@ def _further(n: int, found: dict[int, float], first: dict[int, float]) -> float:
 
     What the context adds is attention, which grows with the rows; the steps are elsewhere.
     """
-    added = [found[m] - first[m] for m in found]
+    added = np.maximum.accumulate([max(0.0, found[m] - first[m]) for m in found])
     return first[n] + float(np.interp(n, list(found), added))
 
 
@@ -99,10 +101,12 @@ class _Count:
         self.left = depth
 
     def deeper(self, level: Level) -> bool:
+        """Count a level."""
         self.left -= 1
         return self.left > 0
 
     def choose(self) -> list[Node]:
+        """Choose nothing."""
         return []
 
 
@@ -135,22 +139,21 @@ class _Bench:
         self.cache.commit(range(n))
         mx.eval(self.cache.buffers)
 
-    def plain(self) -> float:
-        """Return the seconds per token of plain decoding, as the loop does it."""
-        rows, n = self.cache.rows, 6
-        stream = rounds(
-            Decoder(self.target, self.cache, None, Sampler()), self.ids[0], FixedShape(PLAIN)
-        )
-        for _ in range(2):
+    def plain(self) -> list[float]:
+        """Return the seconds of a few tokens of plain decoding, as the loop does it."""
+        rows = self.cache.rows
+        decoder = Decoder(self.target, self.cache, None, Sampler())
+        stream = rounds(decoder, self.ids[0], FixedShape(PLAIN))
+        for _ in range(2):  # until one is submitted ahead
             next(stream)
         samples = []
-        for _ in range(n):
+        for _ in range(3):
             start = time.perf_counter()
             next(stream)
             samples.append(time.perf_counter() - start)
         stream.close()
         self.cache.trim(rows)
-        return median(samples)
+        return samples
 
     def useful_rows(self) -> list[int]:
         """Return the numbers of rows that may pay, by a pass that warms them up."""
@@ -163,16 +166,18 @@ class _Bench:
                 break
         return useful
 
-    def verify(self, rows: Sequence[int]) -> dict[int, float]:
-        """Return the median seconds to verify each number of rows."""
+    def verify(self, rows: Sequence[int]) -> tuple[dict[int, float], float]:
+        """Return the median seconds to verify each number of rows, and of a plain token."""
         samples: dict[int, list[float]] = {n: [] for n in rows}
+        plain: list[float] = []
         start = time.perf_counter()
         for index in range(SAMPLES):
             for n in rows:
                 samples[n].append(self._verify(n))
-            if index and time.perf_counter() - start > BUDGET:
+            plain += self.plain()
+            if index >= 2 and time.perf_counter() - start > BUDGET:
                 break
-        return {n: median(times) for n, times in samples.items()}
+        return {n: median(times) for n, times in samples.items()}, median(plain)
 
     def draft(self) -> tuple[float, ...]:
         """Return the seconds to take in two tokens and draft 1, 2, ... levels."""

@@ -10,6 +10,8 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
 from typing import Any
 
 from mlx_eagle.errors import EagleError
@@ -42,12 +44,16 @@ class Costs:
     def __post_init__(self) -> None:
         columns = [self.plain, *self.verify.values()]
         numbers = [*self.draft, *(x for column in columns for x in column)]
+        ascending = [-1, *self.contexts]
         if (
             1 not in self.verify
+            or min(self.verify) < 1
             or not self.contexts
+            or any(low >= high for low, high in pairwise(ascending))
             or any(len(column) != len(self.contexts) for column in columns)
+            or not self.draft
             or not all(x > 0 and math.isfinite(x) for x in numbers)
-            or not self.sync >= 0
+            or not 0 <= self.sync < math.inf
         ):
             raise EagleError(
                 "the costs of a machine must be positive seconds, for one row and more, at every "
@@ -73,7 +79,7 @@ class Costs:
             contexts = tuple(map(int, fields["contexts"]))
             plain, draft = (tuple(map(float, fields[name])) for name in ("plain", "draft"))
             return cls(contexts, rows, plain, draft, float(fields["sync"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise EagleError(f"these are not the costs of a machine: {error!r}") from error
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,13 +99,17 @@ class Costs:
         return sorted(self.verify)
 
     def at(self, column: Sequence[float], context: int) -> float:
-        """Return a cost at `context` cached tokens: linear between and beyond what was measured."""
+        """Return a cost at `context` cached tokens: linear between and beyond what was measured.
+
+        It never falls: where it was measured to, the machine was busy at the shorter context.
+        """
         if len(column) == 1:
             return column[0]
         after = min(max(bisect_left(self.contexts, context), 1), len(column) - 1)
         low, high = self.contexts[after - 1 : after + 1]
         share = max(0.0, (context - low) / (high - low))
-        return max(column[after - 1] + share * (column[after] - column[after - 1]), 1e-9)
+        start = max(column[:after])
+        return start + share * max(0.0, column[after] - start)
 
     def seconds_to_draft(self, depth: int) -> float:
         """Return the seconds to draft `depth` levels, beyond the deepest measured one in steps."""
@@ -122,16 +132,18 @@ class LiveCosts:
 
     Args:
         costs: where to start.
-        is_measured: False for costs of another machine: the first time that is seen sets the scale.
+        is_measured: False for costs of another machine: the first times set the scale.
     """
 
     CLIP = math.log(1.25)
     RATE = 0.1  # weight of one observation
-    RETURN = 0.002  # by which an own factor falls back towards 1 per observation of another cost
+    RETURN = 0.0005  # by which an own factor falls back towards 1 per observation of another cost
+    FIRST = 5  # times that tell the scale
 
     def __init__(self, costs: Costs, *, is_measured: bool = True) -> None:
         self.measured = costs
-        self._is_scaled = is_measured  # otherwise only the ratios are right
+        # Of another machine only the ratios are right: the first times tell the scale.
+        self._scales: list[float] | None = None if is_measured else []
         self.rows = costs.rows
         self._shared = 0.0  # logarithms of the factors
         self._own: dict[str | int, float] = {}
@@ -142,8 +154,13 @@ class LiveCosts:
         return costs.at(costs.verify[n_rows], context) * self._factor(n_rows)
 
     def plain(self, context: int) -> float:
-        """Return the seconds per token of plain decoding."""
-        return self.measured.at(self.measured.plain, context) * self._factor("plain")
+        """Return the seconds per token of plain decoding: at most those of a round of one row.
+
+        Rounds of one row are timed also where nothing is decoded plainly, so that a time that was
+        measured too high does not stay.
+        """
+        plain = self.measured.at(self.measured.plain, context) * self._factor("plain")
+        return min(plain, self.verify(1, context))
 
     def draft(self, depth: int) -> float:
         """Return the seconds to draft `depth` levels."""
@@ -181,13 +198,16 @@ class LiveCosts:
             seconds: what it did cost.
         """
         news = math.log(max(seconds, 1e-9) / expected)
-        if not self._is_scaled:
-            self._shared, self._is_scaled = self._shared + news, True
+        if self._scales is not None:
+            self._scales.append(self._shared + news)
+            self._shared = median(self._scales)
+            if len(self._scales) == self.FIRST:
+                self._scales = None
             return
         news = max(-self.CLIP, min(self.CLIP, news)) * self.RATE / 2
         self._shared += news
         for key in self._own:
-            self._own[key] *= 1 - self.RETURN
+            self._own[key] *= 1.0 if key == what else 1 - self.RETURN
         self._own[what] = self._own.get(what, 0.0) + news
 
     @property

@@ -172,6 +172,8 @@ def load(
     costs = _costs(target, drafter_head, records, calibrate, progress)
     max_depth = make_drafter(drafter_head, target).max_depth
     planners = Planners(costs, max_depth, records, HeadWatch(info.remedy))
+    if (planner := planners.planner(0.0)).is_hopeless(0):
+        info = info._replace(speculation=f"off: {planner.why_hopeless(0)}")
     return Engine(target, tokenizer, drafter_head, info, planners)
 
 

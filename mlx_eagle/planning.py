@@ -60,7 +60,10 @@ def measure_costs(
     target: Target, drafter: Drafter, records: Records | None, report: Report | None = None
 ) -> Calibration:
     """Measure the costs of this machine and put them on record; see `find_costs`."""
-    costs, source = measure(target, drafter, report), "measured now"
+    try:
+        costs, source = measure(target, drafter, report), "measured now"
+    except EagleError as error:
+        return UNMEASURED._replace(source=f"{UNMEASURED.source}: measuring failed, {error}")
     try:
         if records is not None:
             records.save_costs(costs)

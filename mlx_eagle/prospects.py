@@ -14,12 +14,14 @@ from mlx_eagle.acceptance import Acceptance
 from mlx_eagle.costs import LiveCosts
 from mlx_eagle.policy import Level, Node
 
+LEAST_DRAFTING = 0.1  # share of its time that drafting takes without waits, whatever was measured
+
 
 class Mean:
-    """An exponential mean that is a plain mean at first."""
+    """An exponential mean that is a plain mean at first; it may start as if of `n` values."""
 
-    def __init__(self, rate: float) -> None:
-        self.rate, self.value, self.n = rate, 0.0, 0
+    def __init__(self, rate: float, value: float = 0.0, n: int = 0) -> None:
+        self.rate, self.value, self.n = rate, value, n
 
     def add(self, value: float, weight: float = 0.0) -> None:
         """Take in a value, with `weight` at least."""
@@ -83,8 +85,8 @@ class Way(NamedTuple):
 
     def seconds(self, costs: LiveCosts, depth: int) -> float:
         """Return what drafting `depth` levels in this way costs."""
-        n_looks = -(-depth // self.stride) if self.stride else 0
-        return costs.draft(depth) - (depth - n_looks) * costs.sync
+        n_looks, looking = -(-depth // self.stride) if self.stride else 0, costs.draft(depth)
+        return max(looking - (depth - n_looks) * costs.sync, LEAST_DRAFTING * looking)
 
 
 class Tree(NamedTuple):
@@ -122,7 +124,8 @@ def best_tree(
 class Prospects:
     """The pace that each way of drafting would have, in exponential means over rounds."""
 
-    RATE = 0.08
+    RATE = 0.1
+    GUESSED = 8  # levels that the first guess counts for
     DEAR = 0.002  # waits below this share of a plain token are always worth a look
 
     def __init__(
@@ -131,13 +134,15 @@ class Prospects:
         self.costs = costs
         self.looking = Pace(self.RATE)  # at every level
         self._every_level = Way(max_depth, 1)
-        self._usual = [Mean(0.05) for _ in range(n_children)]  # of levels below the first
-        self._first_guess = first_guess
+        # How likely the children of a level are. A guess that a single level could replace might
+        # forbid to look at any other for ever.
+        self._usual = [Mean(0.05, first_guess, self.GUESSED)]
+        self._usual += [Mean(0.05) for _ in range(n_children - 1)]
         self._once = [Pace(self.RATE) for _ in range(max_depth)]
         self._reach = [Mean(self.RATE) for _ in range(max_depth)]
 
     def see(self, rates: Sequence[float]) -> None:
-        """Take in how likely the children of a level below the first are, given their parent."""
+        """Take in how likely the children of a level are, given their parent."""
         for mean, rate in zip(self._usual, rates, strict=False):
             mean.add(rate)
 
@@ -148,12 +153,11 @@ class Prospects:
             draft: what has been drafted.
             n_levels: how many levels to imagine below.
         """
-        first = self._usual[0].value if self._usual[0].n else self._first_guess
-        siblings = [mean.value for mean in self._usual[1:]]
+        usual = [mean.value for mean in self._usual]
         levels, above = [], draft.reach[-1]
         for _ in range(n_levels):
-            levels.append([above * rate for rate in (first, *siblings)])
-            above *= first
+            levels.append([above * rate for rate in usual])
+            above *= usual[0]
         return levels
 
     def learn(self, draft: Draft, price: float, weight: float = 0.0) -> None:

@@ -28,8 +28,8 @@ class Identity(NamedTuple):
     """What costs and acceptance depend on.
 
     Attributes:
-        machine: chip and MLX version.
-        pair: what identifies target and head: names, precisions, checksums of their files.
+        machine: chip, and the versions of MLX and mlx-lm.
+        pair: what identifies target and head: precisions, names, sizes and dates of their files.
     """
 
     machine: Mapping[str, str]
@@ -39,8 +39,9 @@ class Identity(NamedTuple):
 def this_machine() -> dict[str, str]:
     """Return what the costs of a machine depend on."""
     info = mx.device_info()
+    versions = {name: metadata.version(name) for name in ("mlx", "mlx-lm")}
     device = str(mx.default_device().type).removeprefix("DeviceType.")
-    return {"chip": str(info["device_name"]), "device": device, "mlx": metadata.version("mlx")}
+    return {"chip": str(info["device_name"]), "device": device, **versions}
 
 
 class Records:
@@ -102,7 +103,7 @@ def _read(file: Path) -> dict[str, Any] | None:
     """Return the fields of a file of this version, or None."""
     try:
         fields = json.loads(file.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return fields if isinstance(fields, dict) and fields.get("version") == VERSION else None
 

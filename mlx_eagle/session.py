@@ -197,8 +197,10 @@ class Session:
         elif options.tree == PLAIN:
             stats.speculation = "off: the tree has no nodes"
         elif self._drafter is not None and options.tree is not None:
+            stats.speculation = "on"
             return FixedShape(options.tree)
         elif self._drafter is not None:
+            stats.speculation = "on"
             planner = self._planners.planner(options.temperature)
             plain_seconds = planner.costs.plain(n_tokens)
             stats.planned = Planned(self._planners.calibration.source, plain_seconds)

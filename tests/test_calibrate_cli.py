@@ -66,6 +66,25 @@ def test_without_a_head_there_is_nothing_to_calibrate(tmp_path: Path) -> None:
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("name", "told"), [("costs.jpg", "name it costs.png"), ("no/where/c.png", "there is no folder")]
+)
+def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_measured(
+    tmp_path: Path, name: str, told: str
+) -> None:
+    done = run("calibrate", "--plot", str(tmp_path / name), cache=tmp_path)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert not (tmp_path / "costs").exists()
+
+
+def test_nothing_is_measured_where_no_planner_is_asked(tmp_path: Path) -> None:
+    for options in (["--no-speculate"], ["--depth", "2"]):
+        done = run("generate", "Explain io.", "--max-tokens", "3", *options, cache=tmp_path)
+        assert done.returncode == 0 and "measuring" not in done.stderr
+    assert not (tmp_path / "costs").exists()
+
+
 def test_the_curve_has_a_bar_per_number_of_rows() -> None:
     lines = curve(STEPPED).splitlines()
     assert lines[1] == "     1   1.00  " + "█" * 13
@@ -73,7 +92,7 @@ def test_the_curve_has_a_bar_per_number_of_rows() -> None:
 
 
 def test_gains_are_those_of_the_best_chain() -> None:
-    lines = gains(STEPPED).splitlines()
+    lines = gains(STEPPED, 10).splitlines()
     # Two drafted tokens in three rows: (1 + 0.9 + 0.81) / (1.0 + 0.1)
     assert lines[-1] == "   90%  2.46 times plain decoding, drafting 2"
 

@@ -50,11 +50,43 @@ def test_levels_that_were_not_measured_cost_a_mean_step_each() -> None:
 def test_every_measured_cost_is_what_it_was_measured_as(costs: Costs) -> None:
     live = LiveCosts(costs)
     for at, context in enumerate(costs.contexts):
-        assert live.plain(context) == pytest.approx(costs.plain[at])
         for n_rows, column in costs.verify.items():
-            assert live.verify(n_rows, context) == pytest.approx(column[at])
+            # A cost that was measured lower at a longer context is taken for the higher one.
+            assert live.verify(n_rows, context) == pytest.approx(max(column[: at + 1]))
+        known = min(max(costs.plain[: at + 1]), live.verify(1, context))
+        assert live.plain(context) == pytest.approx(known)
     for depth, seconds in enumerate(costs.draft, start=1):
         assert live.draft(depth) == pytest.approx(seconds)
+
+
+@given(measured(), st.integers(0, 100_000), st.integers(1, 100_000))
+def test_no_cost_falls_with_the_context(costs: Costs, context: int, more: int) -> None:
+    live = LiveCosts(costs)
+    for n_rows in costs.rows:
+        assert live.verify(n_rows, context + more) >= live.verify(n_rows, context) * (1 - 1e-9)
+
+
+def test_a_plain_cost_that_was_measured_too_high_does_not_stay() -> None:
+    """Where rounds of one row seem cheaper than plain ones, none of these are made."""
+    live = LiveCosts(Costs((0,), {1: (1.0,), 2: (1.5,)}, (1.6,), (0.1,), 0.0))
+    assert live.plain(0) == pytest.approx(1.0)
+
+
+def test_costs_of_another_machine_take_their_scale_from_the_median_of_the_first_times() -> None:
+    live = LiveCosts(Costs.published(), is_measured=False)
+    for seconds in (0.5, 0.02, 0.02, 0.02, 0.02):  # the first one is a stall
+        live.observe(1, live.verify(1, 0), seconds)
+    assert live.verify(1, 0) == pytest.approx(0.02)
+
+
+def test_live_costs_come_near_the_truth_however_long_they_run() -> None:
+    truth = {1: 1.0, 2: 2.5, 4: 0.8}
+    live = LiveCosts(Costs((0,), dict.fromkeys(truth, (1.5,)), (1.0,), (0.1,), 0.0))
+    for index in range(60_000):
+        n_rows = (1, 2, 4)[index % 3]
+        live.observe(n_rows, live.verify(n_rows, 0), truth[n_rows])
+    for n_rows, seconds in truth.items():
+        assert live.verify(n_rows, 0) == pytest.approx(seconds, rel=0.05)
 
 
 @given(measured(), st.integers(0, 200_000))

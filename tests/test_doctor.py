@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from mlx_eagle.cli.doctor import command
+from mlx_eagle.cli.doctor import command, verdict
 from mlx_eagle.convert.heads import convert_head
 from mlx_eagle.doctor import (
     PROMPTS,
@@ -233,6 +233,17 @@ def test_command_names_the_error_and_mends_it(
     question = [{"role": "user", "content": PROMPTS[0]}]
     answer = engine.generate(question, max_tokens=40, ignore_eos=True, tree=TreeShape.chain(3))
     assert answer.stats.acceptance_length > 1.5
+
+
+@pytest.mark.parametrize(
+    ("length", "told"),
+    [(1.05, "no reading helps: 1.05 tokens per round"), (1.9, "nothing to change: 1.90 tokens")],
+)
+def test_a_head_that_no_reading_helps_is_told_from_one_that_needs_none(
+    length: float, told: str
+) -> None:
+    score = Score(0.5, length, length, np.zeros(3))
+    assert verdict(Diagnosis([], [], score, score, "d2t"), "").startswith(told)
 
 
 def test_a_published_head_cannot_be_mended_in_place(fixtures: Path) -> None:

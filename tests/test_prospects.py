@@ -79,10 +79,16 @@ def test_levels_that_were_not_drafted_are_imagined_as_they_usually_are() -> None
     prospects = Prospects(machine(0.0), DEPTH, n_children=2, first_guess=0.6)
     assert prospects.beyond(draft(1), 2) == [[0.3, 0.0], pytest.approx([0.18, 0.0])]
     prospects.see([0.8, 0.1])
+    usual = (8 * 0.6 + 0.8) / 9  # the guess counts for eight levels
     assert prospects.beyond(draft(1), 2) == [
-        pytest.approx([0.4, 0.05]),
-        pytest.approx([0.32, 0.04]),
+        pytest.approx([0.5 * usual, 0.05]),
+        pytest.approx([0.5 * usual**2, 0.05 * usual]),
     ]
+
+
+def test_waits_that_were_measured_too_long_leave_drafting_something() -> None:
+    costs = LiveCosts(Costs((0,), {1: (1.0,)}, (1.0,), (0.1, 0.2), 5.0))
+    assert Way(2, 0).seconds(costs, 2) == pytest.approx(0.02)
 
 
 @pytest.mark.parametrize(

@@ -97,5 +97,5 @@ def test_nothing_half_written_is_left(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_machine_is_told_by_chip_device_and_mlx() -> None:
-    assert set(this_machine()) == {"chip", "device", "mlx"}
+    assert set(this_machine()) == {"chip", "device", "mlx", "mlx-lm"}
     assert all(this_machine().values())

@@ -51,8 +51,8 @@ def contest(curve: str, trace: str, rough: bool) -> Any:
 
 # What the planner reaches where it misses a bound; an xfail that passes is an error.
 BELOW_BEST_FIXED: dict[Case, float] = {
-    ("M3 Ultra bf16", "recorded", False): 0.951,
-    ("M3 Ultra bf16", "recorded", True): 0.934,
+    ("M3 Ultra bf16", "recorded", False): 0.937,
+    ("M3 Ultra bf16", "recorded", True): 0.947,
 }
 BELOW_PLAIN: dict[Case, float] = {}
 
@@ -153,11 +153,11 @@ def mean_lead(trace: str) -> float:
     return math.exp(sum(map(math.log, ratios)) / len(ratios))
 
 
-# Measured: 1.063, 1.020, 1.113, 1.026, 0.994. Where nothing is left to gain, a law that hardly
+# Measured: 1.072, 1.027, 1.119, 1.026, 0.994. Where nothing is left to gain, a law that hardly
 # tries any more is cheaper than one that tries every few dozen tokens.
 LEADS = {
     "recorded": 1.06,
-    "collapses": 1.01,
+    "collapses": 1.02,
     "collapses, recovers": 1.1,
     "drifts": 1.02,
     "dead head": 0.99,
@@ -167,3 +167,27 @@ LEADS = {
 @pytest.mark.parametrize("trace", LEADS)
 def test_the_planner_leads_its_rival_on_average_or_nearly_matches_it(trace: str) -> None:
     assert mean_lead(trace) >= LEADS[trace]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "curve", ["M4 Pro 8B", "M3 Max 5120x17408", "M5 Max Qwen3.8-27B", "flat", "linear", "Linux CPU"]
+)
+def test_the_order_of_the_texts_does_not_matter(curve: str, seed: int) -> None:
+    """What the planner learns from the first text must not lock it in for the others."""
+    trace = traces()["recorded"]
+    order = np.random.default_rng(seed).permutation(len(trace.levels))
+    found = simulate.contest(curve, "recorded", trace.reordered(order.tolist()))
+    assert found.margin >= OF_BEST_FIXED
+    assert found.planner >= OF_PLAIN
+
+
+@pytest.mark.parametrize("off", [0.8, 1.15, 1.3])
+@pytest.mark.parametrize("trace", ["recorded", "dead head"])
+@pytest.mark.parametrize("curve", ["linear", "M4 Pro 8B", "M3 Ultra 4-bit", "Linux CPU"])
+def test_a_plain_cost_that_was_measured_wrongly_is_found_out(
+    curve: str, trace: str, off: float
+) -> None:
+    machine = simulate.Machine(curves.CURVES[curve])
+    run = simulate.PlannerRun(machine, traces()[trace], plain_off=off).run()
+    assert run.rate * machine.plain >= OF_PLAIN

@@ -5,6 +5,7 @@ What the times mean, `summary.py` says. Nothing is printed here.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
@@ -63,13 +64,12 @@ def schedule(n_contestants: int, n_prompts: int, trial: Trial) -> Iterator[Turn]
     none always follows the same neighbour: a wide pass heats the machine for whoever comes next.
     """
     for repeat in range(trial.repeats):
-        at = repeat  # a prompt begins the next repeat with the other end
-        for temperature in trial.temperatures:
-            for prompt_id in range(n_prompts):
-                order = range(n_contestants)
-                for contestant_id in reversed(order) if at % 2 else order:
-                    yield Turn(repeat, temperature, prompt_id, contestant_id)
-                at += 1
+        generations = product(trial.temperatures, range(n_prompts))
+        # A prompt begins the next repeat with the other end.
+        for at, (temperature, prompt_id) in enumerate(generations, start=repeat):
+            order = range(n_contestants)
+            for contestant_id in reversed(order) if at % 2 else order:
+                yield Turn(repeat, temperature, prompt_id, contestant_id)
 
 
 def encode(tokenizer: Any, prompts: Sequence[BenchPrompt]) -> list[list[int]]:

@@ -36,7 +36,7 @@ def require_matplotlib() -> None:
     except ImportError as error:
         raise EagleError(
             "plots need matplotlib, which is not installed: "
-            'pip install "mlx-eagle[plot]", or go without them: --no-plots'
+            'pip install "mlx-eagle[plot]", or go without them'
         ) from error
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlx_eagle.bench.rows import Row, parse_lines, read_rows, read_text
+from mlx_eagle.bench.summary import ALL
 from mlx_eagle.errors import EagleError
 
 UNNAMED = "prompts"  # the category of prompts that name none
@@ -70,6 +71,11 @@ def to_prompt(row: Row, where: str) -> BenchPrompt:
     category = row.get("category") or UNNAMED
     if not isinstance(category, str):
         raise EagleError(f"{where}: category is {category!r}; expected a string")
+    if category == ALL:
+        raise EagleError(
+            f"{where}: a category is called {ALL!r}, as the report calls all prompts together; "
+            "give it another name"
+        )
     if "messages" in row:
         return BenchPrompt(category, _check_messages(row["messages"], where))
     question = row.get("prompt", row.get("turns"))
@@ -78,7 +84,7 @@ def to_prompt(row: Row, where: str) -> BenchPrompt:
     if not isinstance(question, str) or not question.strip():
         raise EagleError(
             f"{where}: expected a text as prompt, messages (role and content) or turns; "
-            f"found {', '.join(row) or 'nothing'}"
+            f"found {', '.join(map(str, row)) or 'nothing'}"
         )
     return ask(category, question)
 

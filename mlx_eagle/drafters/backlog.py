@@ -12,7 +12,7 @@ from mlx_eagle.drafters import Drafter
 class Backlog:
     """The tokens that wait, oldest first; there is nothing to do for no drafter."""
 
-    LIMIT = 256  # tokens; their taps are held in memory
+    LIMIT = 256  # plain rounds; their taps are held in memory
 
     def __init__(self, drafter: Drafter | None) -> None:
         self._drafter = drafter

@@ -1,0 +1,96 @@
+"""Conversations that a planner drafts: the text of plain decoding, whatever is planned."""
+
+from typing import Any
+
+import pytest
+
+from mlx_eagle.costs import Costs
+from mlx_eagle.planning import Calibration, Planners
+from mlx_eagle.tree import TreeShape
+
+FREE = dict.fromkeys(range(1, 9), (1e-4,))
+STEPS = tuple(1e-6 * d for d in range(1, 9))
+MACHINES = {
+    "rows free": Costs((0,), FREE, (1e-4,), STEPS, 0.0),
+    "waits dear": Costs((0,), FREE, (1e-4,), tuple(2e-5 * d for d in range(1, 9)), 1.9e-5),
+    "rows dear": Costs((0,), {n: (1e-4 * n,) for n in range(1, 9)}, (1e-4,), STEPS, 0.0),
+    "one row": Costs((0,), {1: (1e-4,)}, (1e-4,), STEPS, 0.0),
+}
+
+
+def planned(engine: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> Any:
+    """The engine on a machine of these costs."""
+    planners = Planners(Calibration(MACHINES[name], "made up", is_measured=True), 255)
+    monkeypatch.setattr(engine, "planners", planners)
+    return engine
+
+
+def ask(prompts: list[str], index: int) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompts[index]}]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("name", MACHINES)
+def test_what_is_planned_does_not_show_in_the_text(
+    name: str,
+    temperature: float,
+    engine: Any,
+    prompts: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = planned(engine, monkeypatch, name)
+    for index in (1, 5):
+        options = {"max_tokens": 60, "ignore_eos": True, "temperature": temperature, "seed": index}
+        found = engine.generate(ask(prompts, index), **options)
+        plain = engine.generate(ask(prompts, index), speculate=False, **options)
+        assert found.tokens == plain.tokens
+        assert found.stats.rounds == found.stats.planned.rounds
+        if name == "rows free":
+            assert found.stats.accepted > 10 and found.stats.speculation == "on"
+
+
+@pytest.mark.parametrize("name", ["rows dear", "one row"])
+def test_where_nothing_can_pay_nothing_is_drafted_and_the_reason_is_told(
+    name: str, engine: Any, prompts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = planned(engine, monkeypatch, name).session()
+    stats = list(session.ask(prompts[1], max_tokens=20, ignore_eos=True))[-1].stats
+    assert stats.drafted == 0 and stats.planned.plain_rounds == stats.rounds == 19
+    assert stats.speculation.startswith("off: ")
+    assert "even a perfect head would give only" in stats.speculation
+    # A tree that is asked for is drafted all the same, and the head catches up.
+    forced = list(session.ask(prompts[2], max_tokens=20, tree=TreeShape.chain(3)))[-1].stats
+    assert forced.drafted > 0 and forced.speculation == "on"
+
+
+def test_a_long_pause_does_not_cost_the_next_turn_its_cache(
+    engine: Any, prompts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = planned(engine, monkeypatch, "rows free").session()
+    planner = engine.planners.planner(0.0)
+    planner._wait = 10_000  # as if drafting had not paid for long
+    first = list(session.ask(prompts[1], max_tokens=50, ignore_eos=True))[-1]
+    assert first.stats.drafted == 0
+    planner._wait = 0
+    second = list(session.ask(prompts[2], max_tokens=30))[-1]
+    assert second.stats.cached_tokens >= first.stats.prompt_tokens + 40
+    assert second.stats.accepted > 0, "the head has followed the pause"
+
+
+def test_settings_may_change_from_turn_to_turn(
+    engine: Any, prompts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = planned(engine, monkeypatch, "rows free").session()
+    changes: list[dict[str, Any]] = [
+        {},
+        {"speculate": False},
+        {"temperature": 0.7, "seed": 3},
+        {"tree": TreeShape(3, 2, 5)},
+        {},
+    ]
+    for index, options in enumerate(changes):
+        before = list(session.messages)
+        found = [r.token for r in session.ask(prompts[index], max_tokens=25, **options)]
+        plain = {k: v for k, v in options.items() if k != "tree"} | {"speculate": False}
+        messages = [*before, {"role": "user", "content": prompts[index]}]
+        assert found == engine.generate(messages, max_tokens=25, **plain).tokens
