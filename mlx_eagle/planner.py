@@ -220,20 +220,22 @@ class Planner:
 
     def _switch(self) -> None:
         """Decide between looking at every level, another way and, for a while, nothing."""
-        context = self._draft.context
-        plain = self.costs.plain(context)
-        rate, way = self._prospects.best(context)
+        plain = self.costs.plain(self._draft.context)
+        rate, way = self._prospects.best(self._draft.context)
         if self._spell and self._spelling.seconds.n >= self.PATIENCE:
             rate = self._spelling.rate
-            self._spell *= rate * plain >= 1.0
-        pays = rate * plain * self._trust >= 1.0
-        if pays and self._is_trying:
+        was_trying, self._is_trying = self._is_trying, False
+        if rate * plain * self._trust < 1.0 and self.n_drafted >= self.PATIENCE:
+            self._pause(plain)
+            return
+        if was_trying:
             self._next_wait = max(self.SHORTEST_WAIT, self._next_wait // 4)
-        self._is_trying = False
-        if not pays and self.n_drafted >= self.PATIENCE:
-            self._wait, self._is_trying, self._spell = self._next_wait, True, 0
-            longest = self.costs.draft(1) / plain / self.TRYING
-            self._next_wait = max(self.SHORTEST_WAIT, min(2 * self._next_wait, int(longest)))
-        elif self._spell == 0 and self._way == self._looking != way:
-            is_better = rate > self.MARGIN * self._prospects.looking.rate
-            self._spell, self._spelling = self.SPELL if is_better else 0, Pace(self.SPELL_RATE)
+        may_change = self._spell == 0 and self._way == self._looking and way != self._looking
+        if may_change and rate > self.MARGIN * self._prospects.looking.rate:
+            self._spell, self._spelling = self.SPELL, Pace(self.SPELL_RATE)
+
+    def _pause(self, plain: float) -> None:
+        """Draft nothing for a while, the next time for longer; `plain`: seconds per token."""
+        self._wait, self._is_trying, self._spell = self._next_wait, True, 0
+        longest = self.costs.draft(1) / plain / self.TRYING
+        self._next_wait = max(self.SHORTEST_WAIT, min(2 * self._next_wait, int(longest)))
