@@ -70,6 +70,8 @@ def _picture(char: str) -> str:
 # What the phases of loading are called.
 TITLES = {"load": "loading the model", "calibrate": "measuring this machine, once"}
 
+SHORT_REASON = 50  # characters of a reason that fits beside other figures
+
 
 class Loading(AbstractContextManager["Loading"]):
     """A bar for what is going on: a download, in bytes, loading, or reading the prompt.
@@ -206,7 +208,9 @@ class Answer(AbstractContextManager["Answer"]):
         last = self.pieces[-1]
         parts = [count(last.generation_tokens, "token"), f"{last.generation_tps:.1f} tokens/s"]
         if last.stats and last.stats.speculation != "on":
-            parts.append(f"speculation {printable(last.stats.speculation)}")
+            reason = printable(last.stats.speculation)
+            short = reason if len(reason) <= SHORT_REASON else "off (/stats or --explain: why)"
+            parts.append(f"speculation {short}")
         else:
             parts += self._acceptance()
         if last.finish_reason == "length":
