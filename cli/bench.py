@@ -201,7 +201,7 @@ def run_and_write(source: ModelSource, wanted: Wanted, specs: list["Spec"]) -> "
     from mlx_eagle.convert.write import new_folder
 
     if wanted.plots:
-        require_matplotlib()  # before the work, not after it
+        require_matplotlib("give --no-plots")  # before the work, not after it
     with new_folder(wanted.out) as folder:
         report = run_benchmark(source, wanted, specs)
         pictures = plot_report(report, folder) if wanted.plots else []

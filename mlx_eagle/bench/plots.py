@@ -25,8 +25,11 @@ PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # behind text tha
 LONGEST_NAME = 36  # characters of a name in a legend
 
 
-def require_matplotlib() -> None:
+def require_matplotlib(without: str = "") -> None:
     """Raise unless plots can be drawn.
+
+    Args:
+        without: how to go without them.
 
     Raises:
         EagleError: if matplotlib is not installed.
@@ -34,9 +37,9 @@ def require_matplotlib() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
+        advice = f", or {without}" if without else ""
         raise EagleError(
-            "plots need matplotlib, which is not installed: "
-            'pip install "mlx-eagle[plot]", or go without them'
+            f'plots need matplotlib, which is not installed: pip install "mlx-eagle[plot]"{advice}'
         ) from error
 
 
