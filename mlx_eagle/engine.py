@@ -172,9 +172,14 @@ def load(
     costs = _costs(target, drafter_head, records, calibrate, progress)
     max_depth = make_drafter(drafter_head, target).max_depth
     planners = Planners(costs, max_depth, records, HeadWatch(info.remedy))
-    if (planner := planners.planner(0.0)).is_hopeless(0):
-        info = info._replace(speculation=f"off: {planner.why_hopeless(0)}")
-    return Engine(target, tokenizer, drafter_head, info, planners)
+    return Engine(target, tokenizer, drafter_head, _with_prospect(info, planners), planners)
+
+
+def _with_prospect(info: EngineInfo, planners: Planners) -> EngineInfo:
+    """Return the words for a banner, which say so where drafting could not pay on this machine."""
+    planner = planners.planner(0.0)
+    hopeless = planner.is_hopeless(0)
+    return info._replace(speculation=f"off: {planner.why_hopeless(0)}") if hopeless else info
 
 
 def _records(folder: Path, choice: HeadChoice, info: EngineInfo, target: Target) -> Records:
