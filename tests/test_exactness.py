@@ -178,8 +178,8 @@ def test_tokens_and_cache_are_those_of_mlx_lm(
         assert mx.array_equal(ours.values[..., :held, :], theirs.values[..., :held, :])
     if drafter_name == "always wrong":
         assert accepted == 0
-    if drafter_name == "oracle":
-        assert accepted >= n // 2
+    if drafter_name == "oracle":  # a planner may find on this machine that little of it pays
+        assert accepted >= (n // 2 if policy_name in SHAPES else 1)
 
 
 @pytest.mark.parametrize("shape", ["chain of 3", "tree of 16", *MACHINES])
