@@ -84,7 +84,7 @@ class _Flight(NamedTuple):
     @property
     def is_blind(self) -> bool:
         """Whether a tree was drafted without looking at it."""
-        return self.tree.num_draft_tokens > 0 and self.plan.looker is None
+        return _is_blind(self.plan, self.tree)
 
 
 class _Landing(NamedTuple):
@@ -172,7 +172,7 @@ def _launch(
         backlog.observe()
     tree = draft_as_planned(drafter, root, plan)
     drafted = time.perf_counter()
-    is_blind = tree.num_draft_tokens > 0 and plan.looker is None
+    is_blind = _is_blind(plan, tree)
     if is_blind:
         # The device drafts while the verification graph is being built.
         mx.async_eval(tree.tokens, tree.parents)
@@ -188,6 +188,11 @@ def _launch(
     submitted = time.perf_counter()
     mx.async_eval(packed)
     return _Flight(plan, tree, verified, choices, packed, start, drafted, submitted, is_ahead)
+
+
+def _is_blind(plan: Plan, tree: DraftTree) -> bool:
+    """Say whether a tree was drafted without looking at it."""
+    return tree.num_draft_tokens > 0 and plan.looker is None
 
 
 def _land(decoder: Decoder, flight: _Flight, backlog: Backlog, *, is_committed: bool) -> _Landing:
