@@ -3,8 +3,15 @@
 The public names are imported on first use, so that `mlx-eagle --help` does not wait for MLX.
 """
 
+import os
 from importlib import import_module
 from typing import Any
+
+# Python started in a checkout finds this folder before the installed package; convert/ and cli/,
+# which install as parts of it, are beside it there.
+_beside = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if os.path.isfile(os.path.join(_beside, "convert", "heads.py")):
+    __path__.append(_beside)
 
 _HOME = {
     "CheckpointError": "errors",

@@ -60,3 +60,11 @@ def test_structure_and_acceptance_import_no_model(module: str) -> None:
     imports = [line for line in source.splitlines() if line.startswith(("import", "from"))]
     assert not any("mlx_lm" in line or "mlx.nn" in line for line in imports)
     assert not any("from mlx_eagle" in line for line in imports)
+
+
+def test_python_started_in_a_checkout_finds_all_parts() -> None:
+    """There the folder mlx_eagle/ hides the installed package, whose parts are elsewhere."""
+    code = "import mlx_eagle.convert.heads, mlx_eagle.cli.main; print(mlx_eagle.load.__module__)"
+    command = [sys.executable, "-S", "-c", f"import sys; sys.path[1:1] = {sys.path!r}; {code}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "mlx_eagle.engine", done.stderr
