@@ -8,8 +8,9 @@ The caches stand in for mlx-lm's: model code reads `offset`, `update_and_fetch` 
 and nothing else. While rows that branch are expected, `offset` is the vector of their positions.
 """
 
+import copy
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import mlx.core as mx
 from mlx_lm.models.cache import create_attention_mask
@@ -100,6 +101,25 @@ class KVCache:
         assert self.can_trim(rows), f"cannot trim {self.rows} rows to {rows}"
         self.rows, self.pending, self.open_rows = rows, 0, None
 
+    def fork(self) -> Self:
+        """Return a copy; both share the rows held so far, and neither sees what the other adds."""
+        twin = copy.copy(self)
+        # Buffers are written in place through their handle, so the copy needs handles of its own.
+        twin.keys = None if self.keys is None else self.keys[...]
+        twin.values = None if self.values is None else self.values[...]
+        return twin
+
+    def arrays(self) -> dict[str, mx.array]:
+        """Return the committed rows, and what else a file must hold for `restore`, by name."""
+        if self.keys is None or self.values is None:
+            return {}
+        return {"keys": self.keys[:, :, : self.rows], "values": self.values[:, :, : self.rows]}
+
+    def restore(self, arrays: dict[str, mx.array], rows: int) -> None:
+        """Hold what `arrays` returned of a cache of the same kind with `rows` committed rows."""
+        self.keys, self.values = arrays.get("keys"), arrays.get("values")
+        self.rows, self.pending, self.open_rows = rows, 0, None
+
     def _put(self, start: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write rows in place from buffer row `start`, growing the buffers if they are full."""
         end = start + keys.shape[2]
@@ -173,6 +193,18 @@ class WindowKVCache(KVCache):
         super().commit(path)
         self.rows += self.first
 
+    def arrays(self) -> dict[str, mx.array]:
+        """Return the committed rows that are still held."""
+        if self.keys is None or self.values is None:
+            return {}
+        held = slice(0, self.rows - self.first)
+        return {"keys": self.keys[:, :, held], "values": self.values[:, :, held]}
+
+    def restore(self, arrays: dict[str, mx.array], rows: int) -> None:
+        """Hold what `arrays` returned: the newest of `rows` committed rows."""
+        super().restore(arrays, rows)
+        self.first = rows - (0 if self.keys is None else self.keys.shape[2])
+
     def _append_long(
         self, keys: mx.array, values: mx.array, seen: slice
     ) -> tuple[mx.array, mx.array]:
@@ -237,6 +269,27 @@ class TreeCache:
         for layer in self.layers:
             layer.commit(path)
 
+    def fork(self) -> "TreeCache":
+        """Return a copy; both share the rows held so far, and neither sees what the other adds."""
+        return TreeCache([layer.fork() for layer in self.layers])
+
+    def arrays(self) -> dict[str, mx.array]:
+        """Return what the layers hold of the committed rows, by layer and name."""
+        return {
+            f"{index}.{name}": array
+            for index, layer in enumerate(self.layers)
+            for name, array in layer.arrays().items()
+        }
+
+    def restore(self, arrays: dict[str, mx.array], rows: int) -> None:
+        """Hold what `arrays` returned of a cache of the same layers with `rows` committed rows."""
+        for index, layer in enumerate(self.layers):
+            start = f"{index}."
+            own = {
+                name.removeprefix(start): a for name, a in arrays.items() if name.startswith(start)
+            }
+            layer.restore(own, rows)
+
     def can_trim(self, rows: int) -> bool:
         """Say whether every layer can go back to `rows` tokens."""
         return all(layer.can_trim(rows) for layer in self.layers)
@@ -275,6 +328,12 @@ class StockCache:
     def commit(self, path: Sequence[int]) -> None:
         """Count the rows that the forward pass has added."""
         self.rows += len(path)
+
+    def fork(self) -> "StockCache":
+        """Return a copy that goes its own way."""
+        twin = StockCache(copy.deepcopy(self.layers))
+        twin.rows = self.rows
+        return twin
 
     def can_trim(self, rows: int) -> bool:
         """Only the empty state is a place to go back to, and it is made anew instead."""
