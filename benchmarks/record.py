@@ -20,6 +20,7 @@ import mlx.core as mx
 import numpy as np
 
 import mlx_eagle
+from mlx_eagle.chooser import Chooser
 from mlx_eagle.drafters import Drafter
 from mlx_eagle.drafters.spine import look
 from mlx_eagle.engine import make_drafter
@@ -81,7 +82,7 @@ def record_prompt(engine: Any, prompt: list[int], n: int) -> list[Position]:
     text = engine.generate(prompt, max_tokens=n + DEPTH + 1, speculate=False, ignore_eos=True)
     drafter = make_drafter(engine.head, engine.target)
     cache = engine.target.make_cache()
-    prefill(Decoder(engine.target, cache, drafter, Sampler()), prompt)
+    prefill(Decoder(engine.target, cache, drafter, Chooser(Sampler())), prompt)
     root, found = prompt[-1], []
     for at, token in enumerate(text.tokens[:n]):
         chain = DraftTree.chain(mx.array([root], dtype=mx.int32))

@@ -24,8 +24,8 @@ def run_stock(model: str, n_tokens: int) -> dict[str, Any]:
     import mlx.core as mx
     from mlx_lm.generate import generate_step
 
-    from mlx_eagle.engine import load_target
     from mlx_eagle.hub import fetch
+    from mlx_eagle.pairing import load_target
 
     start = time.perf_counter()
     network, tokenizer = load_target(fetch(model), "float32")

@@ -187,7 +187,7 @@ def _checked_header(file: Path) -> dict[str, TensorInfo]:
                 f"its header claims {n_header} bytes of {n_bytes}, at most {MAX_HEADER_BYTES} "
                 "are read"
             )
-        header = _parse(stream.read(n_header))
+        header = parse_json(stream.read(n_header))
     if not isinstance(header, dict):
         raise CheckpointError("its header is not an object")
     metadata = header.pop("__metadata__", None) or {}  # MLX writes null
@@ -228,7 +228,7 @@ def _are_counts(values: Any, bound: int) -> bool:
     return isinstance(values, list) and all(type(v) is int and 0 <= v < bound for v in values)
 
 
-def _parse(data: bytes) -> Any:
+def parse_json(data: bytes) -> Any:
     """Return what JSON in UTF-8 says, if it is neither ambiguous nor made to exhaust its reader.
 
     NaN and Infinity are let through, published configurations have them; `read_number` is not.
@@ -301,7 +301,7 @@ def read_json(file: Path, *, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any
         raise CheckpointError(f"{where} is larger than {max_bytes} bytes")
     try:
         with file.open("rb") as stream:
-            value = _parse(stream.read(max_bytes))
+            value = parse_json(stream.read(max_bytes))
     except (OSError, ValueError, RecursionError, CheckpointError) as error:
         raise CheckpointError(f"{where} is not readable JSON: {error}") from error
     if not isinstance(value, dict):

@@ -1,8 +1,10 @@
-"""The KV cache of a target or a head: committed rows, then the rows of one undecided tree.
+"""The KV cache of one layer: committed rows, then the rows of one undecided tree.
 
 Buffers are preallocated, grown in steps and written in place. Verifying a tree writes its rows
 after the committed ones; `commit` moves the rows of the accepted path together and forgets the
-rest. Layers with a sliding window keep the window and some slack, not the whole history.
+rest. Layers with a sliding window keep the window and some slack, not the whole history. Layers of
+other kinds are in `sink_cache.py`, `quantized_cache.py` and `recurrent.py`, all layers together in
+`tree_cache.py`.
 
 The caches stand in for mlx-lm's: model code reads `offset`, `update_and_fetch` and `make_mask`
 and nothing else. While rows that branch are expected, `offset` is the vector of their positions.
@@ -10,12 +12,10 @@ and nothing else. While rows that branch are expected, `offset` is the vector of
 
 import copy
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import mlx.core as mx
 from mlx_lm.models.cache import create_attention_mask
-
-from mlx_eagle.tree import DraftTree
 
 
 class OpenRows(NamedTuple):
@@ -36,6 +36,8 @@ class KVCache:
     """Keys and values of one layer, [1, heads, rows, head_dim] each; all history is kept."""
 
     step = 256  # rows by which the buffers grow
+    chains_only = False
+    places: Sequence[int] = ()  # rows to go back to that must be remembered: any will do here
 
     def __init__(self) -> None:
         self.keys: mx.array | None = None
@@ -43,6 +45,11 @@ class KVCache:
         self.rows = 0  # committed
         self.pending = 0  # written after the committed rows, undecided
         self.open_rows: OpenRows | None = None
+
+    @property
+    def held(self) -> int:
+        """Committed rows in the buffers; the undecided ones follow them."""
+        return self.rows
 
     @property
     def offset(self) -> int | mx.array:
@@ -66,7 +73,7 @@ class KVCache:
             keys: [1, heads, L, head_dim].
             values: [1, heads, L, head_dim].
         """
-        start = self.rows + self.pending
+        start = self.held + self.pending
         end = start + keys.shape[2]
         held_keys, held_values = self._put(start, keys, values)
         self.pending += keys.shape[2]
@@ -77,8 +84,8 @@ class KVCache:
     ) -> mx.array | str | None:
         """Return the mask for n new rows, as mlx-lm's models ask for it; [n, T] where an array."""
         if self.open_rows is None:
-            return _sequence_mask(n, self.rows + self.pending, return_array, window_size)
-        return _branch_mask(self.open_rows, 0, self.rows, window_size)
+            return _sequence_mask(n, self.held + self.pending, return_array, window_size)
+        return _branch_mask(self.open_rows, self.rows - self.held, self.rows, window_size)
 
     def commit(self, path: Sequence[int]) -> None:
         """Keep the undecided rows `path`, in order, and forget the others.
@@ -88,9 +95,16 @@ class KVCache:
         """
         stay = next((i for i, row in enumerate(path) if row != i), len(path))
         if stay < len(path):
-            self._move(self.rows + mx.array(list(path[stay:])), self.rows + stay)
+            self._move(self.held + mx.array(list(path[stay:])), self.held + stay)
         self.rows += len(path)
         self.pending, self.open_rows = 0, None
+
+    def forget(self) -> None:
+        """Forget the undecided rows."""
+        self.pending, self.open_rows = 0, None
+
+    def checkpoint(self) -> None:
+        """Remember nothing: the rows themselves say what was before."""
 
     def can_trim(self, rows: int) -> bool:
         """Say whether `trim` may go back to `rows`."""
@@ -110,21 +124,38 @@ class KVCache:
         return twin
 
     def arrays(self) -> dict[str, mx.array]:
-        """Return the committed rows, and what else a file must hold for `restore`, by name."""
+        """Return the committed rows that are held, and what else `restore` needs, by name."""
         if self.keys is None or self.values is None:
             return {}
-        return {"keys": self.keys[:, :, : self.rows], "values": self.values[:, :, : self.rows]}
+        return {"keys": self.keys[:, :, : self.held], "values": self.values[:, :, : self.held]}
 
     def restore(self, arrays: dict[str, mx.array], rows: int) -> None:
-        """Hold what `arrays` returned of a cache of the same kind with `rows` committed rows."""
+        """Hold what `arrays` returned of a cache of the same kind with `rows` committed rows.
+
+        Raises:
+            ValueError: if it is not what these rows need.
+        """
         self.keys, self.values = arrays.get("keys"), arrays.get("values")
+        held = [buffer.shape[2] for buffer in self.buffers] or [0, 0]
+        if held[0] != held[1] or not self._least_rows(rows) <= held[0] <= rows:
+            raise ValueError(f"a layer has {held[0]} keys and {held[1]} values for {rows} rows")
         self.rows, self.pending, self.open_rows = rows, 0, None
+
+    def pad(self, n: int) -> None:
+        """Append n undecided rows of zeros, to measure what a longer context costs."""
+        assert self.keys is not None and self.values is not None, "a row says how wide rows are"
+        shapes = [(*b.shape[:2], n, b.shape[3]) for b in (self.keys, self.values)]
+        self.update_and_fetch(*(mx.zeros(shape, self.keys.dtype) for shape in shapes))
+
+    def _least_rows(self, rows: int) -> int:
+        """Return how many of the newest of `rows` rows must be held to go on."""
+        return rows
 
     def _put(self, start: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write rows in place from buffer row `start`, growing the buffers if they are full."""
         end = start + keys.shape[2]
-        self.keys = _reserve(self.keys, end, keys, self.step)
-        self.values = _reserve(self.values, end, values, self.step)
+        self.keys = reserve(self.keys, end, keys, self.step)
+        self.values = reserve(self.values, end, values, self.step)
         self.keys[:, :, start:end] = keys
         self.values[:, :, start:end] = values
         return self.keys, self.values
@@ -149,6 +180,11 @@ class WindowKVCache(KVCache):
         super().__init__()
         self.window = window
         self.first = 0
+
+    @property
+    def held(self) -> int:
+        """Committed rows in the buffers."""
+        return self.rows - self.first
 
     @property
     def lowest(self) -> int:
@@ -189,21 +225,15 @@ class WindowKVCache(KVCache):
     def commit(self, path: Sequence[int]) -> None:
         """Keep the undecided rows `path`, in order, and forget the others."""
         assert self.pending <= self.slack or len(path) == self.pending, "a tree beyond the slack"
-        self.rows -= self.first  # the buffer's rows start at position `first`
         super().commit(path)
-        self.rows += self.first
-
-    def arrays(self) -> dict[str, mx.array]:
-        """Return the committed rows that are still held."""
-        if self.keys is None or self.values is None:
-            return {}
-        held = slice(0, self.rows - self.first)
-        return {"keys": self.keys[:, :, held], "values": self.values[:, :, held]}
 
     def restore(self, arrays: dict[str, mx.array], rows: int) -> None:
         """Hold what `arrays` returned: the newest of `rows` committed rows."""
         super().restore(arrays, rows)
         self.first = rows - (0 if self.keys is None else self.keys.shape[2])
+
+    def _least_rows(self, rows: int) -> int:
+        return min(rows, self.window - 1)
 
     def _append_long(
         self, keys: mx.array, values: mx.array, seen: slice
@@ -228,126 +258,7 @@ class WindowKVCache(KVCache):
         self.first = first
 
 
-class TreeCache:
-    """The caches of all layers of a target or head, kept in step."""
-
-    def __init__(self, layers: list[KVCache]) -> None:
-        self.layers = layers
-
-    @property
-    def rows(self) -> int:
-        """Committed tokens."""
-        return self.layers[0].rows
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held by the buffers of all layers."""
-        return sum(layer.nbytes for layer in self.layers)
-
-    @property
-    def buffers(self) -> list[mx.array]:
-        """The arrays to evaluate when the cache must be up to date."""
-        return [buffer for layer in self.layers for buffer in layer.buffers]
-
-    def open(self, tree: DraftTree) -> None:
-        """Prepare for one forward pass over `tree`; an undecided earlier tree is forgotten.
-
-        A chain needs no mask of its own and no per-node positions: it is causal.
-        """
-        for layer in self.layers:
-            layer.pending = 0
-        positions = self.rows + tree.depths
-        self.expect(None if tree.is_chain else OpenRows(positions, positions, tree.ancestors()))
-
-    def expect(self, rows: OpenRows | None) -> None:
-        """Say how the rows of the next forward pass branch; None: they follow in sequence."""
-        for layer in self.layers:
-            layer.open_rows = rows
-
-    def commit(self, path: Sequence[int]) -> None:
-        """Keep the rows of an accepted path (ascending node indices, root first)."""
-        for layer in self.layers:
-            layer.commit(path)
-
-    def fork(self) -> "TreeCache":
-        """Return a copy; both share the rows held so far, and neither sees what the other adds."""
-        return TreeCache([layer.fork() for layer in self.layers])
-
-    def arrays(self) -> dict[str, mx.array]:
-        """Return what the layers hold of the committed rows, by layer and name."""
-        return {
-            f"{index}.{name}": array
-            for index, layer in enumerate(self.layers)
-            for name, array in layer.arrays().items()
-        }
-
-    def restore(self, arrays: dict[str, mx.array], rows: int) -> None:
-        """Hold what `arrays` returned of a cache of the same layers with `rows` committed rows."""
-        for index, layer in enumerate(self.layers):
-            start = f"{index}."
-            own = {
-                name.removeprefix(start): a for name, a in arrays.items() if name.startswith(start)
-            }
-            layer.restore(own, rows)
-
-    def can_trim(self, rows: int) -> bool:
-        """Say whether every layer can go back to `rows` tokens."""
-        return all(layer.can_trim(rows) for layer in self.layers)
-
-    def trim(self, rows: int) -> None:
-        """Forget everything after the first `rows` tokens."""
-        for layer in self.layers:
-            layer.trim(rows)
-
-
-class StockCache:
-    """mlx-lm's own caches, for targets that can decode plainly but not verify trees.
-
-    They advance by themselves and cannot step back, so nothing but committed tokens may be run and
-    a conversation is prefilled again at every turn.
-    """
-
-    def __init__(self, layers: list[Any]) -> None:
-        self.layers = layers
-        self.rows = 0
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held by the caches."""
-        return sum(layer.nbytes for layer in self.layers)
-
-    @property
-    def buffers(self) -> list[Any]:
-        """The state to evaluate when the cache must be up to date."""
-        return [layer.state for layer in self.layers]
-
-    def open(self, tree: DraftTree) -> None:
-        """Refuse trees; the forward pass over a chain itself advances the caches."""
-        assert tree.is_chain, "this target cannot verify trees"
-
-    def commit(self, path: Sequence[int]) -> None:
-        """Count the rows that the forward pass has added."""
-        self.rows += len(path)
-
-    def fork(self) -> "StockCache":
-        """Return a copy that goes its own way."""
-        twin = StockCache(copy.deepcopy(self.layers))
-        twin.rows = self.rows
-        return twin
-
-    def can_trim(self, rows: int) -> bool:
-        """Only the empty state is a place to go back to, and it is made anew instead."""
-        return False
-
-    def trim(self, rows: int) -> None:
-        """Never called: see `can_trim`."""
-        raise AssertionError("stock caches cannot step back")
-
-
-AnyCache = TreeCache | StockCache
-
-
-def _reserve(buffer: mx.array | None, rows: int, like: mx.array, step: int) -> mx.array:
+def reserve(buffer: mx.array | None, rows: int, like: mx.array, step: int) -> mx.array:
     """Return a buffer of at least `rows` rows that starts with the rows of `buffer`."""
     held = 0 if buffer is None else buffer.shape[2]
     if buffer is not None and rows <= held:

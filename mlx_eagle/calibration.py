@@ -15,7 +15,7 @@ from statistics import median
 import mlx.core as mx
 import numpy as np
 
-from mlx_eagle.cache import TreeCache
+from mlx_eagle.chooser import Chooser
 from mlx_eagle.costs import Costs
 from mlx_eagle.drafters import Drafter
 from mlx_eagle.drafters.spine import look
@@ -25,6 +25,7 @@ from mlx_eagle.policy import FixedShape, Level, Node
 from mlx_eagle.sampling import Sampler
 from mlx_eagle.target import Target
 from mlx_eagle.tree import MAX_NODES, PLAIN, DraftTree
+from mlx_eagle.tree_cache import TreeCache
 
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 16, 24, 32)
 FEW_ROWS = (1, 4, 8, 16)  # for the longer contexts, whose slope is all that is wanted
@@ -123,7 +124,7 @@ class _Bench:
 
     def warm_up(self) -> None:
         """Fill the caches a little, and compile what is compiled at first use."""
-        decoder = Decoder(self.target, self.cache, self.drafter, Sampler())
+        decoder = Decoder(self.target, self.cache, self.drafter, Chooser(Sampler()))
         prefill(decoder, self.ids[:33])
         for n in (1, 1, 2):
             self._verify(n)
@@ -131,17 +132,15 @@ class _Bench:
     def pad(self, context: int) -> None:
         """Fill the target's cache with empty rows up to `context` tokens."""
         n = context - self.cache.rows
-        for layer in self.cache.layers:
-            assert layer.keys is not None and layer.values is not None, "warmed up before"
-            shapes = [(*b.shape[:2], n, b.shape[3]) for b in (layer.keys, layer.values)]
-            layer.update_and_fetch(*(mx.zeros(shape, layer.keys.dtype) for shape in shapes))
+        for part in self.cache.parts:
+            part.pad(n)
         self.cache.commit(range(n))
         mx.eval(self.cache.buffers)
 
     def plain(self) -> list[float]:
         """Return the seconds of a few tokens of plain decoding, as the loop does it."""
         rows = self.cache.rows
-        decoder = Decoder(self.target, self.cache, None, Sampler())
+        decoder = Decoder(self.target, self.cache, None, Chooser(Sampler()))
         stream = rounds(decoder, self.ids[0], FixedShape(PLAIN))
         for _ in range(2):  # until one is submitted ahead
             next(stream)
@@ -151,7 +150,8 @@ class _Bench:
             next(stream)
             samples.append(time.perf_counter() - start)
         stream.close()
-        self.cache.trim(rows)
+        if self.cache.can_trim(rows):  # a recurrent state stays a few tokens further on
+            self.cache.trim(rows)
         return samples
 
     def useful_rows(self) -> list[int]:

@@ -1,34 +1,42 @@
 """`load` and `Engine`: a target, perhaps with a head, ready to generate."""
 
-from functools import partial
+import copy
+from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
 from shlex import quote
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
-from mlx.utils import tree_flatten
-from mlx_lm.utils import load_model, load_tokenizer, maybe_set_recommended_wired_limit
+from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from mlx_eagle.calibration import Report
+from mlx_eagle.constrain import Constraint, Vocabulary
+from mlx_eagle.convert.checkpoint import read_json
 from mlx_eagle.drafters import Drafter
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.drafters.parallel import MedusaDrafter, PEagleDrafter
-from mlx_eagle.errors import CheckpointError, EagleError, UnsupportedTargetError
-from mlx_eagle.head import Head, load_head
+from mlx_eagle.errors import EagleError
+from mlx_eagle.head import Head, default_head_window
 from mlx_eagle.hub import Progress, fetch
+from mlx_eagle.kv_options import KVOptions
+from mlx_eagle.limits import Limits, device_memory, made_for, row_bytes
 from mlx_eagle.medusa import MedusaHead
+from mlx_eagle.options import GenerationOptions
+from mlx_eagle.pairing import equip, load_target, precision
 from mlx_eagle.planning import Calibration, Planners, find_costs, measure_costs
-from mlx_eagle.probe import check_tree_verification
+from mlx_eagle.probe import check_kv_options
+from mlx_eagle.prompt import Prompt
 from mlx_eagle.published import HeadChoice, Notify, cache_folder, choose_head, fingerprint
 from mlx_eagle.records import Identity, Records, this_machine
 from mlx_eagle.responses import GenerationResult, Responses
-from mlx_eagle.session import Prompt, Session
+from mlx_eagle.session import Resources, Session
+from mlx_eagle.session_file import identify
 from mlx_eagle.stats import HeadWatch
 from mlx_eagle.target import Target
+from mlx_eagle.tree import DraftTree
 
 DEMO = Path(__file__).parent / "demo"
-DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 
 class EngineInfo(NamedTuple):
@@ -57,21 +65,84 @@ class Engine:
         head: Head | None,
         info: EngineInfo,
         planners: Planners | None = None,
+        limits: Limits | None = None,
+        head_window: int | None = None,
     ) -> None:
         self.target = target
         self.tokenizer = tokenizer
         self.head = head
         self.info = info
-        self.planners = planners or Planners()
+        self.planners = planners or Planners(chains_only=target.chains_only)
+        self.limits = limits or Limits()
+        self.head_window = head_window
 
     def session(self, system: str | None = None) -> Session:
         """Start a conversation."""
-        make = None
-        if self.head is not None:
-            make = partial(make_drafter, self.head, self.target)
+        return Session(self._resources(), system)
 
-        spoken = self.info.speculation
-        return Session(self.target, self.tokenizer, make, spoken, system, self.planners)
+    def load_session(self, path: str | Path) -> Session:
+        """Return a conversation that was saved with `Session.save`, ready to go on.
+
+        Raises:
+            EagleError: if the file is damaged, or of another target, head or version.
+        """
+        return Session.load(path, self._resources())
+
+    def with_kv(self, kv: KVOptions) -> "Engine":
+        """Return an engine with the same weights whose conversations keep what `kv` says.
+
+        Raises:
+            UnsupportedTargetError: if the target's code cannot read such caches.
+        """
+        if kv == self.target.kv:
+            return self
+        target = copy.copy(self.target)
+        target.kv = kv
+        check_kv_options(target)
+        limits = self.limits._replace(row_bytes=row_bytes(target))
+        window = self.head_window
+        return Engine(target, self.tokenizer, self.head, self.info, self.planners, limits, window)
+
+    def _resources(self) -> Resources:
+        """Return what the conversations share."""
+        return Resources(
+            self.target,
+            self.tokenizer,
+            self._make_drafter(),
+            self.info.speculation,
+            self.planners,
+            self.limits,
+            self._constrain,
+            lambda: self._identity,
+        )
+
+    def _make_drafter(self) -> Callable[[], Drafter] | None:
+        """Return what makes a drafter for a new conversation; None without a head."""
+        if self.head is None:
+            return None
+        return partial(make_drafter, self.head, self.target, self.head_window)
+
+    @cached_property
+    def _identity(self) -> dict[str, str]:
+        """What a saved conversation must have been computed with."""
+        head = identify(self.head) if self.head is not None else "none"
+        return {
+            "target": identify(self.target.model),
+            "head": head,
+            "KV cache": str(self.target.kv),
+            "head window": str(self.head_window or "none"),
+        }
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        """The tokens as grammars see them."""
+        logits = self.target.verify(DraftTree.chain(mx.array([0])), self.target.make_cache()).logits
+        return Vocabulary(self.tokenizer, logits.shape[-1])
+
+    def _constrain(self, options: GenerationOptions) -> Constraint | None:
+        """Return what constrains an answer, or None."""
+        grammar = options.grammar()
+        return None if grammar is None else self._vocabulary.constraint(grammar)
 
     def calibrate(self, report: Report | None = None) -> Calibration:
         """Measure anew what rounds cost on this machine, and keep it for later runs.
@@ -89,7 +160,10 @@ class Engine:
         drafter = make_drafter(self.head, self.target)
         costs = measure_costs(self.target, drafter, self.planners.records, report)
         known = self.planners
-        self.planners = Planners(costs, drafter.max_depth, known.records, known.watch)
+        chains_only = self.target.chains_only
+        self.planners = Planners(
+            costs, drafter.max_depth, known.records, known.watch, chains_only=chains_only
+        )
         return costs
 
     def stream_generate(self, prompt: Prompt, **options: Any) -> Responses:
@@ -98,20 +172,33 @@ class Engine:
 
     def generate(self, prompt: Prompt, **options: Any) -> GenerationResult:
         """Return a whole answer; the options are those of `Session.stream_generate`."""
-        responses = list(self.stream_generate(prompt, **options))
-        last = responses[-1]
-        assert last.stats is not None and last.finish_reason is not None, "a stream has an end"
-        text = "".join(response.text for response in responses)
-        tokens = [response.token for response in responses]
-        return GenerationResult(text, tokens, last.finish_reason, last.stats)
+        text, tokens, logprobs = "", [], []
+        for response in self.stream_generate(prompt, **options):
+            text += response.text
+            tokens.append(response.token)
+            logprobs.append(response.logprob)
+        assert response.stats is not None and response.finish_reason is not None, "it has an end"
+        known = [p for p in logprobs if p is not None] if options.get("logprobs") else None
+        return GenerationResult(text, tokens, response.finish_reason, response.stats, known)
 
 
-def make_drafter(head: Head, target: Target) -> Drafter:
-    """Return a drafter with an empty cache of its own."""
+def make_drafter(head: Head, target: Target, window: int | None = None) -> Drafter:
+    """Return a drafter with an empty cache of its own.
+
+    Args:
+        head: the head.
+        target: for which it drafts.
+        window: tokens that the head attends to; None or 0 for all.
+    """
     if isinstance(head, MedusaHead):
         return MedusaDrafter(head, target)
     kind = PEagleDrafter if head.config.algorithm == "p-eagle" else EagleDrafter
-    return kind(head, target)
+    return kind(head, target, window)
+
+
+def choose_window(head: Head) -> int:
+    """Return how many tokens a head attends to where nobody has said; 0 for all."""
+    return 0 if isinstance(head, MedusaHead) else default_head_window(head.config)
 
 
 def load(
@@ -120,6 +207,12 @@ def load(
     *,
     dtype: str | None = None,
     calibrate: bool = True,
+    kv_bits: int | None = None,
+    kv_group_size: int = 64,
+    max_kv_size: int | None = None,
+    head_window: int | None = None,
+    max_context: int | None = None,
+    memory_limit: int | None = None,
     progress: Progress | None = None,
     notify: Notify | None = None,
 ) -> Engine:
@@ -136,6 +229,17 @@ def load(
             keeps the stored type on a GPU and takes float32 on a CPU, where 16 bits are slow.
         calibrate: measure what rounds cost on this machine if that is not on record yet, for a
             few seconds; otherwise published costs stand in, corrected as they prove wrong.
+        kv_bits: 8 or 4 quantizes the target's KV cache; it takes less memory, and the text is that
+            of mlx-lm with such a cache.
+        kv_group_size: numbers that share a scale in it.
+        max_kv_size: rows that the target's cache keeps: the first four and the newest; the text is
+            that of mlx-lm with such a cache.
+        head_window: tokens that the head attends to, so that drafting stays as good and as cheap
+            as it was on the texts that the head was trained on; 0 is all of them, None is chosen
+            for the head.
+        max_context: tokens that a conversation may have; None is what the model was made for.
+        memory_limit: bytes that MLX may use before a conversation is refused or ended; None is
+            what the device recommends.
         progress: called with (phase, done, total): downloads in bytes, then "load" and
             "calibrate" in steps.
         notify: told in one line, beforehand, which known head is downloaded and how large it is,
@@ -153,26 +257,35 @@ def load(
     network, tokenizer = load_target(folder, dtype)
     _report(progress, 1)
     maybe_set_recommended_wired_limit()
-    target, drafter_head, speculation = _equip(network, choice)
+    kv = KVOptions(kv_bits, kv_group_size, max_kv_size)
+    target, drafter_head, speculation = equip(network, choice, kv)
     mx.eval(network.parameters(), drafter_head.parameters() if drafter_head else [])
     _report(progress, 2)
     info = EngineInfo(
         target=_name(model),
-        target_precision=_precision(network),
+        target_precision=precision(network),
         head=_name(choice.name) if drafter_head else "",
-        head_precision=_precision(drafter_head) if drafter_head else "",
+        head_precision=precision(drafter_head) if drafter_head else "",
         speculation=speculation,
         device=str(mx.device_info()["device_name"]),
         is_demo=is_demo,
         remedy=f"mlx-eagle doctor {quote(str(choice.folder))} --target {quote(str(folder))} --fix",
     )
+    limits = Limits(
+        max_context or made_for(read_json(folder / "config.json")),
+        memory_limit or device_memory(),
+        row_bytes(target),
+    )
     if drafter_head is None:
-        return Engine(target, tokenizer, None, info)
+        return Engine(target, tokenizer, None, info, limits=limits)
     records = _records(folder, choice, info, target)
     costs = _costs(target, drafter_head, records, calibrate, progress)
     max_depth = make_drafter(drafter_head, target).max_depth
-    planners = Planners(costs, max_depth, records, HeadWatch(info.remedy))
-    return Engine(target, tokenizer, drafter_head, _with_prospect(info, planners), planners)
+    watch = HeadWatch(info.remedy)
+    planners = Planners(costs, max_depth, records, watch, chains_only=target.chains_only)
+    info = _with_prospect(info, planners)
+    window = choose_window(drafter_head) if head_window is None else head_window
+    return Engine(target, tokenizer, drafter_head, info, planners, limits, window)
 
 
 def _with_prospect(info: EngineInfo, planners: Planners) -> EngineInfo:
@@ -208,23 +321,6 @@ def _costs(
     return find_costs(target, drafter, records, report, may_measure=may_measure)
 
 
-def _equip(network: nn.Module, choice: HeadChoice) -> tuple[Target, Head | None, str]:
-    """Return the target, its head, and whether there is speculation, or why not.
-
-    Raises:
-        EagleError: if a head that the user named does not work with the target.
-    """
-    if choice.folder is None:
-        return _without_head(network), None, f"off: {choice.reason}"
-    try:
-        head = load_head(choice.folder)
-        return _with_head(network, head), head, "on"
-    except EagleError as error:
-        if choice.is_named:
-            raise
-        return _without_head(network), None, f"off: {choice.name}: {error}"
-
-
 def _name(model: str | Path) -> str:
     """Return what to call a model in a banner."""
     demo = {DEMO / "target": "pydoc-llama (demo)", DEMO / "head": "pydoc-eagle3 (demo)"}
@@ -234,97 +330,3 @@ def _name(model: str | Path) -> str:
 def _report(progress: Progress | None, step: int) -> None:
     if progress is not None:
         progress("load", step, 2)
-
-
-def _dtype(name: str | None) -> mx.Dtype | None:
-    """Return the type to compute in; None keeps what is stored."""
-    if name is None:
-        return mx.float32 if mx.default_device() == mx.cpu else None
-    if name not in DTYPES:
-        raise EagleError(f"dtype is {name!r}; it must be one of {', '.join(DTYPES)}")
-    return DTYPES[name]
-
-
-def load_target(folder: Path, dtype: str | None = None) -> tuple[nn.Module, Any]:
-    """Load model and tokenizer with mlx-lm's loader; remote code is refused.
-
-    Args:
-        folder: the model.
-        dtype: as for `load`.
-
-    Raises:
-        EagleError: if mlx-lm cannot load it.
-    """
-    compute_type = _dtype(dtype)
-    try:
-        network, config = load_model(folder, lazy=True)
-        tokenizer = load_tokenizer(
-            folder, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id")
-        )
-    except Exception as error:  # mlx-lm, transformers and the tokenizers share no error type
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise CheckpointError(
-            f"{folder} is not a target that mlx-lm can load ({reason})"
-        ) from error
-    if compute_type is not None:
-        network.set_dtype(compute_type)
-    return network, tokenizer
-
-
-def _with_head(network: nn.Module, head: Head) -> Target:
-    """Return the target, tapped for the head; a target that cannot verify trees is refused."""
-    target = Target(network, head.config.taps)
-    check_fit(head, target)
-    check_tree_verification(target)
-    return target
-
-
-def _without_head(network: nn.Module) -> Target:
-    """Return the target for plain decoding, with mlx-lm's own caches where ours do not fit."""
-    try:
-        target = Target(network)
-        check_tree_verification(target)
-    except UnsupportedTargetError:
-        return Target(network, speculate=False)
-    return target
-
-
-def check_fit(head: Head, target: Target) -> None:
-    """Give the head the target's type, after checking that they belong together.
-
-    Raises:
-        CheckpointError: if sizes differ.
-    """
-    config, sample = head.config, target.embedding(mx.array([0]))
-    vocab, hidden = target.vocab_size, sample.shape[-1]
-    found = {"hidden size": (config.target_hidden_size, hidden)}
-    found["vocabulary"] = (config.target_vocab_size, vocab)
-    wrong = [f"{what} {a} (target: {b})" for what, (a, b) in found.items() if a != b]
-    if config.hidden_size != hidden and _borrows(head):
-        wrong.append(f"own hidden size {config.hidden_size} (target: {hidden})")
-    if wrong:
-        raise CheckpointError(
-            f"the head was made for another target: {', '.join(wrong)}; "
-            "give the target that the head was trained for"
-        )
-    head.set_dtype(sample.dtype)
-
-
-def _borrows(head: Head) -> bool:
-    """Say whether a head uses the target's embedding or output layer, which fix its width."""
-    if isinstance(head, MedusaHead):
-        return True
-    return not (head.config.own_embedding and head.config.own_lm_head)
-
-
-def _precision(network: nn.Module) -> str:
-    """Say how a network's weights are stored, e.g. "8-bit, group 64" or "float32"."""
-    kinds = {
-        f"{module.bits}-bit, group {module.group_size}"
-        for _, module in network.named_modules()
-        if isinstance(module, nn.QuantizedLinear)
-    }
-    if kinds:
-        return " and ".join(sorted(kinds))
-    largest = max(dict(tree_flatten(network.parameters())).values(), key=lambda array: array.size)
-    return str(largest.dtype).removeprefix("mlx.core.")

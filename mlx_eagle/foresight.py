@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_eagle.cache import OpenRows
+from mlx_eagle.chooser import Chooser
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.generate import Decoder, prefill, rounds
 from mlx_eagle.head import EagleHead, Head
@@ -73,7 +74,7 @@ def collect(
     found = []
     for done, prompt in enumerate(prompts):
         progress("write", done, len(prompts))
-        decoder = Decoder(target, target.make_cache(), None, Sampler())
+        decoder = Decoder(target, target.make_cache(), None, Chooser(Sampler()))
         prefill(decoder, prompt)
         stream = rounds(decoder, prompt[-1], FixedShape(PLAIN))
         written = [next(stream).tokens[0] for _ in range(n_tokens)]

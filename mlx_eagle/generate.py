@@ -8,21 +8,21 @@ the target's own choice over its full vocabulary.
 """
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_eagle.accept import accept
-from mlx_eagle.cache import AnyCache
+from mlx_eagle.chooser import Choices, Chooser
 from mlx_eagle.drafters import Drafter
 from mlx_eagle.drafters.backlog import Backlog
 from mlx_eagle.drafters.spine import draft_as_planned
 from mlx_eagle.policy import Level, Outcome, Plan, Policy, Review
-from mlx_eagle.sampling import Sampler
 from mlx_eagle.target import Target, Verified
 from mlx_eagle.tree import PLAIN, DraftTree, check_structure
+from mlx_eagle.tree_cache import AnyCache
 
 PREFILL_STEP = 2048  # tokens per prefill chunk, as in mlx-lm
 BUSY = 0.2  # share of a plain round that the caller may take before its time tells nothing
@@ -34,7 +34,7 @@ class Decoder(NamedTuple):
     target: Target
     cache: AnyCache
     drafter: Drafter | None
-    sampler: Sampler
+    chooser: Chooser
 
 
 class RoundTimes(NamedTuple):
@@ -48,13 +48,17 @@ class RoundTimes(NamedTuple):
 class Round(NamedTuple):
     """What one target forward gave: the accepted tokens, then the target's own next token.
 
-    `seconds` are all of its time. `review` is what a planner says to it, if it drafted.
+    `choices` are those of all nodes, of which `path` was accepted. `seconds` are all of the
+    round's time. `review` is what a planner says to it, if it drafted.
     """
 
     tokens: list[int]
     n_drafted: int
     depth: int
     times: RoundTimes
+    choices: Choices
+    path: list[int]
+    tree: DraftTree
     seconds: float = 0.0
     review: Review | None = None
 
@@ -62,6 +66,11 @@ class Round(NamedTuple):
     def n_accepted(self) -> int:
         """Accepted draft tokens."""
         return len(self.tokens) - 1
+
+    @property
+    def log_probs(self) -> mx.array:
+        """Log-probabilities [len(tokens), V] from which each token was chosen; still lazy."""
+        return self.choices.log_probs(self.path)
 
 
 class _Flight(NamedTuple):
@@ -74,7 +83,7 @@ class _Flight(NamedTuple):
     plan: Plan
     tree: DraftTree
     verified: Verified
-    choices: mx.array
+    choices: Choices
     packed: mx.array
     start: float
     drafted: float
@@ -91,37 +100,45 @@ class _Landing(NamedTuple):
     """What was read of a round; `read` and `end` are moments in seconds."""
 
     tokens: list[int]
+    path: list[int]
     depth: int
     levels: list[Level]
     read: float
     end: float
 
 
-def prefill(
-    decoder: Decoder, prompt: Sequence[int], progress: Callable[[int, int], None] | None = None
-) -> None:
+def prefill(decoder: Decoder, prompt: Sequence[int]) -> None:
+    """Run all tokens of `prompt` but the last through target and head; see `prefill_steps`."""
+    for _ in prefill_steps(decoder, prompt):
+        pass
+
+
+def prefill_steps(
+    decoder: Decoder, prompt: Sequence[int], step: int = PREFILL_STEP
+) -> Generator[int]:
     """Run all tokens of `prompt` but the last through target and head; the last is the first root.
+
+    Yields how many tokens are done, before the first forward and after every one. What is done
+    stays if the caller stops there.
 
     Args:
         decoder: its cache and drafter may already hold the first rows of the prompt.
         prompt: token ids.
-        progress: called with (tokens done, tokens in all) after every chunk.
+        step: most tokens per forward.
     """
     target, cache, drafter, _ = decoder
     ids = mx.array(list(prompt), dtype=mx.int32)
     last = len(prompt) - 1
-    if progress is not None:
-        progress(cache.rows, len(prompt))
+    yield cache.rows
     while cache.rows < last:
-        start, end = cache.rows, min(cache.rows + PREFILL_STEP, last)
+        start, end = cache.rows, min(cache.rows + step, last)
         taps = target.extend(ids[start:end], cache)
         if drafter is not None:
             drafter.observe(taps, ids[start + 1 : end + 1])
         # A chunk at a time, or the graph of the whole prompt would be held in memory.
         mx.eval(cache.buffers, drafter.buffers if drafter is not None else [])
         mx.clear_cache()
-        if progress is not None:
-            progress(end, len(prompt))
+        yield end
 
 
 def rounds(decoder: Decoder, root: int, policy: Policy) -> Generator[Round]:
@@ -130,7 +147,7 @@ def rounds(decoder: Decoder, root: int, policy: Policy) -> Generator[Round]:
     The first round is plain, so that the first token comes as soon as it can.
 
     Args:
-        decoder: target, cache, drafter and sampler; everything before the root is committed.
+        decoder: target, cache, drafter and chooser; everything before the root is committed.
         root: the newest committed token.
         policy: what each round drafts; with no drafter every round is plain.
     """
@@ -141,11 +158,11 @@ def rounds(decoder: Decoder, root: int, policy: Policy) -> Generator[Round]:
     try:
         while True:
             ahead = None
-            if flight.plan.shape == PLAIN and (decoder.drafter is None or policy.stays_plain()):
+            if _may_look_ahead(decoder, flight, policy):
                 # Without a tree the next root is known to the device, so it need not wait for us.
-                decoder.cache.commit([0])
+                _commit(decoder, flight, [0])
                 plan = policy.plan(decoder.cache.rows)
-                ahead = _launch(decoder, flight.choices, plan, backlog, is_ahead=True)
+                ahead = _launch(decoder, flight.choices.tokens, plan, backlog, is_ahead=True)
             landing = _land(decoder, flight, backlog, is_committed=ahead is not None)
             review = None
             if flight.plan is not first:
@@ -162,11 +179,24 @@ def rounds(decoder: Decoder, root: int, policy: Policy) -> Generator[Round]:
         backlog.observe()
 
 
+def _may_look_ahead(decoder: Decoder, flight: _Flight, policy: Policy) -> bool:
+    """Say whether the next round can be submitted before this one is read."""
+    if decoder.chooser.waits or flight.plan.shape != PLAIN:
+        return False
+    return decoder.drafter is None or policy.stays_plain()
+
+
+def _commit(decoder: Decoder, flight: _Flight, path: list[int]) -> None:
+    """Keep the accepted nodes `path` of a round, in the cache and for the choices to come."""
+    decoder.cache.commit(path)
+    decoder.chooser.commit(flight.tree, path)
+
+
 def _launch(
     decoder: Decoder, root: mx.array, plan: Plan, backlog: Backlog, *, is_ahead: bool = False
 ) -> _Flight:
     """Submit one round: draft below `root` [1], verify, choose; only a looker is waited for."""
-    target, cache, drafter, sampler = decoder
+    target, cache, drafter, chooser = decoder
     start = time.perf_counter()
     if plan.shape != PLAIN:
         backlog.observe()
@@ -177,11 +207,11 @@ def _launch(
         # The device drafts while the verification graph is being built.
         mx.async_eval(tree.tokens, tree.parents)
     verified = target.verify(tree, cache)
-    choices = sampler(verified.logits, tree, cache.rows)
-    packed = choices  # plain decoding knows what it drafted: nothing
+    choices = chooser(verified.logits, tree, cache.rows)
+    packed = choices.tokens  # plain decoding knows what it drafted: nothing
     if tree.num_draft_tokens:
         scores = tree.log_probs.astype(mx.float32).view(mx.int32)
-        packed = mx.concatenate([tree.tokens, tree.parents, choices, scores])
+        packed = mx.concatenate([tree.tokens, tree.parents, choices.tokens, scores])
     if is_blind and mx.default_device() == mx.cpu:
         # There is no submission to a GPU to save here, and it tells drafting from verifying.
         mx.eval(tree.tokens, tree.parents)
@@ -201,18 +231,20 @@ def _land(decoder: Decoder, flight: _Flight, backlog: Backlog, *, is_committed: 
     read = time.perf_counter()
     if not tree.num_draft_tokens:
         if not is_committed:
-            decoder.cache.commit([0])
-        backlog.add(taps, flight.choices)
-        return _Landing(packed.tolist(), 0, [], read, time.perf_counter())
+            _commit(decoder, flight, [0])
+        backlog.add(taps, flight.choices.tokens)
+        decoder.chooser.advance(packed.tolist())
+        return _Landing(packed.tolist(), [0], 0, [], read, time.perf_counter())
     tokens, parents, choices, scores = packed.reshape(4, -1)
     path, token = accept(tokens.tolist(), parents.tolist(), choices.tolist())
     emitted = [*tokens[path[1:]].tolist(), token]
-    decoder.cache.commit(path)
+    _commit(decoder, flight, path)
+    decoder.chooser.advance(emitted)
     kept = None if taps is None else taps[mx.array(path)]
     backlog.add(kept, mx.array(emitted, dtype=mx.int32))
     levels = _chain_levels(tokens, scores.view(np.float32)) if tree.is_chain else []
     depth = max(check_structure(parents.tolist()))
-    return _Landing(emitted, depth, levels, read, time.perf_counter())
+    return _Landing(emitted, path, depth, levels, read, time.perf_counter())
 
 
 def _chain_levels(tokens: np.ndarray, scores: np.ndarray) -> list[Level]:
@@ -256,4 +288,14 @@ def _round(flight: _Flight, landing: _Landing, since: float, review: Review | No
         times = RoundTimes(drafting, verifying, host) if is_timed else RoundTimes(None, None, host)
     n_drafted = flight.tree.num_draft_tokens
     seconds = landing.end - (since if flight.is_ahead else flight.start)
-    return Round(landing.tokens, n_drafted, landing.depth, times, seconds, review)
+    return Round(
+        landing.tokens,
+        n_drafted,
+        landing.depth,
+        times,
+        flight.choices,
+        landing.path,
+        flight.tree,
+        seconds,
+        review,
+    )

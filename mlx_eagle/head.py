@@ -15,12 +15,14 @@ import mlx.nn as nn
 from mlx_lm.models.llama import MLP
 from mlx_lm.models.rope_utils import initialize_rope
 
-from mlx_eagle.cache import KVCache, TreeCache
+from mlx_eagle.cache import KVCache
 from mlx_eagle.convert.checkpoint import quote_value, read_json, read_weights
 from mlx_eagle.errors import CheckpointError
 from mlx_eagle.head_config import FORMAT_VERSION, MODEL_TYPE, HeadConfig, MedusaConfig
 from mlx_eagle.medusa import MedusaHead
 from mlx_eagle.rope import accept_node_positions, keep_fractional_bounds
+from mlx_eagle.sink_cache import LEAST, SINKS, MovingSinkKVCache
+from mlx_eagle.tree_cache import TreeCache
 
 
 def _norm(size: int, config: HeadConfig, present: bool = True) -> nn.Module:
@@ -159,9 +161,22 @@ class EagleHead(nn.Module):
             return [DecoderLayer(config, windows[0], config.input_layernorm), *later]
         return [FirstLayer(config, windows[0]), *later]
 
-    def make_cache(self) -> TreeCache:
-        """Return an empty KV cache for one conversation."""
-        return TreeCache([KVCache() for _ in self.layers])
+    def make_cache(self, window: int | None = None) -> TreeCache:
+        """Return an empty KV cache for one conversation.
+
+        Args:
+            window: most committed tokens that are attended to, the first few and the newest, so
+                that a step costs the same however long the text is; None or 0 for all of them.
+
+        Raises:
+            EagleError: if the window is too short.
+        """
+        if not window:
+            return TreeCache([KVCache() for _ in self.layers])
+        kinds = zip(self.layers, self.config.sliding_windows, strict=True)
+        # A layer that was trained with a window of its own has never seen the first tokens stay.
+        sinks = [(layer.self_attn.rope, SINKS if own is None else 0) for layer, own in kinds]
+        return TreeCache([MovingSinkKVCache(rope, window, n) for rope, n in sinks])
 
     def fuse(self, taps: mx.array) -> mx.array:
         """Turn taps [1, L, T * H], shallowest first, into hidden states [1, L, h]."""
@@ -207,6 +222,20 @@ class EagleHead(nn.Module):
 
 
 Head = EagleHead | MedusaHead
+
+TRAINED = 2048  # tokens of a text, at most, that most heads were trained on
+
+
+def default_head_window(config: HeadConfig) -> int:
+    """Return the window for `EagleHead.make_cache` where the user has not chosen one.
+
+    A head proposes ever worse where it attends over distances that it was not trained on. How long
+    its training texts were, its configuration does not say: `max_position_embeddings` is 2048 in
+    EAGLE's own heads, which are trained on texts of that length, and often just the target's in
+    others, whose texts are about as long. So it counts only below that. Rope itself has no end:
+    all kinds that heads have turn by an angle in proportion to the position, with no table.
+    """
+    return max(LEAST, min(config.max_position_embeddings, TRAINED))
 
 
 def load_head(folder: Path) -> Head:

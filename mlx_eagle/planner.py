@@ -22,7 +22,7 @@ from mlx_eagle.policy import Forecast, Level, Node, Outcome, Plan, Review
 from mlx_eagle.prospects import Draft, Mean, Pace, Prospects, Tree, Way, best_tree
 from mlx_eagle.tree import PLAIN, TreeShape
 
-CHILDREN = 4  # likeliest tokens that are considered at every level
+CHILDREN = 4  # likeliest tokens that are considered at every level of a tree
 DEEPEST = 10  # levels that are ever drafted
 LOOKAHEAD = 3  # levels that are imagined before drafting stops
 PROMISING = 1.1  # speed-up that a perfect head must promise, for drafting to be tried at all
@@ -36,6 +36,8 @@ class Planner:
         costs: what rounds cost; followed from here on.
         acceptance: what is known of the head; followed from here on.
         max_depth: the deepest tree that the drafter can make.
+        n_children: likeliest tokens that are considered at every level; 1 where the target
+            verifies chains only.
     """
 
     PATIENCE = 4  # rounds before drafting may be given up
@@ -48,12 +50,18 @@ class Planner:
     MARGIN = 1.04  # by which another way must be better
     SHORT = 0.93  # share of the expected tokens that may come before it counts
 
-    def __init__(self, costs: LiveCosts, acceptance: Acceptance, max_depth: int) -> None:
-        self.costs, self.acceptance = costs, acceptance
+    def __init__(
+        self,
+        costs: LiveCosts,
+        acceptance: Acceptance,
+        max_depth: int,
+        n_children: int = CHILDREN,
+    ) -> None:
+        self.costs, self.acceptance, self.n_children = costs, acceptance, n_children
         self.max_depth = min(max_depth, costs.rows[-1] - 1, DEEPEST)
         self.forecast: Forecast | None = None
         self.n_drafted = 0  # rounds
-        self._prospects = Prospects(costs, self.max_depth, CHILDREN, acceptance.first[0.6])
+        self._prospects = Prospects(costs, self.max_depth, n_children, acceptance.first[0.6])
         self._overall = Pace(0.005)
         self._expected, self._came = Mean(0.06), Mean(0.06)  # tokens of rounds that drafted
         self._draft = Draft(0)
@@ -78,7 +86,9 @@ class Planner:
             self._spell -= 1
             self._way = self._prospects.best(context)[1]
         shape = TreeShape.chain(self._way.depth)
-        return Plan(shape, self, self._way.stride) if self._way.stride else Plan(shape)
+        if not self._way.stride:
+            return Plan(shape)
+        return Plan(shape, self, self._way.stride, self.n_children)
 
     def stays_plain(self) -> bool:
         """Say whether the next round is plain too, whatever this one gives."""

@@ -11,7 +11,7 @@ from mlx_eagle.calibration import Report, measure
 from mlx_eagle.costs import Costs, LiveCosts
 from mlx_eagle.drafters import Drafter
 from mlx_eagle.errors import EagleError
-from mlx_eagle.planner import Planner
+from mlx_eagle.planner import CHILDREN, Planner
 from mlx_eagle.records import Records
 from mlx_eagle.stats import HeadWatch
 from mlx_eagle.target import Target
@@ -80,6 +80,7 @@ class Planners:
         max_depth: the deepest tree that the drafter can make.
         records: where acceptance is kept between runs; None: nowhere.
         watch: notices a head that is of no use; None: nobody does.
+        chains_only: whether the target verifies chains only.
     """
 
     WORTH_KEEPING = 32  # rounds
@@ -90,10 +91,13 @@ class Planners:
         max_depth: int = 255,
         records: Records | None = None,
         watch: HeadWatch | None = None,
+        *,
+        chains_only: bool = False,
     ) -> None:
         self.calibration = calibration
         self._costs = LiveCosts(calibration.costs, is_measured=calibration.is_measured)
         self.max_depth, self.records, self.watch = max_depth, records, watch
+        self._n_children = 1 if chains_only else CHILDREN
         self._planners: dict[str, Planner] = {}
         self._kept_at = 0
 
@@ -102,7 +106,7 @@ class Planners:
         kind = SAMPLED if temperature else GREEDY
         if kind not in self._planners:
             known = self.records.acceptance(kind) if self.records else Acceptance()
-            self._planners[kind] = Planner(self._costs, known, self.max_depth)
+            self._planners[kind] = Planner(self._costs, known, self.max_depth, self._n_children)
         return self._planners[kind]
 
     def keep(self) -> None:

@@ -73,12 +73,14 @@ class Looker(Protocol):
 class Plan(NamedTuple):
     """What a round drafts: a tree of this shape, or what the looker decides, as deep at most.
 
-    The looker is shown `stride` levels at a time: every time is a reading back.
+    The looker is shown `stride` levels at a time, since every time is a reading back, and of every
+    level the `n_children` likeliest tokens.
     """
 
     shape: TreeShape
     looker: Looker | None = None
     stride: int = 1
+    n_children: int = 1
 
 
 class Policy(Protocol):

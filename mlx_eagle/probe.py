@@ -1,14 +1,20 @@
-"""Does this target verify trees? A small tree against the same paths, at load time.
+"""What does this target verify: trees, or chains only? Asked with a few tokens, at load time.
 
-Model code is mlx-lm's and changes; what a cache or rope class does with a vector of positions
-cannot be read off its name. So a loaded target is asked: every root-to-node path of a small tree
-must give the logits that the path gives as a plain sequence with mlx-lm's own caches.
+Model code is mlx-lm's and changes; what a cache or rope class does with a vector of positions, or
+a layer with a state that goes back, cannot be read off its name. So a loaded target is asked: every
+root-to-node path of a small tree must give the logits that the path gives as a plain sequence with
+mlx-lm's own caches. Where that fails, chains are tried: some of their tokens are rejected, and what
+comes after must give the logits of the accepted ones alone.
 """
+
+from collections.abc import Sequence
 
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_eagle.errors import UnsupportedTargetError
+from mlx_eagle.kv_options import WHOLE
+from mlx_eagle.rope import is_rope, rotates_rows_alike
 from mlx_eagle.target import Target
 from mlx_eagle.tree import DraftTree
 
@@ -21,38 +27,127 @@ TOKENS = [6, 7, 8, 9]
 PARENTS = [0, 0, 0, 2]  # two siblings; the second has a child
 PATHS = ([0, 1], [0, 2, 3])
 
+# Chains and how many tokens of each are accepted: two in part, one whole.
+CHAINS = (([6, 7, 8, 9], 2), ([10, 11, 12], 1), ([13, 14], 2), ([15, 16], 2))
+
+ADVICE = "load it without a head to decode plainly"
+
 
 def check_tree_verification(target: Target) -> None:
-    """Compare a tree of four nodes with its two paths.
+    """Find out whether the target verifies trees; where it does not, whether it verifies chains.
+
+    A target that verifies chains only says so from then on.
 
     Raises:
-        UnsupportedTargetError: if the target fails on a tree, or answers differently.
+        UnsupportedTargetError: if it fails on both, or answers differently.
     """
-    name = type(target.model).__module__.rsplit(".", 1)[-1]
-    advice = "load it without a head to decode plainly"
-    cache = target.make_cache()
+    if target.chains_only:
+        _check_chains(target)
+        return
+    try:
+        _check_tree(target)
+    except UnsupportedTargetError as error:
+        target.chains_only = True
+        try:
+            _check_chains(target)
+        except UnsupportedTargetError:
+            target.chains_only = False
+            raise error from None
+
+
+def check_kv_options(target: Target) -> None:
+    """Try the caches that `target.kv` asks for.
+
+    Raises:
+        UnsupportedTargetError: if model code cannot read them.
+    """
+    if target.kv == WHOLE:
+        return
+    try:
+        cache = target.make_cache()
+        target.extend(mx.array(PREFIX, dtype=mx.int32), cache)
+        chain = DraftTree.chain(mx.array(TOKENS, dtype=mx.int32))
+        mx.eval(target.verify(chain, cache).logits)
+    except UnsupportedTargetError:
+        raise
+    except Exception as error:  # model code may stumble over quantized rows in any way
+        option = "kv_bits" if target.kv.bits is not None else "max_kv_size"
+        raise UnsupportedTargetError(
+            f"mlx-lm's {_name(target)} model cannot read the KV cache that {option} asks for "
+            f"({error}); leave {option} out"
+        ) from error
+
+
+def _check_tree(target: Target) -> None:
+    """Compare a tree of four nodes with its two paths."""
     tree = DraftTree.static(mx.array(TOKENS, dtype=mx.int32), PARENTS)
     try:
+        cache = target.make_cache()
         target.extend(mx.array(PREFIX, dtype=mx.int32), cache)
         found = target.verify(tree, cache).logits
         mx.eval(found)
     except Exception as error:  # model code may stumble over a vector of positions in any way
         raise UnsupportedTargetError(
-            f"mlx-lm's {name} model uses the cache in a way that trees break ({error}); {advice}"
+            f"mlx-lm's {_name(target)} model uses the cache in a way that trees break ({error}); "
+            f"{ADVICE}"
         ) from error
-    worst = max(_difference(target, found, path) for path in PATHS)
-    limit = TOLERANCE.get(found.dtype, TOLERANCE_16_BIT)
+    worst = 0.0
+    for path in PATHS:
+        expected = _plain_logits(target, [[*PREFIX, *(TOKENS[node] for node in path)]])
+        worst = max(worst, _difference(found[mx.array(path)], expected))
+    _compare(target, worst, found.dtype, "for a tree than for its paths")
+
+
+def _check_chains(target: Target) -> None:
+    """Compare chains that are accepted in part with their accepted tokens alone."""
+    if not all(rotates_rows_alike(m) for _, m in target.model.named_modules() if is_rope(m)):
+        raise UnsupportedTargetError(
+            f"mlx-lm's {_name(target)} model rotates keys by the length of the text (dynamic rope "
+            f"scaling), so that they depend on how many tokens run at once; {ADVICE}"
+        )
+    cache, found = target.make_cache(), []
+    try:
+        target.extend(mx.array(PREFIX, dtype=mx.int32), cache)
+        for tokens, n_accepted in CHAINS:
+            tree = DraftTree.chain(mx.array(tokens, dtype=mx.int32))
+            found.append(target.verify(tree, cache).logits[:n_accepted])
+            cache.commit(range(n_accepted))
+        mx.eval(found)
+    except Exception as error:  # as above
+        raise UnsupportedTargetError(
+            f"mlx-lm's {_name(target)} model uses the cache in a way that chains break ({error}); "
+            f"{ADVICE}"
+        ) from error
+    accepted = [[token] for tokens, n in CHAINS for token in tokens[:n]]
+    worst = _difference(mx.concatenate(found), _plain_logits(target, [PREFIX, *accepted]))
+    what = "after part of a chain was rejected than without it"
+    _compare(target, worst, found[0].dtype, what)
+
+
+def _compare(target: Target, worst: float, dtype: mx.Dtype, what: str) -> None:
+    """Refuse a difference that rounding in `dtype` does not explain."""
+    limit = TOLERANCE.get(dtype, TOLERANCE_16_BIT)
     if not worst <= limit:
         raise UnsupportedTargetError(
-            f"mlx-lm's {name} model gives other logits for a tree than for its paths (relative "
-            f"difference {worst:.2g}, at most {limit:.2g} expected); {advice}"
+            f"mlx-lm's {_name(target)} model gives other logits {what} (relative difference "
+            f"{worst:.2g}, at most {limit:.2g} expected); {ADVICE}"
         )
 
 
-def _difference(target: Target, found: mx.array, path: list[int]) -> float:
-    """Return the relative difference of tree logits [N, V] and those of one path."""
-    tokens = mx.array([PREFIX + [TOKENS[node] for node in path]], dtype=mx.int32)
-    expected = target.model(tokens, cache=make_prompt_cache(target.model))[0, len(PREFIX) :]
-    got, want = found[mx.array(path)].astype(mx.float32), expected.astype(mx.float32)
+def _name(target: Target) -> str:
+    """Return what mlx-lm calls the model."""
+    return type(target.model).__module__.rsplit(".", 1)[-1]
+
+
+def _plain_logits(target: Target, steps: Sequence[Sequence[int]]) -> mx.array:
+    """Return the logits [L, V] after the prefix, run in these steps with mlx-lm's own caches."""
+    cache = make_prompt_cache(target.model)
+    rows = [target.model(mx.array([step], dtype=mx.int32), cache=cache)[0] for step in steps]
+    return mx.concatenate(rows)[len(PREFIX) :]
+
+
+def _difference(found: mx.array, expected: mx.array) -> float:
+    """Return the largest relative difference of rows of logits [L, V]."""
+    got, want = found.astype(mx.float32), expected.astype(mx.float32)
     scale = mx.sqrt(mx.mean((want - want.mean(axis=-1, keepdims=True)) ** 2))
     return float(mx.max(mx.sqrt(mx.mean((got - want) ** 2, axis=-1)) / scale))

@@ -1,5 +1,6 @@
 """The stream of an answer: rounds of tokens turned into one response per token, with statistics."""
 
+import threading
 import time
 from collections.abc import Generator, Iterator
 from typing import NamedTuple
@@ -11,50 +12,89 @@ from mlx_eagle.stats import GenerationStats
 from mlx_eagle.text import TextStream
 
 
-class GenerationResponse(NamedTuple):
-    """One token of a stream; the fields are mlx-lm's, but for logprobs, plus the last three.
+class DraftedTree(NamedTuple):
+    """What a round drafted and what of it stood; node 0 is the root, `path` the accepted nodes."""
 
-    `text` is what became certain with this token and may be empty. `peak_memory` is in GB, rates
-    are in tokens per second. `n_accepted` counts the draft tokens that the rounds so far have
-    accepted; `stats` comes with the last token.
+    tokens: list[int]
+    parents: list[int]
+    path: list[int]
+
+
+class GenerationResponse(NamedTuple):
+    """One token of a stream; the fields are mlx-lm's, and the last four are not.
+
+    `text` is what became certain with this token and may be empty. `logprobs` [V] are those that
+    the token was chosen from, after processors and grammar; None unless they were asked for.
+    `peak_memory` is in GB, rates are in tokens per second. `finish_reason` is "stop", "length" or
+    "cancelled", with the last token, as is `stats`. `n_accepted` counts the draft tokens that the
+    rounds so far have accepted. `tree` comes with the first token of a round that drafted.
     """
 
     text: str
     token: int
+    logprobs: mx.array | None
     from_draft: bool
     prompt_tokens: int
     prompt_tps: float
     generation_tokens: int
     generation_tps: float
     peak_memory: float
-    n_accepted: int
     finish_reason: str | None
+    n_accepted: int
+    tree: DraftedTree | None
     stats: GenerationStats | None
+
+    @property
+    def logprob(self) -> float | None:
+        """The log-probability of the token."""
+        return None if self.logprobs is None else float(self.logprobs[self.token])
+
+    def top_logprobs(self, n: int) -> list[tuple[int, float]]:
+        """Return the n likeliest tokens with their log-probabilities, the likeliest first."""
+        if self.logprobs is None:
+            return []
+        ids = mx.argpartition(-self.logprobs, n)[:n] if n < self.logprobs.size else None
+        kept = mx.arange(self.logprobs.size) if ids is None else ids
+        pairs = zip(kept.tolist(), self.logprobs[kept].tolist(), strict=True)
+        return sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
 
 
 Responses = Generator[GenerationResponse, None, None]
 
 
 class GenerationResult(NamedTuple):
-    """A whole answer; `tokens` includes the end token where one ended it."""
+    """A whole answer; `tokens` includes the end token where one ended it.
+
+    `logprobs` are those of the tokens, where they were asked for.
+    """
 
     text: str
     tokens: list[int]
     finish_reason: str
     stats: GenerationStats
+    logprobs: list[float] | None = None
 
 
 class Ends(NamedTuple):
-    """What ends an answer: an end token, or the number of tokens."""
+    """What ends an answer: an end token, the number of tokens, or somebody who cancels it.
+
+    `full` says why there can be no more tokens, where the limit is not the one that was asked for.
+    `logprobs` is whether responses carry log-probabilities.
+    """
 
     eos: set[int]
     max_tokens: int
+    full: str
+    cancelled: threading.Event
+    logprobs: bool
 
     def reason(self, token: int, n_tokens: int, stopped: bool) -> str | None:
         """Return the finish reason after `n_tokens` tokens, the last being `token`."""
         if token in self.eos or stopped:
             return "stop"
-        return "length" if n_tokens >= self.max_tokens else None
+        if n_tokens >= self.max_tokens:
+            return "length"
+        return "cancelled" if self.cancelled.is_set() else None
 
 
 def responses(
@@ -72,11 +112,10 @@ def responses(
             stats.prompt_seconds, first = now - started, now
         else:
             stats.generation_seconds = now - first
-            stats.add_round(round_.depth, round_.n_drafted, round_.n_accepted)
-            stats.add_times(round_.times)
-            if stats.planned is not None:
-                stats.planned.add(len(round_.tokens), round_.seconds, round_.review)
+            _count(stats, round_)
         tokens.extend(round_.tokens)
+        log_probs = round_.log_probs if ends.logprobs else None
+        tree = _drafted(round_)
         for place, token in enumerate(round_.tokens):
             stats.generation_tokens += 1
             shown = "" if token in ends.eos else text.add(token)
@@ -84,26 +123,37 @@ def responses(
             if reason:
                 shown += text.finish()
                 stats.peak_memory_bytes = mx.get_peak_memory()
-            from_draft = place < round_.n_accepted
-            yield _response(shown, token, from_draft, stats, reason)
+                stats.ended_by = ends.full if reason == "length" else ""
+            yield GenerationResponse(
+                text=shown,
+                token=token,
+                logprobs=None if log_probs is None else log_probs[place],
+                from_draft=place < round_.n_accepted,
+                prompt_tokens=stats.prompt_tokens,
+                prompt_tps=stats.prompt_tps,
+                generation_tokens=stats.generation_tokens,
+                generation_tps=stats.generation_tps,
+                peak_memory=mx.get_peak_memory() / 1e9,
+                finish_reason=reason,
+                n_accepted=stats.accepted,
+                tree=None if place else tree,
+                stats=stats if reason else None,
+            )
             if reason:
                 return
 
 
-def _response(
-    text: str, token: int, from_draft: bool, stats: GenerationStats, reason: str | None
-) -> GenerationResponse:
-    """Fill in a response from the statistics so far."""
-    return GenerationResponse(
-        text=text,
-        token=token,
-        from_draft=from_draft,
-        prompt_tokens=stats.prompt_tokens,
-        prompt_tps=stats.prompt_tps,
-        generation_tokens=stats.generation_tokens,
-        generation_tps=stats.generation_tps,
-        peak_memory=mx.get_peak_memory() / 1e9,
-        n_accepted=stats.accepted,
-        finish_reason=reason,
-        stats=stats if reason else None,
-    )
+def _count(stats: GenerationStats, round_: Round) -> None:
+    """Add a round to the statistics."""
+    stats.add_round(round_.depth, round_.n_drafted, round_.n_accepted)
+    stats.add_times(round_.times)
+    if stats.planned is not None:
+        stats.planned.add(len(round_.tokens), round_.seconds, round_.review)
+
+
+def _drafted(round_: Round) -> DraftedTree | None:
+    """Return what a round drafted, or None for a plain one; it has been read already."""
+    if not round_.n_drafted:
+        return None
+    tree = round_.tree
+    return DraftedTree(tree.tokens.tolist(), tree.structure(), round_.path)

@@ -16,13 +16,16 @@ import mlx.nn as nn
 
 def is_rope(module: nn.Module) -> bool:
     """Say whether a module rotates queries and keys by a position `offset`."""
-    parameters = inspect.signature(type(module).__call__).parameters
-    return "offset" in parameters and not module.children()
+    calls = [vars(kind)["__call__"] for kind in type(module).__mro__ if "__call__" in vars(kind)]
+    takes_offset = any("offset" in inspect.signature(call).parameters for call in calls)
+    return takes_offset and not module.children()
 
 
 def accept_node_positions(rope: nn.Module) -> None:
     """Let one rope instance take `offset` as a vector [N], a position per row of its input."""
-    wrap_method(rope, "__call__", _rotate)
+    if not hasattr(type(rope), "takes_vectors"):
+        wrap_method(rope, "__call__", _rotate)
+        type(rope).takes_vectors = True
 
 
 def wrap_method(module: nn.Module, name: str, method: Callable[..., Any]) -> None:
@@ -39,7 +42,22 @@ def wrap_method(module: nn.Module, name: str, method: Callable[..., Any]) -> Non
     def wrapped(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return method(plain, self, *args, **kwargs)
 
-    module.__class__ = type(kind.__name__, (kind,), {name: wrapped})
+    own = {name: wrapped, "__module__": kind.__module__}
+    module.__class__ = type(kind.__name__, (kind,), own)
+
+
+def rotates_rows_alike(rope: nn.Module) -> bool:
+    """Say whether rows far on are rotated the same together as one by one.
+
+    They are not where the base follows the length of the text (dynamic NTK scaling): then keys
+    depend on how many tokens were run at once.
+    """
+    if not hasattr(rope, "dims"):
+        return True
+    far = 300_000  # beyond where such bases begin to grow; float32 still tells their growth
+    together = rope(mx.ones((1, 1, 2, rope.dims)), offset=far)
+    alone = [rope(mx.ones((1, 1, 1, rope.dims)), offset=far + row) for row in range(2)]
+    return bool(mx.allclose(together, mx.concatenate(alone, axis=2), rtol=0, atol=1e-3))
 
 
 def _rotate(

@@ -1,17 +1,30 @@
-"""The target's own choice after every node: its argmax, or its seeded draw.
+"""How one token follows from the logits: their argmax, a seeded draw, or a sampler of mlx-lm.
 
 The draw is Gumbel-max with noise keyed by (seed, position), not by call. A position therefore
 draws the same token whether its row was verified in a tree or decoded alone, and sampled text
 with speculation equals sampled text without it. Filters follow mlx-lm's order: top-p, min-p and
-top-k on the untempered distribution, then the temperature.
+top-k on the untempered distribution, then the temperature. What changes the logits beforehand, and
+what a round keeps of them, is in `chooser.py`.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import mlx.core as mx
 from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
 
 from mlx_eagle.tree import DraftTree
+
+
+class Draws(Protocol):
+    """Chooses a token after every node of a tree."""
+
+    def __call__(self, logits: mx.array, tree: DraftTree, offset: int) -> mx.array:
+        """Return [N] int32 token ids for the logits [N, V] of a tree whose root is at `offset`."""
+
+    def commit(self, path: Sequence[int]) -> None:
+        """Go on after the last node of `path`, which was accepted; the other draws never were."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,9 @@ class Sampler:
         scores = scores + mx.stack(noise)[tree.depths]  # [N, V]
         return mx.argmax(scores, axis=-1).astype(mx.int32)
 
+    def commit(self, path: Sequence[int]) -> None:
+        """Nothing to do: a draw depends on its position alone."""
+
     def _filtered(self, logits: mx.array) -> mx.array:
         """Return log-probabilities [N, V], -inf where a filter removes the token."""
         log_probs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
@@ -69,3 +85,43 @@ class Sampler:
         """Return [n] Gumbel noise that depends on the seed and the position alone."""
         key = mx.array([self.seed & 0xFFFFFFFF, position], dtype=mx.uint32)
         return mx.random.gumbel((n,), key=key)
+
+
+class StockSampler:
+    """A sampler made for mlx-lm: log-probabilities [1, V] to a token [1].
+
+    Every node draws as if the nodes above it had been the only calls before: it starts from the
+    random state that its parent's call left behind. So the tokens are those that mlx-lm draws
+    after the same `mx.random.seed`, whatever is drafted.
+    """
+
+    def __init__(self, sampler: Callable[[mx.array], mx.array]) -> None:
+        self._sampler = sampler
+        self._states: list[mx.array] = []  # of mlx's generator, after each node's call
+
+    def __call__(self, logits: mx.array, tree: DraftTree, offset: int) -> mx.array:
+        """Call the sampler once per node; see `Draws`."""
+        before = _random_state()
+        log_probs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        tokens: list[mx.array] = []
+        self._states = []
+        for node, parent in enumerate(tree.structure()):
+            _set_random_state(self._states[parent] if node else before)
+            tokens.append(self._sampler(log_probs[node : node + 1]).reshape(1))
+            self._states.append(_random_state())
+        _set_random_state(before)
+        return mx.concatenate(tokens).astype(mx.int32)
+
+    def commit(self, path: Sequence[int]) -> None:
+        """Leave mlx's generator as the call for the last accepted node left it."""
+        _set_random_state(self._states[path[-1]])
+
+
+def _random_state() -> mx.array:
+    """Return the key of mlx's random generator: [2] uint32."""
+    return mx.array(mx.random.state[0])
+
+
+def _set_random_state(key: mx.array) -> None:
+    """Let mlx's generator go on from `key` [2]."""
+    mx.random.state[0][...] = key

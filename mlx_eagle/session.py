@@ -1,121 +1,298 @@
-"""A conversation: what is committed, reused from turn to turn.
+"""A conversation: messages, and streams of answers that reuse what is held of them.
 
-A session owns the caches of target and head. A new prompt keeps the rows that it shares with what
-is committed and prefills the rest. It knows messages and tokens; the loop is `generate.py`.
+It knows messages and requests. What target and head hold is `context.py`'s matter, the loop
+`generate.py`'s, files are `session_file.py`'s.
 """
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import mlx.core as mx
-from jinja2 import TemplateError
 
+from mlx_eagle.chooser import Chooser, TreeConstraint
+from mlx_eagle.context import Context
 from mlx_eagle.drafters import Drafter
 from mlx_eagle.errors import EagleError
-from mlx_eagle.generate import Decoder, prefill, rounds
+from mlx_eagle.generate import Decoder, prefill_steps, rounds
+from mlx_eagle.limits import Limits, Room
+from mlx_eagle.options import GenerationOptions
 from mlx_eagle.planner import Planner
 from mlx_eagle.planning import Planners
 from mlx_eagle.policy import FixedShape, Policy
+from mlx_eagle.prompt import Message, Prompt, check_ids, encode, is_messages, without_oldest_turn
 from mlx_eagle.responses import Ends, Responses, responses
-from mlx_eagle.sampling import Sampler
+from mlx_eagle.session_file import About, read_session, write_session
 from mlx_eagle.stats import GenerationStats, Planned
 from mlx_eagle.target import Target
 from mlx_eagle.text import TextStream
 from mlx_eagle.tree import PLAIN, TreeShape
 
-Prompt = str | Sequence[int] | Sequence[dict[str, str]]
 
-
-@dataclass(frozen=True)
-class GenerationOptions:
-    """How to generate; the names are mlx-lm's where it has one.
+class Resources(NamedTuple):
+    """What the conversations of an engine share.
 
     Attributes:
-        max_tokens: most tokens to generate.
-        temperature: 0 is greedy; see `sampling.py` for top_p, top_k, min_p and seed.
-        stop: strings that end the answer; they are not part of its text.
-        speculate: False decodes plainly, through the same loop.
-        ignore_eos: go on to `max_tokens` whatever the model says.
-        tree: the shape of every round's tree; None leaves the choice to the planner.
-        progress: called with (prompt tokens done, prompt tokens in all) during prefill.
+        target: the target.
+        tokenizer: mlx-lm's wrapper of its tokenizer.
+        make_drafter: makes a drafter with an empty cache; None if there is no head.
+        speculation: "on", or "off: reason".
+        planners: what plans the trees; None makes them anew.
+        limits: how long conversations may become.
+        constrain: returns what constrains an answer, by its options; None: nothing can.
+        identity: returns what a saved conversation must agree with, in words by what they are of.
     """
 
-    max_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    seed: int = 0
-    stop: Sequence[str] = ()
-    speculate: bool = True
-    ignore_eos: bool = False
-    tree: TreeShape | None = None
-    progress: Callable[[int, int], None] | None = None
+    target: Target
+    tokenizer: Any
+    make_drafter: Callable[[], Drafter] | None
+    speculation: str
+    planners: Planners | None = None
+    limits: Limits = Limits()
+    constrain: Callable[[GenerationOptions], TreeConstraint | None] | None = None
+    identity: Callable[[], dict[str, str]] | None = None
 
-    def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens is {self.max_tokens}; it must be 1 or more")
-        if isinstance(self.stop, str):
-            raise ValueError(f"stop is the string {self.stop!r}; give a list of strings")
 
-    def sampler(self) -> Sampler:
-        """Return the sampler that these options describe."""
-        return Sampler(self.temperature, self.top_p, self.top_k, self.min_p, self.seed)
+class Usage(NamedTuple):
+    """What a conversation takes: tokens held, tokens it may have (None: unbounded), bytes."""
+
+    tokens: int
+    max_context: int | None
+    cache_bytes: int
+
+
+class Request(NamedTuple):
+    """A checked request: the token ids of its prompt, its options, and the room there is for it.
+
+    `n_dropped` messages were left out because they did not fit.
+    """
+
+    ids: list[int]
+    options: GenerationOptions
+    room: Room | None
+    n_dropped: int
+    chooser: Chooser
 
 
 class Session:
     """One conversation with an engine.
 
+    Args:
+        resources: of the engine.
+        system: the system prompt, or None.
+
     Attributes:
         messages: the conversation so far, as chat messages, without the system prompt.
         system: the system prompt, or None.
+        context: what target and head hold of it.
     """
 
-    def __init__(
-        self,
-        target: Target,
-        tokenizer: Any,
-        make_drafter: Callable[[], Drafter] | None,
-        speculation: str,
-        system: str | None = None,
-        planners: Planners | None = None,
-    ) -> None:
+    def __init__(self, resources: Resources, system: str | None = None) -> None:
         self.system = system
+        self.messages: list[Message] = []
+        self.context = Context(resources.target, resources.make_drafter)
+        self._resources = resources
         self._is_hopeless = False  # once it is, the head has not followed the conversation
-        self.messages: list[dict[str, str]] = []
-        self._target, self._tokenizer = target, tokenizer
-        self._make_drafter, self._speculation = make_drafter, speculation
-        self._tokens: list[int]  # committed; the caches hold rows of all but the newest
         self._open: Responses | None = None
-        self._reset()
-        max_depth = self._drafter.max_depth if self._drafter else 0
-        self._planners = planners or Planners(max_depth=max_depth)
+        self._cancelled = threading.Event()
+        max_depth = self.context.drafter.max_depth if self.context.drafter else 0
+        self._planners = resources.planners or Planners(
+            max_depth=max_depth, chains_only=resources.target.chains_only
+        )
 
-    def clear(self) -> None:
-        """Forget the conversation; the system prompt stays."""
-        self._finish()
-        self.messages = []
-        self._is_hopeless = False
-        self._reset()
+    # The conversation
 
     def ask(self, text: str, **options: Any) -> Responses:
         """Say something and stream the answer; both join the conversation.
 
-        An answer that is cut short (by closing the stream, or by asking again) joins it as far as
-        it got. A request that is refused, or stopped before its first token, leaves the
-        conversation as it was; see `stream_generate` for the errors.
+        An answer that is cut short (by closing the stream, by `cancel`, or by asking again) joins
+        it as far as it got. A request that is refused, or stopped before its first token, leaves
+        the conversation as it was; see `stream_generate` for the errors.
         """
         self._finish()
-        question = {"role": "user", "content": text}
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        stream = self.stream_generate([*system, *self.messages, question], **options)
-        self._open = self._answer(question, stream)
+        return self._answer(self.messages, {"role": "user", "content": text}, options)
+
+    def regenerate(self, **options: Any) -> Responses:
+        """Answer the last question anew; the new answer replaces the old one.
+
+        Raises:
+            EagleError: if nothing was asked yet; also what `ask` raises.
+        """
+        before, question = self._last_turn()
+        return self._answer(before, question, options)
+
+    def edit(self, text: str, **options: Any) -> Responses:
+        """Ask `text` in place of the last question; it and its answer are forgotten.
+
+        Raises:
+            EagleError: if nothing was asked yet; also what `ask` raises.
+        """
+        before, _ = self._last_turn()
+        return self._answer(before, {"role": "user", "content": text}, options)
+
+    def undo(self) -> Message | None:
+        """Forget the last question and its answer; return the question, None if there is none."""
+        self._finish()
+        if not self.messages:
+            return None
+        self.messages, question = self._last_turn()
+        return question
+
+    def clear(self) -> None:
+        """Forget the conversation and free its caches; the system prompt stays."""
+        self._finish()
+        self.messages = []
+        self._is_hopeless = False
+        self.context.reset()
+        mx.clear_cache()
+
+    def cancel(self) -> None:
+        """End the open stream after its round, with the reason "cancelled"; from any thread.
+
+        While the prompt is still being read, the stream ends without a token; what was read stays.
+        """
+        self._cancelled.set()
+
+    def usage(self) -> Usage:
+        """Return what the conversation takes."""
+        held = self.context
+        return Usage(len(held.tokens), self._resources.limits.max_context, held.nbytes)
+
+    def fork(self) -> "Session":
+        """Return a second conversation that begins with this one; rows are shared, not copied.
+
+        A prompt that many requests share is read once: let a session `read` it, and fork that.
+        """
+        self._finish()
+        twin = Session.__new__(Session)
+        vars(twin).update(vars(self))
+        twin.messages = list(self.messages)
+        twin.context = self.context.fork()
+        twin._open, twin._cancelled = None, threading.Event()
+        return twin
+
+    def save(self, path: str | Path) -> None:
+        """Write the conversation and its caches to one file; see `session_file.py`.
+
+        Raises:
+            EagleError: if the file cannot be written; an older file of that name is still whole.
+        """
+        self._finish()
+        identity = self._resources.identity
+        about = About(self.system, self.messages, identity() if identity else {})
+        write_session(Path(path), about, self.context)
+
+    @classmethod
+    def load(cls, path: str | Path, resources: Resources) -> "Session":
+        """Return the conversation in a file that `save` wrote.
+
+        Raises:
+            EagleError: if the file is damaged, or of another target, head or version.
+        """
+        session = cls(resources)
+        identity = resources.identity
+        about = read_session(Path(path), identity() if identity else {}, session.context)
+        session.system, session.messages = about.system, about.messages
+        return session
+
+    # Requests
+
+    def stream_generate(self, prompt: Prompt, **options: Any) -> Responses:
+        """Stream an answer to `prompt`, reusing the rows it shares with what is held.
+
+        The caches serve one stream at a time: a stream that is still open ends here.
+
+        Args:
+            prompt: a string or token ids, used as they are, or chat messages for the template.
+            **options: the fields of `GenerationOptions`.
+
+        Raises:
+            EagleError: if the prompt is empty, of another kind or too long, if the chat template
+                is missing or refuses the messages, or a grammar cannot be followed.
+            TypeError: if an option does not exist.
+            ValueError: if an option is out of range.
+        """
+        request = self._request(prompt, GenerationOptions(**options))
+        self._finish()
+        self._cancelled = threading.Event()
+        self._open = self._guarded(self._stream(request))
         return self._open
 
-    def _answer(self, question: dict[str, str], stream: Responses) -> Responses:
+    def read(self, prompt: Prompt, **options: Any) -> None:
+        """Run a prompt through target and head, so that later prompts that begin with it need not.
+
+        Args:
+            prompt: as for `stream_generate`; for messages, an answer need not follow.
+            **options: `progress` and `prefill_step_size` matter.
+
+        Raises:
+            EagleError: as `stream_generate` does.
+        """
+        request = self._request(prompt, GenerationOptions(**options))
+        self._finish()
+        for _ in self._guarded(self._prefill(self._decoder(request, True), request)):
+            pass
+
+    def _request(self, prompt: Prompt, options: GenerationOptions) -> Request:
+        """Check a request before anything runs."""
+        room = self._resources.limits.room(self.context.cache.rows)
+        ids, n_dropped = encode(self._resources.tokenizer, prompt), 0
+        if options.overflow == "truncate" and room is not None and is_messages(prompt):
+            # An answer should fit, but a long limit must not cost the conversation.
+            most = room.tokens - min(options.max_tokens, room.tokens // 4)
+            messages: Any = prompt
+            while len(ids) > most and (fewer := without_oldest_turn(messages)):
+                n_dropped += len(messages) - len(fewer)
+                messages, ids = fewer, encode(self._resources.tokenizer, fewer)
+        check_ids(ids, self._resources.target.vocab_size)
+        self._check_tree(options.tree)
+        if room is not None:
+            room.check(len(ids))
+        constrain = self._resources.constrain
+        constraint = constrain(options) if constrain else None
+        chooser = Chooser(options.draws(), options.processors(), constraint, ids[:-1])
+        return Request(ids, options, room, n_dropped, chooser)
+
+    def _check_tree(self, tree: TreeShape | None) -> None:
+        """Refuse trees that the drafter cannot make, or the target cannot verify."""
+        drafter = self.context.drafter
+        if tree is None or drafter is None:
+            return
+        self._resources.target.check_shape(tree)
+        if tree.width > drafter.max_width:
+            raise EagleError(
+                f"a tree of width {tree.width} was asked for, but the head proposes among "
+                f"{drafter.max_width} tokens"
+            )
+        if tree.depth > drafter.max_depth:
+            raise EagleError(
+                f"a tree of depth {tree.depth} was asked for, but the head proposes "
+                f"{drafter.max_depth} tokens in a row"
+            )
+
+    # Streams
+
+    def _last_turn(self) -> tuple[list[Message], Message]:
+        """Return the messages before the last question, and the question, once nothing is open."""
+        self._finish()
+        asked = [i for i, m in enumerate(self.messages) if m["role"] == "user"]
+        if not asked:
+            raise EagleError("nothing was asked yet, so there is no question to go back to")
+        return self.messages[: asked[-1]], self.messages[asked[-1]]
+
+    def _answer(
+        self, before: Sequence[Message], question: Message, options: dict[str, Any]
+    ) -> Responses:
+        """Stream the answer to a question that follows `before`."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        stream = self.stream_generate([*system, *before, question], **options)
+        self._open = self._noted([*before, question], stream)
+        return self._open
+
+    def _noted(self, asked: list[Message], stream: Responses) -> Responses:
         """Pass a stream on and note question and answer in the conversation."""
         answer: list[str] = []
         try:
@@ -125,31 +302,7 @@ class Session:
         finally:
             stream.close()
             if answer:
-                said = {"role": "assistant", "content": "".join(answer)}
-                self.messages += [question, said]
-
-    def stream_generate(self, prompt: Prompt, **options: Any) -> Responses:
-        """Stream an answer to `prompt`, reusing the rows it shares with what is committed.
-
-        The caches serve one stream at a time: a stream that is still open ends here.
-
-        Args:
-            prompt: a string or token ids, used as they are, or chat messages for the template.
-            **options: the fields of `GenerationOptions`.
-
-        Raises:
-            EagleError: if the prompt is empty or of another kind, or the chat template is missing
-                or refuses the messages.
-            TypeError: if an option does not exist.
-            ValueError: if an option is out of range.
-        """
-        chosen = GenerationOptions(**options)
-        sampler = chosen.sampler()
-        ids = self._encode(prompt)
-        self._check(ids, chosen.tree)
-        self._finish()
-        self._open = self._guarded(self._stream(ids, chosen, sampler))
-        return self._open
+                self.messages = [*asked, {"role": "assistant", "content": "".join(answer)}]
 
     def _finish(self) -> None:
         """End the stream that is still open, if any."""
@@ -164,44 +317,76 @@ class Session:
         except GeneratorExit:
             raise
         except BaseException:
-            self._reset()
+            self.context.reset()
             raise
 
-    def _stream(self, ids: list[int], options: GenerationOptions, sampler: Sampler) -> Responses:
+    def _stream(self, request: Request) -> Responses:
         """Prefill, then turn rounds into responses until something ends the answer."""
-        stats = GenerationStats(prompt_tokens=len(ids), speculation=self._speculation)
+        ids, options, held = request.ids, request.options, self.context
+        stats = GenerationStats(prompt_tokens=len(ids), speculation=self._resources.speculation)
+        stats.dropped_messages = request.n_dropped
         policy = self._policy(options, len(ids), stats)
         mx.reset_peak_memory()
         started = time.perf_counter()
-        self._rewind(ids, policy is not None)
-        self._tokens = ids[: self._cache.rows]  # true even if the stream is closed here
-        stats.cached_tokens = self._cache.rows
-        drafter = self._drafter if policy is not None else None
-        decoder = Decoder(self._target, self._cache, drafter, sampler)
-        prefill(decoder, ids, options.progress)
-        self._tokens = ids
-        text = TextStream(self._tokenizer, options.stop)
-        ends = self._ends(options)
+        decoder = self._decoder(request, policy is not None)
+        stats.cached_tokens = held.cache.rows
+        yield from self._prefill(decoder, request)
+        if self._cancelled.is_set():
+            return
+        text = TextStream(self._resources.tokenizer, options.stop)
+        ends = self._ends(request)
         with closing(rounds(decoder, ids[-1], policy or FixedShape(PLAIN))) as stream:
-            for response in responses(stream, text, self._tokens, stats, ends, started):
+            for response in responses(stream, text, held.tokens, stats, ends, started):
+                if options.progress is not None and response.generation_tokens == 1:
+                    options.progress(len(ids), len(ids))
                 if response.stats is not None:
                     self._conclude(response.stats, policy)
                 yield response
+
+    def _decoder(self, request: Request, speculate: bool) -> Decoder:
+        """Go back to what is held of a prompt, and return the parties to its rounds."""
+        self.context.reuse(request.ids, speculate)
+        drafter = self.context.drafter if speculate else None
+        return Decoder(self._resources.target, self.context.cache, drafter, request.chooser)
+
+    def _prefill(self, decoder: Decoder, request: Request) -> Responses:
+        """Read what is new of a prompt; a generator without responses, which `cancel` ends."""
+        ids, options = request.ids, request.options
+        for done in prefill_steps(decoder, ids, options.prefill_step_size):
+            if options.progress is not None:
+                options.progress(done, len(ids))
+            # True even if the stream is closed here.
+            self.context.tokens = ids[:done]
+            if self._cancelled.is_set():
+                return
+        self.context.tokens = list(ids)
+        decoder.cache.checkpoint()
+        yield from ()
+
+    def _ends(self, request: Request) -> Ends:
+        """Return what ends an answer: end tokens, the limits, or somebody who has had enough."""
+        options, room = request.options, request.room
+        eos = set() if options.ignore_eos else set(self._resources.tokenizer.eos_token_ids)
+        if room is None or len(request.ids) + options.max_tokens <= room.tokens:
+            return Ends(eos, options.max_tokens, "", self._cancelled, options.logprobs)
+        left = room.tokens - len(request.ids)
+        return Ends(eos, left, room.reason, self._cancelled, options.logprobs)
 
     def _policy(
         self, options: GenerationOptions, n_tokens: int, stats: GenerationStats
     ) -> Policy | None:
         """Return what decides on the trees of this answer, or None, and note which and why."""
+        drafter = self.context.drafter
         if not options.speculate:
             stats.speculation = "off: not asked for"
         elif options.tree == PLAIN:
             stats.speculation = "off: the tree has no nodes"
-        elif self._drafter is not None and options.tree is not None:
+        elif drafter is not None and options.tree is not None:
             stats.speculation = "on"
             return FixedShape(options.tree)
-        elif self._drafter is not None:
+        elif drafter is not None:
             stats.speculation = "on"
-            planner = self._planners.planner(options.temperature)
+            planner = self._planners.planner(0.0 if options.is_greedy else 1.0)
             plain_seconds = planner.costs.plain(n_tokens)
             stats.planned = Planned(self._planners.calibration.source, plain_seconds)
             self._is_hopeless = self._is_hopeless or planner.is_hopeless(n_tokens)
@@ -216,97 +401,7 @@ class Session:
             if stats.planned is not None and stats.planned.is_mostly_plain:
                 stats.speculation = f"off: {policy.why_plain(stats.prompt_tokens)}"
             if stats.planned is not None:
-                stats.planned.plain_seconds = policy.costs.plain(len(self._tokens))
+                stats.planned.plain_seconds = policy.costs.plain(len(self.context.tokens))
             self._planners.keep()
         if self._planners.watch is not None:
             stats.advice = self._planners.watch.advise(stats)
-
-    def _check(self, ids: Sequence[int], tree: TreeShape | None) -> None:
-        """Refuse tokens that the target does not know and trees that the drafter cannot make."""
-        n_tokens = self._target.vocab_size
-        foreign = [i for i in ids if i < 0 or (n_tokens is not None and i >= n_tokens)]
-        if foreign:
-            raise EagleError(
-                f"the prompt holds token {foreign[0]}, but the target has {n_tokens} tokens; "
-                "encode the prompt with the target's own tokenizer"
-            )
-        if tree is None or self._drafter is None:
-            return
-        if tree.width > self._drafter.max_width:
-            raise EagleError(
-                f"a tree of width {tree.width} was asked for, but the head proposes among "
-                f"{self._drafter.max_width} tokens"
-            )
-        if tree.depth > self._drafter.max_depth:
-            raise EagleError(
-                f"a tree of depth {tree.depth} was asked for, but the head proposes "
-                f"{self._drafter.max_depth} tokens in a row"
-            )
-
-    def _ends(self, options: GenerationOptions) -> Ends:
-        """Return what ends an answer: the model's end tokens and the limit."""
-        eos = set() if options.ignore_eos else set(self._tokenizer.eos_token_ids)
-        return Ends(eos, options.max_tokens)
-
-    def _encode(self, prompt: Prompt) -> list[int]:
-        """Return the token ids of a prompt."""
-        if isinstance(prompt, str):
-            bos = self._tokenizer.bos_token
-            has_bos = bos is not None and prompt.startswith(bos)
-            ids: list[int] = self._tokenizer.encode(prompt, add_special_tokens=not has_bos)
-        elif isinstance(prompt, list | tuple) and all(isinstance(m, dict) for m in prompt):
-            ids = self._apply_template(list(prompt)) if prompt else []
-        elif isinstance(prompt, list | tuple) and all(type(i) is int for i in prompt):
-            ids = list(prompt)
-        else:
-            raise EagleError(
-                f"the prompt is {type(prompt).__name__}; give a string, a list of token ids (int) "
-                "or a list of chat messages (dict)"
-            )
-        if not ids:
-            raise EagleError("the prompt is empty; give at least one token")
-        return ids
-
-    def _apply_template(self, messages: list[Any]) -> list[int]:
-        """Return the token ids of chat messages."""
-        if not self._tokenizer.has_chat_template:
-            raise EagleError(
-                "this target has no chat template, so chat messages cannot be encoded; "
-                "give the prompt as a string (on the command line: --raw)"
-            )
-        try:
-            ids: list[int] = self._tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True
-            )
-        except (TemplateError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise EagleError(
-                f"the target's chat template refuses the messages: {error}; a system prompt or "
-                "the order of the roles may be what it does not take"
-            ) from error
-        return ids
-
-    def _reset(self) -> None:
-        """Start with empty caches."""
-        self._cache = self._target.make_cache()
-        self._drafter = self._make_drafter() if self._make_drafter else None
-        self._tokens = []
-
-    def _rewind(self, ids: Sequence[int], speculate: bool) -> None:
-        """Go back to the rows that target and head hold of this prompt, or to none.
-
-        The newest shared token is run again: the head needs its taps once its follower changes.
-        """
-        shared = 0
-        for old, new in zip(self._tokens, ids, strict=False):
-            if old != new:
-                break
-            shared += 1
-        rows = min(max(shared - 1, 0), self._cache.rows)
-        if speculate and self._drafter is not None:
-            rows = min(rows, self._drafter.rows)
-        if rows == 0 or not self._cache.can_trim(rows):
-            self._reset()
-            return
-        self._cache.trim(rows)
-        if self._drafter is not None:
-            self._drafter.trim(min(rows, self._drafter.rows))

@@ -84,7 +84,8 @@ class GenerationStats:
     seconds include the building of the verification graph, which happens meanwhile;
     `host_seconds` is the part of the rounds in which the device had nothing to do. `advice` is
     a line for the user, once, where a head drafts so badly that it must be run wrongly. `planned`
-    is None where no planner was asked.
+    is None where no planner was asked. `ended_by` says what was full if an answer ended before
+    `max_tokens`; `dropped_messages` were left out of the prompt because they did not fit.
     """
 
     prompt_tokens: int = 0
@@ -101,6 +102,8 @@ class GenerationStats:
     peak_memory_bytes: int = 0
     speculation: str = "on"
     advice: str = ""
+    ended_by: str = ""
+    dropped_messages: int = 0
     planned: Planned | None = None
 
     @property

@@ -15,10 +15,14 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models import cache as stock
 
-from mlx_eagle.cache import AnyCache, KVCache, StockCache, TreeCache, WindowKVCache
+from mlx_eagle.cache import WindowKVCache
 from mlx_eagle.errors import UnsupportedTargetError
+from mlx_eagle.kv_options import WHOLE, KVOptions
+from mlx_eagle.recurrent import RecurrentCache, note_updates
 from mlx_eagle.rope import accept_node_positions, is_rope, wrap_method
-from mlx_eagle.tree import DraftTree
+from mlx_eagle.stock_cache import StockCache
+from mlx_eagle.tree import DraftTree, TreeShape
+from mlx_eagle.tree_cache import AnyCache, LayerList, OwnCache, TreeCache
 
 
 class Verified(NamedTuple):
@@ -36,18 +40,26 @@ class Target:
         taps: boundaries whose residual streams are recorded, in ascending order.
         speculate: False keeps mlx-lm's own caches and leaves the model as it is.
 
+    Attributes:
+        chains_only: whether no tree may branch, because a layer is recurrent or trees were tried
+            and came out wrong (`probe.py`).
+        kv: what caches made from now on keep; try it with `probe.check_kv_options`.
+
     Raises:
-        UnsupportedTargetError: if the model cannot be tapped there or cannot verify trees.
+        UnsupportedTargetError: if the model cannot be tapped there or cannot verify anything.
     """
 
     def __init__(self, model: nn.Module, taps: Sequence[int] = (), speculate: bool = True) -> None:
         self.model = model
         self.taps = tuple(taps)
         self.speculates = speculate
+        self.kv = WHOLE
         self._recorded: dict[int, mx.array] = {}
+        self.chains_only = self.make_cache().chains_only  # refuses models with unknown caches
         if not speculate:
             return
-        self.make_cache()  # refuses models whose state cannot hold a tree
+        if self.chains_only:
+            note_updates(model)
         for boundary in self.taps:
             self._tap(boundary)
         for _, module in model.named_modules():
@@ -90,6 +102,18 @@ class Target:
         layer = _output_layer(self.model, self.vocab_size)
         return layer if layer is not None else self.embedding.as_linear
 
+    def check_shape(self, shape: TreeShape) -> None:
+        """Refuse a shape that this target cannot verify.
+
+        Raises:
+            UnsupportedTargetError: if a tree may branch and only chains can be verified.
+        """
+        if self.chains_only and shape.width > 1:
+            raise UnsupportedTargetError(
+                f"a tree of width {shape.width} was asked for, but this target verifies chains "
+                "only (it has recurrent layers, or code that trees break); ask for a width of 1"
+            )
+
     def _tap(self, boundary: int) -> None:
         """Make the layer at `boundary` record the residual stream whenever it runs."""
         layers, recorded = self.model.layers, self._recorded
@@ -121,12 +145,12 @@ class Target:
         """Return an empty cache for one conversation.
 
         Raises:
-            UnsupportedTargetError: if a layer keeps a state that cannot hold a tree.
+            UnsupportedTargetError: if a layer keeps a state of a kind that is not known here.
         """
         layers = stock.make_prompt_cache(self.model)
         if not self.speculates:
-            return StockCache(layers)
-        return TreeCache([_tree_cache(layer) for layer in layers])
+            return StockCache([self.kv.stock_layer(layer) for layer in layers])
+        return TreeCache([_own_layer(layer, self.kv) for layer in layers])
 
     def extend(self, tokens: mx.array, cache: AnyCache) -> mx.array | None:
         """Run committed tokens [L] through the target and commit their rows.
@@ -144,6 +168,7 @@ class Target:
         Every node sees the committed tokens and its own ancestors, at the position that it would
         have in plain decoding (tree attention; SpecInfer, arXiv 2305.09781, section 4.2).
         """
+        assert tree.is_chain or not self.chains_only, "this target verifies chains only"
         cache.open(tree)
         logits = self.model(tree.tokens[None], cache=cache.layers)[0]  # [N, V]
         if not self.taps:
@@ -157,16 +182,25 @@ class Target:
         return Verified(logits, taps)
 
 
-def _tree_cache(layer: Any) -> KVCache:
+def _own_layer(layer: Any, kv: KVOptions) -> OwnCache | LayerList:
+    """Return our cache, or several, in place of one of mlx-lm's, or refuse by name."""
+    if type(layer) is stock.CacheList:
+        return LayerList(*(_own_cache(part, kv) for part in layer.caches))
+    return _own_cache(layer, kv)
+
+
+def _own_cache(layer: Any, kv: KVOptions) -> OwnCache:
     """Return our cache in place of one of mlx-lm's, or refuse by name."""
     if type(layer) is stock.KVCache:
-        return KVCache()
+        return kv.make_layer()
     if type(layer) is stock.RotatingKVCache and layer.keep == 0:
         return WindowKVCache(layer.max_size)
+    if type(layer) is stock.ArraysCache:
+        return RecurrentCache(len(layer.cache))
     kind = type(layer).__name__
     raise UnsupportedTargetError(
-        f"a layer of this target keeps its state in mlx-lm's {kind}, which cannot hold a tree "
-        "(recurrent, hybrid or compressed state); load it without a head to decode plainly"
+        f"a layer of this target keeps its state in {kind}, for which there is no way back from "
+        "rejected tokens yet; load it without a head to decode plainly"
     )
 
 

@@ -133,6 +133,13 @@ class DraftTree:
         """Nodes without the root."""
         return self.n_nodes - 1
 
+    def structure(self) -> list[int]:
+        """Return the parents as integers; only what was drafted dynamically is waited for."""
+        if self.is_chain:
+            return [max(node - 1, 0) for node in range(self.n_nodes)]
+        parents: list[int] = self.parents.tolist()
+        return parents
+
     def ancestors(self) -> mx.array:
         """Return [N, N] bool: entry (i, j) says that j is i or an ancestor of i."""
         own = mx.eye(self.n_nodes, dtype=mx.bool_)

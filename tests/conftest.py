@@ -98,7 +98,7 @@ def build_target(architecture: str, **overrides: Any) -> nn.Module:
     return model
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_target() -> Callable[..., nn.Module]:
     return build_target
 

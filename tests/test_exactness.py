@@ -17,6 +17,7 @@ from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_eagle.acceptance import Acceptance
+from mlx_eagle.chooser import Chooser
 from mlx_eagle.costs import Costs, LiveCosts
 from mlx_eagle.drafters import Drafter, Level
 from mlx_eagle.drafters.eagle import EagleDrafter
@@ -162,7 +163,7 @@ def test_tokens_and_cache_are_those_of_mlx_lm(
         "always wrong": lambda: ScriptedDrafter(truth, 0, right=False),
         "oracle": lambda: ScriptedDrafter(truth, 0, right=True),
     }[drafter_name]()
-    decoder = Decoder(engine.target, engine.target.make_cache(), drafter, Sampler())
+    decoder = Decoder(engine.target, engine.target.make_cache(), drafter, Chooser(Sampler()))
     prefill(decoder, prompt)
     tokens: list[int] = []
     accepted = 0
@@ -189,7 +190,7 @@ def test_the_cache_equals_plain_decoding_after_every_single_commit(
     prompt = engine.tokenizer.encode(prompts[1])
     _, state = plain(tuple(prompt), 150)
     drafter = EagleDrafter(engine.head, engine.target)
-    decoder = Decoder(engine.target, engine.target.make_cache(), drafter, Sampler())
+    decoder = Decoder(engine.target, engine.target.make_cache(), drafter, Chooser(Sampler()))
     prefill(decoder, prompt)
     stream = rounds(decoder, prompt[-1], make_policy(shape))
     for _ in zip(range(20), stream, strict=False):

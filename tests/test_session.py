@@ -14,7 +14,7 @@ from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.errors import EagleError
 from mlx_eagle.head import EagleHead
 from mlx_eagle.head_config import HeadConfig
-from mlx_eagle.session import Session
+from mlx_eagle.session import Resources, Session
 from mlx_eagle.target import Target
 from mlx_eagle.tree import PLAIN, TreeShape
 
@@ -118,9 +118,9 @@ def test_a_second_turn_reuses_rows_and_answers_as_a_fresh_conversation(
     session = demo.session()
     options = {"max_tokens": 40, "tree": TreeShape.chain(3)}  # the same rounds whatever they take
     first = "".join(r.text for r in session.ask(prompts[1], **options))
-    held = session._cache
+    held = session.context.cache
     second = list(session.ask(prompts[2], **options))
-    assert session._cache is held, "the second turn started over"
+    assert session.context.cache is held, "the second turn started over"
     messages = [
         {"role": "user", "content": prompts[1]},
         {"role": "assistant", "content": first},
@@ -174,32 +174,26 @@ def test_prompts_may_be_text_ids_or_messages(demo: Any, prompts: list[str]) -> N
     assert results[0] == results[1] == results[2]
 
 
-def test_prefill_reports_progress_chunk_by_chunk(
-    demo: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mlx_eagle.generate.PREFILL_STEP", 32)
+def test_prefill_reports_progress_chunk_by_chunk(demo: Any) -> None:
     seen: list[tuple[int, int]] = []
-    prompt = [5 + i % 50 for i in range(80)]
-    demo.generate(prompt, max_tokens=1, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(0, 80), (32, 80), (64, 80), (79, 80)]
+    options = {"progress": lambda done, total: seen.append((done, total)), "prefill_step_size": 32}
+    demo.generate([5 + i % 50 for i in range(80)], max_tokens=1, **options)
+    assert seen == [(0, 80), (32, 80), (64, 80), (79, 80), (80, 80)]
 
 
 def test_prefill_in_chunks_changes_neither_tokens_nor_acceptance(
-    demo: Any, prompts: list[str], monkeypatch: pytest.MonkeyPatch
+    demo: Any, prompts: list[str]
 ) -> None:
     options = {"max_tokens": 40, "tree": TreeShape.chain(3)}  # the same rounds whatever they take
     want = demo.generate(ask(prompts, 3), **options)
-    monkeypatch.setattr("mlx_eagle.generate.PREFILL_STEP", 7)
-    got = demo.generate(ask(prompts, 3), **options)
+    got = demo.generate(ask(prompts, 3), prefill_step_size=7, **options)
     assert got.tokens == want.tokens
     assert got.stats.n_accepted_per_round == want.stats.n_accepted_per_round
 
 
 def test_an_interrupted_prefill_leaves_nothing_that_a_later_prompt_could_reuse(
-    demo: Any, prompts: list[str], monkeypatch: pytest.MonkeyPatch
+    demo: Any, prompts: list[str]
 ) -> None:
-    monkeypatch.setattr("mlx_eagle.generate.PREFILL_STEP", 8)
-
     def interrupt(done: int, _: int) -> None:
         if done >= 16:
             raise KeyboardInterrupt
@@ -207,7 +201,7 @@ def test_an_interrupted_prefill_leaves_nothing_that_a_later_prompt_could_reuse(
     session = demo.session()
     list(session.stream_generate(ask(prompts, 0), max_tokens=5))
     with pytest.raises(KeyboardInterrupt):
-        list(session.stream_generate([9] * 60, max_tokens=5, progress=interrupt))
+        list(session.stream_generate([9] * 60, progress=interrupt, prefill_step_size=8))
     again = [r.token for r in session.stream_generate(ask(prompts, 0), max_tokens=20)]
     assert again == demo.generate(ask(prompts, 0), max_tokens=20).tokens
 
@@ -245,7 +239,7 @@ def test_a_target_that_cannot_hold_a_tree_still_decodes_plainly(tiny_target: Any
     prompt = list(range(3, 20))
     want = [int(t) for t, _ in generate_step(mx.array(prompt), model, max_tokens=20)]
     target = Target(model, speculate=False)
-    session = Session(target, _NoText(), None, "off: no head was given")
+    session = Session(Resources(target, _NoText(), None, "off: no head was given"))
     assert [r.token for r in session.stream_generate(prompt, max_tokens=20)] == want
     assert [r.token for r in session.stream_generate(prompt, max_tokens=20)] == want
     info = EngineInfo("", "", "", "", "off: no head was given", "", False)
@@ -296,7 +290,7 @@ def test_conversations_over_many_architectures_decode_as_mlx_lm(
     mx.random.seed(4)
     head = EagleHead(replace(head_config, **sizes, **vocabularies))
     target = Target(model, taps=head.config.taps)
-    session = Session(target, _NoText(), lambda: EagleDrafter(head, target), speculation="on")
+    session = Session(Resources(target, _NoText(), lambda: EagleDrafter(head, target), "on"))
     for prompt, tokens in zip(prompts, want, strict=True):
         options = {"max_tokens": 30, "speculate": speculate, "tree": TreeShape(3, 3, 7)}
         assert [r.token for r in session.stream_generate(prompt, **options)] == tokens
@@ -348,5 +342,5 @@ def test_sixteen_bit_greedy_decoding_breaks_ties_as_mlx_lm_does(tiny_target: Any
     for start in range(3, 9):
         prompt = list(range(start, start + 20))
         want = [int(t) for t, _ in generate_step(mx.array(prompt), model, max_tokens=30)]
-        session = Session(Target(model), _NoText(), None, "off: no head was given")
+        session = Session(Resources(Target(model), _NoText(), None, "off: no head was given"))
         assert [r.token for r in session.stream_generate(prompt, max_tokens=30)] == want

@@ -8,12 +8,13 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.cache import ChunkedKVCache, make_prompt_cache
 
 from mlx_eagle.errors import UnsupportedTargetError
 from mlx_eagle.probe import check_tree_verification
+from mlx_eagle.rope import is_rope, rotates_rows_alike
 from mlx_eagle.target import Target
-from mlx_eagle.tree import DraftTree
+from mlx_eagle.tree import DraftTree, TreeShape
 
 ARCHITECTURES = [
     "llama",
@@ -176,17 +177,10 @@ def test_the_probe_passes_every_architecture_claimed(tiny_target: Build) -> None
         check_tree_verification(Target(tiny_target(architecture)))
 
 
-def test_a_recurrent_target_is_refused_by_the_name_of_its_cache(tiny_target: Build) -> None:
-    model = tiny_target(
-        "mamba",
-        state_size=8,
-        conv_kernel=4,
-        use_bias=False,
-        use_conv_bias=True,
-        time_step_rank=4,
-        intermediate_size=128,
-    )
-    with pytest.raises(UnsupportedTargetError, match="ArraysCache.*cannot hold a tree"):
+def test_a_target_with_a_cache_of_another_kind_is_refused_by_its_name(tiny_target: Build) -> None:
+    model = tiny_target("llama")
+    model.make_cache = lambda: [ChunkedKVCache(8) for _ in model.layers]
+    with pytest.raises(UnsupportedTargetError, match="ChunkedKVCache.*no way back.*plainly"):
         Target(model)
 
 
@@ -198,19 +192,51 @@ def test_a_target_that_reads_the_offset_itself_is_refused_at_load(tiny_target: B
         check_tree_verification(target)
 
 
-def test_a_target_that_ignores_the_mask_is_refused_at_load(tiny_target: Build) -> None:
-    class Deaf(nn.Module):
-        """Attention that sees everything before and beside it."""
+class Deaf(nn.Module):
+    """Attention that is not told which rows it may see, but for masks in words if it `reads`."""
 
-        def __init__(self, inner: nn.Module) -> None:
-            super().__init__()
-            self.inner = inner
+    def __init__(self, inner: nn.Module, reads: bool) -> None:
+        super().__init__()
+        self.inner, self.reads = inner, reads
 
-        def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
-            return self.inner(x, None if not isinstance(mask, str) else mask, cache)
+    def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
+        return self.inner(x, mask if self.reads and isinstance(mask, str) else None, cache)
 
+
+def test_a_target_that_ignores_the_mask_of_a_tree_verifies_chains_only(tiny_target: Build) -> None:
     model = tiny_target("llama")
     for layer in model.layers:
-        layer.self_attn = Deaf(layer.self_attn)
+        layer.self_attn = Deaf(layer.self_attn, reads=True)
+    target = Target(model)
+    check_tree_verification(target)
+    assert target.chains_only
+    target.check_shape(TreeShape.chain(4))
+    with pytest.raises(UnsupportedTargetError, match="width 2 was asked for.*chains only"):
+        target.check_shape(TreeShape(4, 2, 8))
+
+
+def test_a_target_that_ignores_every_mask_is_refused_at_load(tiny_target: Build) -> None:
+    model = tiny_target("llama")
+    for layer in model.layers:
+        layer.self_attn = Deaf(layer.self_attn, reads=False)
+    target = Target(model)
     with pytest.raises(UnsupportedTargetError, match="other logits for a tree"):
-        check_tree_verification(Target(model))
+        check_tree_verification(target)
+    assert not target.chains_only
+
+
+@pytest.mark.parametrize(
+    ("scaling", "is_alike"),
+    [
+        ({"rope_type": "dynamic", "factor": 2.0}, False),
+        ({"rope_type": "linear", "factor": 2.0}, True),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}, True),
+    ],
+)
+def test_rope_by_the_length_of_the_text_is_noticed(
+    scaling: dict[str, Any], is_alike: bool, tiny_target: Build
+) -> None:
+    target = Target(tiny_target("llama", rope_scaling=scaling))
+    ropes = [module for _, module in target.model.named_modules() if is_rope(module)]
+    assert len(ropes) == 4
+    assert all(rotates_rows_alike(rope) == is_alike for rope in ropes)

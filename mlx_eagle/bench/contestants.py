@@ -16,8 +16,9 @@ from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache
 from mlx_lm.sample_utils import make_sampler
 
 from mlx_eagle.bench.specs import Spec
-from mlx_eagle.engine import Engine, load_target
+from mlx_eagle.engine import Engine
 from mlx_eagle.errors import EagleError
+from mlx_eagle.pairing import load_target
 from mlx_eagle.stats import GenerationStats
 
 
@@ -88,6 +89,8 @@ def make_contestant(
             f"{spec.name} drafts with a head, and there is none (speculation is "
             f"{engine.info.speculation}); name one with --head, or compare others: --compare mlx-lm"
         )
+    if spec.shape:
+        engine.target.check_shape(spec.shape)
     options = {"tree": spec.shape} if spec.shape else {}
     return Contestant(spec.name, partial(_generate, engine, options), True, engine)
 

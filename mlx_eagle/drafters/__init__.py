@@ -1,7 +1,7 @@
 """Ways to propose a tree. One module per way; this file says what each must offer."""
 
 from collections.abc import Generator, Sequence
-from typing import Protocol
+from typing import Protocol, Self
 
 import mlx.core as mx
 
@@ -57,3 +57,15 @@ class Drafter(Protocol):
 
     def trim(self, rows: int) -> None:
         """Forget everything after the first `rows` observed tokens."""
+
+    def fork(self) -> Self:
+        """Return a copy that shares what has been observed so far, and then goes its own way."""
+
+    def arrays(self) -> dict[str, mx.array]:
+        """Return what a file must hold for `restore`, by name."""
+
+    def restore(self, arrays: dict[str, mx.array], rows: int) -> None:
+        """Hold what `arrays` returned of a drafter with `rows` observed tokens.
+
+        A token must be observed before the next draft.
+        """

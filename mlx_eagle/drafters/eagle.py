@@ -6,7 +6,9 @@ kept (arXiv 2406.16858, section 4). A P-EAGLE head is run once for all levels in
 `parallel.py`. Everything here is lazy: a call builds a graph and reads nothing back.
 """
 
+import copy
 from collections.abc import Generator
+from typing import Self
 
 import mlx.core as mx
 
@@ -17,20 +19,25 @@ from mlx_eagle.head import EagleHead, HeadOutput
 from mlx_eagle.target import Target
 from mlx_eagle.tree import MAX_NODES, PLAIN, DraftTree, TreeShape
 
+PIECE = 512  # rows of a prompt that a head with a window observes at a time
+
 
 class EagleDrafter:
     """A head, the embedding and output layer that it may share, and its own KV cache.
+
+    `window` is that of `EagleHead.make_cache`.
 
     The cache holds one row per observed token, computed from true taps. Rows of drafted tokens
     come after them and are forgotten once a tree is drafted, accepted or not, because they were
     computed from the head's own guesses.
     """
 
-    def __init__(self, head: EagleHead, target: Target) -> None:
+    def __init__(self, head: EagleHead, target: Target, window: int | None = None) -> None:
         self.head = head
         self.embed = head.embed_tokens if head.config.own_embedding else target.embedding
         self.unembed = head.lm_head if head.config.own_lm_head else target.unembed
-        self.cache = head.make_cache()
+        self.cache = head.make_cache(window)
+        self._most_rows = min(window, PIECE) if window else None  # observed in one forward
         self._newest: HeadOutput | None = None
 
     @property
@@ -61,8 +68,13 @@ class EagleDrafter:
     def observe(self, taps: mx.array | None, followers: mx.array) -> None:
         """Run the head over L committed tokens: taps [L, T * H], followers [L]."""
         assert taps is not None, "a head needs a tapped target"
-        out = self.head(self.head.fuse(taps[None]), self.embed(followers[None]), self.cache)
-        self.cache.commit(range(followers.shape[0]))
+        n = followers.shape[0]
+        step = self._most_rows or n
+        for start in range(0, n, step):
+            piece = slice(start, start + step)
+            tokens = followers[None, piece]
+            out = self.head(self.head.fuse(taps[None, piece]), self.embed(tokens), self.cache)
+            self.cache.commit(range(tokens.shape[1]))
         self._newest = HeadOutput(out.normed[:, -1:], out.feedback[:, -1:])
 
     def draft(self, root: mx.array, shape: TreeShape) -> DraftTree:
@@ -91,6 +103,21 @@ class EagleDrafter:
     def trim(self, rows: int) -> None:
         """Forget everything after the first `rows` observed tokens."""
         self.cache.trim(rows)
+
+    def fork(self) -> Self:
+        """Return a copy that shares the rows held so far."""
+        twin = copy.copy(self)
+        twin.cache = self.cache.fork()
+        return twin
+
+    def arrays(self) -> dict[str, mx.array]:
+        """Return the rows of the head's cache; what it drafts from comes with the next token."""
+        return self.cache.arrays()
+
+    def restore(self, arrays: dict[str, mx.array], rows: int) -> None:
+        """Hold what `arrays` returned of a drafter with `rows` observed tokens."""
+        self.cache.restore(arrays, rows)
+        self._newest = None
 
     def _grow(self, newest: HeadOutput, shape: TreeShape) -> Candidates:
         """Score `shape.n_candidates` nodes, level by level."""

@@ -4,7 +4,9 @@ Such a head gives one distribution per depth, whatever stands at the depths befo
 children are the likeliest tokens of its depth. The tree is ranked as EAGLE-2's is.
 """
 
+import copy
 from collections.abc import Generator
+from typing import Self
 
 import mlx.core as mx
 
@@ -112,3 +114,15 @@ class MedusaDrafter:
     def trim(self, rows: int) -> None:
         """Forget everything after the first `rows` tokens; the next `observe` brings the newest."""
         self.rows = rows
+
+    def fork(self) -> Self:
+        """Return a copy; there is nothing to share."""
+        return copy.copy(self)
+
+    def arrays(self) -> dict[str, mx.array]:
+        """Return nothing: the next token brings all that is needed."""
+        return {}
+
+    def restore(self, arrays: dict[str, mx.array], rows: int) -> None:
+        """Count the rows that were observed."""
+        self.rows, self._newest = rows, None

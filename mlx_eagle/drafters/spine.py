@@ -22,14 +22,16 @@ def draft_as_planned(drafter: Drafter | None, root: mx.array, plan: Plan) -> Dra
         return DraftTree.chain(root)
     if plan.looker is None:
         return drafter.draft(root, plan.shape)
-    levels = look(drafter, plan.looker, plan.shape.depth, plan.stride)
+    levels = look(drafter, plan.looker, plan.shape.depth, plan.stride, plan.n_children)
     return spine_tree(root, levels, plan.looker.choose())
 
 
-def look(drafter: Drafter, looker: Looker, depth: int, stride: int = 1) -> list[Level]:
+def look(
+    drafter: Drafter, looker: Looker, depth: int, stride: int = 1, n_children: int = CHILDREN
+) -> list[Level]:
     """Draft levels, `stride` at a time, until the looker has enough or there are `depth`."""
     levels: list[Level] = []
-    with closing(drafter.spine(CHILDREN, depth)) as spine:
+    with closing(drafter.spine(n_children, depth)) as spine:
         while drafted := list(islice(spine, stride)):
             # The looker needs the confidences now: it has weighed this wait against its use.
             mx.eval(drafted)

@@ -1,0 +1,107 @@
+"""The target's own choice after every node, each seen with its own prefix.
+
+Logits processors, constraints and the sampler of one answer, in that order. mlx-lm's processors
+take all tokens so far and the logits of one row; here every node of a tree is such a row, and its
+tokens are the committed ones followed by its own path. A node is therefore processed as plain
+decoding would process it if it got there, whatever else is in the tree.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import mlx.core as mx
+
+from mlx_eagle.sampling import Draws
+from mlx_eagle.tree import DraftTree
+
+LogitsProcessor = Callable[[mx.array, mx.array], mx.array]  # tokens [T], logits [1, V]: [1, V]
+
+
+class TreeConstraint(Protocol):
+    """Says which tokens may follow; see `constrain.py`."""
+
+    def masks(self, tokens: Sequence[int], parents: Sequence[int]) -> mx.array:
+        """Return [N, V] bool: which tokens may follow each node."""
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        """Take in what a round has committed."""
+
+
+class Choices(NamedTuple):
+    """What the target puts after each node: tokens [N] int32, by processed logits [N, V]."""
+
+    tokens: mx.array
+    logits: mx.array
+
+    def log_probs(self, nodes: Sequence[int]) -> mx.array:
+        """Return [len(nodes), V] log-probabilities, as mlx-lm reports them."""
+        logits = self.logits[mx.array(list(nodes))]
+        return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+
+
+class Chooser:
+    """Chooses the tokens of one answer.
+
+    Args:
+        draws: what chooses once the logits are processed.
+        processors: in the order in which they are applied.
+        constraint: what may follow at all; applied after the processors.
+        history: the committed tokens without the newest one, which is the first root.
+    """
+
+    def __init__(
+        self,
+        draws: Draws,
+        processors: Sequence[LogitsProcessor] = (),
+        constraint: TreeConstraint | None = None,
+        history: Sequence[int] = (),
+    ) -> None:
+        self._draws, self._constraint = draws, constraint
+        self._processors = tuple(processors)
+        self._history = mx.array(list(history) if self._processors else [], dtype=mx.int32)
+
+    @property
+    def waits(self) -> bool:
+        """Whether a round must have been read before the next one can be chosen."""
+        return self._constraint is not None
+
+    def __call__(self, logits: mx.array, tree: DraftTree, offset: int) -> Choices:
+        """Choose the token after every node.
+
+        Args:
+            logits: [N, V] of the target.
+            tree: the N nodes.
+            offset: position of the root.
+        """
+        if self._processors:
+            logits = self._process(logits, tree)
+        if self._constraint is not None:
+            # The target works while the grammar is followed on the host.
+            mx.async_eval(logits)
+            masks = self._constraint.masks(tree.tokens.tolist(), tree.structure())
+            logits = mx.where(masks, logits, -mx.inf)
+        return Choices(self._draws(logits, tree, offset), logits)
+
+    def commit(self, tree: DraftTree, path: Sequence[int]) -> None:
+        """Take in the accepted nodes `path`, the root first."""
+        self._draws.commit(path)
+        if self._processors:
+            self._history = mx.concatenate([self._history, tree.tokens[mx.array(list(path))]])
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        """Take in the tokens that a round has emitted."""
+        if self._constraint is not None:
+            self._constraint.advance(tokens)
+
+    def _process(self, logits: mx.array, tree: DraftTree) -> mx.array:
+        """Apply the processors to every row of logits [N, V] with its node's own tokens."""
+        paths: list[list[int]] = []
+        rows: list[mx.array] = []
+        for node, parent in enumerate(tree.structure()):
+            paths.append([*(paths[parent] if node else []), node])
+            tokens = mx.concatenate([self._history, tree.tokens[mx.array(paths[node])]])
+            row = logits[node : node + 1]
+            for processor in self._processors:
+                row = processor(tokens, row)
+            rows.append(row)
+        return mx.concatenate(rows)

@@ -1,0 +1,125 @@
+"""What target and head hold of one conversation: committed tokens and the rows computed from them.
+
+A new prompt keeps the rows that it shares with what is held and forgets the rest. It knows tokens
+and caches; messages and streams are `session.py`'s matter.
+"""
+
+from collections.abc import Callable, Sequence
+
+import mlx.core as mx
+
+from mlx_eagle.drafters import Drafter
+from mlx_eagle.target import Target
+from mlx_eagle.tree_cache import AnyCache
+
+TARGET, HEAD = "target.", "head."  # whose arrays they are, in a file
+
+
+class Context:
+    """Tokens and caches, kept in step.
+
+    Attributes:
+        tokens: committed; the caches hold rows of all but the newest.
+        cache: the target's.
+        drafter: with the head's; None without a head.
+    """
+
+    def __init__(self, target: Target, make_drafter: Callable[[], Drafter] | None) -> None:
+        self._target, self._make_drafter = target, make_drafter
+        self.tokens: list[int]
+        self.cache: AnyCache
+        self.drafter: Drafter | None
+        self.reset()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the caches."""
+        return self.cache.nbytes + (self.drafter.nbytes if self.drafter else 0)
+
+    def reset(self) -> None:
+        """Start with empty caches."""
+        self.tokens = []
+        self.cache = self._target.make_cache()
+        self.drafter = self._make_drafter() if self._make_drafter else None
+
+    def reuse(self, ids: Sequence[int], speculate: bool) -> None:
+        """Go back to the rows that are held of the prompt `ids`, or to none.
+
+        The newest shared token is run again: the head needs its taps once its follower changes.
+
+        Args:
+            ids: the new prompt.
+            speculate: whether the head's rows are needed too.
+        """
+        rows = min(max(shared_tokens(self.tokens, ids) - 1, 0), self.cache.rows)
+        if speculate and self.drafter is not None:
+            rows = min(rows, self.drafter.rows)
+        rows = self.cache.reachable(rows)
+        if rows == 0:
+            self.reset()
+        else:
+            self.cache.trim(rows)
+            if self.drafter is not None:
+                self.drafter.trim(min(rows, self.drafter.rows))
+        self.tokens = list(ids[: self.cache.rows])
+
+    def fork(self) -> "Context":
+        """Return a copy that shares the rows held so far, and then goes its own way."""
+        twin = Context.__new__(Context)
+        twin._target, twin._make_drafter = self._target, self._make_drafter
+        twin.tokens, twin.cache = list(self.tokens), self.cache.fork()
+        twin.drafter = self.drafter.fork() if self.drafter else None
+        return twin
+
+    def arrays(self) -> dict[str, mx.array]:
+        """Return the rows that are held, target's and head's, by name."""
+        own = {TARGET + name: array for name, array in self.cache.arrays().items()}
+        drafter = self.drafter.arrays() if self.drafter else {}
+        return own | {HEAD + name: array for name, array in drafter.items()}
+
+    def restore(
+        self, tokens: list[int], arrays: dict[str, mx.array], rows: int, head_rows: int
+    ) -> None:
+        """Hold what `arrays` returned of a context with so many rows.
+
+        Raises:
+            ValueError: if the arrays are not those of these caches.
+        """
+        expected = self._sample().arrays()
+        for name, array in arrays.items():
+            like = expected.get(name)
+            if like is None or not _is_alike(array, like):
+                raise ValueError(f"{name} is not a part of these caches")
+        self.tokens = tokens
+        self.cache.restore(_part(arrays, TARGET), rows)
+        if self.drafter is not None:
+            self.drafter.restore(_part(arrays, HEAD), head_rows)
+
+    def _sample(self) -> "Context":
+        """Return a context of one row, which is never computed: it shows shapes and types."""
+        sample = Context(self._target, self._make_drafter)
+        taps = self._target.extend(mx.array([0]), sample.cache)
+        if sample.drafter is not None:
+            sample.drafter.observe(taps, mx.array([0]))
+        return sample
+
+
+def _part(arrays: dict[str, mx.array], start: str) -> dict[str, mx.array]:
+    """Return the arrays whose names begin with `start`, by the rest of the name."""
+    return {name.removeprefix(start): a for name, a in arrays.items() if name.startswith(start)}
+
+
+def _is_alike(array: mx.array, like: mx.array) -> bool:
+    """Say whether two arrays have the same type and, but for the number of rows, shape."""
+    rows_axis = 2 if like.ndim == 4 else None
+    sizes = zip(array.shape, like.shape, strict=False)
+    same = all(a == b for axis, (a, b) in enumerate(sizes) if axis != rows_axis)
+    return array.dtype == like.dtype and array.ndim == like.ndim and same
+
+
+def shared_tokens(held: Sequence[int], ids: Sequence[int]) -> int:
+    """Return how many tokens two sequences begin with in common."""
+    for index, (old, new) in enumerate(zip(held, ids, strict=False)):
+        if old != new:
+            return index
+    return min(len(held), len(ids))

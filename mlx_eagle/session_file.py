@@ -1,0 +1,164 @@
+"""A conversation in one file: messages, tokens, and the rows that target and head hold of them.
+
+The file is safetensors: the rows as tensors, the rest as JSON in its metadata. It is of use with
+the very weights that computed the rows, so it names them, and anything else is refused.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+from mlx_eagle.context import Context
+from mlx_eagle.convert.checkpoint import parse_json, read_header
+from mlx_eagle.errors import CheckpointError, EagleError
+from mlx_eagle.prompt import Message
+
+FORMAT, VERSION = "mlx-eagle session", 1
+TOKENS = "tokens"
+SAMPLES = 16  # numbers of every tensor that tell it from another
+
+
+class About(NamedTuple):
+    """What a saved conversation is, but for tokens and rows.
+
+    `identity` says what computed the rows: by what it is of, e.g. "target", what it is.
+    """
+
+    system: str | None
+    messages: list[Message]
+    identity: dict[str, str]
+
+
+def identify(network: nn.Module) -> str:
+    """Return a text that tells the weights of a network from others, wherever they are stored.
+
+    It is made of the names, types and shapes of all tensors and of a few numbers of each.
+    """
+    digest = hashlib.sha256()
+    for name, array in sorted(dict(tree_flatten(network.parameters())).items()):
+        flat = array.reshape(-1)
+        sample = flat[:: max(1, flat.size // SAMPLES)]
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.array(sample.view(mx.uint8)).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def write_session(path: Path, about: About, context: Context) -> None:
+    """Write a conversation; the file appears whole or stays as it was.
+
+    Raises:
+        EagleError: if it cannot be written.
+    """
+    drafter = context.drafter
+    facts = about._asdict() | {
+        "rows": context.cache.rows,
+        "head_rows": drafter.rows if drafter else 0,
+    }
+    arrays = context.arrays() | {TOKENS: mx.array(context.tokens, dtype=mx.int32)}
+    # mx.save_safetensors insists on the ending; the last step gives the file its own name.
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial.safetensors")
+    metadata = {"format": FORMAT, "version": str(VERSION), "about": json.dumps(facts)}
+    try:
+        partial.touch(mode=0o600)  # what was said is nobody else's business
+        mx.save_safetensors(str(partial), arrays, metadata)
+        with partial.open("rb") as stream:
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        raise EagleError(f"cannot write {path}: {_reason(error)}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_session(path: Path, identity: Mapping[str, str], context: Context) -> About:
+    """Fill an empty context from a file.
+
+    Args:
+        path: what `write_session` wrote.
+        identity: of the weights that will go on with it.
+        context: new and empty; left so where the file is refused.
+
+    Raises:
+        EagleError: if the file does not exist, is damaged, or belongs to something else.
+    """
+    if not path.is_file():
+        raise EagleError(f"there is no file {path}")
+    arrays, facts = _load(path)
+    about = _about(path, facts)
+    for what, expected in identity.items():
+        if (found := about.identity.get(what, "none")) != expected:
+            raise EagleError(
+                f"{path.name} was saved with another {what} ({found[:12]}, this one is "
+                f"{expected[:12]}); load the one that it was saved with"
+            )
+    try:
+        _fill(context, arrays, facts)
+    except (ValueError, KeyError, TypeError) as error:
+        context.reset()
+        raise EagleError(f"{path.name} is damaged: {error}") from error
+    return about
+
+
+def _load(path: Path) -> tuple[dict[str, mx.array], dict[str, Any]]:
+    """Return the tensors of a file, and what its metadata says."""
+    try:
+        read_header(path)
+        arrays, metadata = mx.load(str(path), format="safetensors", return_metadata=True)
+        if metadata.get("format") != FORMAT:
+            raise CheckpointError(f"{path.name} is not a saved conversation")
+        if metadata.get("version") != str(VERSION):
+            raise EagleError(
+                f"{path.name} has version {metadata.get('version', 'none')[:20]}, this is "
+                f"version {VERSION}; use the mlx-eagle that saved it"
+            )
+        facts = parse_json(metadata.get("about", "").encode())
+        mx.eval(arrays)  # the file may be replaced later
+    except (RuntimeError, ValueError, RecursionError) as error:
+        raise EagleError(f"{path.name} is damaged: {_reason(error)}") from error
+    return arrays, facts
+
+
+def _about(path: Path, facts: Any) -> About:
+    """Return what a file says of its conversation, once it has the right form."""
+    if isinstance(facts, dict):
+        system, messages = facts.get("system"), facts.get("messages")
+        identity = facts.get("identity")
+        if (
+            isinstance(system, str | None)
+            and isinstance(messages, list)
+            and isinstance(identity, dict)
+            and all(isinstance(m, dict) and _is_text(m) for m in messages)
+            and _is_text(identity)
+        ):
+            return About(system, messages, identity)
+    raise EagleError(f"{path.name} is damaged: it does not describe a conversation")
+
+
+def _is_text(fields: dict[str, Any]) -> bool:
+    return all(isinstance(value, str) for value in fields.values())
+
+
+def _fill(context: Context, arrays: dict[str, mx.array], facts: dict[str, Any]) -> None:
+    """Restore tokens and rows; raises ValueError where they do not fit together."""
+    tokens = arrays.pop(TOKENS)
+    rows, head_rows = facts.get("rows"), facts.get("head_rows")
+    if tokens.ndim != 1 or tokens.dtype != mx.int32:
+        raise ValueError("its tokens are not a list of ids")
+    if type(rows) is not int or type(head_rows) is not int:
+        raise ValueError("it does not say how many rows it has")
+    if not 0 <= head_rows <= rows <= tokens.size:
+        raise ValueError(f"it has {rows} rows and {head_rows} of the head for {tokens.size} tokens")
+    context.restore(tokens.tolist(), arrays, rows, head_rows)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(getattr(error, "strerror", None) or error).split())

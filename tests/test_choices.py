@@ -1,0 +1,273 @@
+"""Sampled, processed and constrained text: what plain decoding gives, and what mlx-lm gives."""
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx_lm.generate import generate_step
+from mlx_lm.sample_utils import make_logits_processors, make_sampler
+
+from mlx_eagle.chooser import Chooser
+from mlx_eagle.drafters.eagle import EagleDrafter
+from mlx_eagle.head import EagleHead
+from mlx_eagle.head_config import HeadConfig
+from mlx_eagle.sampling import Sampler
+from mlx_eagle.session import Resources, Session
+from mlx_eagle.target import Target
+from mlx_eagle.tree import DraftTree, TreeShape
+
+# None is the planner, whose trees follow the clock.
+POLICIES = [None, TreeShape.chain(1), TreeShape.chain(4), TreeShape(3, 3, 7), TreeShape(5, 4, 16)]
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 8},
+        "size": {"type": "integer", "minimum": 0, "maximum": 99},
+        "kind": {"enum": ["class", "function", "module"]},
+    },
+    "required": ["name", "size", "kind"],
+    "additionalProperties": False,
+}
+
+
+def forbid_repeats(tokens: mx.array, logits: mx.array) -> mx.array:
+    """A caller's own processor: no token may follow the one that it followed the last time."""
+    found = tokens[:-1] == tokens[-1]
+    penalty = mx.zeros((logits.shape[-1],)).at[tokens[1:]].add(mx.where(found, 50.0, 0.0))
+    return logits - penalty
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0.7},
+    {"temperature": 1.0, "top_p": 0.9},
+    {"temperature": 1.3, "top_k": 20, "min_p": 0.02},
+    {"repetition_penalty": 1.3},
+    {"temperature": 0.8, "presence_penalty": 0.7, "frequency_penalty": 0.4},
+    {"temperature": 0.9, "logit_bias": {5: 4.0, 300: -6.0}, "repetition_context_size": 40},
+    {"logits_processors": [forbid_repeats]},
+    {"temperature": 0.8, "json_schema": SCHEMA, "max_tokens": 40},
+    {"regex": r"The [a-z ]{5,30}\.", "repetition_penalty": 1.2},
+]
+
+
+def combination(index: int, prompts: list[str]) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    """One of the 200 (prompt, seed, setting): the options, and the chat messages to answer."""
+    setting = {"max_tokens": 20} | SETTINGS[index % len(SETTINGS)] | {"seed": 1000 + index}
+    return [{"role": "user", "content": prompts[index % len(prompts)]}], setting
+
+
+@pytest.mark.parametrize("block", range(10))
+def test_speculation_does_not_change_a_token_whatever_chooses_it(
+    block: int, demo: Any, prompts: list[str], pytestconfig: pytest.Config
+) -> None:
+    """200 (prompt, seed, setting), each with one of five policies, or with all if asked for."""
+    in_full = pytestconfig.getoption("--exactness") != "quick"
+    accepted = 0
+    for index in range(20 * block, 20 * block + 20):
+        messages, options = combination(index, prompts)
+        want = demo.generate(messages, speculate=False, **options)
+        for policy in POLICIES if in_full else [POLICIES[(index // 10) % 5]]:
+            got = demo.generate(messages, tree=policy, **options)
+            assert got.tokens == want.tokens, (index, options, policy)
+            assert (got.text, got.finish_reason) == (want.text, want.finish_reason)
+            accepted += got.stats.accepted
+    assert accepted > 20, "next to nothing was accepted; the test shows little"
+
+
+STOCK: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"temp": 0.0}, {"repetition_penalty": 1.4, "repetition_context_size": 30}),
+    ({"temp": 0.8}, {}),
+    ({"temp": 1.1, "top_p": 0.9, "top_k": 40}, {"presence_penalty": 0.5}),
+    ({"temp": 0.9, "min_p": 0.05}, {"frequency_penalty": 0.3, "logit_bias": {7: 3.0}}),
+    ({"temp": 0.8, "xtc_probability": 0.5, "xtc_threshold": 0.1}, {}),
+]
+
+
+@pytest.mark.parametrize("policy", POLICIES[1:])
+@pytest.mark.parametrize(("sampling", "penalties"), STOCK)
+def test_samplers_and_processors_of_mlx_lm_choose_the_tokens_that_they_choose_there(
+    sampling: dict[str, Any],
+    penalties: dict[str, Any],
+    policy: TreeShape,
+    demo: Any,
+    prompts: list[str],
+) -> None:
+    """mlx-lm's own loop after the same mx.random.seed is the oracle, log-probabilities too."""
+    messages = [{"role": "user", "content": prompts[3]}]
+    ids = demo.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    sampler, processors = make_sampler(**sampling), make_logits_processors(**penalties)
+    mx.random.seed(77)
+    stock = generate_step(
+        mx.array(ids),
+        demo.target.model,
+        max_tokens=24,
+        sampler=sampler,
+        logits_processors=processors,
+    )
+    want = list(stock)
+    mx.random.seed(77)
+    options = {"max_tokens": 24, "ignore_eos": True, "tree": policy, "logprobs": True}
+    options |= {"sampler": sampler, "logits_processors": processors}
+    got = list(demo.stream_generate(ids, **options))
+    assert [r.token for r in got] == [int(token) for token, _ in want]
+    for response, (token, logprobs) in zip(got, want, strict=True):
+        assert mx.array_equal(response.logprobs, logprobs)
+        assert response.logprob == logprobs[token].item()
+        top = response.top_logprobs(5)
+        assert [p for _, p in top] == sorted(logprobs.tolist(), reverse=True)[:5]
+
+
+def test_a_node_is_processed_with_its_own_path_and_nothing_else() -> None:
+    seen: list[list[int]] = []
+
+    def note(tokens: mx.array, logits: mx.array) -> mx.array:
+        seen.append(tokens.tolist())
+        return logits
+
+    chooser = Chooser(Sampler(), [note], history=[1, 2])
+    tree = DraftTree.static(mx.array([3, 8, 5, 9]), [0, 0, 0, 1])
+    chooser(mx.zeros((4, 12)), tree, 2)
+    assert seen == [[1, 2, 3], [1, 2, 3, 8], [1, 2, 3, 5], [1, 2, 3, 8, 9]]
+    chooser.commit(tree, [0, 2])
+    seen.clear()
+    chooser(mx.zeros((1, 12)), DraftTree.chain(mx.array([7])), 4)
+    assert seen == [[1, 2, 3, 5, 7]]
+
+
+VOCABULARY = 12
+
+
+class NoText:
+    """A tokenizer whose tokens are invisible."""
+
+    eos_token_ids: frozenset[int] = frozenset()
+    last_segment = ""
+
+    @property
+    def detokenizer(self) -> "NoText":
+        return self
+
+    def reset(self) -> None: ...
+
+    def add_token(self, token: int) -> None: ...
+
+    def finalize(self) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def twelve(
+    tiny_target: Callable[..., nn.Module], head_config: HeadConfig
+) -> tuple[nn.Module, Session]:
+    """A random target and head of 12 tokens."""
+    model = tiny_target("llama", vocab_size=VOCABULARY)
+    sizes = {"hidden_size": 64, "target_hidden_size": 64}
+    words = {"target_vocab_size": VOCABULARY, "draft_vocab_size": VOCABULARY}
+    mx.random.seed(4)
+    head = EagleHead(replace(head_config, **sizes, **words))
+    target = Target(model, taps=head.config.taps)
+    return model, Session(Resources(target, NoText(), lambda: EagleDrafter(head, target), "on"))
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max())
+    return e / e.sum()
+
+
+def tempered(logits: np.ndarray, tokens: list[int]) -> np.ndarray:
+    return softmax(logits / 0.7)
+
+
+def nucleus(logits: np.ndarray, tokens: list[int]) -> np.ndarray:
+    """The likeliest tokens whose probabilities before them are below 0.8, at temperature 1.5."""
+    p = softmax(logits)
+    order = np.argsort(-p)
+    kept = order[np.cumsum(p[order]) - p[order] < 0.8]
+    masked = np.full_like(p, -np.inf)
+    masked[kept] = logits[kept]
+    return softmax(masked / 1.5)
+
+
+def penalised(logits: np.ndarray, tokens: list[int]) -> np.ndarray:
+    """Repeated tokens divided or multiplied by 1.8, then 0.6 off for every occurrence."""
+    changed = logits.copy()
+    for token in set(tokens):
+        changed[token] = changed[token] * 1.8 if changed[token] < 0 else changed[token] / 1.8
+    for token in tokens:
+        changed[token] -= 0.6
+    return softmax(changed)
+
+
+Law = Callable[[np.ndarray, list[int]], np.ndarray]
+LAWS: list[tuple[Law, dict[str, Any]]] = [
+    (tempered, {"temperature": 0.7}),
+    (nucleus, {"temperature": 1.5, "top_p": 0.8}),
+    (penalised, {"temperature": 1.0, "repetition_penalty": 1.8, "frequency_penalty": 0.6}),
+]
+
+
+@pytest.mark.parametrize(("law", "options"), LAWS)
+def test_texts_of_three_tokens_follow_the_distribution_that_is_enumerated(
+    law: Law, options: dict[str, Any], twelve: tuple[nn.Module, Session]
+) -> None:
+    """Chi-square over all 1728 texts; the limit is exceeded once in 30,000 fair trials.
+
+    The probabilities come from the model's logits by NumPy, every prefix run on its own.
+    """
+    model, session = twelve
+    prompt, n = [3, 7, 1, 7], 1500
+    expected: dict[tuple[int, ...], float] = {(): 1.0}
+    for _ in range(3):
+        grown: dict[tuple[int, ...], float] = {}
+        logits = np.array(model(mx.array([[*prompt, *text] for text in expected]))[:, -1])
+        for (text, p), row in zip(expected.items(), logits, strict=True):
+            for token, q in enumerate(law(row.astype(np.float64), [*prompt, *text])):
+                grown[(*text, token)] = p * q
+        expected = grown
+    assert math.isclose(sum(expected.values()), 1.0, rel_tol=1e-9)
+    counts: Counter[tuple[int, ...]] = Counter()
+    accepted = 0
+    for seed in range(n):
+        stream = session.stream_generate(
+            prompt, max_tokens=3, seed=seed, tree=TreeShape(2, 3, 6), **options
+        )
+        *_, last = responses = list(stream)
+        counts[tuple(r.token for r in responses)] += 1
+        accepted += last.n_accepted
+    assert accepted > n / 10, "nearly all drafts were wrong; the test shows nothing about trees"
+    likely = [text for text, p in expected.items() if p * n >= 5]
+    pairs = [(counts[text], expected[text] * n) for text in likely]
+    rest = n - sum(expected[text] * n for text in likely)
+    pairs.append((n - sum(counts[text] for text in likely), rest))
+    statistic = sum((found - want) ** 2 / want for found, want in pairs)
+    freedom = len(pairs) - 1
+    # Wilson and Hilferty: the cube root of chi-square is nearly normal; four deviations.
+    limit = freedom * (1 - 2 / (9 * freedom) + 4 * math.sqrt(2 / (9 * freedom))) ** 3
+    assert statistic < limit
+    impossible = [text for text, p in expected.items() if p < 1e-12]
+    assert not any(counts[text] for text in itertools.islice(impossible, 2000))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"repetition_penalty": 0}, "repetition_penalty is 0"),
+        ({"json_schema": {}, "regex": "a"}, "json_schema and regex were both given"),
+        ({"sampler": make_sampler(0.5), "temperature": 0.7}, "sampler and temperature"),
+        ({"overflow": "ignore"}, "overflow is 'ignore'"),
+        ({"presence_context_size": 0}, "presence_context_size is 0"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_by_name(
+    options: dict[str, Any], message: str, demo: Any
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        demo.generate([1, 2], **options)

@@ -1,0 +1,490 @@
+"""Grammars on draft trees, against jsonschema, Python's re, and a search of all strings."""
+
+import json
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import jsonschema
+import mlx.core as mx
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from mlx_eagle.constrain import MAX_CHARACTERS, Constraint, Grammar, Vocabulary
+from mlx_eagle.engine import DEMO
+from mlx_eagle.errors import EagleError
+from mlx_eagle.pairing import load_target
+
+N_REAL = 4096  # tokens of the trained tokenizer
+N_PADDED = 4100
+END, OTHER_SPECIAL = 2, [0, 1]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    """The trained target's tokenizer: byte-level BPE with three special tokens."""
+    return load_target(DEMO / "target")[1]
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tokenizer: Any) -> Vocabulary:
+    return Vocabulary(tokenizer, N_PADDED)
+
+
+def allowed(constraint: Constraint) -> np.ndarray:
+    """What may follow the answer so far, [V] bool."""
+    return np.array(constraint.masks([7], [0]))[0]
+
+
+def write(constraint: Constraint, seed: int, bias: np.ndarray | float = 0.0) -> list[int]:
+    """Follow random logits until the end token; after 40 tokens, add `bias` to them."""
+    noise = np.random.default_rng(seed)
+    tokens: list[int] = []
+    while not tokens or tokens[-1] != END:
+        assert len(tokens) < 600, "the answer does not end"
+        logits = noise.standard_normal(N_PADDED)
+        if len(tokens) >= 40:
+            logits += bias
+        tokens.append(int(np.where(allowed(constraint), logits, -np.inf).argmax()))
+        constraint.advance(tokens[-1:])
+    assert constraint.is_finished
+    assert set(tokens[:-1]).isdisjoint([END, *OTHER_SPECIAL])
+    return tokens[:-1]
+
+
+def accepts(constraint: Constraint, tokens: Sequence[int]) -> bool:
+    """Whether an answer of these tokens may be written and may end there."""
+    for token in tokens:
+        if not allowed(constraint)[token]:
+            return False
+        constraint.advance([token])
+    return bool(allowed(constraint)[END])
+
+
+VALUES = ["red", "grün", 3, -0.5, None, True, [1, {"a": "b"}], "a/b\n\"c'", "<|im_start|>"]
+
+
+def random_schema(random: random.Random, depth: int = 0) -> dict[str, Any]:
+    """A JSON schema of the kinds that people write, up to four levels deep."""
+    low, least = random.randint(-300, 300), random.randint(0, 4)
+    flat: list[dict[str, Any]] = [
+        {"type": "string"},
+        {"type": "string", "minLength": least, "maxLength": least + random.randint(0, 6)},
+        {
+            "type": "string",
+            "pattern": random.choice(["^[a-z]{2,5}$", "^(éa|漢字)+$", "^[0-9]+A$"]),
+        },
+        {"type": "string", "format": random.choice(["uuid", "ipv4"])},
+        {"type": "integer"},
+        {"type": "integer", random.choice(["minimum", "exclusiveMaximum"]): low},
+        {"type": "integer", "minimum": low, "maximum": low + random.randint(0, 2000)},
+        {"type": "integer", "multipleOf": 7, "minimum": 0, "maximum": 500},
+        {"type": "number", **random.choice([{}, {"minimum": -1.5, "maximum": 2.25}])},
+        {"type": random.choice(["null", "boolean", ["boolean", "null"]])},
+        {"enum": random.sample(VALUES, k=random.randint(1, 4))},
+    ]
+    if depth == 3 or (depth and random.random() < 0.5):
+        return random.choice(flat)
+    names = random.sample(["name", "größe", "x", "is ok", 'a"b', "é", "id"], k=random.randint(1, 4))
+    parts = [random_schema(random, depth + 1) for _ in names]
+    kind = random.choice(["object", "object", "array", "anyOf"])
+    if kind == "anyOf":
+        return {"anyOf": parts}
+    if kind == "array":
+        most = {"maxItems": least + 2} if random.random() < 0.5 else {}
+        return {"type": "array", "items": parts[0], "minItems": least // 2, **most}
+    return {
+        "type": "object",
+        "properties": dict(zip(names, parts, strict=True)),
+        "required": [name for name in names if random.random() < 0.6],
+        "additionalProperties": random.random() < 0.1,
+    }
+
+
+@pytest.fixture(scope="module")
+def closing(tokenizer: Any) -> np.ndarray:
+    """A bias [V] towards what closes strings, arrays and objects, strings first."""
+    bias = np.zeros(N_PADDED)
+    for token in range(N_REAL):
+        text = tokenizer.decode([token]).strip()
+        if text and set(text) <= set('"}]'):
+            bias[token] = 200 if text[0] == '"' else 100
+    bias[END] = 300
+    return bias
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_an_answer_under_a_random_schema_is_valid(
+    seed: int, vocabulary: Vocabulary, tokenizer: Any, closing: np.ndarray
+) -> None:
+    schema = random_schema(random.Random(seed))
+    tokens = write(vocabulary.constraint(Grammar.json_schema(schema)), seed, closing)
+    answer = json.loads(tokenizer.decode(tokens))
+    checker = jsonschema.Draft202012Validator.FORMAT_CHECKER
+    jsonschema.Draft202012Validator(schema, format_checker=checker).validate(answer)
+
+
+REGEXES = ["", "a|", "yes|no|maybe", "[0-9]{3}-[0-9]{4}", r"[A-Z][a-z]{1,9}( [a-z]{1,9}){2,4}\."]
+REGEXES += [r"(?i)error: [a-f0-9]{8}", r"a/b\/c//d", "one\ntwo\tthree", r"\\+\[x\]\$", "^(foo)*$"]
+REGEXES += ["[ж-щ]{5,9}", "[😀-😄漢字é]{1,6}", r"<\|im_start\|>user", r"(?s)x.{5}", ".{0,12}"]
+
+
+@pytest.mark.parametrize("pattern", REGEXES)
+def test_an_answer_under_a_regex_matches_it_from_beginning_to_end(
+    pattern: str, vocabulary: Vocabulary, tokenizer: Any
+) -> None:
+    bias = np.zeros(N_PADDED)
+    bias[END] = 100
+    for seed in range(4):
+        tokens = write(vocabulary.constraint(Grammar.regex(pattern)), seed, bias)
+        text = tokenizer.decode(tokens)
+        assert re.fullmatch(pattern, text), text
+
+
+SPELLED = ["def", "default", "define it", "del x", "é", "éé!", "漢"]
+
+
+def spelled_tokens(tokenizer: Any) -> list[bytes]:
+    """The bytes of every token of a byte-level tokenizer, by its public table of characters."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    table = {chr(byte): byte for byte in printable}
+    table |= {chr(256 + i): byte for i, byte in enumerate(others)}
+    names = tokenizer._tokenizer.convert_ids_to_tokens(list(range(N_REAL)))
+    return [bytes(table[character] for character in name) for name in names]
+
+
+def expected_row(so_far: bytes, tokens: Sequence[bytes]) -> np.ndarray:
+    """The obvious reference: a token may follow if it begins what is left of some string."""
+    answers = [answer.encode() for answer in SPELLED]
+    row = np.zeros(N_PADDED, dtype=bool)
+    for token, text in enumerate(tokens):
+        row[token] = any(answer.startswith(so_far + text) for answer in answers)
+    row[OTHER_SPECIAL] = False
+    row[END] = so_far in answers
+    return row
+
+
+def test_masks_are_what_a_search_of_all_strings_and_tokens_finds(
+    vocabulary: Vocabulary, tokenizer: Any
+) -> None:
+    """On one tree that holds every way to write any of seven strings in tokens of any size."""
+    bytes_of = spelled_tokens(tokenizer)
+    expected: dict[bytes, np.ndarray] = {}
+    texts, tokens, parents = [b""], [7], [0]
+    for node, so_far in enumerate(texts):  # the list grows while it is walked
+        if so_far not in expected:
+            expected[so_far] = expected_row(so_far, bytes_of)
+        for token in set(np.flatnonzero(expected[so_far]).tolist()) - {END}:
+            texts.append(so_far + bytes_of[token])
+            tokens.append(token)
+            parents.append(node)
+    assert len(tokens) > 100
+    constraint = vocabulary.constraint(Grammar.regex("|".join(SPELLED)))
+    masks = np.array(constraint.masks(tokens, parents))
+    assert (masks == np.stack([expected[text] for text in texts])).all()
+
+
+GRAMMARS = [
+    Grammar.json_schema({"type": "object", "properties": {"é": {"type": "string"}}}),
+    Grammar.json_schema({"type": "array", "items": {"enum": ["<|im_end|>", 12, None]}}),
+    Grammar.regex(r"(?s).{0,9}"),
+    Grammar.regex("[ж-щ]+|end"),
+]
+
+
+def random_tree(
+    constraint: Constraint, random: random.Random, n_nodes: int
+) -> tuple[list[int], list[int]]:
+    """A tree with tokens that the grammar allows, ends, specials, padding and nonsense."""
+    tokens, parents = [random.randrange(N_PADDED)], [0]
+    for _ in range(n_nodes):
+        parent = random.randrange(len(tokens))
+        likely = np.flatnonzero(np.array(constraint.masks(tokens, parents))[parent])
+        pools: list[Sequence[int]] = [likely, likely, likely, [END], [0, N_REAL], range(N_PADDED)]
+        tokens.append(int(random.choice(random.choice(pools))))
+        parents.append(parent)
+    return tokens, parents
+
+
+@settings(max_examples=50, deadline=None)
+@given(random=st.randoms(use_true_random=False), grammar=st.sampled_from(GRAMMARS))
+def test_a_mask_in_a_tree_is_the_mask_after_its_path_alone(
+    vocabulary: Vocabulary, random: random.Random, grammar: Grammar
+) -> None:
+    constraint, committed = vocabulary.constraint(grammar), []
+    for _ in range(random.randrange(4)):
+        committed.append(int(random.choice(np.flatnonzero(allowed(constraint)))))
+        constraint.advance(committed[-1:])
+    before = allowed(constraint)
+    tokens, parents = random_tree(constraint, random, random.randrange(12))
+    masks = np.array(constraint.masks(tokens, parents))
+    assert (allowed(constraint) == before).all(), "a tree leaves no trace"
+    paths: list[list[int] | None] = [[]]
+    for node in range(1, len(tokens)):
+        path, row = paths[parents[node]], masks[parents[node]]
+        is_allowed = path is not None and row[tokens[node]]
+        paths.append([*(path or []), tokens[node]] if is_allowed else None)
+    for path, row in zip(paths, masks, strict=True):
+        assert row.any()
+        assert not row[[*OTHER_SPECIAL, *range(N_REAL, N_PADDED)]].any()
+        if path is not None:
+            alone = vocabulary.constraint(grammar)
+            alone.advance([*committed, *path])
+            assert (allowed(alone) == row).all()
+
+
+def test_a_chain_may_be_as_deep_as_a_tree_can_be(vocabulary: Vocabulary, tokenizer: Any) -> None:
+    a = tokenizer.encode("a")[0]
+    constraint = vocabulary.constraint(Grammar.regex("a*"))
+    masks = constraint.masks([a] * 256, [max(i - 1, 0) for i in range(256)])
+    assert masks.shape == (256, N_PADDED)
+    assert masks.dtype == mx.bool_
+    assert (np.array(masks) == allowed(constraint)).all()
+
+
+def test_no_token_is_too_odd_for_a_tree(vocabulary: Vocabulary) -> None:
+    tokens = [-1, N_REAL, N_PADDED - 1, N_PADDED, -5, 2**40, END, END, 0]
+    constraint = vocabulary.constraint(Grammar.regex("a|"))
+    masks = np.array(constraint.masks(tokens, [0, 0, 1, 0, 0, 3, 0, 6, 7]))
+    assert masks.any(axis=1).all()
+    assert np.flatnonzero(masks[6]).tolist() == [END]
+    assert np.flatnonzero(masks[7]).tolist() == [END]
+
+
+def test_where_the_grammar_is_complete_every_end_token_is_allowed(tokenizer: Any) -> None:
+    """And alone where nothing else may follow; elsewhere none is."""
+    two = SimpleNamespace(_tokenizer=tokenizer._tokenizer, eos_token_ids={END, 0})
+    constraint = Vocabulary(two, N_PADDED).constraint(Grammar.regex("ab?"))
+    assert not allowed(constraint)[[0, END]].any()
+    assert not constraint.is_finished
+    a, b = tokenizer.encode("a")[0], tokenizer.encode("b")[0]
+    constraint.advance([a])
+    assert np.flatnonzero(allowed(constraint)).tolist() == [0, END, b]
+    assert not constraint.is_finished
+    constraint.advance([b])
+    assert np.flatnonzero(allowed(constraint)).tolist() == [0, END]
+    assert constraint.is_finished
+
+
+@pytest.mark.parametrize("pattern", ["", "a"])
+def test_after_the_end_only_ends_follow(
+    pattern: str, vocabulary: Vocabulary, tokenizer: Any
+) -> None:
+    constraint = vocabulary.constraint(Grammar.regex(pattern))
+    constraint.advance([*tokenizer.encode(pattern), END])
+    for _ in range(2):
+        masks = np.array(constraint.masks([END, END, 50, END], [0, 0, 0, 1]))
+        assert masks[[0, 1, 3]].sum() == 3
+        assert masks[[0, 1, 3], END].all()
+        assert constraint.is_finished
+        constraint.advance([END, 50])
+
+
+def test_an_end_token_that_looks_like_text_is_no_text(tokenizer: Any) -> None:
+    """Some models end with an ordinary token, which the grammar would take for its text."""
+    a = tokenizer.encode("a")[0]
+    ordinary = SimpleNamespace(_tokenizer=tokenizer._tokenizer, eos_token_ids={a})
+    constraint = Vocabulary(ordinary, N_REAL).constraint(Grammar.regex("(ab)+"))
+    assert not allowed(constraint)[a]
+    constraint.advance(tokenizer.encode("ab"))
+    assert allowed(constraint)[a]
+
+
+def test_the_logits_may_be_wider_or_narrower_than_the_tokenizer(tokenizer: Any) -> None:
+    for width in (4000, N_REAL, 5001):
+        constraint = Vocabulary(tokenizer, width).constraint(Grammar.regex("(?s).*"))
+        row = allowed(constraint)
+        assert row.shape == (width,)
+        assert row[END]
+        assert not row[[*OTHER_SPECIAL, *range(N_REAL, width)]].any()
+
+
+INDENTED = json.dumps({"a": [1, 2], "b": "x"}, indent=4)
+WIDE = "{\n" + " " * 32 + '"a":[],"b":""}'
+GOOD_JSON = ['{"a":[1,2],"b":"x"}', '{"a": [1, 2], "b": "x"}', INDENTED, WIDE]
+BAD_JSON = ['{  "a":[],"b":""}', '{\n\n"a":[],"b":""}', '{\t"a":[],"b":""}', ' {"a":[],"b":""}']
+BAD_JSON += ['{"a":[],"b":""}\n', WIDE.replace("\n", "\n ")]
+
+
+@pytest.mark.parametrize("text", GOOD_JSON + BAD_JSON)
+def test_whitespace_in_json_is_free_but_bounded(
+    text: str, vocabulary: Vocabulary, tokenizer: Any
+) -> None:
+    """Also if the schema asks llguidance for something else."""
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "array", "items": {"type": "integer"}}, "b": {}},
+        "required": ["a", "b"],
+        "additionalProperties": False,
+        "x-guidance": {"whitespace_pattern": r"\s*", "lenient": True},
+    }
+    constraint = vocabulary.constraint(Grammar.json_schema(json.dumps(schema)))
+    assert accepts(constraint, tokenizer.encode(text)) == (text in GOOD_JSON)
+
+
+@pytest.mark.parametrize("text", ["naïve", "Größe: 3 µm", "漢字かな", "🎉👩‍👩‍👧", "Ωμέγα"])
+def test_characters_may_be_split_over_tokens(
+    text: str, vocabulary: Vocabulary, tokenizer: Any
+) -> None:
+    tokens = tokenizer.encode(text)
+    assert accepts(vocabulary.constraint(Grammar.regex(re.escape(text))), tokens)
+    assert accepts(vocabulary.constraint(Grammar.regex(".+")), tokens)
+    quoted = tokenizer.encode(json.dumps(text, ensure_ascii=False))
+    assert accepts(vocabulary.constraint(Grammar.json_schema({"const": text})), quoted)
+    for n in range(1, len(tokens)):
+        constraint = vocabulary.constraint(Grammar.regex(".+"))
+        constraint.advance(tokens[:n])
+        is_whole = not tokenizer.decode(tokens[:n]).endswith("\ufffd")
+        assert allowed(constraint)[END] == is_whole
+
+
+def test_a_tokenizer_may_fall_back_to_bytes() -> None:
+    """Llama 2 and Gemma: U+2581 is a space, and <0xF0> a byte of a character without a token."""
+    names = ["<unk>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *'{}":ab', "\u2581", "é"]
+    ids = {name: token for token, name in enumerate(names)}
+    fast = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=ids, merges=[], byte_fallback=True))
+    to_space = tokenizers.decoders.Replace("\u2581", " ")
+    steps = [to_space, tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()]
+    fast.decoder = tokenizers.decoders.Sequence(steps)
+    fast.add_special_tokens(["<unk>", "</s>"])
+    wrapped = SimpleNamespace(
+        _tokenizer=PreTrainedTokenizerFast(tokenizer_object=fast), eos_token_ids={1}
+    )
+    schema = {"properties": {"a": {"type": "string"}}, "required": ["a"], "type": "object"}
+    constraint = Vocabulary(wrapped, len(ids)).constraint(Grammar.json_schema(schema))
+    emoji = ["<0xF0>", "<0x9F>", "<0x8E>", "<0x89>"]
+    for name in [*'{"a":', "\u2581", '"', "é", *emoji, *'"}']:
+        row = allowed(constraint)
+        assert row[ids[name]]
+        assert not row[[0, 1]].any()
+        constraint.advance([ids[name]])
+
+
+def test_text_that_spells_a_special_token_is_written_in_ordinary_ones(
+    vocabulary: Vocabulary, tokenizer: Any
+) -> None:
+    """Forced text, which llguidance would cut as the tokenizer does, into the special token."""
+    grammar = Grammar.json_schema({"const": "<|im_start|>"})
+    for seed in range(5):
+        tokens = write(vocabulary.constraint(grammar), seed)
+        assert tokenizer.decode(tokens) == '"<|im_start|>"'
+
+
+def test_properties_keep_the_order_of_a_schema_as_pydantic_makes_it(
+    vocabulary: Vocabulary, tokenizer: Any
+) -> None:
+    schema = {
+        "$defs": {"Tag": {"enum": ["x", "y"], "title": "Tag", "type": "string"}},
+        "title": "Item",
+        "description": "An item.",
+        "type": "object",
+        "properties": {
+            "tags": {"items": {"$ref": "#/$defs/Tag"}, "title": "Tags", "type": "array"},
+            "next": {"anyOf": [{"type": "string"}, {"type": "null"}], "default": None},
+        },
+        "required": ["tags"],
+    }
+    for answer in ('{"tags": ["x", "y"], "next": null}', '{"next": null, "tags": []}'):
+        constraint = vocabulary.constraint(Grammar.json_schema(schema))
+        assert accepts(constraint, tokenizer.encode(answer)) == answer.startswith('{"tags"')
+
+
+UNSUPPORTED = r"cannot be used .Unimplemented keys: \[\"not\"\].; remove or rewrite"
+BAD_SCHEMAS: list[tuple[Any, str]] = [
+    ("{", r"is not JSON .Expecting property name.*; give one JSON object"),
+    ('{"anyOf": [' * 5000, "is not JSON .*recursion"),
+    ('{"x": ' * 400 + "1" + "}" * 400, "recursion limit"),
+    ("[1]", "is a list; give one JSON object"),
+    ("true", "is a bool; give one JSON object"),
+    ({"type": {1, 2}}, "cannot be written as JSON"),
+    ({"type": "foo"}, "cannot be used .Invalid type: foo.; remove or rewrite"),
+    ({"not": {}}, UNSUPPORTED),
+    ({"x-guidance": {"lenient": True}, "not": {}}, UNSUPPORTED),
+    ({"type": "string", "pattern": "("}, r"\(unclosed group\)"),
+    ({"type": "string", "format": "a\nb\x1b[31mc"}, r"Unknown format: a b\?\[31mc"),
+    ({"$ref": "http://localhost/x"}, "Default retriever does not fetch"),
+    ({"enum": []}, "anyOf is empty"),
+    ({"const": "\ud800"}, "cannot be used"),
+    ({"const": float("nan")}, "cannot be used"),
+    ({"enum": ["x" * MAX_CHARACTERS]}, f"at most {MAX_CHARACTERS} are read"),
+    ({"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, "can neither go on"),
+]
+BAD_REGEXES: list[tuple[Any, str]] = [
+    ("(a", r"the regex '\(a' cannot be used \(unclosed group\); write it as for Rust"),
+    ("(?=x)y", "look-around"),
+    (r"(a)\1", "backreferences are not supported"),
+    (r"\bfoo", "lookarounds not supported"),
+    ("ab\\", "ends in a backslash"),
+    ("(\x1b[31m\n", r"the regex '\(\?\[31m' cannot be used"),
+    ("[\udcff", "cannot be used"),
+    ("[a&&b]", "can neither go on under its grammar nor end .no token of the target fits"),
+    ("a" * (MAX_CHARACTERS + 1), f"has {MAX_CHARACTERS + 1} characters"),
+    (re.compile("a"), "is of type Pattern; give it as a string"),
+]
+BAD = [(Grammar.json_schema, *bad) for bad in BAD_SCHEMAS]
+BAD += [(Grammar.regex, *bad) for bad in BAD_REGEXES]
+
+
+@pytest.mark.parametrize(("make", "text", "message"), BAD, ids=lambda value: ascii(value)[:30])
+def test_a_grammar_that_cannot_be_used_is_one_clear_line(
+    make: Callable[[Any], Grammar], text: Any, message: str, vocabulary: Vocabulary
+) -> None:
+    with pytest.raises(EagleError, match=message) as caught:
+        vocabulary.constraint(make(text))
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 600
+
+
+def test_an_answer_that_cannot_be_completed_is_an_error_and_no_answer(tokenizer: Any) -> None:
+    """Where the target lacks a token for what must come; a tree that holds the place is none."""
+    x = tokenizer.encode("x")[0]
+    without_x = SimpleNamespace(_tokenizer=tokenizer._tokenizer, eos_token_ids={END, x})
+    constraint = Vocabulary(without_x, N_REAL).constraint(Grammar.regex("axb|b"))
+    a, b = tokenizer.encode("a")[0], tokenizer.encode("b")[0]
+    masks = np.array(constraint.masks([7, a, b], [0, 0, 0]))
+    assert masks[0, [a, b]].all()
+    assert np.flatnonzero(masks[1]).tolist() == sorted([END, x])
+    with pytest.raises(EagleError, match="neither go on under its grammar nor end .no token"):
+        constraint.advance([a, END])
+    other = Vocabulary(without_x, N_REAL).constraint(Grammar.regex("axb|b"))
+    with pytest.raises(EagleError, match="neither go on under its grammar nor end .no token"):
+        other.advance([a])
+
+
+def test_a_grammar_that_outgrows_the_limits_is_an_error(
+    vocabulary: Vocabulary, tokenizer: Any
+) -> None:
+    constraint = vocabulary.constraint(Grammar.regex("((a{1,100}b?){1,100}c?){1,100}"))
+    with pytest.raises(EagleError, match=r"\(.*too many expressions.*make it simpler"):
+        constraint.advance(tokenizer.encode("a") * 1000)
+
+
+def test_a_tokenizer_that_cannot_follow_grammars_is_refused(tokenizer: Any) -> None:
+    slow = SimpleNamespace(_tokenizer=[], eos_token_ids={END})
+    with pytest.raises(EagleError, match="cannot follow a grammar .Only fast tokenizers"):
+        Vocabulary(slow, N_REAL)
+    for ends in (set(), {None}, {N_REAL + 3}):
+        endless = SimpleNamespace(_tokenizer=tokenizer._tokenizer, eos_token_ids=ends)
+        with pytest.raises(EagleError, match="names no end token"):
+            Vocabulary(endless, N_REAL)
+
+
+def test_a_grammar_is_a_value() -> None:
+    schema = {"type": "null"}
+    assert Grammar.json_schema(schema) == Grammar.json_schema('{"type": "null"}')
+    assert Grammar.regex("a") != Grammar.json_schema("a")
+    assert len({Grammar.regex("a"), Grammar.regex("a"), Grammar.regex("b")}) == 2
+
+
+def test_the_module_loads_without_llguidance() -> None:
+    code = "import sys, mlx_eagle.constrain; sys.exit('llguidance' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

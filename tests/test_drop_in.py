@@ -1,0 +1,152 @@
+"""mlx-lm's functions with an engine in place of the model: stock mlx-lm is the oracle."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx_lm
+import pytest
+from mlx_lm.models.cache import make_prompt_cache as stock_cache
+from mlx_lm.sample_utils import make_logits_processors, make_sampler
+
+from mlx_eagle import drop_in
+from mlx_eagle.errors import EagleError
+from mlx_eagle.session import Session
+from mlx_eagle.tree import TreeShape
+
+TREE = TreeShape(3, 3, 7)
+
+
+@pytest.fixture(scope="module")
+def question(demo: Any, prompts: list[str]) -> list[int]:
+    messages = [{"role": "user", "content": prompts[4]}]
+    ids: list[int] = demo.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    return ids
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"prefill_step_size": 5},
+        {"sampler": make_sampler(0.8, top_p=0.9)},
+        {"sampler": make_sampler(0.6), "logits_processors": make_logits_processors({3: 1.0}, 1.2)},
+        {"max_kv_size": 48},
+    ],
+)
+def test_every_field_that_mlx_lm_gives_is_given_with_the_same_value(
+    options: dict[str, Any], demo: Any, question: list[int]
+) -> None:
+    mx.random.seed(5)
+    model, tokenizer = demo.target.model, demo.tokenizer
+    want = list(mlx_lm.stream_generate(model, tokenizer, question, max_tokens=30, **options))
+    mx.random.seed(5)
+    got = list(
+        drop_in.stream_generate(demo, tokenizer, question, max_tokens=30, tree=TREE, **options)
+    )
+    assert [r.token for r in got] == [r.token for r in want]
+    assert "".join(r.text for r in got) == "".join(r.text for r in want)
+    for ours, theirs in zip(got, want, strict=True):
+        assert mx.allclose(ours.logprobs, theirs.logprobs, atol=1e-4)
+        assert ours.prompt_tokens == theirs.prompt_tokens
+        assert ours.generation_tokens == theirs.generation_tokens
+    assert [r.finish_reason for r in got][-1] == want[-1].finish_reason
+    assert set(want[0].__dataclass_fields__) <= set(got[0]._fields)
+
+
+def test_a_quantized_cache_gives_the_text_that_it_gives_in_mlx_lm(
+    demo: Any, question: list[int]
+) -> None:
+    options = {"max_tokens": 40, "kv_bits": 8, "kv_group_size": 32}
+    want = mlx_lm.generate(
+        demo.target.model, demo.tokenizer, question, quantized_kv_start=0, **options
+    )
+    assert drop_in.generate(demo, None, question, tree=TREE, **options) == want
+    assert demo.session().context.cache.layers[0].__class__.__name__ == "KVCache"
+
+
+def test_a_prompt_cache_goes_on_where_it_was(
+    demo: Any, question: list[int], tmp_path: Path
+) -> None:
+    """Two prompts in a row, the second after a way through a file."""
+    theirs, ours = stock_cache(demo.target.model), drop_in.make_prompt_cache(demo)
+    more = demo.tokenizer.encode("\nAnd what does it return?")
+    for prompt in (question, more):
+        want = mlx_lm.generate(
+            demo.target.model, demo.tokenizer, prompt, max_tokens=12, prompt_cache=theirs
+        )
+        got = drop_in.generate(demo, None, prompt, max_tokens=12, prompt_cache=ours, tree=TREE)
+        assert got == want
+        drop_in.save_prompt_cache(tmp_path / "cache", ours)
+        ours = drop_in.load_prompt_cache(tmp_path / "cache", demo)
+    assert isinstance(ours, Session)
+
+
+def test_progress_is_reported_as_there(demo: Any, question: list[int]) -> None:
+    seen: dict[str, list[tuple[int, int]]] = {"stock": [], "ours": []}
+    for name, generate, model in [
+        ("stock", mlx_lm.generate, demo.target.model),
+        ("ours", drop_in.generate, demo),
+    ]:
+        generate(
+            model,
+            demo.tokenizer,
+            question,
+            max_tokens=2,
+            prefill_step_size=6,
+            prompt_progress_callback=lambda done, total, name=name: seen[name].append(
+                (done, total)
+            ),
+        )
+    assert seen["ours"] == seen["stock"]
+
+
+def test_every_keyword_of_mlx_lm_is_known_but_for_those_that_make_no_sense_here() -> None:
+    from mlx_lm.generate import generate_step
+
+    theirs = set(inspect.signature(generate_step).parameters)
+    ours = set(inspect.signature(drop_in.stream_generate).parameters)
+    assert theirs - ours == {"stream", "quantized_kv_start", "input_embeddings"}
+
+
+def test_text_messages_and_arrays_are_prompts(
+    demo: Any, question: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = demo.tokenizer.decode(question)
+    results = [
+        drop_in.generate(demo, demo.tokenizer, prompt, max_tokens=8)
+        for prompt in (question, text, mx.array(question))
+    ]
+    assert results[0] == results[1] == results[2]
+    drop_in.generate(demo, None, question, verbose=True, max_tokens=8)
+    assert results[0] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"nonsense": 1}, TypeError, "nonsense"),
+        ({"kv_bits": 3}, EagleError, "kv_bits is 3"),
+        ({"kv_bits": 8, "max_kv_size": 64}, EagleError, "were both given"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(
+    options: dict[str, Any], error: type[Exception], message: str, demo: Any
+) -> None:
+    with pytest.raises(error, match=message):
+        drop_in.generate(demo, None, [1, 2, 3], **options)
+    with pytest.raises(ValueError, match="prompt_cache"):
+        drop_in.generate(demo, None, [1], kv_bits=8, prompt_cache=demo.session())
+    with pytest.raises(ValueError, match="not the engine's own"):
+        drop_in.generate(demo, object(), [1])
+
+
+def test_minus_one_token_goes_on_until_the_context_is_full(demo: Any) -> None:
+    limited = drop_in.Engine(
+        demo.target, demo.tokenizer, demo.head, demo.info, demo.planners, demo.limits
+    )
+    limited.limits = demo.limits._replace(max_context=40)
+    *_, last = drop_in.stream_generate(limited, None, [5] * 10, -1, ignore_eos=True)
+    assert (last.generation_tokens, last.finish_reason) == (30, "length")
+    assert last.stats.ended_by == "the context of 40 tokens is full"

@@ -1,0 +1,197 @@
+"""Saved conversations: what comes back, and what is refused with the reason."""
+
+import json
+import os
+import random
+import stat
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mlx_eagle
+from mlx_eagle.engine import Engine
+from mlx_eagle.errors import EagleError
+from mlx_eagle.kv_options import KVOptions
+from mlx_eagle.session_file import identify
+from mlx_eagle.tree import TreeShape
+
+TREE = TreeShape.chain(3)
+
+
+@pytest.fixture
+def saved(demo: Engine, prompts: list[str], tmp_path: Path) -> Path:
+    """A conversation of one turn, in a file."""
+    session = demo.session(system="Be brief.")
+    list(session.ask(prompts[1], max_tokens=20, tree=TREE))
+    session.save(tmp_path / "talk")
+    return tmp_path / "talk"
+
+
+def test_a_loaded_conversation_goes_on_without_reading_anything_again(
+    saved: Path, demo: Engine, prompts: list[str]
+) -> None:
+    session = demo.load_session(saved)
+    assert session.system == "Be brief."
+    assert [m["role"] for m in session.messages] == ["user", "assistant"]
+    *_, last = got = list(session.ask(prompts[2], max_tokens=20, tree=TREE))
+    system = [{"role": "system", "content": "Be brief."}]
+    want = demo.generate([*system, *session.messages[:3]], max_tokens=20, tree=TREE)
+    assert [r.token for r in got] == want.tokens
+    assert last.stats.n_accepted_per_round == want.stats.n_accepted_per_round
+    assert last.stats.cached_tokens > 30
+
+
+def test_a_file_from_another_process_is_the_same(
+    demo: Engine, prompts: list[str], tmp_path: Path
+) -> None:
+    """Weights are known by what they are, not by where or when they were loaded."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, mlx_eagle\n"
+        "session = mlx_eagle.load(calibrate=False).session()\n"
+        "list(session.ask(sys.argv[1], max_tokens=15))\n"
+        "session.save(sys.argv[2])\n"
+    )
+    file = tmp_path / "talk"
+    subprocess.run([sys.executable, "-c", code, prompts[1], str(file)], cwd=tmp_path, check=True)
+    session = demo.load_session(file)
+    messages = [*session.messages, {"role": "user", "content": prompts[2]}]
+    got = [r.token for r in session.ask(prompts[2], max_tokens=15)]
+    assert got == demo.generate(messages, max_tokens=15).tokens
+
+
+@pytest.mark.parametrize("kv", [KVOptions(bits=8, group_size=32), KVOptions(max_size=64)])
+def test_other_caches_come_back_too_and_only_to_such_caches(
+    kv: KVOptions, saved: Path, demo: Engine, prompts: list[str], tmp_path: Path
+) -> None:
+    engine = demo.with_kv(kv)
+    session = engine.session()
+    list(session.ask(prompts[1], max_tokens=30, tree=TREE))
+    session.save(tmp_path / "other")
+    again = engine.load_session(tmp_path / "other")
+    want = [r.token for r in session.ask(prompts[2], max_tokens=20, tree=TREE)]
+    assert [r.token for r in again.ask(prompts[2], max_tokens=20, tree=TREE)] == want
+    for loader, file in [(engine, saved), (demo, tmp_path / "other")]:
+        with pytest.raises(EagleError, match="saved with another KV cache"):
+            loader.load_session(file)
+
+
+def test_an_older_file_is_replaced_at_once_or_not_at_all(
+    saved: Path, demo: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = saved.read_bytes()
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(EagleError, match="cannot write .*No space left"):
+            demo.session().save(saved)
+    assert saved.read_bytes() == before
+    assert os.listdir(saved.parent) == ["talk"]
+    demo.session().save(saved)
+    assert demo.load_session(saved).messages == []
+    assert stat.S_IMODE(saved.stat().st_mode) == 0o600
+
+
+def test_a_folder_that_is_not_there_is_one_clear_error(demo: Engine, tmp_path: Path) -> None:
+    with pytest.raises(EagleError, match="cannot write"):
+        demo.session().save(tmp_path / "nowhere" / "talk")
+    with pytest.raises(EagleError, match="there is no file"):
+        demo.load_session(tmp_path / "nothing")
+
+
+def test_another_head_or_target_is_named(saved: Path, tmp_path: Path) -> None:
+    headless = mlx_eagle.load(mlx_eagle.engine.DEMO / "target", "none", calibrate=False)
+    with pytest.raises(EagleError, match="saved with another head .*none"):
+        headless.load_session(saved)
+    other = mlx_eagle.load(dtype="bfloat16", calibrate=False)
+    with pytest.raises(EagleError, match="saved with another target"):
+        other.load_session(saved)
+
+
+def test_one_changed_weight_in_a_thousand_tells_networks_apart(
+    tiny_target: Callable[..., Any],
+) -> None:
+    model = tiny_target("llama")
+    before = identify(model)
+    assert before == identify(tiny_target("llama"))
+    model.model.norm.weight = model.model.norm.weight * 1.001
+    assert identify(model) != before
+
+
+def rewrite(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the header of a safetensors file."""
+    data = file.read_bytes()
+    (n,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + n])
+    change(header)
+    text = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + n :])
+
+
+def about(header: dict[str, Any], **changes: Any) -> None:
+    facts = json.loads(header["__metadata__"]["about"]) | changes
+    header["__metadata__"]["about"] = json.dumps(facts)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda h: h["__metadata__"].update(version="9"), "has version 9, this is version 1"),
+        (lambda h: h["__metadata__"].update(format="x"), "is not a saved conversation"),
+        (lambda h: h["__metadata__"].update(about="{"), "is damaged"),
+        (lambda h: about(h, messages=[5]), "does not describe a conversation"),
+        (lambda h: about(h, system=5), "does not describe a conversation"),
+        (lambda h: about(h, identity={"target": 5}), "does not describe a conversation"),
+        (lambda h: about(h, rows=10**6), "is damaged: it has 1000000 rows"),
+        (lambda h: about(h, rows=5), "is damaged"),
+        (lambda h: about(h, head_rows=1), "is damaged"),
+        (lambda h: about(h, rows="5"), "does not say how many rows"),
+        (lambda h: h.update({"target.99.keys": h.pop("target.0.keys")}), "target.99.keys is not"),
+        (lambda h: h.pop("__metadata__"), "is not a saved conversation"),
+    ],
+)
+def test_a_file_of_another_kind_or_version_is_refused_with_the_reason(
+    change: Callable[[dict[str, Any]], None], message: str, saved: Path, demo: Engine
+) -> None:
+    rewrite(saved, change)
+    with pytest.raises(EagleError, match=message):
+        demo.load_session(saved)
+
+
+def test_random_damage_never_gets_past_a_typed_error(saved: Path, demo: Engine) -> None:
+    """100 files with bytes changed, cut off or added; what loads still answers."""
+    rng, sound = random.Random(7), saved.read_bytes()
+    refused = 0
+    for _ in range(100):
+        data = bytearray(sound)
+        kind = rng.randrange(3)
+        if kind == 0:
+            del data[rng.randrange(len(data)) :]
+        elif kind == 1:
+            data += bytes(rng.randrange(1, 50))
+        else:
+            for _ in range(rng.randint(1, 8)):
+                data[rng.randrange(min(len(data), 4000))] = rng.randrange(256)
+        saved.write_bytes(bytes(data))
+        try:
+            session = demo.load_session(saved)
+        except EagleError:
+            refused += 1
+        else:
+            assert session.context.cache.rows <= len(session.context.tokens)
+    assert refused > 60
+
+
+def test_a_loaded_conversation_no_longer_needs_its_file(saved: Path, demo: Engine) -> None:
+    session = demo.load_session(saved)
+    want = [r.token for r in demo.load_session(saved).ask("why", max_tokens=8)]
+    saved.unlink()
+    assert [r.token for r in session.ask("why", max_tokens=8)] == want

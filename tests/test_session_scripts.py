@@ -1,0 +1,194 @@
+"""Whatever happened in a conversation, its next answer is that of a fresh one."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+
+from mlx_eagle.engine import Engine, EngineInfo
+from mlx_eagle.head import EagleHead
+from mlx_eagle.head_config import HeadConfig
+from mlx_eagle.planning import Planners
+from mlx_eagle.target import Target
+from mlx_eagle.tree import PLAIN, TreeShape
+
+END, SYSTEM, USER, ASSISTANT = 1, 2, 3, 4
+LETTERS = "abcdefghijklmnopqrstuvwxyz .,"
+WORDS = ["why", "say it again", "no.", "a longer question, with commas, and words", "x"]
+
+
+class Letters:
+    """A tokenizer of 128 ids for 29 letters: an answer is tokenized anew otherwise than it came.
+
+    That is how tokenizers are, and a conversation must not reuse rows of other tokens.
+    """
+
+    bos_token = None
+    has_chat_template = True
+    eos_token_ids = frozenset({END})
+
+    def __init__(self) -> None:
+        self.last_segment = ""
+
+    @property
+    def detokenizer(self) -> "Letters":
+        return Letters()
+
+    def reset(self) -> None: ...
+
+    def finalize(self) -> None:
+        self.last_segment = ""
+
+    def add_token(self, token: int) -> None:
+        self.last_segment = LETTERS[token % len(LETTERS)]
+
+    def encode(self, text: str) -> list[int]:
+        # All but one in seven letters come back as a token of the lower half.
+        return [
+            8 + (LETTERS.index(c) - 8) % 29 + (29 if i % 7 == 0 else 0) for i, c in enumerate(text)
+        ]
+
+    def apply_chat_template(
+        self, messages: Sequence[dict[str, str]], add_generation_prompt: bool
+    ) -> list[int]:
+        roles = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
+        ids: list[int] = []
+        for message in messages:
+            ids += [roles[message["role"]], *self.encode(message["content"]), END]
+        return [*ids, ASSISTANT]
+
+
+def make_engine(model: nn.Module, head_config: HeadConfig) -> Engine:
+    """An engine of a tiny random target and head."""
+    sizes = {"hidden_size": 64, "target_hidden_size": 64}
+    words = {"target_vocab_size": 128, "draft_vocab_size": 128}
+    mx.random.seed(4)
+    head = EagleHead(replace(head_config, **sizes, **words))
+    target = Target(model, taps=head.config.taps)
+    info = EngineInfo("tiny", "", "tiny", "", "on", "", False)
+    return Engine(target, Letters(), head, info, Planners())
+
+
+def settings(rng: random.Random, trees: list[Any]) -> dict[str, Any]:
+    """Random options; the seed too may change from turn to turn."""
+    chosen: dict[str, Any] = {"max_tokens": rng.randint(1, 9), "seed": rng.randint(0, 5)}
+    chosen["tree"] = rng.choice(trees)
+    if rng.random() < 0.5:
+        chosen["temperature"] = rng.choice([0.6, 1.0, 1.4])
+    if rng.random() < 0.3:
+        chosen["repetition_penalty"] = 1.5
+    if rng.random() < 0.2:
+        chosen["speculate"] = False
+    if rng.random() < 0.3:
+        chosen["prefill_step_size"] = rng.choice([3, 16])
+    return chosen
+
+
+class Script:
+    """Random steps in one conversation; every step leaves `session` to go on with."""
+
+    def __init__(self, engine: Engine, seed: int, folder: Path, trees: list[Any]) -> None:
+        self.engine, self.folder, self.trees = engine, folder, trees
+        self.rng = random.Random(seed)
+        self.session = engine.session(self.rng.choice([None, "be brief"]))
+        list(self.session.ask("hello", **settings(self.rng, trees)))
+
+    def run(self, n_steps: int) -> None:
+        steps: list[Callable[[], None]] = [
+            *(self.append, self.regenerate, self.edit, self.undo, self.fork, self.save_and_load),
+            *(self.cancel, self.close, self.cancel_prefill, self.other_system, self.clear),
+        ]
+        for _ in range(n_steps):
+            self.rng.choice(steps)()
+
+    def options(self) -> dict[str, Any]:
+        return settings(self.rng, self.trees)
+
+    def append(self) -> None:
+        list(self.session.ask(self.rng.choice(WORDS), **self.options()))
+
+    def regenerate(self) -> None:
+        if self.session.messages:
+            list(self.session.regenerate(**self.options()))
+
+    def edit(self) -> None:
+        if self.session.messages:
+            list(self.session.edit(self.rng.choice(WORDS), **self.options()))
+
+    def undo(self) -> None:
+        self.session.undo()
+
+    def fork(self) -> None:
+        """Go on with either branch, after the other has said something."""
+        branches = [self.session, self.session.fork()]
+        self.rng.shuffle(branches)
+        list(branches[0].ask(self.rng.choice(WORDS), **self.options()))
+        self.session = branches[1] if self.rng.random() < 0.7 else branches[0]
+
+    def save_and_load(self) -> None:
+        path = self.folder / "saved"
+        self.session.save(path)
+        self.session = self.engine.load_session(path)
+
+    def cancel(self) -> None:
+        """Somebody has had enough, somewhere in the answer."""
+        n = self.rng.randint(1, 6)
+        for index, _ in enumerate(self.session.ask(self.rng.choice(WORDS), **self.options()), 1):
+            if index == n:
+                self.session.cancel()
+
+    def close(self) -> None:
+        stream = self.session.ask(self.rng.choice(WORDS), **self.options())
+        list(islice(stream, self.rng.randint(0, 5)))
+        if self.rng.random() < 0.5:
+            stream.close()
+
+    def cancel_prefill(self) -> None:
+        options = self.options() | {"prefill_step_size": 4}
+        stream = self.session.ask("w" * 30, progress=lambda *_: self.session.cancel(), **options)
+        assert list(stream) == []
+
+    def other_system(self) -> None:
+        self.session.system = self.rng.choice([None, "be brief", "be long."])
+
+    def clear(self) -> None:
+        if self.rng.random() < 0.3:
+            self.session.clear()
+
+
+TREES = [PLAIN, TreeShape.chain(1), TreeShape.chain(4), TreeShape(3, 3, 7), None]
+ARCHITECTURES = [("llama", 200), ("gemma3_text", 150), ("qwen3_moe", 50)]
+
+
+@pytest.mark.parametrize(("architecture", "n_scripts"), ARCHITECTURES)
+def test_after_any_script_the_next_answer_is_that_of_a_fresh_conversation(
+    architecture: str,
+    n_scripts: int,
+    tiny_target: Callable[..., nn.Module],
+    head_config: HeadConfig,
+    tmp_path: Path,
+) -> None:
+    engine = make_engine(tiny_target(architecture), head_config)
+    reused = 0
+    for seed in range(n_scripts):
+        script = Script(engine, seed, tmp_path, TREES)
+        script.run(script.rng.randint(2, 7))
+        session, question, options = script.session, script.rng.choice(WORDS), script.options()
+        session.undo() if script.rng.random() < 0.1 else None
+        system = [{"role": "system", "content": session.system}] if session.system else []
+        # A stream that is still open ends with the question, and joins the conversation.
+        answer = session.ask(question, **options)
+        before = [*system, *session.messages, {"role": "user", "content": question}]
+        got = list(answer)
+        want = engine.generate(before, **options)
+        assert [r.token for r in got] == want.tokens, (architecture, seed)
+        assert "".join(r.text for r in got) == want.text
+        assert got[-1].stats is not None
+        reused += got[-1].stats.cached_tokens > 0
+    assert reused > n_scripts / 2, "most conversations started over; nothing was kept"
