@@ -26,6 +26,8 @@ _HOME = {
     "GenerationResponse": "responses",
     "GenerationResult": "responses",
     "GenerationStats": "stats",
+    "GenerationOptions": "options",
+    "Worker": "worker",
 }
 
 __all__ = sorted(_HOME)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 MAX_CHARACTERS = 1_000_000
 MAX_REASON = 200
+# Before 1.8, llguidance lets this repeat in one place.
 WHITESPACE = r"( |\n {0,32})"
 
 JSON_SCHEMA = "JSON schema"

@@ -1,0 +1,205 @@
+"""What one does with a conversation besides asking: go back, branch, cancel, prepare."""
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from mlx_eagle.engine import Engine
+from mlx_eagle.errors import EagleError
+from mlx_eagle.session import Session
+from mlx_eagle.target import Target
+from mlx_eagle.tree import TreeShape
+from mlx_eagle.worker import Worker
+
+TREE = TreeShape.chain(3)
+OPTIONS: dict[str, Any] = {"max_tokens": 16, "tree": TREE}
+
+
+def said(stream: Any) -> str:
+    return "".join(response.text for response in stream)
+
+
+@pytest.fixture
+def talk(demo: Engine, prompts: list[str]) -> Session:
+    """A conversation of two turns."""
+    session = demo.session(system="Be brief.")
+    for prompt in prompts[1:3]:
+        list(session.ask(prompt, **OPTIONS))
+    return session
+
+
+def test_regenerating_replaces_the_answer_and_reads_nothing(talk: Session) -> None:
+    before = list(talk.messages)
+    *_, last = responses = list(talk.regenerate(**OPTIONS))
+    assert talk.messages == before, "greedy: the same answer"
+    assert last.stats.prompt_tokens - last.stats.cached_tokens == 1
+    other = said(talk.regenerate(temperature=1.5, seed=3, **OPTIONS))
+    assert talk.messages == [*before[:3], {"role": "assistant", "content": other}]
+    assert other != said(responses)
+
+
+def test_an_edited_question_takes_the_place_of_the_old_one(
+    talk: Session, demo: Engine, prompts: list[str]
+) -> None:
+    first = talk.messages[:2]
+    answer = said(talk.edit(prompts[5], **OPTIONS))
+    question = {"role": "user", "content": prompts[5]}
+    assert talk.messages == [*first, question, {"role": "assistant", "content": answer}]
+    system = {"role": "system", "content": "Be brief."}
+    assert answer == demo.generate([system, *first, question], **OPTIONS).text
+
+
+def test_undo_goes_back_turn_by_turn_and_returns_the_question(
+    talk: Session, prompts: list[str]
+) -> None:
+    assert talk.undo() == {"role": "user", "content": prompts[2]}
+    assert len(talk.messages) == 2
+    assert talk.undo() == {"role": "user", "content": prompts[1]}
+    assert talk.undo() is None
+    for method in (talk.regenerate, lambda: talk.edit("x")):
+        with pytest.raises(EagleError, match="nothing was asked yet"):
+            method()
+
+
+def test_branches_do_not_see_each_other(talk: Session, demo: Engine, prompts: list[str]) -> None:
+    twin = talk.fork()
+    before = list(talk.messages)
+    answers = [said(twin.ask(prompts[7], **OPTIONS)), said(talk.ask(prompts[8], **OPTIONS))]
+    assert twin.messages[4:] != talk.messages[4:]
+    system = {"role": "system", "content": "Be brief."}
+    for prompt, answer in zip((prompts[7], prompts[8]), answers, strict=True):
+        asked = [system, *before, {"role": "user", "content": prompt}]
+        assert answer == demo.generate(asked, **OPTIONS).text
+
+
+def test_a_prompt_that_requests_share_is_read_once(
+    demo: Engine, prompts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows that the target runs are counted, with speculation on."""
+    instructions = " ".join(prompts + prompts[:30])
+    system = {"role": "system", "content": instructions}
+    rows, extend = [], Target.extend
+
+    def counted(self: Target, tokens: mx.array, cache: Any) -> Any:
+        rows.append(tokens.shape[0])
+        return extend(self, tokens, cache)
+
+    monkeypatch.setattr(Target, "extend", counted)
+    base = demo.session(system=instructions)
+    base.read([system, {"role": "user", "content": ""}])
+    assert sum(rows) > 1000
+    rows.clear()
+    for prompt in prompts[:4]:
+        session = base.fork()
+        *_, last = list(session.ask(prompt, **OPTIONS))
+        assert last.stats.cached_tokens > 1000
+    assert sum(rows) < 4 * 100
+    want = demo.generate([system, {"role": "user", "content": prompts[3]}], **OPTIONS)
+    assert session.messages[-1]["content"] == want.text
+
+
+def test_a_second_turn_runs_only_new_tokens(
+    demo: Engine, prompts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted at the target: the second prefill runs the rows that the first turn lacks."""
+    session, shape = demo.session(), TreeShape(3, 3, 7)
+    first = list(session.ask(prompts[1], max_tokens=60, tree=shape))
+    assert first[-1].finish_reason == "stop"
+    turn = first[-1].prompt_tokens + len(first)
+    rows, extend = [], Target.extend
+
+    def counted(self: Target, tokens: mx.array, cache: Any) -> Any:
+        rows.append(tokens.shape[0])
+        return extend(self, tokens, cache)
+
+    monkeypatch.setattr(Target, "extend", counted)
+    second = list(session.ask(prompts[2], max_tokens=20, tree=shape))
+    stats = second[-1].stats
+    assert stats.accepted > 0
+    # At most the newest token of the first turn is run again, for the head; the last is the root.
+    assert stats.cached_tokens >= turn - 1
+    assert sum(rows) == stats.prompt_tokens - stats.cached_tokens - 1
+
+
+def test_cancelling_ends_the_answer_after_its_round_and_keeps_what_was_said(
+    talk: Session, demo: Engine, prompts: list[str]
+) -> None:
+    pieces = []
+    for response in talk.ask(prompts[3], max_tokens=50, ignore_eos=True, tree=TREE):
+        pieces.append(response)
+        if len(pieces) == 7:
+            talk.cancel()
+    assert pieces[-1].finish_reason == "cancelled"
+    assert 7 <= len(pieces) <= 11
+    assert pieces[-1].stats.generation_tokens == len(pieces)
+    assert talk.messages[-1]["content"] == said(pieces)
+    system = {"role": "system", "content": "Be brief."}
+    asked = [system, *talk.messages, {"role": "user", "content": prompts[4]}]
+    assert said(talk.ask(prompts[4], **OPTIONS)) == demo.generate(asked, **OPTIONS).text
+
+
+def test_a_cancelled_prefill_keeps_what_was_read(talk: Session, demo: Engine) -> None:
+    before, question = list(talk.messages), "why " * 100
+
+    def stop(done: int, total: int) -> None:
+        if done > 150:
+            talk.cancel()
+
+    stream = talk.ask(question, prefill_step_size=16, progress=stop, **OPTIONS)
+    assert list(stream) == []
+    assert talk.messages == before
+    *_, last = got = list(talk.ask(question, **OPTIONS))
+    assert last.stats.cached_tokens > 150
+    system = {"role": "system", "content": "Be brief."}
+    asked = [system, *before, {"role": "user", "content": question}]
+    assert [r.token for r in got] == demo.generate(asked, **OPTIONS).tokens
+
+
+def test_a_whole_answer_that_is_cancelled_has_a_result(demo: Engine) -> None:
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        demo.generate([5, 6, 7], progress=stop)
+
+
+@pytest.mark.parametrize("seconds", [0.02, 0.1, 0.25])
+def test_a_thread_or_a_task_may_cancel_at_any_moment(seconds: float, prompts: list[str]) -> None:
+    import mlx_eagle
+
+    worker = Worker()
+    engine = worker.call(lambda: mlx_eagle.load(calibrate=False))
+    session = worker.call(engine.session)
+    options = {"max_tokens": 300, "ignore_eos": True, "tree": TREE}
+    stream = worker.stream(lambda: session.ask(prompts[1], **options), session.cancel)
+    timer = threading.Timer(seconds, session.cancel)
+    timer.start()
+    list(stream)
+    timer.join()
+
+    async def ask() -> None:
+        async for _ in worker.astream(lambda: session.ask(prompts[2], **options), session.cancel):
+            pass
+
+    async def cancelled() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(ask(), seconds)
+
+    asyncio.run(cancelled())
+    messages = [*session.messages, {"role": "user", "content": prompts[3]}]
+    got = worker.call(lambda: said(session.ask(prompts[3], **OPTIONS)))
+    assert got == worker.call(lambda: engine.generate(messages, **OPTIONS).text)
+    worker.close()
+
+
+def test_usage_says_what_is_held(talk: Session, tmp_path: Path) -> None:
+    usage = talk.usage()
+    assert usage.tokens == len(talk.context.tokens) > 60
+    assert usage.max_context == 2048
+    assert usage.cache_bytes == talk.context.nbytes > 0
+    talk.clear()
+    assert talk.usage() == (0, 2048, 0)
