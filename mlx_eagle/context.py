@@ -87,7 +87,8 @@ class Context:
         """
         expected = self._sample().arrays()
         for name, array in arrays.items():
-            like = expected.get(name)
+            # What a longer text adds to a layer (sinks) is shaped as its keys are.
+            like = expected.get(name, expected.get(f"{name.rpartition('.')[0]}.keys"))
             if like is None or not _is_alike(array, like):
                 raise ValueError(f"{name} is not a part of these caches")
         self.tokens = tokens

@@ -54,14 +54,14 @@ SETTINGS: list[dict[str, Any]] = [
     {"temperature": 0.8, "presence_penalty": 0.7, "frequency_penalty": 0.4},
     {"temperature": 0.9, "logit_bias": {5: 4.0, 300: -6.0}, "repetition_context_size": 40},
     {"logits_processors": [forbid_repeats]},
-    {"temperature": 0.8, "json_schema": SCHEMA, "max_tokens": 40},
+    {"temperature": 0.8, "json_schema": SCHEMA, "max_tokens": 24},
     {"regex": r"The [a-z ]{5,30}\.", "repetition_penalty": 1.2},
 ]
 
 
 def combination(index: int, prompts: list[str]) -> tuple[list[dict[str, str]], dict[str, Any]]:
     """One of the 200 (prompt, seed, setting): the options, and the chat messages to answer."""
-    setting = {"max_tokens": 20} | SETTINGS[index % len(SETTINGS)] | {"seed": 1000 + index}
+    setting = {"max_tokens": 12} | SETTINGS[index % len(SETTINGS)] | {"seed": 1000 + index}
     return [{"role": "user", "content": prompts[index % len(prompts)]}], setting
 
 

@@ -81,6 +81,21 @@ def test_other_caches_come_back_too_and_only_to_such_caches(
             loader.load_session(file)
 
 
+def test_a_head_with_a_window_that_has_moved_comes_back(
+    demo: Engine, prompts: list[str], tmp_path: Path
+) -> None:
+    engine = Engine(demo.target, demo.tokenizer, demo.head, demo.info, head_window=32)
+    session = engine.session()
+    list(session.ask(" ".join(prompts[:4]), max_tokens=20, tree=TREE))
+    session.save(tmp_path / "talk")
+    again = engine.load_session(tmp_path / "talk")
+    want, got = (list(s.ask(prompts[2], max_tokens=20, tree=TREE)) for s in (session, again))
+    assert [r.token for r in got] == [r.token for r in want]
+    assert got[-1].stats.n_accepted_per_round == want[-1].stats.n_accepted_per_round
+    with pytest.raises(EagleError, match="another head window"):
+        demo.load_session(tmp_path / "talk")
+
+
 def test_an_older_file_is_replaced_at_once_or_not_at_all(
     saved: Path, demo: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
