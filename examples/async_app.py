@@ -1,6 +1,6 @@
 """An asyncio app: answers stream while the event loop goes on, and a slow one is cancelled.
 
-    python examples/async_app.py
+python examples/async_app.py
 """
 
 import asyncio
@@ -18,7 +18,8 @@ async def tick(beats: list[float]) -> None:
 
 async def main() -> None:
     """Ask two questions; the second answer is given a third of a second."""
-    worker, beats = mlx_eagle.Worker(), []
+    worker = mlx_eagle.Worker()
+    beats: list[float] = []
     ticking = asyncio.create_task(tick(beats))
     session = await worker.acall(lambda: mlx_eagle.load().session())
 

@@ -1,6 +1,6 @@
 """Turn many texts into JSON of one shape: the instructions are read once, answers keep to a schema.
 
-    python examples/extract.py
+python examples/extract.py
 """
 
 import json

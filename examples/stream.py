@@ -1,7 +1,7 @@
 """Stream an answer, with what speculation gave: the smallest app.
 
-    python examples/stream.py "What does shutil.copyfile return?"
-    python examples/stream.py --model my-target "Why is the sky blue?"
+python examples/stream.py "What does shutil.copyfile return?"
+python examples/stream.py --model my-target "Why is the sky blue?"
 """
 
 import argparse

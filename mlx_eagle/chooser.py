@@ -7,7 +7,7 @@ decoding would process it if it got there, whatever else is in the tree.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import mlx.core as mx
 
@@ -78,7 +78,8 @@ class Chooser:
         if self._constraint is not None:
             # The target works while the grammar is followed on the host.
             mx.async_eval(logits)
-            masks = self._constraint.masks(tree.tokens.tolist(), tree.structure())
+            tokens = cast(list[int], tree.tokens.tolist())
+            masks = self._constraint.masks(tokens, tree.structure())
             logits = mx.where(masks, logits, -mx.inf)
         return Choices(self._draws(logits, tree, offset), logits)
 

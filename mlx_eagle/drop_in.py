@@ -15,7 +15,7 @@ options of ours, such as `seed`, `json_schema` or `tree`, are taken as well.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -104,7 +104,9 @@ def stream_generate(
     kv = KVOptions(kv_bits, kv_group_size, max_kv_size) if kv_bits or max_kv_size else None
     if prompt_cache is not None and kv is not None:
         raise ValueError("kv_bits and max_kv_size are for a new cache; leave out prompt_cache")
-    ids = prompt.tolist() if isinstance(prompt, mx.array) else encode(model.tokenizer, prompt)
+    if isinstance(prompt, mx.array):
+        prompt = cast(list[int], prompt.tolist())
+    ids = encode(model.tokenizer, prompt)
     session = prompt_cache
     if session is None:
         session = (model.with_kv(kv) if kv else model).session()

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
+from mlx_eagle.cache import KVCache
 from mlx_eagle.convert.checkpoint import language_config
 from mlx_eagle.errors import EagleError
 from mlx_eagle.stock_cache import StockCache
@@ -95,6 +96,6 @@ def row_bytes(target: Target) -> int:
     if isinstance(cache, StockCache):
         return 0
     target.extend(mx.array([0]), cache)  # never computed: shapes suffice
-    bounded = ("window", "cache")  # what windows and recurrent states have
-    growing = [p for p in cache.parts if not any(hasattr(p, name) for name in bounded)]
+    # Windows do not grow, nor do recurrent states, which are no KV caches.
+    growing = [p for p in cache.parts if isinstance(p, KVCache) and not hasattr(p, "window")]
     return sum(part.nbytes // part.step for part in growing)

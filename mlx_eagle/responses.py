@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Generator, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import mlx.core as mx
 
@@ -55,7 +55,9 @@ class GenerationResponse(NamedTuple):
             return []
         ids = mx.argpartition(-self.logprobs, n)[:n] if n < self.logprobs.size else None
         kept = mx.arange(self.logprobs.size) if ids is None else ids
-        pairs = zip(kept.tolist(), self.logprobs[kept].tolist(), strict=True)
+        tokens: list[int] = cast(list[int], kept.tolist())
+        values: list[float] = cast(list[float], self.logprobs[kept].tolist())
+        pairs = zip(tokens, values, strict=True)
         return sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
 
 
@@ -156,4 +158,5 @@ def _drafted(round_: Round) -> DraftedTree | None:
     if not round_.n_drafted:
         return None
     tree = round_.tree
-    return DraftedTree(tree.tokens.tolist(), tree.structure(), round_.path)
+    tokens = cast(list[int], tree.tokens.tolist())
+    return DraftedTree(tokens, tree.structure(), round_.path)

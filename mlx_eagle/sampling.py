@@ -9,7 +9,7 @@ what a round keeps of them, is in `chooser.py`.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import mlx.core as mx
 from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
@@ -119,9 +119,11 @@ class StockSampler:
 
 def _random_state() -> mx.array:
     """Return the key of mlx's random generator: [2] uint32."""
-    return mx.array(mx.random.state[0])
+    state: Any = mx.random.state
+    return mx.array(state[0])
 
 
 def _set_random_state(key: mx.array) -> None:
     """Let mlx's generator go on from `key` [2]."""
-    mx.random.state[0][...] = key
+    state: Any = mx.random.state
+    state[0][...] = key

@@ -10,7 +10,7 @@ import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -112,7 +112,8 @@ def _load(path: Path) -> tuple[dict[str, mx.array], dict[str, Any]]:
     """Return the tensors of a file, and what its metadata says."""
     try:
         read_header(path)
-        arrays, metadata = mx.load(str(path), format="safetensors", return_metadata=True)
+        loaded = mx.load(str(path), format="safetensors", return_metadata=True)
+        arrays, metadata = cast(tuple[dict[str, mx.array], dict[str, str]], loaded)
         if metadata.get("format") != FORMAT:
             raise CheckpointError(f"{path.name} is not a saved conversation")
         if metadata.get("version") != str(VERSION):
@@ -157,7 +158,7 @@ def _fill(context: Context, arrays: dict[str, mx.array], facts: dict[str, Any]) 
         raise ValueError("it does not say how many rows it has")
     if not 0 <= head_rows <= rows <= tokens.size:
         raise ValueError(f"it has {rows} rows and {head_rows} of the head for {tokens.size} tokens")
-    context.restore(tokens.tolist(), arrays, rows, head_rows)
+    context.restore(cast(list[int], tokens.tolist()), arrays, rows, head_rows)
 
 
 def _reason(error: Exception) -> str:

@@ -17,6 +17,7 @@ Worked example, the root 7 with two continuations, "8 then 9" and "5":
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import mlx.core as mx
 
@@ -137,8 +138,7 @@ class DraftTree:
         """Return the parents as integers; only what was drafted dynamically is waited for."""
         if self.is_chain:
             return [max(node - 1, 0) for node in range(self.n_nodes)]
-        parents: list[int] = self.parents.tolist()
-        return parents
+        return cast(list[int], self.parents.tolist())
 
     def ancestors(self) -> mx.array:
         """Return [N, N] bool: entry (i, j) says that j is i or an ancestor of i."""

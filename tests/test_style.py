@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ["mlx_eagle", "convert", "cli", "tests", "benchmarks"]
+FOLDERS = ["mlx_eagle", "convert", "cli", "examples", "tests", "benchmarks"]
 
 
 def run(*command: str, cwd: Path = ROOT) -> None:
@@ -30,7 +30,10 @@ def test_mypy_finds_nothing_in_strict_mode(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "mlx_eagle", tmp_path / "mlx_eagle", ignore=_no_demo)
     for folder in ("convert", "cli"):
         shutil.copytree(ROOT / folder, tmp_path / "mlx_eagle" / folder)
-    run("mypy", "--config-file", str(ROOT / "pyproject.toml"), "-p", "mlx_eagle", cwd=tmp_path)
+    config = ("--config-file", str(ROOT / "pyproject.toml"))
+    run("mypy", *config, "-p", "mlx_eagle", cwd=tmp_path)
+    apps = sorted(str(file) for file in (ROOT / "examples").glob("*.py"))
+    run("mypy", *config, *apps, cwd=tmp_path)
 
 
 def _no_demo(_: str, names: list[str]) -> set[str]:
