@@ -68,13 +68,13 @@ class RecurrentCache(ArraysCache):
         size: arrays that the state consists of.
     """
 
+    cache: Any  # a State; mlx-lm's class reads and writes its items
     chains_only = True
     most_rows = 256  # committed at once that may be taken back in part: chains, not prefill
     n_checkpoints = 2
 
     def __init__(self, size: int) -> None:
         super().__init__(size)
-        self.cache: State = list(self.cache)
         self.rows = 0  # committed
         self.open_rows: None = None  # rows never branch
         self._updates: list[Update] = []  # by undecided rows

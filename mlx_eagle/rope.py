@@ -23,9 +23,8 @@ def is_rope(module: nn.Module) -> bool:
 
 def accept_node_positions(rope: nn.Module) -> None:
     """Let one rope instance take `offset` as a vector [N], a position per row of its input."""
-    if not hasattr(type(rope), "takes_vectors"):
+    if type(rope).__call__.__name__ != _rotate.__name__:
         wrap_method(rope, "__call__", _rotate)
-        type(rope).takes_vectors = True
 
 
 def wrap_method(module: nn.Module, name: str, method: Callable[..., Any]) -> None:
@@ -42,6 +41,7 @@ def wrap_method(module: nn.Module, name: str, method: Callable[..., Any]) -> Non
     def wrapped(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return method(plain, self, *args, **kwargs)
 
+    wrapped.__name__ = method.__name__
     own = {name: wrapped, "__module__": kind.__module__}
     module.__class__ = type(kind.__name__, (kind,), own)
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from mlx_eagle.costs import Costs
+from mlx_eagle.planner import CHILDREN
 from mlx_eagle.planning import Calibration, Planners
 from mlx_eagle.tree import TreeShape
 
@@ -94,3 +95,11 @@ def test_settings_may_change_from_turn_to_turn(
         plain = {k: v for k, v in options.items() if k != "tree"} | {"speculate": False}
         messages = [*before, {"role": "user", "content": prompts[index]}]
         assert found == engine.generate(messages, max_tokens=25, **plain).tokens
+
+
+def test_planners_of_a_target_that_verifies_chains_plan_chains() -> None:
+    costs = Calibration(MACHINES["rows free"], "made up", is_measured=True)
+    for chains_only, n_children in ((False, CHILDREN), (True, 1)):
+        planner = Planners(costs, chains_only=chains_only).planner(0.0)
+        plan = planner.plan(0)
+        assert plan.looker is planner and plan.n_children == n_children

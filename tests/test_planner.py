@@ -1,6 +1,7 @@
 """The planner: it verifies the best there is, and does not go on with what does not pay."""
 
 import itertools
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -199,3 +200,47 @@ def test_one_long_stall_changes_nothing_that_is_chosen() -> None:
     play(plan, 0.9, right=True)
     assert before is not None and plan.forecast is not None
     assert plan.forecast.n_rows == before.n_rows
+
+
+def looked_at(plan: Planner, confidence: float) -> list[Node] | None:
+    """What is verified of a draft of this confidence at every level; None if nobody looks."""
+    looker = plan.plan(0).looker
+    if looker is None:
+        return None
+    while looker.deeper(level(confidence)):
+        pass
+    return looker.choose()
+
+
+def test_rows_that_turn_out_to_wake_more_experts_are_verified_less() -> None:
+    """A mixture of experts whose calibration woke few of them: every row adds some of its own."""
+    random = Random(3)
+    plan = Planner(machine(FLAT), Acceptance(), 8)
+
+    def rows(n_rounds: int, per_row: float) -> float:
+        verified = []
+        for _ in range(n_rounds):
+            nodes = looked_at(plan, 0.75)
+            if nodes is None:
+                plan.record(Outcome([RIGHT], None, 1.0))
+                continue
+            right = list(itertools.takewhile(lambda _: random.random() < 0.75, nodes))
+            emitted = [RIGHT] * len(right) + [9 if len(right) < len(nodes) else RIGHT]
+            draft = plan.forecast.draft_seconds if plan.forecast else 0.0
+            plan.record(Outcome(emitted, draft, 1 + per_row * len(nodes)))
+            verified.append(len(nodes) + 1)
+        return sum(verified) / len(verified)
+
+    assert rows(40, per_row=0.0) > 6
+    rows(300, per_row=0.25)
+    assert rows(100, per_row=0.25) < 5
+
+
+def test_a_planner_for_chains_asks_for_the_likeliest_token_only_and_chooses_it() -> None:
+    plan = Planner(machine(FLAT), Acceptance(), 8, n_children=1)
+    assert plan.plan(0).n_children == 1
+    for _ in range(4):
+        nodes = looked_at(plan, 0.8)
+        assert nodes == [Node(depth, 0) for depth in range(len(nodes or []))]
+        assert plan.forecast is not None and plan.forecast.n_rows > 4
+        plan.record(Outcome([RIGHT] * (len(nodes) + 1), plan.forecast.draft_seconds, 1.0))

@@ -1,5 +1,6 @@
 """Whatever happened in a conversation, its next answer is that of a fresh one."""
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -162,8 +163,10 @@ class Script:
             self.session.clear()
 
 
-TREES = [PLAIN, TreeShape.chain(1), TreeShape.chain(4), TreeShape(3, 3, 7), None]
-ARCHITECTURES = [("llama", 200), ("gemma3_text", 150), ("qwen3_moe", 50)]
+CHAINS = [PLAIN, TreeShape.chain(1), TreeShape.chain(4), None]
+FAMILIES = json.loads((Path(__file__).parent / "data" / "families.json").read_text())["recurrent"]
+ARCHITECTURES = [("llama", 200), ("gemma3_text", 150), ("qwen3_moe", 50), ("lfm2", 60)]
+ARCHITECTURES += [("qwen3_next", 40)]
 
 
 @pytest.mark.parametrize(("architecture", "n_scripts"), ARCHITECTURES)
@@ -174,10 +177,12 @@ def test_after_any_script_the_next_answer_is_that_of_a_fresh_conversation(
     head_config: HeadConfig,
     tmp_path: Path,
 ) -> None:
-    engine = make_engine(tiny_target(architecture), head_config)
+    model = tiny_target(architecture, **FAMILIES.get(architecture, {}))
+    engine = make_engine(model, head_config)
+    trees = CHAINS if engine.target.chains_only else [*CHAINS, TreeShape(3, 3, 7)]
     reused = 0
     for seed in range(n_scripts):
-        script = Script(engine, seed, tmp_path, TREES)
+        script = Script(engine, seed, tmp_path, trees)
         script.run(script.rng.randint(2, 7))
         session, question, options = script.session, script.rng.choice(WORDS), script.options()
         session.undo() if script.rng.random() < 0.1 else None

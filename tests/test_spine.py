@@ -23,7 +23,7 @@ class Spine:
         try:
             for tokens, confidences in LEVELS[:depth]:
                 self.made += 1
-                yield mx.log(mx.array(confidences)), mx.array(tokens)
+                yield mx.log(mx.array(confidences[:k])), mx.array(tokens[:k])
         finally:
             self.is_closed = True
 
@@ -57,6 +57,14 @@ def test_levels_are_shown_as_many_at_a_time_as_the_plan_says() -> None:
         assert len(look(drafter, looker, 2, stride)) == drafted  # type: ignore[arg-type]
         assert len(looker.seen) == drafted, "levels that were drafted are all seen"
         assert drafter.is_closed
+
+
+def test_where_chains_are_planned_no_siblings_are_drafted() -> None:
+    looker = Looker(2, [Node(0, 0), Node(1, 0)])
+    plan = Plan(TreeShape.chain(2), looker, 1, n_children=1)
+    tree = draft_as_planned(Spine(), mx.array([7]), plan)  # type: ignore[arg-type]
+    assert [list(seen.tokens) for seen in looker.seen] == [[10], [20]]
+    assert tree.tokens.tolist() == [7, 10, 20] and tree.is_chain
 
 
 def test_chosen_nodes_become_a_tree_with_the_spine_as_parents() -> None:
