@@ -5,13 +5,23 @@ The public names are imported on first use, so that `mlx-eagle --help` does not 
 
 import os
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Python started in a checkout finds this folder before the installed package; convert/ and cli/,
 # which install as parts of it, are beside it there.
 _beside = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 if os.path.isfile(os.path.join(_beside, "convert", "heads.py")):
     __path__.append(_beside)
+
+if TYPE_CHECKING:
+    from mlx_eagle.engine import Engine, load
+    from mlx_eagle.errors import CheckpointError, EagleError, HubError, UnsupportedTargetError
+    from mlx_eagle.options import GenerationOptions
+    from mlx_eagle.responses import GenerationResponse, GenerationResult
+    from mlx_eagle.session import Session
+    from mlx_eagle.stats import GenerationStats
+    from mlx_eagle.tree import DraftTree, TreeShape
+    from mlx_eagle.worker import Worker
 
 _HOME = {
     "CheckpointError": "errors",
@@ -30,7 +40,22 @@ _HOME = {
     "Worker": "worker",
 }
 
-__all__ = sorted(_HOME)
+__all__ = [
+    "CheckpointError",
+    "DraftTree",
+    "EagleError",
+    "Engine",
+    "GenerationOptions",
+    "GenerationResponse",
+    "GenerationResult",
+    "GenerationStats",
+    "HubError",
+    "Session",
+    "TreeShape",
+    "UnsupportedTargetError",
+    "Worker",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:

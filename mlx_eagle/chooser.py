@@ -7,11 +7,12 @@ decoding would process it if it got there, whatever else is in the tree.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import mlx.core as mx
 
-from mlx_eagle.sampling import Draws
+from mlx_eagle.errors import EagleError
+from mlx_eagle.sampling import NO_TOKEN, Draws
 from mlx_eagle.tree import DraftTree
 
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]  # tokens [T], logits [1, V]: [1, V]
@@ -59,6 +60,7 @@ class Chooser:
         self._draws, self._constraint = draws, constraint
         self._processors = tuple(processors)
         self._history = mx.array(list(history) if self._processors else [], dtype=mx.int32)
+        self._n_committed = 0
 
     @property
     def waits(self) -> bool:
@@ -86,13 +88,24 @@ class Chooser:
     def commit(self, tree: DraftTree, path: Sequence[int]) -> None:
         """Take in the accepted nodes `path`, the root first."""
         self._draws.commit(path)
+        self._n_committed += len(path)
         if self._processors:
             self._history = mx.concatenate([self._history, tree.tokens[mx.array(list(path))]])
 
     def advance(self, tokens: Sequence[int]) -> None:
-        """Take in the tokens that a round has emitted."""
+        """Take in the tokens that a round has emitted.
+
+        Raises:
+            EagleError: if the caller's sampler chose something that is no token of the target.
+        """
+        if NO_TOKEN in tokens:
+            raise EagleError("the sampler chose a token that the target does not have")
         if self._constraint is not None:
             self._constraint.advance(tokens)
+
+    def end(self, n_tokens: int) -> None:
+        """End the answer after `n_tokens` tokens; what was chosen beyond them never happened."""
+        self._draws.rewind(self._n_committed - n_tokens)
 
     def _process(self, logits: mx.array, tree: DraftTree) -> mx.array:
         """Apply the processors to every row of logits [N, V] with its node's own tokens."""
@@ -104,5 +117,21 @@ class Chooser:
             row = logits[node : node + 1]
             for processor in self._processors:
                 row = processor(tokens, row)
+                if getattr(row, "shape", None) != (1, logits.shape[-1]):
+                    raise EagleError(
+                        f"the logits processor {_name(processor)} returned {_shape(row)}; it must "
+                        f"return logits of shape (1, {logits.shape[-1]})"
+                    )
             rows.append(row)
         return mx.concatenate(rows)
+
+
+def _name(function: Any) -> str:
+    """Return what to call a function in an error."""
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _shape(value: Any) -> str:
+    """Say what came back from a function."""
+    is_array = isinstance(value, mx.array)
+    return f"an array of shape {value.shape}" if is_array else type(value).__name__

@@ -276,6 +276,11 @@ class Constraint:
     def _stuck(self) -> EagleError:
         """Return the error for a grammar that lets the answer neither go on nor end."""
         report = self._matcher.get_error()
+        if "satisfy the grammar" in report:
+            return EagleError(
+                "an answer cannot go on under its grammar: penalties, processors or the sampler "
+                "left no token that it allows; loosen them"
+            )
         is_dead_end = not report or report.startswith("NoExtension")
         reason = "no token of the target fits" if is_dead_end else _reason(report)
         return EagleError(

@@ -4,6 +4,7 @@ A new prompt keeps the rows that it shares with what is held and forgets the res
 and caches; messages and streams are `session.py`'s matter.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 
 import mlx.core as mx
@@ -22,6 +23,8 @@ class Context:
         tokens: committed; the caches hold rows of all but the newest.
         cache: the target's.
         drafter: with the head's; None without a head.
+        is_shared: whether a fork holds the same rows; the first to go on copies them.
+        is_hopeless: whether drafting was given up; the head no longer follows the tokens then.
     """
 
     def __init__(self, target: Target, make_drafter: Callable[[], Drafter] | None) -> None:
@@ -29,6 +32,7 @@ class Context:
         self.tokens: list[int]
         self.cache: AnyCache
         self.drafter: Drafter | None
+        self.is_hopeless = False
         self.reset()
 
     @property
@@ -39,6 +43,7 @@ class Context:
     def reset(self) -> None:
         """Start with empty caches."""
         self.tokens = []
+        self.is_shared = False
         self.cache = self._target.make_cache()
         self.drafter = self._make_drafter() if self._make_drafter else None
 
@@ -58,17 +63,34 @@ class Context:
         if rows == 0:
             self.reset()
         else:
-            self.cache.trim(rows)
-            if self.drafter is not None:
-                self.drafter.trim(min(rows, self.drafter.rows))
+            self._trim(rows)
         self.tokens = list(ids[: self.cache.rows])
+
+    def _trim(self, rows: int) -> None:
+        """Forget everything after the first `rows` rows."""
+        self.cache.trim(rows)
+        if self.drafter is not None:
+            self.drafter.trim(min(rows, self.drafter.rows))
+
+    def settle(self) -> None:
+        """Forget rows of tokens that are not held, now that an answer has ended."""
+        self.is_shared = False
+        if self.cache.rows <= len(self.tokens):
+            return
+        rows = self.cache.reachable(len(self.tokens))
+        if rows:
+            self._trim(rows)
+        else:
+            tokens = self.tokens
+            self.reset()
+            self.tokens = tokens
 
     def fork(self) -> "Context":
         """Return a copy that shares the rows held so far, and then goes its own way."""
-        twin = Context.__new__(Context)
-        twin._target, twin._make_drafter = self._target, self._make_drafter
+        twin = copy.copy(self)
         twin.tokens, twin.cache = list(self.tokens), self.cache.fork()
         twin.drafter = self.drafter.fork() if self.drafter else None
+        self.is_shared = twin.is_shared = True
         return twin
 
     def arrays(self) -> dict[str, mx.array]:

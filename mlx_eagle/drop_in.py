@@ -9,8 +9,9 @@ Change the import, and name a head if the one that is known is not wanted:
         print(response.text, end="", flush=True)
 
 Text, tokens and log-probabilities are mlx-lm's. What differs: `model` is an `Engine`; a prompt
-cache is a `Session`, which knows its tokens, so processors see those of earlier prompts too;
-options of ours, such as `seed`, `json_schema` or `tree`, are taken as well.
+cache knows its tokens, so processors see those of earlier prompts too, and the newest of them is
+read again with the next prompt, which progress reports leave out; a quantized cache is quantized
+from the first row on; options of ours, such as `seed`, `json_schema` or `tree`, are taken as well.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +37,32 @@ def load(path_or_hf_repo: str | Path, **options: Any) -> tuple[Engine, Any]:
     return engine, engine.tokenizer
 
 
-def make_prompt_cache(model: Engine, max_kv_size: int | None = None) -> Session:
+class PromptCache:
+    """What a series of prompts and answers left behind; what was cut short counts as far as it got.
+
+    Attributes:
+        session: with the rows.
+        tokens: prompts and answers so far, as they were given and returned.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.tokens = list(session.context.tokens)
+
+    def follow(self, ids: list[int], stream: Responses) -> Responses:
+        """Pass on the answer to `ids`, which end with the new prompt, and note both."""
+        n_known, answer = len(self.tokens), list[int]()
+        try:
+            for response in stream:
+                answer.append(response.token)
+                yield response._replace(prompt_tokens=len(ids) - n_known)
+        finally:
+            stream.close()
+            if answer:
+                self.tokens = [*ids, *answer]
+
+
+def make_prompt_cache(model: Engine, max_kv_size: int | None = None) -> PromptCache:
     """Return what keeps the rows of a prompt for the next one.
 
     Args:
@@ -44,21 +70,21 @@ def make_prompt_cache(model: Engine, max_kv_size: int | None = None) -> Session:
         max_kv_size: rows to keep, the first four and the newest.
     """
     chosen = model if max_kv_size is None else model.with_kv(KVOptions(max_size=max_kv_size))
-    return chosen.session()
+    return PromptCache(chosen.session())
 
 
-def save_prompt_cache(file_name: str | Path, cache: Session) -> None:
+def save_prompt_cache(file_name: str | Path, cache: PromptCache) -> None:
     """Write a prompt cache to a file; see `Session.save`."""
-    cache.save(file_name)
+    cache.session.save(file_name)
 
 
-def load_prompt_cache(file_name: str | Path, model: Engine) -> Session:
+def load_prompt_cache(file_name: str | Path, model: Engine) -> PromptCache:
     """Return a prompt cache from a file; unlike in mlx-lm, the model must be given.
 
     Raises:
         EagleError: if the file is damaged, or of another target, head or version.
     """
-    return model.load_session(file_name)
+    return PromptCache(model.load_session(file_name))
 
 
 def stream_generate(
@@ -70,7 +96,7 @@ def stream_generate(
     sampler: Callable[[mx.array], mx.array] | None = None,
     logits_processors: Sequence[LogitsProcessor] | None = None,
     max_kv_size: int | None = None,
-    prompt_cache: Session | None = None,
+    prompt_cache: PromptCache | None = None,
     prefill_step_size: int = 2048,
     kv_bits: int | None = None,
     kv_group_size: int = 64,
@@ -101,25 +127,32 @@ def stream_generate(
     """
     if tokenizer is not None and tokenizer is not model.tokenizer:
         raise ValueError("tokenizer is not the engine's own; give engine.tokenizer or None")
+    if prompt_cache is not None and not isinstance(prompt_cache, PromptCache):
+        raise ValueError("prompt_cache is not from make_prompt_cache of mlx_eagle.drop_in")
     kv = KVOptions(kv_bits, kv_group_size, max_kv_size) if kv_bits or max_kv_size else None
     if prompt_cache is not None and kv is not None:
         raise ValueError("kv_bits and max_kv_size are for a new cache; leave out prompt_cache")
     if isinstance(prompt, mx.array):
         prompt = cast(list[int], prompt.tolist())
     ids = encode(model.tokenizer, prompt)
-    session = prompt_cache
-    if session is None:
-        session = (model.with_kv(kv) if kv else model).session()
-    return session.stream_generate(
-        [*session.context.tokens, *ids],
+    cache = prompt_cache or PromptCache((model.with_kv(kv) if kv else model).session())
+    n_known = len(cache.tokens)
+
+    def report(done: int, total: int) -> None:
+        if prompt_progress_callback is not None and done >= n_known:
+            prompt_progress_callback(done - n_known, total - n_known)
+
+    stream = cache.session.stream_generate(
+        [*cache.tokens, *ids],
         max_tokens=UNLIMITED if max_tokens == -1 else max_tokens,
         sampler=sampler,
         logits_processors=logits_processors or (),
         prefill_step_size=prefill_step_size,
-        progress=prompt_progress_callback,
+        progress=report,
         logprobs=True,
         **options,
     )
+    return cache.follow([*cache.tokens, *ids], stream)
 
 
 def generate(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 
+from mlx_eagle.answers import Resources
 from mlx_eagle.calibration import Report
 from mlx_eagle.constrain import Constraint, Vocabulary
 from mlx_eagle.convert.checkpoint import read_json
@@ -17,10 +18,10 @@ from mlx_eagle.drafters import Drafter
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.drafters.parallel import MedusaDrafter, PEagleDrafter
 from mlx_eagle.errors import EagleError
-from mlx_eagle.head import Head, default_head_window
+from mlx_eagle.head import EagleHead, Head, default_head_window
 from mlx_eagle.hub import Progress, fetch
 from mlx_eagle.kv_options import KVOptions
-from mlx_eagle.limits import Limits, device_memory, made_for, row_bytes
+from mlx_eagle.limits import Limits, device_memory, growth, made_for
 from mlx_eagle.medusa import MedusaHead
 from mlx_eagle.options import GenerationOptions
 from mlx_eagle.pairing import equip, load_target, precision
@@ -30,7 +31,7 @@ from mlx_eagle.prompt import Prompt
 from mlx_eagle.published import HeadChoice, Notify, cache_folder, choose_head, fingerprint
 from mlx_eagle.records import Identity, Records, this_machine
 from mlx_eagle.responses import GenerationResult, Responses
-from mlx_eagle.session import Resources, Session
+from mlx_eagle.session import Session
 from mlx_eagle.session_file import identify
 from mlx_eagle.stats import HeadWatch
 from mlx_eagle.target import Target
@@ -66,7 +67,6 @@ class Engine:
         info: EngineInfo,
         planners: Planners | None = None,
         limits: Limits | None = None,
-        head_window: int | None = None,
     ) -> None:
         self.target = target
         self.tokenizer = tokenizer
@@ -74,7 +74,6 @@ class Engine:
         self.info = info
         self.planners = planners or Planners(chains_only=target.chains_only)
         self.limits = limits or Limits()
-        self.head_window = head_window
 
     def session(self, system: str | None = None) -> Session:
         """Start a conversation."""
@@ -99,9 +98,8 @@ class Engine:
         target = copy.copy(self.target)
         target.kv = kv
         check_kv_options(target)
-        limits = self.limits._replace(row_bytes=row_bytes(target))
-        window = self.head_window
-        return Engine(target, self.tokenizer, self.head, self.info, self.planners, limits, window)
+        limits = self.limits._replace(growth=growth(target))
+        return Engine(target, self.tokenizer, self.head, self.info, self.planners, limits)
 
     def _resources(self) -> Resources:
         """Return what the conversations share."""
@@ -120,7 +118,7 @@ class Engine:
         """Return what makes a drafter for a new conversation; None without a head."""
         if self.head is None:
             return None
-        return partial(make_drafter, self.head, self.target, self.head_window)
+        return partial(make_drafter, self.head, self.target, self.limits.head_window)
 
     @cached_property
     def _identity(self) -> dict[str, str]:
@@ -130,7 +128,7 @@ class Engine:
             "target": identify(self.target.model),
             "head": head,
             "KV cache": str(self.target.kv),
-            "head window": str(self.head_window or "none"),
+            "head window": str(self.limits.head_window or "none"),
         }
 
     @cached_property
@@ -196,9 +194,16 @@ def make_drafter(head: Head, target: Target, window: int | None = None) -> Draft
     return kind(head, target, window)
 
 
-def choose_window(head: Head) -> int:
+def choose_window(head: Head | None) -> int:
     """Return how many tokens a head attends to where nobody has said; 0 for all."""
-    return 0 if isinstance(head, MedusaHead) else default_head_window(head.config)
+    return default_head_window(head.config) if isinstance(head, EagleHead) else 0
+
+
+def _check_counts(counts: dict[str, int | None], least: int) -> None:
+    """Refuse numbers that are none, or too small; None is a choice left open."""
+    for name, value in counts.items():
+        if value is not None and (type(value) is not int or value < least):
+            raise EagleError(f"{name} is {value!r}; it must be a whole number from {least} on")
 
 
 def load(
@@ -248,6 +253,8 @@ def load(
     Raises:
         EagleError: if something that was asked for cannot be found, loaded or used together.
     """
+    _check_counts({"max_context": max_context, "memory_limit": memory_limit}, 1)
+    _check_counts({"head_window": head_window}, 0)
     is_demo = model is None
     if model is None:
         model, head = DEMO / "target", head or DEMO / "head"
@@ -271,10 +278,12 @@ def load(
         is_demo=is_demo,
         remedy=f"mlx-eagle doctor {quote(str(choice.folder))} --target {quote(str(folder))} --fix",
     )
+    window = choose_window(drafter_head) if head_window is None else head_window
     limits = Limits(
-        max_context or made_for(read_json(folder / "config.json")),
-        memory_limit or device_memory(),
-        row_bytes(target),
+        made_for(read_json(folder / "config.json")) if max_context is None else max_context,
+        device_memory() if memory_limit is None else memory_limit,
+        growth(target),
+        window,
     )
     if drafter_head is None:
         return Engine(target, tokenizer, None, info, limits=limits)
@@ -284,8 +293,7 @@ def load(
     watch = HeadWatch(info.remedy)
     planners = Planners(costs, max_depth, records, watch, chains_only=target.chains_only)
     info = _with_prospect(info, planners)
-    window = choose_window(drafter_head) if head_window is None else head_window
-    return Engine(target, tokenizer, drafter_head, info, planners, limits, window)
+    return Engine(target, tokenizer, drafter_head, info, planners, limits)
 
 
 def _with_prospect(info: EngineInfo, planners: Planners) -> EngineInfo:

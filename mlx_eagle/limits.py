@@ -5,16 +5,19 @@ was asked for; an answer that reaches it ends there and says so.
 """
 
 import os
+from bisect import bisect_right
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlx_eagle.cache import KVCache
+from mlx_eagle.cache import KVCache, WindowKVCache
 from mlx_eagle.convert.checkpoint import language_config
 from mlx_eagle.errors import EagleError
+from mlx_eagle.sink_cache import SinkKVCache
 from mlx_eagle.stock_cache import StockCache
 from mlx_eagle.target import Target
 
+UNBOUNDED = 1 << 40  # rows
 SHARE = 0.75  # of the machine's memory, where the device does not say what it can use
 CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "n_positions")
 
@@ -25,17 +28,21 @@ class Room(NamedTuple):
     tokens: int
     reason: str
 
-    def check(self, n_tokens: int) -> None:
+    def check(self, n_tokens: int, can_drop: bool) -> None:
         """Refuse a prompt after which no token of an answer would fit.
+
+        Args:
+            n_tokens: of the prompt.
+            can_drop: whether turns could be left out, and were not asked to be.
 
         Raises:
             EagleError: saying what is full and what helps.
         """
         if n_tokens >= self.tokens:
-            raise EagleError(
-                f"the prompt has {n_tokens} tokens, but {self.reason}; shorten it, start anew, or "
-                "leave out the oldest turns (overflow='truncate')"
-            )
+            remedy = "shorten it or start anew"
+            if can_drop:
+                remedy += ", or leave out the oldest turns (overflow: truncate)"
+            raise EagleError(f"the prompt has {n_tokens} tokens, but {self.reason}; {remedy}")
 
 
 class Limits(NamedTuple):
@@ -44,31 +51,40 @@ class Limits(NamedTuple):
     Attributes:
         max_context: tokens; None where the model does not say.
         memory: bytes that the process may use on the device.
-        row_bytes: what a token takes in the target's cache, for good; 0 where it is not known.
+        growth: by layer of the target's cache, the bytes of a row and the most rows that it keeps
+            (None: all); empty where it is not known.
+        head_window: tokens that the head attends to; 0 for all.
     """
 
     max_context: int | None = None
     memory: int | None = None
-    row_bytes: int = 0
+    growth: tuple[tuple[int, int | None], ...] = ()
+    head_window: int = 0
+
+    def cache_bytes(self, rows: int) -> int:
+        """Return what so many rows take in the target's cache."""
+        return sum(size * (rows if most is None else min(rows, most)) for size, most in self.growth)
 
     def room(self, held_rows: int) -> Room | None:
         """Return how many tokens a conversation may have; None if nothing bounds it.
 
         Args:
-            held_rows: rows that its cache already has room for.
+            held_rows: rows that its cache holds already, and shares with no other.
         """
         rooms = []
         if self.max_context is not None:
             full = f"the context of {self.max_context} tokens is full"
             rooms.append(Room(self.max_context, full))
-        if self.memory is not None and self.row_bytes:
-            free = max(self.memory - mx.get_active_memory(), 0)
-            tokens = held_rows + free // self.row_bytes
+        if self.memory is not None and self.growth:
+            free = max(self.memory - mx.get_active_memory(), 0) + self.cache_bytes(held_rows)
+            # The first number of rows that takes more than there is.
+            tokens = bisect_right(range(UNBOUNDED), free, key=self.cache_bytes) - 1
             full = (
-                f"the memory of {self.memory / 1e9:.1f} GB is full with {tokens} tokens "
-                "(--kv-bits 8 takes half of that, --memory sets the limit)"
+                f"the memory limit of {self.memory / 1e9:.1f} GB leaves room for {tokens} tokens "
+                "(fewer bits in the KV cache leave more: kv_bits)"
             )
-            rooms.append(Room(tokens, full))
+            if tokens < UNBOUNDED - 1:
+                rooms.append(Room(tokens, full))
         return min(rooms) if rooms else None
 
 
@@ -87,15 +103,22 @@ def device_memory() -> int:
     return int(SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
-def row_bytes(target: Target) -> int:
-    """Return the bytes that every further token takes in a target's cache; 0 if not known.
+def growth(target: Target) -> tuple[tuple[int, int | None], ...]:
+    """Return, by layer of a target's cache, the bytes of a row and the most rows that it keeps.
 
-    Layers with a window stop growing and are not counted.
+    Recurrent states do not grow; for mlx-lm's own caches it is not known.
     """
     cache = target.make_cache()
     if isinstance(cache, StockCache):
-        return 0
+        return ()
     target.extend(mx.array([0]), cache)  # never computed: shapes suffice
-    # Windows do not grow, nor do recurrent states, which are no KV caches.
-    growing = [p for p in cache.parts if isinstance(p, KVCache) and not hasattr(p, "window")]
-    return sum(part.nbytes // part.step for part in growing)
+    layers = [part for part in cache.parts if isinstance(part, KVCache)]
+    return tuple((part.nbytes // part.step, _most_rows(part)) for part in layers)
+
+
+def _most_rows(layer: KVCache) -> int | None:
+    """Return the most rows that a layer keeps; None for all."""
+    if isinstance(layer, WindowKVCache | SinkKVCache):
+        sinks = layer.sinks if isinstance(layer, SinkKVCache) else 0
+        return sinks + layer.window + layer.margin + layer.slack
+    return None

@@ -1,5 +1,6 @@
 """What a request may ask for: one frozen set of options, checked when it is made."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from mlx_lm.sample_utils import make_logits_processors
 
 from mlx_eagle.chooser import LogitsProcessor
 from mlx_eagle.constrain import Grammar
+from mlx_eagle.errors import EagleError
 from mlx_eagle.generate import PREFILL_STEP
 from mlx_eagle.sampling import Draws, Sampler, StockSampler
 from mlx_eagle.tree import TreeShape
@@ -21,7 +23,8 @@ class GenerationOptions:
     Attributes:
         max_tokens: most tokens to generate.
         temperature: 0 is greedy; see `sampling.py` for top_p, top_k, min_p and seed.
-        sampler: a sampler made for mlx-lm, instead of these; it draws from mlx's own generator.
+        sampler: a sampler made for mlx-lm, instead of these; it draws from mlx's own generator,
+            and must depend on nothing else but its argument.
         repetition_penalty: divides the logits of recent tokens (arXiv 1909.05858); None: off.
         presence_penalty: subtracted once from the logits of recent tokens; None: off.
         frequency_penalty: subtracted for every recent occurrence of a token; None: off.
@@ -70,23 +73,74 @@ class GenerationOptions:
     progress: Callable[[int, int], None] | None = None
 
     def __post_init__(self) -> None:
-        _check_least("max_tokens", self.max_tokens, 1)
-        _check_least("prefill_step_size", self.prefill_step_size, 1)
-        for name in ("repetition", "presence", "frequency"):
-            _check_least(f"{name}_context_size", getattr(self, f"{name}_context_size"), 1)
-        if isinstance(self.stop, str):
-            raise ValueError(f"stop is the string {self.stop!r}; give a list of strings")
-        if self.repetition_penalty is not None and not self.repetition_penalty > 0:
+        if self.stop is None:
+            object.__setattr__(self, "stop", ())
+        if self.logits_processors is None:
+            object.__setattr__(self, "logits_processors", ())
+        self._check_counts()
+        self._check_penalties()
+        if isinstance(self.stop, str) or not all(isinstance(text, str) for text in self.stop):
+            raise ValueError(f"stop is {self.stop!r}; give a list of strings")
+        if callable(self.logits_processors) or not all(map(callable, self.logits_processors)):
+            raise ValueError("logits_processors must be a list of functions")
+        if self.tree is not None and not isinstance(self.tree, TreeShape):
+            raise ValueError(f"tree is {self.tree!r}; give a TreeShape, or None for the planner")
+        if self.overflow not in ("refuse", "truncate"):
+            raise ValueError(f"overflow is {self.overflow!r}; it must be 'refuse' or 'truncate'")
+        self._check_pairs()
+        self.draws()
+
+    def _check_counts(self) -> None:
+        """Refuse what is no whole number, or too small."""
+        sizes = ("repetition_context_size", "presence_context_size", "frequency_context_size")
+        least = dict.fromkeys(("max_tokens", "prefill_step_size", *sizes), 1)
+        for name, smallest in (least | {"seed": 0, "top_k": 0}).items():
+            value = getattr(self, name)
+            if type(value) is not int:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number")
+            if value < smallest:
+                raise ValueError(f"{name} is {value}; it must be {smallest} or more")
+
+    def _check_penalties(self) -> None:
+        """Refuse penalties and biases that are no numbers."""
+        penalties = ("repetition_penalty", "presence_penalty", "frequency_penalty")
+        values = {name: getattr(self, name) for name in penalties}
+        values |= {f"logit_bias of token {i}": bias for i, bias in self.logit_bias.items()}
+        for name, value in values.items():
+            if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+                raise ValueError(f"{name} is {value!r}; it must be a finite number")
+        if self.repetition_penalty is not None and self.repetition_penalty <= 0:
             raise ValueError(
                 f"repetition_penalty is {self.repetition_penalty}; it must be above 0 (1 is off)"
             )
+
+    def _check_pairs(self) -> None:
+        """Refuse options that contradict each other."""
         if self.json_schema is not None and self.regex is not None:
             raise ValueError("json_schema and regex were both given; an answer follows one")
-        if self.overflow not in ("refuse", "truncate"):
-            raise ValueError(f"overflow is {self.overflow!r}; it must be 'refuse' or 'truncate'")
-        if self.sampler is not None and self.temperature:
-            raise ValueError("sampler and temperature were both given; a sampler has its own")
-        self.draws()
+        if self.ignore_eos and (self.json_schema is not None or self.regex is not None):
+            raise ValueError("ignore_eos was given with a grammar, whose answers end by themselves")
+        if self.sampler is not None:
+            own = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "seed": 0}
+            given = [name for name, default in own.items() if getattr(self, name) != default]
+            if given:
+                raise ValueError(
+                    f"sampler and {given[0]} were both given; a sampler has its own "
+                    "(mx.random.seed seeds it)"
+                )
+
+    def check_bias(self, vocab_size: int) -> None:
+        """Refuse biases of tokens that a target of `vocab_size` tokens does not have.
+
+        Raises:
+            EagleError: naming the first of them.
+        """
+        for token in self.logit_bias:
+            if type(token) is not int or not 0 <= token < vocab_size:
+                raise EagleError(
+                    f"logit_bias names token {token!r}, but the target has {vocab_size} tokens, "
+                    "from 0 on"
+                )
 
     @property
     def is_greedy(self) -> bool:
@@ -117,9 +171,3 @@ class GenerationOptions:
         if self.json_schema is not None:
             return Grammar.json_schema(self.json_schema)
         return None if self.regex is None else Grammar.regex(self.regex)
-
-
-def _check_least(name: str, value: int, least: int) -> None:
-    """Refuse a count below the least that makes sense."""
-    if value < least:
-        raise ValueError(f"{name} is {value}; it must be {least} or more")

@@ -1,11 +1,14 @@
 """What a prompt may be, and its token ids."""
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
 
 from mlx_eagle.errors import EagleError
+
+AT_ONCE = 4  # turns that are left out together, where there are many
 
 Message = dict[str, str]
 Prompt = str | Sequence[int] | Sequence[Message]
@@ -33,8 +36,8 @@ def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
         ids: list[int] = tokenizer.encode(prompt, add_special_tokens=not has_bos)
     elif is_messages(prompt):
         ids = _apply_template(tokenizer, list(prompt)) if prompt else []
-    elif isinstance(prompt, list | tuple) and all(type(i) is int for i in prompt):
-        ids = list(prompt)
+    elif isinstance(prompt, list | tuple) and all(_is_id(i) for i in prompt):
+        ids = [operator.index(i) for i in prompt]
     else:
         raise EagleError(
             f"the prompt is {type(prompt).__name__}; give a string, a list of token ids (int) "
@@ -63,15 +66,22 @@ def check_ids(ids: Sequence[int], n_tokens: int | None) -> None:
         )
 
 
-def without_oldest_turn(messages: Sequence[Message]) -> list[Message] | None:
-    """Return messages without the first turn after the system prompt; None if none is to spare.
+def turns_dropped(messages: Sequence[Any]) -> Iterator[list[Any]]:
+    """Yield messages without ever more of the oldest turns; the system prompt stays.
 
-    A turn is everything up to the next question.
+    A turn is everything up to the next question. Several go at a time, so that the turns after
+    begin with the same messages and what was computed of them is used again.
     """
     start = 1 if messages and messages[0].get("role") == "system" else 0
-    later = range(start + 1, len(messages))
-    following = next((i for i in later if messages[i].get("role") == "user"), None)
-    return None if following is None else [*messages[:start], *messages[following:]]
+    questions = [i for i, m in enumerate(messages) if i > start and m.get("role") == "user"]
+    step = AT_ONCE if len(questions) > 2 * AT_ONCE else 1
+    for first in [*questions[step - 1 :: step], *questions[-1:]]:
+        yield [*messages[:start], *messages[first:]]
+
+
+def _is_id(value: Any) -> bool:
+    """Say whether a value is an integer, of NumPy perhaps, and no bool."""
+    return hasattr(value, "__index__") and not isinstance(value, bool)
 
 
 def _apply_template(tokenizer: Any, messages: list[Any]) -> list[int]:

@@ -1,5 +1,6 @@
 """The stream of an answer: rounds of tokens turned into one response per token, with statistics."""
 
+import math
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -50,14 +51,22 @@ class GenerationResponse(NamedTuple):
         return None if self.logprobs is None else float(self.logprobs[self.token])
 
     def top_logprobs(self, n: int) -> list[tuple[int, float]]:
-        """Return the n likeliest tokens with their log-probabilities, the likeliest first."""
+        """Return the n likeliest tokens with their log-probabilities, the likeliest first.
+
+        There are fewer where fewer may follow.
+
+        Raises:
+            ValueError: if `n` is negative.
+        """
+        if n < 0:
+            raise ValueError(f"n is {n}; it must be 0 or more")
         if self.logprobs is None:
             return []
         ids = mx.argpartition(-self.logprobs, n)[:n] if n < self.logprobs.size else None
         kept = mx.arange(self.logprobs.size) if ids is None else ids
         tokens: list[int] = cast(list[int], kept.tolist())
         values: list[float] = cast(list[float], self.logprobs[kept].tolist())
-        pairs = zip(tokens, values, strict=True)
+        pairs = [(t, p) for t, p in zip(tokens, values, strict=True) if p > -math.inf]
         return sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
 
 
@@ -102,12 +111,11 @@ class Ends(NamedTuple):
 def responses(
     stream: Iterator[Round],
     text: TextStream,
-    tokens: list[int],
     stats: GenerationStats,
     ends: Ends,
     started: float,
 ) -> Responses:
-    """Turn rounds into one response per token; `tokens` grows by what is committed."""
+    """Turn rounds into one response per token."""
     for index, round_ in enumerate(stream):
         now = time.perf_counter()
         if index == 0:
@@ -115,8 +123,7 @@ def responses(
         else:
             stats.generation_seconds = now - first
             _count(stats, round_)
-        tokens.extend(round_.tokens)
-        log_probs = round_.log_probs if ends.logprobs else None
+        log_probs = _rows(round_.log_probs) if ends.logprobs else None
         tree = _drafted(round_)
         for place, token in enumerate(round_.tokens):
             stats.generation_tokens += 1
@@ -143,6 +150,13 @@ def responses(
             )
             if reason:
                 return
+
+
+def _rows(array: mx.array) -> list[mx.array]:
+    """Return the rows of an array, computed: a response must not hold on to a whole round."""
+    rows = [mx.contiguous(row) for row in array]
+    mx.eval(rows)
+    return rows
 
 
 def _count(stats: GenerationStats, round_: Round) -> None:

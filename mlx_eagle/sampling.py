@@ -7,6 +7,7 @@ top-k on the untempered distribution, then the temperature. What changes the log
 what a round keeps of them, is in `chooser.py`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,7 +15,11 @@ from typing import Any, Protocol
 import mlx.core as mx
 from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
 
+from mlx_eagle.errors import EagleError
 from mlx_eagle.tree import DraftTree
+
+COLDEST = 1e-6  # temperature; below it float32 has no room for the scores
+NO_TOKEN = -1  # what a caller's sampler chose where that is no token of the target
 
 
 class Draws(Protocol):
@@ -25,6 +30,9 @@ class Draws(Protocol):
 
     def commit(self, path: Sequence[int]) -> None:
         """Go on after the last node of `path`, which was accepted; the other draws never were."""
+
+    def rewind(self, n: int) -> None:
+        """Go back before the last `n` draws of the path that was committed last."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +46,12 @@ class Sampler:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature is {self.temperature}; it must be 0 or more")
+        if self.temperature != 0 and not COLDEST <= self.temperature < math.inf:
+            raise ValueError(
+                f"temperature is {self.temperature}; it must be 0 or a number from {COLDEST} on"
+            )
+        if not 0 <= self.seed < 1 << 32:
+            raise ValueError(f"seed is {self.seed}; it must be 0 or more and below 2**32")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
         if not 0 <= self.min_p <= 1:
@@ -62,13 +74,18 @@ class Sampler:
             # mlx-lm takes the argmax after this subtraction, which makes ties in 16 bits.
             log_probs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
             return mx.argmax(log_probs, axis=-1).astype(mx.int32)
-        scores = self._filtered(logits.astype(mx.float32)) / self.temperature
+        scores = self._filtered(logits.astype(mx.float32))
+        # The largest is 0, so that the coldest draw still has one finite score.
+        scores = (scores - scores.max(axis=-1, keepdims=True)) / self.temperature
         noise = [self._noise(offset + d, logits.shape[-1]) for d in range(tree.max_depth + 1)]
         scores = scores + mx.stack(noise)[tree.depths]  # [N, V]
         return mx.argmax(scores, axis=-1).astype(mx.int32)
 
     def commit(self, path: Sequence[int]) -> None:
         """Nothing to do: a draw depends on its position alone."""
+
+    def rewind(self, n: int) -> None:
+        """Nothing to do, as for `commit`."""
 
     def _filtered(self, logits: mx.array) -> mx.array:
         """Return log-probabilities [N, V], -inf where a filter removes the token."""
@@ -83,7 +100,7 @@ class Sampler:
 
     def _noise(self, position: int, n: int) -> mx.array:
         """Return [n] Gumbel noise that depends on the seed and the position alone."""
-        key = mx.array([self.seed & 0xFFFFFFFF, position], dtype=mx.uint32)
+        key = mx.array([self.seed, position], dtype=mx.uint32)
         return mx.random.gumbel((n,), key=key)
 
 
@@ -98,6 +115,7 @@ class StockSampler:
     def __init__(self, sampler: Callable[[mx.array], mx.array]) -> None:
         self._sampler = sampler
         self._states: list[mx.array] = []  # of mlx's generator, after each node's call
+        self._path: list[mx.array] = []  # of them, those after the nodes that were committed last
 
     def __call__(self, logits: mx.array, tree: DraftTree, offset: int) -> mx.array:
         """Call the sampler once per node; see `Draws`."""
@@ -107,14 +125,30 @@ class StockSampler:
         self._states = []
         for node, parent in enumerate(tree.structure()):
             _set_random_state(self._states[parent] if node else before)
-            tokens.append(self._sampler(log_probs[node : node + 1]).reshape(1))
+            tokens.append(self._draw(log_probs[node : node + 1]))
             self._states.append(_random_state())
         _set_random_state(before)
-        return mx.concatenate(tokens).astype(mx.int32)
+        chosen = mx.concatenate(tokens).astype(mx.int32)
+        return mx.where((chosen >= 0) & (chosen < logits.shape[-1]), chosen, NO_TOKEN)
 
     def commit(self, path: Sequence[int]) -> None:
         """Leave mlx's generator as the call for the last accepted node left it."""
-        _set_random_state(self._states[path[-1]])
+        self._path = [self._states[node] for node in path]
+        _set_random_state(self._path[-1])
+
+    def rewind(self, n: int) -> None:
+        """Leave mlx's generator as if the last `n` accepted nodes had not been drawn after."""
+        if 0 < n < len(self._path):
+            _set_random_state(self._path[-1 - n])
+
+    def _draw(self, log_probs: mx.array) -> mx.array:
+        """Return the token [1] that the sampler draws from log-probabilities [1, V]."""
+        token = self._sampler(log_probs)
+        if not isinstance(token, mx.array) or token.size != 1:
+            is_array = isinstance(token, mx.array)
+            found = f"an array of shape {token.shape}" if is_array else type(token).__name__
+            raise EagleError(f"the sampler returned {found}; it must return an array of one token")
+        return token.reshape(1)
 
 
 def _random_state() -> mx.array:

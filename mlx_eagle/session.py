@@ -1,59 +1,24 @@
 """A conversation: messages, and streams of answers that reuse what is held of them.
 
-It knows messages and requests. What target and head hold is `context.py`'s matter, the loop
-`generate.py`'s, files are `session_file.py`'s.
+It knows messages. What target and head hold is `context.py`'s matter, one answer `answers.py`'s,
+files are `session_file.py`'s.
 """
 
 import threading
-import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlx_eagle.chooser import Chooser, TreeConstraint
+from mlx_eagle.answers import Answering, Resources, check_request
 from mlx_eagle.context import Context
-from mlx_eagle.drafters import Drafter
 from mlx_eagle.errors import EagleError
-from mlx_eagle.generate import Decoder, prefill_steps, rounds
-from mlx_eagle.limits import Limits, Room
 from mlx_eagle.options import GenerationOptions
-from mlx_eagle.planner import Planner
-from mlx_eagle.planning import Planners
-from mlx_eagle.policy import FixedShape, Policy
-from mlx_eagle.prompt import Message, Prompt, check_ids, encode, is_messages, without_oldest_turn
-from mlx_eagle.responses import Ends, Responses, responses
+from mlx_eagle.prompt import Message, Prompt
+from mlx_eagle.responses import Responses
 from mlx_eagle.session_file import About, read_session, write_session
-from mlx_eagle.stats import GenerationStats, Planned
-from mlx_eagle.target import Target
-from mlx_eagle.text import TextStream
-from mlx_eagle.tree import PLAIN, TreeShape
-
-
-class Resources(NamedTuple):
-    """What the conversations of an engine share.
-
-    Attributes:
-        target: the target.
-        tokenizer: mlx-lm's wrapper of its tokenizer.
-        make_drafter: makes a drafter with an empty cache; None if there is no head.
-        speculation: "on", or "off: reason".
-        planners: what plans the trees; None makes them anew.
-        limits: how long conversations may become.
-        constrain: returns what constrains an answer, by its options; None: nothing can.
-        identity: returns what a saved conversation must agree with, in words by what they are of.
-    """
-
-    target: Target
-    tokenizer: Any
-    make_drafter: Callable[[], Drafter] | None
-    speculation: str
-    planners: Planners | None = None
-    limits: Limits = Limits()
-    constrain: Callable[[GenerationOptions], TreeConstraint | None] | None = None
-    identity: Callable[[], dict[str, str]] | None = None
 
 
 class Usage(NamedTuple):
@@ -62,19 +27,6 @@ class Usage(NamedTuple):
     tokens: int
     max_context: int | None
     cache_bytes: int
-
-
-class Request(NamedTuple):
-    """A checked request: the token ids of its prompt, its options, and the room there is for it.
-
-    `n_dropped` messages were left out because they did not fit.
-    """
-
-    ids: list[int]
-    options: GenerationOptions
-    room: Room | None
-    n_dropped: int
-    chooser: Chooser
 
 
 class Session:
@@ -95,13 +47,8 @@ class Session:
         self.messages: list[Message] = []
         self.context = Context(resources.target, resources.make_drafter)
         self._resources = resources
-        self._is_hopeless = False  # once it is, the head has not followed the conversation
         self._open: Responses | None = None
         self._cancelled = threading.Event()
-        max_depth = self.context.drafter.max_depth if self.context.drafter else 0
-        self._planners = resources.planners or Planners(
-            max_depth=max_depth, chains_only=resources.target.chains_only
-        )
 
     # The conversation
 
@@ -110,8 +57,11 @@ class Session:
 
         An answer that is cut short (by closing the stream, by `cancel`, or by asking again) joins
         it as far as it got. A request that is refused, or stopped before its first token, leaves
-        the conversation as it was; see `stream_generate` for the errors.
+        the conversation as it was, but ends a stream that is open; see `stream_generate` for the
+        errors.
         """
+        if not isinstance(text, str):
+            raise EagleError(f"the question is {type(text).__name__}; give it as a string")
         self._finish()
         return self._answer(self.messages, {"role": "user", "content": text}, options)
 
@@ -136,7 +86,7 @@ class Session:
     def undo(self) -> Message | None:
         """Forget the last question and its answer; return the question, None if there is none."""
         self._finish()
-        if not self.messages:
+        if not any(message["role"] == "user" for message in self.messages):
             return None
         self.messages, question = self._last_turn()
         return question
@@ -145,8 +95,8 @@ class Session:
         """Forget the conversation and free its caches; the system prompt stays."""
         self._finish()
         self.messages = []
-        self._is_hopeless = False
         self.context.reset()
+        self.context.is_hopeless = False
         mx.clear_cache()
 
     def cancel(self) -> None:
@@ -162,9 +112,11 @@ class Session:
         return Usage(len(held.tokens), self._resources.limits.max_context, held.nbytes)
 
     def fork(self) -> "Session":
-        """Return a second conversation that begins with this one; rows are shared, not copied.
+        """Return a second conversation that begins with this one; a stream that is open ends.
 
-        A prompt that many requests share is read once: let a session `read` it, and fork that.
+        Nothing is read again. The first of both to go on copies the rows, so a fork takes memory
+        once it is used. A prompt that many requests share is read once: let a session `read` it,
+        and fork that.
         """
         self._finish()
         twin = Session.__new__(Session)
@@ -175,7 +127,7 @@ class Session:
         return twin
 
     def save(self, path: str | Path) -> None:
-        """Write the conversation and its caches to one file; see `session_file.py`.
+        """Write the conversation and its caches to one file; a stream that is open ends.
 
         Raises:
             EagleError: if the file cannot be written; an older file of that name is still whole.
@@ -183,7 +135,7 @@ class Session:
         self._finish()
         identity = self._resources.identity
         about = About(self.system, self.messages, identity() if identity else {})
-        write_session(Path(path), about, self.context)
+        write_session(_path(path), about, self.context)
 
     @classmethod
     def load(cls, path: str | Path, resources: Resources) -> "Session":
@@ -194,7 +146,7 @@ class Session:
         """
         session = cls(resources)
         identity = resources.identity
-        about = read_session(Path(path), identity() if identity else {}, session.context)
+        about = read_session(_path(path), identity() if identity else {}, session.context)
         session.system, session.messages = about.system, about.messages
         return session
 
@@ -215,65 +167,31 @@ class Session:
             TypeError: if an option does not exist.
             ValueError: if an option is out of range.
         """
-        request = self._request(prompt, GenerationOptions(**options))
-        self._finish()
-        self._cancelled = threading.Event()
-        self._open = self._guarded(self._stream(request))
+        self._open = self._answering(prompt, options).stream()
         return self._open
 
-    def read(self, prompt: Prompt, **options: Any) -> None:
+    def read(self, prompt: Prompt, **options: Any) -> bool:
         """Run a prompt through target and head, so that later prompts that begin with it need not.
 
         Args:
             prompt: as for `stream_generate`; for messages, an answer need not follow.
             **options: `progress` and `prefill_step_size` matter.
 
+        Returns:
+            False if it was cancelled; what was read stays.
+
         Raises:
             EagleError: as `stream_generate` does.
         """
-        request = self._request(prompt, GenerationOptions(**options))
+        return self._answering(prompt, options).read()
+
+    def _answering(self, prompt: Prompt, options: dict[str, Any]) -> Answering:
+        """Check a request, then end the stream that is open."""
+        chosen = GenerationOptions(**options)
+        request = check_request(self._resources, self.context, prompt, chosen)
         self._finish()
-        for _ in self._guarded(self._prefill(self._decoder(request, True), request)):
-            pass
-
-    def _request(self, prompt: Prompt, options: GenerationOptions) -> Request:
-        """Check a request before anything runs."""
-        room = self._resources.limits.room(self.context.cache.rows)
-        ids, n_dropped = encode(self._resources.tokenizer, prompt), 0
-        if options.overflow == "truncate" and room is not None and is_messages(prompt):
-            # An answer should fit, but a long limit must not cost the conversation.
-            most = room.tokens - min(options.max_tokens, room.tokens // 4)
-            messages: Any = prompt
-            while len(ids) > most and (fewer := without_oldest_turn(messages)):
-                n_dropped += len(messages) - len(fewer)
-                messages, ids = fewer, encode(self._resources.tokenizer, fewer)
-        check_ids(ids, self._resources.target.vocab_size)
-        self._check_tree(options.tree)
-        if room is not None:
-            room.check(len(ids))
-        constrain = self._resources.constrain
-        constraint = constrain(options) if constrain else None
-        chooser = Chooser(options.draws(), options.processors(), constraint, ids[:-1])
-        return Request(ids, options, room, n_dropped, chooser)
-
-    def _check_tree(self, tree: TreeShape | None) -> None:
-        """Refuse trees that the drafter cannot make, or the target cannot verify."""
-        drafter = self.context.drafter
-        if tree is None or drafter is None:
-            return
-        self._resources.target.check_shape(tree)
-        if tree.width > drafter.max_width:
-            raise EagleError(
-                f"a tree of width {tree.width} was asked for, but the head proposes among "
-                f"{drafter.max_width} tokens"
-            )
-        if tree.depth > drafter.max_depth:
-            raise EagleError(
-                f"a tree of depth {tree.depth} was asked for, but the head proposes "
-                f"{drafter.max_depth} tokens in a row"
-            )
-
-    # Streams
+        self._cancelled = threading.Event()
+        return Answering(self._resources, self.context, request, self._cancelled)
 
     def _last_turn(self) -> tuple[list[Message], Message]:
         """Return the messages before the last question, and the question, once nothing is open."""
@@ -289,20 +207,9 @@ class Session:
         """Stream the answer to a question that follows `before`."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         stream = self.stream_generate([*system, *before, question], **options)
-        self._open = self._noted([*before, question], stream)
+        # An abandoned stream must not keep the conversation, and its caches, alive.
+        self._open = _noted(weakref.ref(self), [*before, question], stream)
         return self._open
-
-    def _noted(self, asked: list[Message], stream: Responses) -> Responses:
-        """Pass a stream on and note question and answer in the conversation."""
-        answer: list[str] = []
-        try:
-            for response in stream:
-                answer.append(response.text)
-                yield response
-        finally:
-            stream.close()
-            if answer:
-                self.messages = [*asked, {"role": "assistant", "content": "".join(answer)}]
 
     def _finish(self) -> None:
         """End the stream that is still open, if any."""
@@ -310,98 +217,23 @@ class Session:
             self._open.close()
         self._open = None
 
-    def _guarded(self, stream: Responses) -> Responses:
-        """Pass a stream on; caches that an exception leaves half-written are not used again."""
-        try:
-            yield from stream
-        except GeneratorExit:
-            raise
-        except BaseException:
-            self.context.reset()
-            raise
 
-    def _stream(self, request: Request) -> Responses:
-        """Prefill, then turn rounds into responses until something ends the answer."""
-        ids, options, held = request.ids, request.options, self.context
-        stats = GenerationStats(prompt_tokens=len(ids), speculation=self._resources.speculation)
-        stats.dropped_messages = request.n_dropped
-        policy = self._policy(options, len(ids), stats)
-        mx.reset_peak_memory()
-        started = time.perf_counter()
-        decoder = self._decoder(request, policy is not None)
-        stats.cached_tokens = held.cache.rows
-        yield from self._prefill(decoder, request)
-        if self._cancelled.is_set():
-            return
-        text = TextStream(self._resources.tokenizer, options.stop)
-        ends = self._ends(request)
-        with closing(rounds(decoder, ids[-1], policy or FixedShape(PLAIN))) as stream:
-            for response in responses(stream, text, held.tokens, stats, ends, started):
-                if options.progress is not None and response.generation_tokens == 1:
-                    options.progress(len(ids), len(ids))
-                if response.stats is not None:
-                    self._conclude(response.stats, policy)
-                yield response
+def _path(path: str | Path) -> Path:
+    """Return where a conversation is kept, if that can be a file's name."""
+    if not Path(path).name or "\0" in str(path):
+        raise EagleError(f"{str(path)!r} is not the name of a file")
+    return Path(path)
 
-    def _decoder(self, request: Request, speculate: bool) -> Decoder:
-        """Go back to what is held of a prompt, and return the parties to its rounds."""
-        self.context.reuse(request.ids, speculate)
-        drafter = self.context.drafter if speculate else None
-        return Decoder(self._resources.target, self.context.cache, drafter, request.chooser)
 
-    def _prefill(self, decoder: Decoder, request: Request) -> Responses:
-        """Read what is new of a prompt; a generator without responses, which `cancel` ends."""
-        ids, options = request.ids, request.options
-        for done in prefill_steps(decoder, ids, options.prefill_step_size):
-            if options.progress is not None:
-                options.progress(done, len(ids))
-            # True even if the stream is closed here.
-            self.context.tokens = ids[:done]
-            if self._cancelled.is_set():
-                return
-        self.context.tokens = list(ids)
-        decoder.cache.checkpoint()
-        yield from ()
-
-    def _ends(self, request: Request) -> Ends:
-        """Return what ends an answer: end tokens, the limits, or somebody who has had enough."""
-        options, room = request.options, request.room
-        eos = set() if options.ignore_eos else set(self._resources.tokenizer.eos_token_ids)
-        if room is None or len(request.ids) + options.max_tokens <= room.tokens:
-            return Ends(eos, options.max_tokens, "", self._cancelled, options.logprobs)
-        left = room.tokens - len(request.ids)
-        return Ends(eos, left, room.reason, self._cancelled, options.logprobs)
-
-    def _policy(
-        self, options: GenerationOptions, n_tokens: int, stats: GenerationStats
-    ) -> Policy | None:
-        """Return what decides on the trees of this answer, or None, and note which and why."""
-        drafter = self.context.drafter
-        if not options.speculate:
-            stats.speculation = "off: not asked for"
-        elif options.tree == PLAIN:
-            stats.speculation = "off: the tree has no nodes"
-        elif drafter is not None and options.tree is not None:
-            stats.speculation = "on"
-            return FixedShape(options.tree)
-        elif drafter is not None:
-            stats.speculation = "on"
-            planner = self._planners.planner(0.0 if options.is_greedy else 1.0)
-            plain_seconds = planner.costs.plain(n_tokens)
-            stats.planned = Planned(self._planners.calibration.source, plain_seconds)
-            self._is_hopeless = self._is_hopeless or planner.is_hopeless(n_tokens)
-            if not self._is_hopeless:
-                return planner
-            stats.speculation = f"off: {planner.why_hopeless(n_tokens)}"
-        return None
-
-    def _conclude(self, stats: GenerationStats, policy: Policy | None) -> None:
-        """Complete the statistics of an answer, and keep what was learnt from it."""
-        if isinstance(policy, Planner):
-            if stats.planned is not None and stats.planned.is_mostly_plain:
-                stats.speculation = f"off: {policy.why_plain(stats.prompt_tokens)}"
-            if stats.planned is not None:
-                stats.planned.plain_seconds = policy.costs.plain(len(self.context.tokens))
-            self._planners.keep()
-        if self._planners.watch is not None:
-            stats.advice = self._planners.watch.advise(stats)
+def _noted(session: "weakref.ref[Session]", asked: list[Message], stream: Responses) -> Responses:
+    """Pass a stream on and note question and answer in the conversation."""
+    answer: list[str] = []
+    try:
+        for response in stream:
+            answer.append(response.text)
+            yield response
+    finally:
+        stream.close()
+        owner = session()
+        if answer and owner is not None:
+            owner.messages = [*asked, {"role": "assistant", "content": "".join(answer)}]

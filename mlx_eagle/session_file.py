@@ -4,11 +4,14 @@ The file is safetensors: the rows as tensors, the rest as JSON in its metadata. 
 the very weights that computed the rows, so it names them, and anything else is refused.
 """
 
+import errno
 import hashlib
 import json
 import os
 import secrets
+import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -24,7 +27,8 @@ from mlx_eagle.prompt import Message
 
 FORMAT, VERSION = "mlx-eagle session", 1
 TOKENS = "tokens"
-SAMPLES = 16  # numbers of every tensor that tell it from another
+SAMPLES = 64  # numbers of every tensor that tell it from another
+WORDS = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint32}  # by bytes of a number
 
 
 class About(NamedTuple):
@@ -41,14 +45,15 @@ class About(NamedTuple):
 def identify(network: nn.Module) -> str:
     """Return a text that tells the weights of a network from others, wherever they are stored.
 
-    It is made of the names, types and shapes of all tensors and of a few numbers of each.
+    It is made of the names, types and shapes of all tensors, of a sum over all words of each, and
+    of a few of its numbers, which a sum would not tell from the same ones in another order.
     """
     digest = hashlib.sha256()
     for name, array in sorted(dict(tree_flatten(network.parameters())).items()):
-        flat = array.reshape(-1)
-        sample = flat[:: max(1, flat.size // SAMPLES)]
+        words = array.reshape(-1).view(WORDS[array.dtype.size])
+        sample = words[:: max(1, words.size // SAMPLES)]
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(np.array(sample.view(mx.uint8)).tobytes())
+        digest.update(f"{words.astype(mx.uint32).sum().item()} {sample.tolist()}".encode())
     return digest.hexdigest()[:32]
 
 
@@ -58,6 +63,7 @@ def write_session(path: Path, about: About, context: Context) -> None:
     Raises:
         EagleError: if it cannot be written.
     """
+    path = Path(os.path.realpath(os.path.expanduser(path)))
     drafter = context.drafter
     facts = about._asdict() | {
         "rows": context.cache.rows,
@@ -65,9 +71,12 @@ def write_session(path: Path, about: About, context: Context) -> None:
     }
     arrays = context.arrays() | {TOKENS: mx.array(context.tokens, dtype=mx.int32)}
     # mx.save_safetensors insists on the ending; the last step gives the file its own name.
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial.safetensors")
+    partial = path.parent / f".{secrets.token_hex(8)}.partial.safetensors"
     metadata = {"format": FORMAT, "version": str(VERSION), "about": json.dumps(facts)}
+    metadata["crc32"] = _checksum(arrays)
     try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
         partial.touch(mode=0o600)  # what was said is nobody else's business
         mx.save_safetensors(str(partial), arrays, metadata)
         with partial.open("rb") as stream:
@@ -76,7 +85,8 @@ def write_session(path: Path, about: About, context: Context) -> None:
     except (OSError, RuntimeError) as error:
         raise EagleError(f"cannot write {path}: {_reason(error)}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def read_session(path: Path, identity: Mapping[str, str], context: Context) -> About:
@@ -90,8 +100,13 @@ def read_session(path: Path, identity: Mapping[str, str], context: Context) -> A
     Raises:
         EagleError: if the file does not exist, is damaged, or belongs to something else.
     """
-    if not path.is_file():
-        raise EagleError(f"there is no file {path}")
+    path = Path(os.path.expanduser(path))
+    try:
+        is_file = path.is_file()
+    except (OSError, ValueError):
+        is_file = False
+    if not is_file:
+        raise EagleError(f"{path} is not a file")
     arrays, facts = _load(path)
     about = _about(path, facts)
     for what, expected in identity.items():
@@ -122,7 +137,8 @@ def _load(path: Path) -> tuple[dict[str, mx.array], dict[str, Any]]:
                 f"version {VERSION}; use the mlx-eagle that saved it"
             )
         facts = parse_json(metadata.get("about", "").encode())
-        mx.eval(arrays)  # the file may be replaced later
+        if _checksum(arrays) != metadata.get("crc32"):  # which reads all: the file may go then
+            raise CheckpointError("its checksum is wrong")
     except (RuntimeError, ValueError, RecursionError) as error:
         raise EagleError(f"{path.name} is damaged: {_reason(error)}") from error
     return arrays, facts
@@ -137,11 +153,15 @@ def _about(path: Path, facts: Any) -> About:
             isinstance(system, str | None)
             and isinstance(messages, list)
             and isinstance(identity, dict)
-            and all(isinstance(m, dict) and _is_text(m) for m in messages)
+            and all(isinstance(m, dict) and _is_message(m) for m in messages)
             and _is_text(identity)
         ):
             return About(system, messages, identity)
     raise EagleError(f"{path.name} is damaged: it does not describe a conversation")
+
+
+def _is_message(fields: dict[str, Any]) -> bool:
+    return _is_text(fields) and {"role", "content"} <= set(fields)
 
 
 def _is_text(fields: dict[str, Any]) -> bool:
@@ -159,6 +179,15 @@ def _fill(context: Context, arrays: dict[str, mx.array], facts: dict[str, Any]) 
     if not 0 <= head_rows <= rows <= tokens.size:
         raise ValueError(f"it has {rows} rows and {head_rows} of the head for {tokens.size} tokens")
     context.restore(cast(list[int], tokens.tolist()), arrays, rows, head_rows)
+
+
+def _checksum(arrays: dict[str, mx.array]) -> str:
+    """Return the CRC-32 of all arrays in the order of their names."""
+    crc = 0
+    for _, array in sorted(arrays.items()):
+        words = array.reshape(-1).view(mx.uint8) if array.size else mx.array([], dtype=mx.uint8)
+        crc = zlib.crc32(np.array(words).data, crc)
+    return f"{crc:08x}"
 
 
 def _reason(error: Exception) -> str:

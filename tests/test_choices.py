@@ -14,14 +14,17 @@ import pytest
 from mlx_lm.generate import generate_step
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
+from mlx_eagle.answers import Resources
 from mlx_eagle.chooser import Chooser
 from mlx_eagle.drafters.eagle import EagleDrafter
+from mlx_eagle.errors import EagleError
 from mlx_eagle.head import EagleHead
 from mlx_eagle.head_config import HeadConfig
+from mlx_eagle.planning import Planners
 from mlx_eagle.sampling import Sampler
-from mlx_eagle.session import Resources, Session
+from mlx_eagle.session import Session
 from mlx_eagle.target import Target
-from mlx_eagle.tree import DraftTree, TreeShape
+from mlx_eagle.tree import PLAIN, DraftTree, TreeShape
 
 # None is the planner, whose trees follow the clock.
 POLICIES = [None, TreeShape.chain(1), TreeShape.chain(4), TreeShape(3, 3, 7), TreeShape(5, 4, 16)]
@@ -174,7 +177,9 @@ def twelve(
     mx.random.seed(4)
     head = EagleHead(replace(head_config, **sizes, **words))
     target = Target(model, taps=head.config.taps)
-    return model, Session(Resources(target, NoText(), lambda: EagleDrafter(head, target), "on"))
+    return model, Session(
+        Resources(target, NoText(), lambda: EagleDrafter(head, target), "on", Planners())
+    )
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -260,6 +265,21 @@ def test_texts_of_three_tokens_follow_the_distribution_that_is_enumerated(
     ("options", "message"),
     [
         ({"repetition_penalty": 0}, "repetition_penalty is 0"),
+        ({"presence_penalty": float("nan")}, "presence_penalty is nan"),
+        ({"logit_bias": {5: float("inf")}}, "logit_bias of token 5 is inf"),
+        ({"temperature": float("inf")}, "temperature is inf"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": 1e-40}, "temperature is 1e-40"),
+        ({"max_tokens": 2.5}, "max_tokens is 2.5; it must be a whole number"),
+        ({"max_tokens": True}, "max_tokens is True"),
+        ({"top_k": 2.5}, "top_k is 2.5"),
+        ({"seed": None}, "seed is None"),
+        ({"seed": 2**32}, "seed is 4294967296"),
+        ({"stop": [5]}, r"stop is \[5\]"),
+        ({"tree": "chain"}, "tree is 'chain'; give a TreeShape"),
+        ({"logits_processors": forbid_repeats}, "must be a list of functions"),
+        ({"regex": "a", "ignore_eos": True}, "ignore_eos was given with a grammar"),
+        ({"sampler": make_sampler(0.5), "top_p": 0.7}, "sampler and top_p"),
         ({"json_schema": {}, "regex": "a"}, "json_schema and regex were both given"),
         ({"sampler": make_sampler(0.5), "temperature": 0.7}, "sampler and temperature"),
         ({"overflow": "ignore"}, "overflow is 'ignore'"),
@@ -271,3 +291,65 @@ def test_options_that_make_no_sense_are_refused_by_name(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         demo.generate([1, 2], **options)
+
+
+@pytest.mark.parametrize("token", [10**6, -1, "7", 4096])
+def test_a_bias_for_a_token_that_is_none_is_refused(token: Any, demo: Any) -> None:
+    with pytest.raises(EagleError, match="logit_bias names token"):
+        demo.generate([1, 2], logit_bias={token: 5.0})
+
+
+def test_none_stands_for_no_stop_strings_and_no_processors_as_in_mlx_lm(demo: Any) -> None:
+    want = demo.generate([5, 6, 7], max_tokens=5).tokens
+    assert demo.generate([5, 6, 7], max_tokens=5, stop=None, logits_processors=None).tokens == want
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampler": lambda p: mx.array([4200])}, "chose a token that the target does not have"),
+        ({"sampler": lambda p: mx.array([-1])}, "chose a token that the target does not have"),
+        ({"sampler": lambda p: 7}, "the sampler returned int"),
+        ({"sampler": lambda p: p[0]}, r"returned an array of shape \(4096,\)"),
+        ({"logits_processors": [lambda t, x: x[0]]}, r"<lambda> returned .* \(4096,\)"),
+        ({"logits_processors": [lambda t, x: None]}, "returned NoneType"),
+        (
+            {"logits_processors": [lambda t, x: mx.full(x.shape, -mx.inf)], "regex": "[ab]+"},
+            "left no token that it allows",
+        ),
+    ],
+)
+@pytest.mark.parametrize("policy", [PLAIN, TreeShape(3, 3, 7)])
+def test_functions_that_return_nonsense_are_named(
+    options: dict[str, Any], message: str, policy: TreeShape, demo: Any
+) -> None:
+    with pytest.raises(EagleError, match=message):
+        demo.generate([5, 6, 7], tree=policy, **options)
+
+
+def test_mlxs_generator_goes_on_from_the_last_token_that_was_given(demo: Any) -> None:
+    """What is drawn after an answer does not depend on how it was drafted."""
+    sampler, drawn = make_sampler(0.9), set()
+    for policy in (PLAIN, TreeShape.chain(4), TreeShape(5, 4, 16)):
+        for n in (3, 5, 8):
+            mx.random.seed(3)
+            demo.generate([5, 6, 7], max_tokens=n, ignore_eos=True, tree=policy, sampler=sampler)
+            drawn.add((n, mx.random.uniform().item()))
+    assert len(drawn) == 3
+
+
+def test_log_probabilities_outlive_their_round_and_their_thread(demo: Any) -> None:
+    """They are computed when they are handed over, and hold one row each."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    options = {"max_tokens": 6, "logprobs": True, "tree": TreeShape(3, 3, 7)}
+    responses = list(demo.stream_generate([5, 6, 7], **options))
+    here = [(r.logprob, r.top_logprobs(3)) for r in responses]
+    with ThreadPoolExecutor(1) as pool:
+        there = pool.submit(lambda: [(r.logprob, r.top_logprobs(3)) for r in responses]).result()
+    assert here == there
+    assert all(top[0][1] >= p for p, top in here)
+    with pytest.raises(ValueError, match="n is -1"):
+        responses[0].top_logprobs(-1)
+    *_, last = demo.stream_generate([5, 6, 7], regex="a?", logprobs=True)
+    assert len(last.top_logprobs(50)) < 50, "what may not follow is not listed"

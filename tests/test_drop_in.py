@@ -12,7 +12,6 @@ from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
 from mlx_eagle import drop_in
 from mlx_eagle.errors import EagleError
-from mlx_eagle.session import Session
 from mlx_eagle.tree import TreeShape
 
 TREE = TreeShape(3, 3, 7)
@@ -80,7 +79,25 @@ def test_a_prompt_cache_goes_on_where_it_was(
         assert got == want
         drop_in.save_prompt_cache(tmp_path / "cache", ours)
         ours = drop_in.load_prompt_cache(tmp_path / "cache", demo)
-    assert isinstance(ours, Session)
+    assert ours.tokens == ours.session.context.tokens
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 13])
+@pytest.mark.parametrize("tree", [TreeShape.chain(4), TreeShape(5, 4, 16)])
+def test_a_cache_holds_what_was_given_and_not_what_a_round_found_beyond(
+    n: int, tree: TreeShape, demo: Any
+) -> None:
+    first, second = (demo.tokenizer.encode(t) for t in ("def join(a, b):\n    ", " x"))
+    theirs, ours = stock_cache(demo.target.model), drop_in.make_prompt_cache(demo)
+    options = {"max_tokens": n}
+    model, tokenizer = demo.target.model, demo.tokenizer
+    said = list(mlx_lm.stream_generate(model, tokenizer, first, prompt_cache=theirs, **options))
+    list(drop_in.stream_generate(demo, None, first, prompt_cache=ours, tree=tree, **options))
+    assert ours.tokens == [*first, *(r.token for r in said)]
+    want = mlx_lm.generate(model, tokenizer, second, max_tokens=12, prompt_cache=theirs)
+    responses = list(drop_in.stream_generate(demo, None, second, 12, prompt_cache=ours, tree=tree))
+    assert "".join(r.text for r in responses) == want
+    assert responses[0].prompt_tokens == len(second)
 
 
 def test_progress_is_reported_as_there(demo: Any, question: list[int]) -> None:
@@ -137,7 +154,9 @@ def test_what_cannot_be_done_is_refused(
     with pytest.raises(error, match=message):
         drop_in.generate(demo, None, [1, 2, 3], **options)
     with pytest.raises(ValueError, match="prompt_cache"):
-        drop_in.generate(demo, None, [1], kv_bits=8, prompt_cache=demo.session())
+        drop_in.generate(demo, None, [1], kv_bits=8, prompt_cache=drop_in.make_prompt_cache(demo))
+    with pytest.raises(ValueError, match="not from make_prompt_cache"):
+        drop_in.generate(demo, None, [1], prompt_cache=stock_cache(demo.target.model))
     with pytest.raises(ValueError, match="not the engine's own"):
         drop_in.generate(demo, object(), [1])
 

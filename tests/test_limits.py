@@ -9,7 +9,7 @@ import pytest
 from mlx_eagle.engine import Engine
 from mlx_eagle.errors import EagleError
 from mlx_eagle.kv_options import KVOptions
-from mlx_eagle.limits import Limits, device_memory, made_for, row_bytes
+from mlx_eagle.limits import Limits, device_memory, growth, made_for
 from mlx_eagle.target import Target
 from mlx_eagle.tree import TreeShape
 
@@ -35,7 +35,7 @@ def test_an_answer_ends_where_the_context_does_and_says_so(limited: Engine) -> N
 
 
 def test_a_prompt_that_does_not_fit_is_refused_with_what_helps(limited: Engine) -> None:
-    with pytest.raises(EagleError, match=r"has 64 tokens, but the context of 64 .*overflow='trunc"):
+    with pytest.raises(EagleError, match=r"has 64 tokens, but the context of 64 .* or start anew$"):
         limited.generate([5] * 64)
     assert limited.generate([5] * 63, max_tokens=9).finish_reason == "length"
 
@@ -43,7 +43,7 @@ def test_a_prompt_that_does_not_fit_is_refused_with_what_helps(limited: Engine) 
 def test_a_conversation_that_was_refused_can_go_on(limited: Engine) -> None:
     session = limited.session()
     list(session.ask("why", max_tokens=8))
-    with pytest.raises(EagleError, match="the context of 64 tokens is full"):
+    with pytest.raises(EagleError, match="the context of 64 tokens is full.*overflow: truncate"):
         session.ask("why " * 60)
     assert len(session.messages) == 2
     assert list(session.ask("so", max_tokens=3))
@@ -74,24 +74,62 @@ def test_a_single_message_that_is_too_long_cannot_be_truncated(limited: Engine) 
         limited.session().ask("why " * 60, overflow="truncate")
 
 
-def test_memory_is_a_limit_with_a_way_out(demo: Engine) -> None:
-    limits = demo.limits
-    assert limits.row_bytes == 2 * 2 * 64 * 4 * 8, "two of 2 heads of 64 float32, in 8 layers"
-    demo.limits = Limits(memory=mx.get_active_memory() + 100 * limits.row_bytes, row_bytes=8192)
-    try:
-        with pytest.raises(EagleError, match=r"the memory of .* GB is full .*--kv-bits 8"):
-            demo.generate([5] * 3000)
-    finally:
-        demo.limits = limits
+@pytest.fixture
+def small_memory(demo: Engine) -> Iterator[Engine]:
+    """The demo pair with memory for 600 more rows of the target's cache."""
+    before = demo.limits
+    memory = mx.get_active_memory() + before.cache_bytes(600)
+    demo.limits = before._replace(memory=memory, max_context=None)
+    yield demo
+    demo.limits = before
+
+
+def test_memory_is_a_limit_with_a_way_out(small_memory: Engine) -> None:
+    with pytest.raises(
+        EagleError, match=r"the memory limit of .* GB leaves room for \d+ .*kv_bits"
+    ):
+        small_memory.generate([5] * 3000)
+
+
+def test_an_answer_ends_where_the_memory_does_and_says_so(small_memory: Engine) -> None:
+    result = small_memory.generate([5] * 590, max_tokens=300, ignore_eos=True, tree=TREE)
+    assert result.finish_reason == "length"
+    assert len(result.tokens) < 20
+    assert "memory limit" in result.stats.ended_by
+
+
+def test_a_fork_needs_memory_of_its_own(small_memory: Engine) -> None:
+    session = small_memory.session()
+    assert session.read([5] * 400)
+    fork = session.fork()
+    with pytest.raises(EagleError, match="memory limit"):
+        fork.stream_generate([5] * 450)
 
 
 def test_what_a_row_takes_follows_from_the_kind_of_cache(demo: Engine, tiny_target: Any) -> None:
-    whole = row_bytes(demo.target)
-    quantized = row_bytes(demo.with_kv(KVOptions(bits=8, group_size=64)).target)
+    assert sum(size for size, _ in growth(demo.target)) == 2 * 2 * 64 * 4 * 8, "in 8 layers"
+    whole = Limits(growth=growth(demo.target)).cache_bytes(1000)
+    quantized = demo.with_kv(KVOptions(bits=8, group_size=64)).limits.cache_bytes(1000)
     assert 0.25 < quantized / whole < 0.3, "8 bits of 32, and a scale and a bias per 64"
-    assert row_bytes(demo.with_kv(KVOptions(max_size=128)).target) == 0, "it stops growing"
-    half_windowed = Target(tiny_target("gemma3_text"))
-    assert 0 < row_bytes(half_windowed) < row_bytes(Target(tiny_target("llama")))
+    bounded = demo.with_kv(KVOptions(max_size=128)).limits
+    assert bounded.cache_bytes(10**6) == bounded.cache_bytes(1000) < whole, "it stops growing"
+    assert bounded._replace(memory=10**12, max_context=None).room(0) is None
+    windowed = Limits(growth=growth(Target(tiny_target("gemma3_text")))).cache_bytes(10**4)
+    assert 0 < windowed < Limits(growth=growth(Target(tiny_target("llama")))).cache_bytes(10**4)
+
+
+def test_many_turns_are_left_out_several_at_a_time(limited: Engine) -> None:
+    """So that the next turns begin with the same messages, and reuse their rows."""
+    limited.limits = Limits(max_context=300)
+    session = limited.session()
+    dropped, cached = [], []
+    for turn in range(30):
+        *_, last = session.ask(f"question {turn}?", max_tokens=6, overflow="truncate", tree=TREE)
+        dropped.append(last.stats.dropped_messages)
+        cached.append(last.stats.cached_tokens)
+    assert dropped[-1] > 0
+    assert len(set(dropped[-12:])) <= 5
+    assert sum(n > 100 for n in cached[-12:]) >= 7
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from mlx_lm.generate import generate_step
 
+from mlx_eagle.answers import Resources
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.drafters.parallel import MedusaDrafter, PEagleDrafter, grow
 from mlx_eagle.engine import make_drafter
@@ -18,7 +19,8 @@ from mlx_eagle.errors import EagleError
 from mlx_eagle.head import EagleHead, Head
 from mlx_eagle.head_config import HeadConfig, MedusaConfig
 from mlx_eagle.medusa import MedusaHead
-from mlx_eagle.session import Resources, Session
+from mlx_eagle.planning import Planners
+from mlx_eagle.session import Session
 from mlx_eagle.target import Target
 from mlx_eagle.tree import PLAIN, TreeShape, check_structure
 
@@ -206,7 +208,15 @@ def test_every_kind_of_head_leaves_the_text_as_it_is(
     want = [[int(t) for t, _ in generate_step(mx.array(p), model, max_tokens=24)] for p in prompts]
     head = heads(head_config)[name]
     target = Target(model, taps=head.config.taps)
-    session = Session(Resources(target, NoText(), lambda: make_drafter(head, target), "on"))
+    session = Session(
+        Resources(
+            target,
+            NoText(),
+            lambda: make_drafter(head, target),
+            "on",
+            Planners(max_depth=make_drafter(head, target).max_depth),
+        )
+    )
     for shape in (None, TreeShape.chain(2), TreeShape(3, 3, 7)):
         for prompt, tokens in zip(prompts, want, strict=True):
             stream = session.stream_generate(prompt, max_tokens=24, tree=shape)
@@ -218,7 +228,15 @@ def test_tree_deeper_than_there_are_medusa_heads_is_refused(
 ) -> None:
     head = MedusaHead(replace(MEDUSA, num_heads=2))
     target = Target(tiny_target("llama"), taps=head.config.taps)
-    session = Session(Resources(target, NoText(), lambda: make_drafter(head, target), "on"))
+    session = Session(
+        Resources(
+            target,
+            NoText(),
+            lambda: make_drafter(head, target),
+            "on",
+            Planners(max_depth=make_drafter(head, target).max_depth),
+        )
+    )
     with pytest.raises(EagleError, match="depth 3 was asked for, but the head proposes 2 tokens"):
         session.stream_generate([5, 6], tree=TreeShape.chain(3))
     assert len(list(session.stream_generate([5, 6], max_tokens=5))) == 5, "the default fits"

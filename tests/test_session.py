@@ -9,12 +9,14 @@ import mlx.nn as nn
 import pytest
 from mlx_lm.generate import generate_step
 
+from mlx_eagle.answers import Resources
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.errors import EagleError
 from mlx_eagle.head import EagleHead
 from mlx_eagle.head_config import HeadConfig
-from mlx_eagle.session import Resources, Session
+from mlx_eagle.planning import Planners
+from mlx_eagle.session import Session
 from mlx_eagle.target import Target
 from mlx_eagle.tree import PLAIN, TreeShape
 
@@ -239,7 +241,7 @@ def test_a_target_that_cannot_hold_a_tree_still_decodes_plainly(tiny_target: Any
     prompt = list(range(3, 20))
     want = [int(t) for t, _ in generate_step(mx.array(prompt), model, max_tokens=20)]
     target = Target(model, speculate=False)
-    session = Session(Resources(target, _NoText(), None, "off: no head was given"))
+    session = Session(Resources(target, _NoText(), None, "off: no head was given", Planners()))
     assert [r.token for r in session.stream_generate(prompt, max_tokens=20)] == want
     assert [r.token for r in session.stream_generate(prompt, max_tokens=20)] == want
     info = EngineInfo("", "", "", "", "off: no head was given", "", False)
@@ -290,7 +292,9 @@ def test_conversations_over_many_architectures_decode_as_mlx_lm(
     mx.random.seed(4)
     head = EagleHead(replace(head_config, **sizes, **vocabularies))
     target = Target(model, taps=head.config.taps)
-    session = Session(Resources(target, _NoText(), lambda: EagleDrafter(head, target), "on"))
+    session = Session(
+        Resources(target, _NoText(), lambda: EagleDrafter(head, target), "on", Planners())
+    )
     for prompt, tokens in zip(prompts, want, strict=True):
         options = {"max_tokens": 30, "speculate": speculate, "tree": TreeShape(3, 3, 7)}
         assert [r.token for r in session.stream_generate(prompt, **options)] == tokens
@@ -342,5 +346,7 @@ def test_sixteen_bit_greedy_decoding_breaks_ties_as_mlx_lm_does(tiny_target: Any
     for start in range(3, 9):
         prompt = list(range(start, start + 20))
         want = [int(t) for t, _ in generate_step(mx.array(prompt), model, max_tokens=30)]
-        session = Session(Resources(Target(model), _NoText(), None, "off: no head was given"))
+        session = Session(
+            Resources(Target(model), _NoText(), None, "off: no head was given", Planners())
+        )
         assert [r.token for r in session.stream_generate(prompt, max_tokens=30)] == want

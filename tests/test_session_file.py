@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 import mlx_eagle
 from mlx_eagle.engine import Engine
 from mlx_eagle.errors import EagleError
 from mlx_eagle.kv_options import KVOptions
+from mlx_eagle.limits import Limits
 from mlx_eagle.session_file import identify
 from mlx_eagle.tree import TreeShape
 
@@ -84,7 +86,9 @@ def test_other_caches_come_back_too_and_only_to_such_caches(
 def test_a_head_with_a_window_that_has_moved_comes_back(
     demo: Engine, prompts: list[str], tmp_path: Path
 ) -> None:
-    engine = Engine(demo.target, demo.tokenizer, demo.head, demo.info, head_window=32)
+    engine = Engine(
+        demo.target, demo.tokenizer, demo.head, demo.info, limits=Limits(head_window=32)
+    )
     session = engine.session()
     list(session.ask(" ".join(prompts[:4]), max_tokens=20, tree=TREE))
     session.save(tmp_path / "talk")
@@ -115,10 +119,32 @@ def test_an_older_file_is_replaced_at_once_or_not_at_all(
     assert stat.S_IMODE(saved.stat().st_mode) == 0o600
 
 
+@pytest.mark.parametrize("name", ["", ".", "/", "a\0b", "n" * 300, "file/x", "folder", "no/where"])
+def test_a_name_that_cannot_be_a_file_is_one_clear_error(
+    name: str, demo: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for action in (demo.session().save, demo.load_session):
+        with pytest.raises(EagleError, match=r"is not|cannot write"):
+            action(name)
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_a_link_is_followed_and_a_long_name_is_possible(demo: Engine, tmp_path: Path) -> None:
+    (tmp_path / "real").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    for file in (tmp_path / "link", tmp_path / ("n" * 250)):
+        demo.session().save(file)
+        assert demo.load_session(file).messages == []
+    assert (tmp_path / "link").is_symlink()
+
+
 def test_a_folder_that_is_not_there_is_one_clear_error(demo: Engine, tmp_path: Path) -> None:
     with pytest.raises(EagleError, match="cannot write"):
         demo.session().save(tmp_path / "nowhere" / "talk")
-    with pytest.raises(EagleError, match="there is no file"):
+    with pytest.raises(EagleError, match="is not a file"):
         demo.load_session(tmp_path / "nothing")
 
 
@@ -131,13 +157,12 @@ def test_another_head_or_target_is_named(saved: Path, tmp_path: Path) -> None:
         other.load_session(saved)
 
 
-def test_one_changed_weight_in_a_thousand_tells_networks_apart(
-    tiny_target: Callable[..., Any],
-) -> None:
+def test_one_changed_number_tells_networks_apart(tiny_target: Callable[..., Any]) -> None:
     model = tiny_target("llama")
     before = identify(model)
     assert before == identify(tiny_target("llama"))
-    model.model.norm.weight = model.model.norm.weight * 1.001
+    weight = model.model.layers[2].mlp.up_proj.weight
+    weight[17, 23] = weight[17, 23] + 1e-6
     assert identify(model) != before
 
 
@@ -163,13 +188,14 @@ def about(header: dict[str, Any], **changes: Any) -> None:
         (lambda h: h["__metadata__"].update(format="x"), "is not a saved conversation"),
         (lambda h: h["__metadata__"].update(about="{"), "is damaged"),
         (lambda h: about(h, messages=[5]), "does not describe a conversation"),
+        (lambda h: about(h, messages=[{"content": "x"}]), "does not describe a conversation"),
         (lambda h: about(h, system=5), "does not describe a conversation"),
         (lambda h: about(h, identity={"target": 5}), "does not describe a conversation"),
         (lambda h: about(h, rows=10**6), "is damaged: it has 1000000 rows"),
         (lambda h: about(h, rows=5), "is damaged"),
         (lambda h: about(h, head_rows=1), "is damaged"),
         (lambda h: about(h, rows="5"), "does not say how many rows"),
-        (lambda h: h.update({"target.99.keys": h.pop("target.0.keys")}), "target.99.keys is not"),
+        (lambda h: h.update({"target.99.keys": h.pop("target.0.keys")}), "its checksum is wrong"),
         (lambda h: h.pop("__metadata__"), "is not a saved conversation"),
     ],
 )
@@ -182,8 +208,10 @@ def test_a_file_of_another_kind_or_version_is_refused_with_the_reason(
 
 
 def test_random_damage_never_gets_past_a_typed_error(saved: Path, demo: Engine) -> None:
-    """100 files with bytes changed, cut off or added; what loads still answers."""
+    """100 files with bytes changed, cut off or added; what loads says what the sound one does."""
     rng, sound = random.Random(7), saved.read_bytes()
+    held = demo.load_session(saved).context
+    tokens, values = held.tokens, held.cache.layers[3].values
     refused = 0
     for _ in range(100):
         data = bytearray(sound)
@@ -194,15 +222,16 @@ def test_random_damage_never_gets_past_a_typed_error(saved: Path, demo: Engine) 
             data += bytes(rng.randrange(1, 50))
         else:
             for _ in range(rng.randint(1, 8)):
-                data[rng.randrange(min(len(data), 4000))] = rng.randrange(256)
+                data[rng.randrange(rng.choice([4000, len(data)]))] = rng.randrange(256)
         saved.write_bytes(bytes(data))
         try:
             session = demo.load_session(saved)
         except EagleError:
             refused += 1
         else:
-            assert session.context.cache.rows <= len(session.context.tokens)
-    assert refused > 60
+            assert session.context.tokens == tokens
+            assert mx.array_equal(session.context.cache.layers[3].values, values)
+    assert refused > 90
 
 
 def test_a_loaded_conversation_no_longer_needs_its_file(saved: Path, demo: Engine) -> None:

@@ -1,0 +1,256 @@
+"""One answer: a request checked before anything runs, then the stream of its responses.
+
+It reads the prompt, lets rounds run and keeps the context true: after an answer, however it ended,
+the context holds the prompt and the tokens that the caller was given, and nothing else.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from mlx_eagle.chooser import Chooser, TreeConstraint
+from mlx_eagle.context import Context
+from mlx_eagle.drafters import Drafter
+from mlx_eagle.errors import EagleError
+from mlx_eagle.generate import Decoder, prefill_steps, rounds
+from mlx_eagle.limits import Limits, Room
+from mlx_eagle.options import GenerationOptions
+from mlx_eagle.planner import Planner
+from mlx_eagle.planning import Planners
+from mlx_eagle.policy import FixedShape, Policy
+from mlx_eagle.prompt import Prompt, check_ids, encode, is_messages, turns_dropped
+from mlx_eagle.responses import Ends, Responses, responses
+from mlx_eagle.stats import GenerationStats, Planned
+from mlx_eagle.target import Target
+from mlx_eagle.text import TextStream
+from mlx_eagle.tree import PLAIN, TreeShape
+
+
+class Resources(NamedTuple):
+    """What the conversations of an engine share.
+
+    Attributes:
+        target: the target.
+        tokenizer: mlx-lm's wrapper of its tokenizer.
+        make_drafter: makes a drafter with an empty cache; None if there is no head.
+        speculation: "on", or "off: reason".
+        planners: what plans the trees.
+        limits: how long conversations may become.
+        constrain: returns what constrains an answer, by its options; None: nothing can.
+        identity: returns what a saved conversation must agree with, in words by what they are of.
+    """
+
+    target: Target
+    tokenizer: Any
+    make_drafter: Callable[[], Drafter] | None
+    speculation: str
+    planners: Planners
+    limits: Limits = Limits()
+    constrain: Callable[[GenerationOptions], TreeConstraint | None] | None = None
+    identity: Callable[[], dict[str, str]] | None = None
+
+
+class Request(NamedTuple):
+    """A checked request: the token ids of its prompt, its options, and the room there is for it.
+
+    `n_dropped` messages were left out because they did not fit.
+    """
+
+    ids: list[int]
+    options: GenerationOptions
+    room: Room | None
+    n_dropped: int
+    chooser: Chooser
+
+
+def check_request(
+    resources: Resources, context: Context, prompt: Prompt, options: GenerationOptions
+) -> Request:
+    """Return a request that can be answered.
+
+    Args:
+        resources: of the engine.
+        context: in which it will be answered; not changed.
+        prompt: a string or token ids, used as they are, or chat messages for the template.
+        options: how to answer.
+
+    Raises:
+        EagleError: if the prompt is empty, of another kind or too long, or something that was
+            asked for cannot be done.
+    """
+    target, tokenizer = resources.target, resources.tokenizer
+    room = resources.limits.room(0 if context.is_shared else context.cache.rows)
+    ids, n_dropped = encode(tokenizer, prompt), 0
+    can_drop = is_messages(prompt)
+    if room is not None and can_drop and options.overflow == "truncate":
+        # An answer should fit, but a high limit must not cost the conversation.
+        most = room.tokens - min(options.max_tokens, room.tokens // 4)
+        candidates = turns_dropped(prompt) if len(ids) > most else iter(())
+        for kept in candidates:
+            n_dropped, ids = len(prompt) - len(kept), encode(tokenizer, kept)
+            if len(ids) <= most:
+                break
+    check_ids(ids, target.vocab_size)
+    if room is not None:
+        room.check(len(ids), can_drop and options.overflow == "refuse")
+    if options.tree is not None and context.drafter is not None:
+        target.check_shape(options.tree)
+        _check_tree(options.tree, context.drafter)
+    if target.vocab_size is not None:
+        options.check_bias(target.vocab_size)
+    constraint = resources.constrain(options) if resources.constrain else None
+    chooser = Chooser(options.draws(), options.processors(), constraint, ids[:-1])
+    return Request(ids, options, room, n_dropped, chooser)
+
+
+def _check_tree(tree: TreeShape, drafter: Drafter) -> None:
+    """Refuse trees that the drafter cannot make."""
+    if tree.width > drafter.max_width:
+        raise EagleError(
+            f"a tree of width {tree.width} was asked for, but the head proposes among "
+            f"{drafter.max_width} tokens"
+        )
+    if tree.depth > drafter.max_depth:
+        raise EagleError(
+            f"a tree of depth {tree.depth} was asked for, but the head proposes "
+            f"{drafter.max_depth} tokens in a row"
+        )
+
+
+class Answering:
+    """The answering of one request.
+
+    Args:
+        resources: of the engine.
+        context: of the conversation; changed.
+        request: what `check_request` returned for them.
+        cancelled: ends it after its round once it is set.
+    """
+
+    def __init__(
+        self, resources: Resources, context: Context, request: Request, cancelled: threading.Event
+    ) -> None:
+        self._resources, self._context = resources, context
+        self._request, self._cancelled = request, cancelled
+        speculation = resources.speculation
+        self._stats = GenerationStats(prompt_tokens=len(request.ids), speculation=speculation)
+        self._stats.dropped_messages = request.n_dropped
+
+    def stream(self) -> Responses:
+        """Read the prompt, then turn rounds into responses until something ends the answer."""
+        context, before = self._context, list(self._context.tokens)
+        n_given = 0
+        try:
+            for response in self._stream():
+                n_given += 1
+                yield response
+        except GeneratorExit:
+            raise
+        except BaseException:
+            # Caches may be half-written: their tokens are read again when they are needed.
+            held = [*context.tokens] if n_given else before
+            context.reset()
+            context.tokens = held
+            raise
+        finally:
+            context.settle()
+            self._request.chooser.end(n_given)
+
+    def read(self) -> bool:
+        """Read the prompt; returns False if that was cancelled, and then keeps what was read."""
+        try:
+            return self._read(self._decoder(speculate=True))
+        except BaseException:
+            self._context.reset()
+            raise
+
+    def _stream(self) -> Responses:
+        request, context, stats = self._request, self._context, self._stats
+        policy = self._policy()
+        mx.reset_peak_memory()
+        started = time.perf_counter()
+        decoder = self._decoder(speculate=policy is not None)
+        stats.cached_tokens = context.cache.rows
+        if not self._read(decoder):
+            return
+        text = TextStream(self._resources.tokenizer, request.options.stop)
+        ends, report = self._ends(), request.options.progress
+        n_prompt = len(request.ids)
+        with closing(rounds(decoder, request.ids[-1], policy or FixedShape(PLAIN))) as stream:
+            for response in responses(stream, text, stats, ends, started):
+                context.tokens.append(response.token)
+                if report is not None and response.generation_tokens == 1:
+                    report(n_prompt, n_prompt)
+                if response.finish_reason is not None:
+                    self._conclude(policy)
+                yield response
+
+    def _decoder(self, *, speculate: bool) -> Decoder:
+        """Go back to what is held of the prompt, and return the parties to its rounds."""
+        context, request = self._context, self._request
+        context.reuse(request.ids, speculate)
+        drafter = context.drafter if speculate else None
+        return Decoder(self._resources.target, context.cache, drafter, request.chooser)
+
+    def _read(self, decoder: Decoder) -> bool:
+        """Read what is new of the prompt; returns False if somebody cancelled it."""
+        ids, options = self._request.ids, self._request.options
+        for done in prefill_steps(decoder, ids, options.prefill_step_size):
+            self._context.tokens = ids[:done]
+            if options.progress is not None:
+                options.progress(done, len(ids))
+            if self._cancelled.is_set():
+                return False
+        self._context.tokens = list(ids)
+        decoder.cache.checkpoint()
+        return True
+
+    def _ends(self) -> Ends:
+        """Return what ends the answer: end tokens, the limits, or somebody who has had enough."""
+        options, room, ids = self._request.options, self._request.room, self._request.ids
+        eos = set() if options.ignore_eos else set(self._resources.tokenizer.eos_token_ids)
+        left, full = options.max_tokens, ""
+        if room is not None and room.tokens - len(ids) < left:
+            left, full = room.tokens - len(ids), room.reason
+        return Ends(eos, left, full, self._cancelled, options.logprobs)
+
+    def _policy(self) -> Policy | None:
+        """Return what decides on the trees, or None, and note which and why."""
+        options, stats, context = self._request.options, self._stats, self._context
+        if not options.speculate:
+            stats.speculation = "off: not asked for"
+        elif options.tree == PLAIN:
+            stats.speculation = "off: the tree has no nodes"
+        elif context.drafter is not None and options.tree is not None:
+            stats.speculation = "on"
+            return FixedShape(options.tree)
+        elif context.drafter is not None:
+            return self._planner()
+        return None
+
+    def _planner(self) -> Planner | None:
+        """Return the planner, or None where no tree could pay."""
+        stats, context, planners = self._stats, self._context, self._resources.planners
+        n_tokens = stats.prompt_tokens
+        planner = planners.planner(0.0 if self._request.options.is_greedy else 1.0)
+        stats.planned = Planned(planners.calibration.source, planner.costs.plain(n_tokens))
+        context.is_hopeless = context.is_hopeless or planner.is_hopeless(n_tokens)
+        hopeless = context.is_hopeless
+        stats.speculation = f"off: {planner.why_hopeless(n_tokens)}" if hopeless else "on"
+        return None if hopeless else planner
+
+    def _conclude(self, policy: Policy | None) -> None:
+        """Complete the statistics, and keep what was learnt."""
+        stats, planners = self._stats, self._resources.planners
+        if isinstance(policy, Planner):
+            if stats.planned is not None and stats.planned.is_mostly_plain:
+                stats.speculation = f"off: {policy.why_plain(stats.prompt_tokens)}"
+            if stats.planned is not None:
+                stats.planned.plain_seconds = policy.costs.plain(len(self._context.tokens))
+            planners.keep()
+        if planners.watch is not None:
+            stats.advice = planners.watch.advise(stats)
