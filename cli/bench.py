@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from mlx_eagle.cli.options import PARSERS, ModelSource, Number, model_options
+from mlx_eagle.cli.options import ModelSource, model_options
+from mlx_eagle.cli.settings import PARSERS, Number
 from mlx_eagle.errors import EagleError
 
 if TYPE_CHECKING:

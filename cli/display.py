@@ -1,10 +1,10 @@
-"""What the terminal shows: banner, progress bars, the answer as it comes, its statistics.
+"""What the terminal shows beside answers: banner, progress bars, statistics.
 
-It writes and counts; it decides nothing. Text from a model or a file goes through `printable`
-before it reaches a terminal.
+It writes and decides nothing; answers are shown by `views.py`. Text from a model or a file goes
+through `printable` before it reaches a terminal.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from threading import Lock, Timer
@@ -15,7 +15,6 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 if TYPE_CHECKING:
     from mlx_eagle.engine import EngineInfo
-    from mlx_eagle.responses import GenerationResponse
     from mlx_eagle.stats import GenerationStats
 
 PREFILL_PATIENCE = 0.5  # seconds before a bar is worth its flicker
@@ -69,8 +68,6 @@ def _picture(char: str) -> str:
 
 # What the phases of loading are called.
 TITLES = {"load": "loading the model", "calibrate": "measuring this machine, once"}
-
-SHORT_REASON = 50  # characters of a reason that fits beside other figures
 
 
 class Loading(AbstractContextManager["Loading"]):
@@ -169,82 +166,22 @@ class Prefill(AbstractContextManager["Prefill"]):
                 self._bars = Loading(self._console, self.phase).__enter__()
 
 
-class Answer(AbstractContextManager["Answer"]):
-    """One answer: written piece by piece, and counted for its statistics.
+def about(info: "EngineInfo", max_context: int | None) -> str:
+    """Return what is loaded, a line per part.
 
-    As a context it ends the last line of the answer, however that ends.
+    Args:
+        info: what is loaded.
+        max_context: tokens that a conversation may have; None if that is not known.
     """
-
-    def __init__(self, out: TextIO):
-        self._out = out
-        # A pipe gets the exact text; a terminal would obey escape sequences in it.
-        self._clean: Callable[[str], str] = printable if out.isatty() else str
-        self._at_line_start = True
-        self.pieces: list[GenerationResponse] = []
-
-    def add(self, piece: "GenerationResponse") -> None:
-        """Write the text of one token."""
-        self.pieces.append(piece)
-        if piece.text:
-            self._out.write(self._clean(piece.text))
-            self._out.flush()
-            self._at_line_start = piece.text.endswith("\n")
-
-    def __exit__(self, *error: object) -> None:
-        """End the last line if it is open."""
-        if not self._at_line_start:
-            self._out.write("\n")
-            self._out.flush()
-
-    @property
-    def stats(self) -> "GenerationStats | None":
-        """The statistics, which come with the last token; None for a stopped answer."""
-        return self.pieces[-1].stats if self.pieces else None
-
-    def summary(self) -> str:
-        """Return one line: tokens, tokens per second, acceptance length, rounds."""
-        if not self.pieces:
-            return "no tokens"
-        last = self.pieces[-1]
-        parts = [count(last.generation_tokens, "token"), f"{last.generation_tps:.1f} tokens/s"]
-        if last.stats and last.stats.speculation != "on":
-            reason = printable(last.stats.speculation)
-            short = reason if len(reason) <= SHORT_REASON else "off (/stats or --explain: why)"
-            parts.append(f"speculation {short}")
-        else:
-            parts += self._acceptance()
-        if last.finish_reason == "length":
-            parts.append("ended by max_tokens")
-        return " · ".join(parts)
-
-    def advice(self) -> str:
-        """Return what the statistics advise the user to do; mostly nothing."""
-        return printable(self.stats.advice) if self.stats else ""
-
-    def _acceptance(self) -> list[str]:
-        """Return acceptance length and rounds, as far as they are known.
-
-        For a stopped answer they are counted: the first token comes with the prompt, and every
-        round after it ends in one token that no drafter proposed.
-        """
-        n_rounds = sum(not piece.from_draft for piece in self.pieces[1:])
-        length = (len(self.pieces) - 1) / n_rounds if n_rounds else 0.0
-        if self.stats:
-            n_rounds, length = self.stats.rounds, self.stats.acceptance_length
-        if not n_rounds:
-            return []
-        return [f"acceptance length {length:.2f}", count(n_rounds, "round")]
-
-
-def banner(info: "EngineInfo") -> str:
-    """Return what is loaded, a line per part."""
     rows = {
         "target": _joined(info.target, info.target_precision),
         "head": _joined(info.head, info.head_precision) if info.head else "none",
         "speculation": info.speculation,
         "device": info.device,
     }
-    return table(rows) + f"\n{DEMO_NOTE if info.is_demo else ''}"
+    if max_context is not None:
+        rows["context"] = f"{max_context} tokens"
+    return table(rows)
 
 
 def details(stats: "GenerationStats") -> str:
@@ -266,7 +203,8 @@ def details(stats: "GenerationStats") -> str:
 
 def table(rows: dict[str, str]) -> str:
     """Return one indented line per row, the values in a column."""
-    return "\n".join(f"  {name:<13}{printable(value)}" for name, value in rows.items())
+    width = max([12, *map(len, rows)])
+    return "\n".join(f"  {name:<{width}} {printable(value)}" for name, value in rows.items())
 
 
 def gigabytes(n_bytes: int) -> str:

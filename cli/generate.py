@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from mlx_eagle.cli.options import ModelSource, Settings, model_options, settings_options
+from mlx_eagle.cli.options import ModelSource, model_options, settings_options
+from mlx_eagle.cli.settings import Settings
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mlx_eagle.cli.display import Answer
+    from mlx_eagle.cli.answer import Answer
     from mlx_eagle.engine import Engine
 
 Prompt = str | list[dict[str, str]]
@@ -56,7 +57,7 @@ def command(
     console = terminal(stderr=True)
     engine = load_engine(source.for_settings(settings), console)
     content: Prompt = question if raw else to_messages(question, system)
-    out = io.StringIO() if as_json else sys.stdout
+    out = io.StringIO() if as_json else None
     answer = stream_answer(engine, content, settings, console, out)
     if as_json:
         click.echo(to_json(answer))
@@ -64,8 +65,8 @@ def command(
         console.print(answer.summary(), style="dim")
     if explain:
         show_plan(answer, console)
-    if answer.advice():
-        console.print(answer.advice())
+    for remark in answer.remarks():
+        console.print(remark)
 
 
 def read_prompt(text: str | None, option: str | None) -> str:
@@ -110,20 +111,31 @@ def load_engine(source: ModelSource, console: "Console") -> "Engine":
         return load(
             source.model,
             source.head,
-            dtype=source.dtype,
-            calibrate=source.calibrate,
             progress=loading.update,
             notify=lambda line: console.print(printable(line)),
+            **source.load_options(),
         )
 
 
 def stream_answer(
-    engine: "Engine", prompt: Prompt, settings: Settings, console: "Console", out: TextIO
+    engine: "Engine",
+    prompt: Prompt,
+    settings: Settings,
+    console: "Console",
+    out: TextIO | None = None,
+    *,
+    markdown: bool = False,
 ) -> "Answer":
-    """Write the answer to `out` as it comes; bars go to the console."""
-    from mlx_eagle.cli.display import Answer, Prefill
+    """Write the answer to `out`, else to stdout, as it comes; bars go to the console.
 
-    with Answer(out) as answer, Prefill(console) as prefill:
+    On a terminal thoughts are dimmed, and Markdown is rendered if that was asked for.
+    """
+    from mlx_eagle.cli.answer import Answer
+    from mlx_eagle.cli.display import Prefill, terminal
+    from mlx_eagle.cli.views import Show, open_view
+
+    view = open_view(terminal(out), Show(markdown=markdown))
+    with Answer(view) as answer, Prefill(console) as prefill:
         options = settings.engine_options()
         for piece in engine.stream_generate(prompt, progress=prefill.update, **options):
             prefill.close()

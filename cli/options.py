@@ -1,100 +1,65 @@
-"""Options that several commands share, as decorators, and the `Settings` that they fill.
+"""Options that several commands share, as decorators: which model, and how answers are generated.
 
-`/set` in the chat changes the same settings through the same parsers, so that a value that one
-place accepts is accepted by the other. Nothing heavy is imported here.
+Nothing heavy is imported here.
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar, cast
 
 import click
 
+from mlx_eagle.cli.settings import (
+    NOTHING,
+    PARSERS,
+    SIZE,
+    Number,
+    Settings,
+    Tree,
+    complete_tree,
+)
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Number(click.FloatRange):
-    """A finite number in a range: infinity and not-a-number are refused."""
+class Bits(click.Choice[str]):
+    """How many bits a number of the cache takes: 4 or 8."""
+
+    def __init__(self) -> None:
+        super().__init__(["4", "8"])
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Parse a number, or fail with the range in the message."""
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
-        return number
+        """Parse the number."""
+        return int(super().convert(str(value), param, ctx))
 
 
-class Tree(NamedTuple):
-    """The shape of the draft tree: levels, children per node, drafted nodes."""
-
-    depth: int
-    width: int
-    nodes: int
-
-
-# The order is that in which /set lists them.
-PARSERS: dict[str, click.ParamType[Any]] = {
-    "max_tokens": click.IntRange(min=1),
-    "temperature": Number(min=0),
-    "top_p": Number(min=0, max=1, min_open=True),
-    "top_k": click.IntRange(min=0),
-    "min_p": Number(min=0, max=1),
-    "seed": click.IntRange(min=0, max=2**32 - 1),
-    "speculate": click.BOOL,
+# What is fixed when a model is loaded; the names are those of `ModelSource`.
+SOURCE_PARSERS: dict[str, click.ParamType[Any]] = {
+    "kv_bits": Bits(),
+    "head_window": click.IntRange(min=0),
+    "max_context": click.IntRange(min=2),
+    "memory": Number(min=0, min_open=True),
 }
-SIZE: click.ParamType[Any] = click.IntRange(min=1, max=1024)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How answers are generated; the defaults are those of the library."""
-
-    max_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    seed: int = 0
-    speculate: bool = True
-    tree: Tree | None = None
-    stop: tuple[str, ...] = ()
-    ignore_eos: bool = False
-
-    def engine_options(self) -> dict[str, Any]:
-        """Return the keyword arguments for the engine."""
-        from mlx_eagle.tree import TreeShape
-
-        return vars(self) | {"tree": TreeShape(*self.tree) if self.tree else None}
-
-    def with_text(self, name: str, words: list[str]) -> "Settings":
-        """Return a copy in which one setting has the value that a user typed.
-
-        Args:
-            name: a key of PARSERS, or "tree".
-            words: the value; a tree has up to three, or is "auto".
-
-        Raises:
-            click.UsageError: if the value is not valid; its message says why.
-        """
-        if name == "tree":
-            sizes = [] if words == ["auto"] else [SIZE.convert(w, None, None) for w in words]
-            if len(sizes) > 3:
-                raise click.UsageError("a tree is: depth [width [nodes]], or auto")
-            return replace(self, tree=complete_tree(*sizes))
-        if len(words) != 1:
-            raise click.UsageError(f"{name} takes one value")
-        return replace(self, **{name: PARSERS[name].convert(words[0], None, None)})
 
 
 class ModelSource(NamedTuple):
-    """Which model to load, as the command line gave it."""
+    """Which model to load and how, as the command line gave it; `memory` is in GB."""
 
     model: str | None
     head: str | None
     dtype: str | None
     calibrate: bool = True
+    kv_bits: int | None = None
+    head_window: int | None = None
+    max_context: int | None = None
+    memory: float | None = None
+
+    def load_options(self) -> dict[str, Any]:
+        """Return the keyword arguments of `mlx_eagle.load`, but for model and head."""
+        options = self._asdict()
+        memory = options.pop("memory")
+        del options["model"], options["head"]
+        return options | {"memory_limit": None if memory is None else int(1e9 * memory)}
 
     def for_settings(self, settings: Settings) -> "ModelSource":
         """Return the same, without what is needless for these settings.
@@ -107,42 +72,27 @@ class ModelSource(NamedTuple):
         is_needless = self.model is not None and not settings.speculate
         return source._replace(head=self.head or "none") if is_needless else source
 
+    def with_text(self, name: str, text: str) -> "ModelSource":
+        """Return a copy in which one of SOURCE_PARSERS has the value that a user typed.
 
-def complete_tree(
-    depth: int | None = None, width: int | None = None, nodes: int | None = None
-) -> Tree | None:
-    """Complete a tree of which some sizes are given; None leaves the choice to the engine.
+        Raises:
+            click.UsageError: if the value is not valid; its message says why.
+        """
+        is_default = text == "auto" or (name == "kv_bits" and text in NOTHING)
+        value = None if is_default else SOURCE_PARSERS[name].convert(text, None, None)
+        changes: dict[str, Any] = {name: value}
+        return self._replace(**changes)
 
-    Depth alone is a chain. Depth and width keep width nodes per level. Depth and nodes take the
-    smallest width that has room: (4, None, 8) becomes (4, 2, 8).
-
-    Raises:
-        click.UsageError: if the sizes contradict each other or depth is missing.
-    """
-    if depth is None:
-        if width is None and nodes is None:
-            return None
-        raise click.UsageError("a tree needs its depth: --depth 4 --width 2 --nodes 8")
-    if width is None:
-        width = -(-(nodes or depth) // depth)
-    if nodes is None:
-        nodes = depth * width
-    room = width + (depth - 1) * width**2
-    if not depth <= nodes <= room:
-        raise click.UsageError(
-            f"a tree of depth {depth} and width {width} has {depth} to {room} nodes, not {nodes}"
-        )
-    from mlx_eagle.tree import TreeShape
-
-    try:
-        TreeShape(depth, width, nodes)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
-    return Tree(depth, width, nodes)
+    def text(self, name: str) -> str:
+        """Return one of SOURCE_PARSERS as a user would type it."""
+        value = getattr(self, name)
+        if value is None:
+            return "none" if name == "kv_bits" else "auto"
+        return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def model_options(function: F) -> F:
-    """Add --model, --head, --dtype and --calibrate, which become the command's `source`."""
+    """Add --model and what else a `ModelSource` holds, which becomes the command's `source`."""
 
     @functools.wraps(function)
     def command(*args: Any, **options: Any) -> Any:
@@ -169,12 +119,16 @@ def settings_options(max_tokens: int) -> Callable[[F], F]:
             )
             if settings.tree and not settings.speculate:
                 raise click.UsageError("--no-speculate drafts nothing: leave out the tree")
+            if settings.json_schema is not None and settings.regex is not None:
+                raise click.UsageError("an answer follows --json-schema or --regex: give one")
             return function(*args, settings=settings, **options)
 
         length = _number(
             "-n", "--max-tokens", default=max_tokens, help="Longest answer, in tokens."
         )
-        return _with_options(cast(F, command), [length, *SAMPLING_OPTIONS, *TREE_OPTIONS])
+        return _with_options(
+            cast(F, command), [length, *SAMPLING_OPTIONS, *CONTENT_OPTIONS, *TREE_OPTIONS]
+        )
 
     return decorate
 
@@ -184,6 +138,20 @@ def _with_options(command: F, options: Sequence[Callable[[F], F]]) -> F:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def _number(*names: str, help: str, default: Any = None) -> Callable[[F], F]:
+    """Return an option whose type is that of its setting, or a size."""
+    name = names[-1].lstrip("-").replace("-", "_")
+    parser = {**SOURCE_PARSERS, **PARSERS}.get(name, SIZE)
+    return click.option(
+        *names,
+        metavar="4|8" if isinstance(parser, Bits) else "N",
+        type=parser,
+        default=default,
+        show_default=default is not None,
+        help=help,
+    )
 
 
 MODEL_OPTIONS = [
@@ -210,16 +178,22 @@ MODEL_OPTIONS = [
         help="Measure this machine before the first chat with a pair, for a few seconds, so that "
         "drafting never costs more than it gives.",
     ),
+    _number("--kv-bits", help="Bits of a number in the cache. Default: the model's own precision."),
+    _number(
+        "--head-window",
+        help="Newest tokens that the head attends to; 0: all. Default: chosen for the head.",
+    ),
+    _number(
+        "--max-context",
+        help="Tokens that a conversation may have. Default: what the model was made for.",
+    ),
+    click.option(
+        "--memory",
+        metavar="GB",
+        type=SOURCE_PARSERS["memory"],
+        help="Memory that MLX may use. Default: what the device recommends.",
+    ),
 ]
-
-
-def _number(*names: str, help: str, default: Any = None) -> Callable[[F], F]:
-    """Return an option whose type is that of its setting, or a size."""
-    parser = PARSERS.get(names[-1].lstrip("-").replace("-", "_"), SIZE)
-    return click.option(
-        *names, metavar="N", type=parser, default=default, show_default=True, help=help
-    )
-
 
 SAMPLING_OPTIONS = [
     _number(
@@ -229,8 +203,28 @@ SAMPLING_OPTIONS = [
     _number("--top-k", default=0, help="Sample from the N likeliest tokens; 0: from all."),
     _number("--min-p", default=0.0, help="Drop tokens below this share of the likeliest."),
     _number("--seed", default=0, help="The same seed gives the same text."),
+    _number("--repetition-penalty", help="Divide the logits of recent tokens by N, e.g. 1.1."),
+    _number("--presence-penalty", help="Subtract N from the logits of recent tokens."),
+    _number("--frequency-penalty", help="Subtract N for every recent use of a token."),
+]
+
+CONTENT_OPTIONS = [
+    click.option(
+        "--json-schema",
+        metavar="FILE",
+        type=PARSERS["json_schema"],
+        help="The answer is JSON that the schema in FILE allows.",
+    ),
+    click.option("--regex", metavar="PATTERN", help="The answer matches PATTERN as a whole."),
     click.option(
         "--stop", multiple=True, metavar="TEXT", help="End the answer before TEXT; repeatable."
+    ),
+    click.option(
+        "--overflow",
+        type=PARSERS["overflow"],
+        default="refuse",
+        show_default=True,
+        help="Refuse what does not fit into the context, or leave out the oldest turns.",
     ),
 ]
 

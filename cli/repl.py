@@ -1,114 +1,74 @@
-"""The conversation loop: keys in, slash commands, answers out.
+"""The conversation loop: lines in, commands and messages told apart, answers out.
 
-It knows the terminal and the words of the commands. What loads and generates is behind
-`Conversation`, and what things look like is in `display`.
+What the commands do is in `handlers` and `tuning`, what loads and generates is behind
+`Conversation`, and what things look like is in `display` and `views`.
 """
 
 import asyncio
-import os
 import re
-import sys
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
-from difflib import get_close_matches
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import click
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app, run_in_terminal
-from prompt_toolkit.completion import CompleteEvent, Completer, Completion
-from prompt_toolkit.document import Document
-from prompt_toolkit.filters import Condition
-from prompt_toolkit.history import FileHistory, History, InMemoryHistory
-from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
-from prompt_toolkit.styles import Style
+from prompt_toolkit.shortcuts import confirm
 from rich.console import Console
 
-from mlx_eagle.cli.display import (
-    TITLES,
-    Answer,
-    Loading,
-    Prefill,
-    banner,
-    count,
-    details,
-    printable,
-    table,
-)
-from mlx_eagle.cli.explain import explain
-from mlx_eagle.cli.options import PARSERS, Settings
+from mlx_eagle.cli.answer import Answer
+from mlx_eagle.cli.commands import COMMANDS, NAMES, find
+from mlx_eagle.cli.completion import CommandCompleter
+from mlx_eagle.cli.display import DEMO_NOTE, TITLES, Loading, Prefill, about, printable
+from mlx_eagle.cli.editor import is_text, prompt_session, unfenced
+from mlx_eagle.cli.fetching import fetch_models
+from mlx_eagle.cli.keyboard import listening
+from mlx_eagle.cli.tuning import suggestion
+from mlx_eagle.cli.views import Show, open_view
 from mlx_eagle.errors import EagleError
 
 if TYPE_CHECKING:
-    from mlx_eagle.engine import EngineInfo
+    from mlx_eagle.cli.conversation import Conversation
+    from mlx_eagle.cli.options import ModelSource
+    from mlx_eagle.cli.settings import Settings
     from mlx_eagle.responses import GenerationResponse
+    from mlx_eagle.worker import Stream
 
-PROMPT = ">>> "
-CONTINUATION = "... "
-FENCE = '"""'
-SETTINGS = [*PARSERS, "tree"]
-ALIASES = {"temp": "temperature"}
-COMMANDS = ["/help", "/clear", "/system", "/stats", "/set", "/exit", "/quit"]
-LEAVE = COMMANDS[-2:]
-
-HELP = """\
-  /help            this list
-  /clear           forget the conversation; the system prompt stays
-  /system [TEXT]   show or change the system prompt; /system none removes it
-  /stats           what the last answer cost, and what speculation gave
-  /set [NAME [VALUE]]
-                   show or change settings: /set temperature 0.7, /set speculate off,
-                   /set tree 4 2 8 (depth, width, nodes), /set tree auto
-  /exit            leave; Ctrl-D does too
-
-  \"\"\"              before and after a message of several lines; pasting one needs none
-  Esc Enter        a new line in a message
-  Up, Ctrl-R       earlier messages, and a search in them
-  Ctrl-C           stop the answer and keep the conversation"""
-
-
-class Conversation(Protocol):
-    """What the loop needs to talk with; see `EngineThread`."""
-
-    system: str | None
-    progress: tuple[str, int, int]  # of loading: phase, steps done, steps in all
-
-    @property
-    def loaded(self) -> bool:
-        """Whether loading is over, well or not."""
-
-    def wait(self) -> "EngineInfo":
-        """Wait for the engine; raises what its loading raised."""
-
-    def failure(self) -> BaseException | None:
-        """Return what loading raised, or None."""
-
-    def clear(self) -> None:
-        """Forget the conversation."""
-
-    def ask(self, text: str, **options: Any) -> "Generator[GenerationResponse]":
-        """Yield the answer; closing the iterator stops it."""
+TICK = 0.05  # seconds between looks at how far loading is
+EDITING = "editing the last question; Ctrl-C leaves it as it was"
 
 
 class Repl:
-    """A conversation with somebody at a terminal."""
+    """A conversation with somebody at a terminal.
 
-    def __init__(self, conversation: Conversation, settings: Settings, console: Console):
+    Attributes:
+        conversation: what it talks with.
+        settings: how answers are generated.
+        show: what is shown of them.
+        console: the terminal.
+        answers: those of this chat.
+        file: where the conversation was last saved or loaded; None before that.
+        draft: a question that the next prompt begins with, to be asked in place of the last one.
+        is_over: whether the person has left.
+    """
+
+    def __init__(
+        self,
+        conversation: "Conversation",
+        settings: "Settings",
+        console: Console,
+        show: Show = Show(),  # noqa: B008 (it is frozen)
+    ) -> None:
+        self.conversation = conversation
         self.settings = settings
-        self._conversation = conversation
-        self._console = console
+        self.show = show
+        self.console = console
+        self.answers: list[Answer] = []
+        self.file: Path | None = None
+        self.draft: str | None = None
+        self.is_over = False
         self._announced = False
-        self._answers: list[Answer] = []
-        self._commands: dict[str, Callable[[str], None]] = {
-            "/help": self._help,
-            "/clear": self._clear,
-            "/system": self._system,
-            "/stats": self._stats,
-            "/set": self._set,
-        }
 
     def run(self, history: Path | None) -> None:
         """Talk until the person leaves.
@@ -116,47 +76,60 @@ class Repl:
         Raises:
             EagleError: if the engine cannot be loaded.
         """
-        self._note(f"mlx-eagle {metadata.version('mlx-eagle')} · /help for help, Ctrl-D to leave")
-        prompt = prompt_session(history)
-        going = True
-        while going:
+        self.note(f"mlx-eagle {metadata.version('mlx-eagle')} · /help for help, Ctrl-D to leave")
+        prompt = prompt_session(history, CommandCompleter(COMMANDS))
+        while not self.is_over:
+            draft, self.draft = self.draft, None
             try:
-                line = self._read(prompt)
-                going = line is not None and self.handle(line)
+                line = self._read(prompt, draft)
+                if line is None:
+                    return
+                self.handle(line, is_edit=draft is not None)
             except KeyboardInterrupt:
-                self._note("stopped")
+                self.note("stopped")
 
-    def _read(self, prompt: "PromptSession[str]") -> str | None:
+    def _read(self, prompt: "PromptSession[str]", draft: str | None) -> str | None:
         """Return the next message, empty after Ctrl-C, or None after Ctrl-D."""
+        state = self._state if draft is None else EDITING
         try:
-            return prompt.prompt(pre_run=self._watch, rprompt=self._state)
+            return prompt.prompt(default=draft or "", pre_run=self._watch, rprompt=state)
         except KeyboardInterrupt:
-            if not prompt.default_buffer.text:
-                self._note("Ctrl-D or /exit leaves")
+            if draft is not None:
+                self.note("the last question stays as it was")
+            elif not prompt.default_buffer.text:
+                self.note("Ctrl-D or /exit leaves")
             return ""
         except EOFError:
             return None
 
     def _state(self) -> str:
         """Return what stands at the right of the line while it is typed."""
-        quiet = self._conversation.loaded or get_app().is_done
-        return "" if quiet else f"{TITLES[self._conversation.progress[0]]} ..."
+        quiet = self.conversation.is_loaded or get_app().is_done
+        return "" if quiet else f"{TITLES[self.conversation.progress[0]]} ..."
 
-    def handle(self, line: str) -> bool:
-        """Act on one message or command; returns False to leave."""
+    def handle(self, line: str, *, is_edit: bool = False) -> None:
+        """Act on one message or command.
+
+        Args:
+            line: what was typed.
+            is_edit: a message is asked in place of the last question.
+        """
         word, _, rest = line.partition(" ")
         if not line.strip():
-            return True
-        if not re.fullmatch(r"/[A-Za-z?]*", word) or "\n" in line:
-            self._answer(unfenced(line))
-        elif word in LEAVE:
-            return False
-        elif word in self._commands:
-            self._commands[word](rest.strip())
+            return
+        if not is_text(line):
+            self.note("that holds bytes that are not UTF-8 text; nothing was sent")
+        elif not re.fullmatch(r"/[A-Za-z_?]*", word) or "\n" in line:
+            start = self.conversation.edit if is_edit else self.conversation.ask
+            self.answer(start, unfenced(line))
+        elif (command := find(word)) is not None:
+            try:
+                command.run(self, rest.strip())
+            except EagleError as error:
+                self.note(f"error: {error}")
         else:
-            hint = _suggestion(word, COMMANDS) or "; /help lists them"
-            self._note(f"no command {word}{hint} (with a space before it, it is a message)")
-        return True
+            hint = suggestion(word, NAMES) or "; /help lists them"
+            self.note(f"no command {word}{hint} (with a space before it, it is a message)")
 
     def _watch(self) -> None:
         """Look out for the end of loading while the prompt is shown."""
@@ -164,189 +137,103 @@ class Repl:
 
     async def _announce_when_loaded(self) -> None:
         """Print the banner above the prompt, or end the prompt if the engine cannot be loaded."""
-        while not self._conversation.loaded:
+        while not self.conversation.is_loaded:
             get_app().invalidate()  # what loading has come to stands beside the line
-            await asyncio.sleep(0.1)
-        error = self._conversation.failure()
+            await asyncio.sleep(2 * TICK)
+        error = self.conversation.failure()
         if error is not None:
             get_app().exit(exception=error)
         elif not self._announced:
-            await run_in_terminal(self._announce)
+            await run_in_terminal(self.announce)
 
-    def _announce(self) -> None:
-        """Print the banner, waiting for the engine if it must."""
+    def announce(self) -> None:
+        """Print the banner if that is still to be done, waiting for the engine if it must."""
         if self._announced:
             return
-        if not self._conversation.loaded:
-            with Loading(self._console) as loading:
-                while not self._conversation.loaded:
-                    loading.update(*self._conversation.progress)
-                    time.sleep(0.05)
-        self._console.print(banner(self._conversation.wait()))
+        if not self.conversation.is_loaded:
+            self._show_loading(lambda: self.conversation.is_loaded)
+        self.print(self.about())
+        self.print(DEMO_NOTE if self.conversation.wait().is_demo else "")
         self._announced = True
 
-    def _answer(self, text: str) -> None:
-        """Stream the answer; Ctrl-C stops it and keeps the conversation."""
-        self._announce()
-        answer, prefill = Answer(sys.stdout), Prefill(self._console)
-        options = self.settings.engine_options()
-        pieces = self._conversation.ask(text, progress=prefill.update, **options)
-        note = ""
+    def about(self) -> str:
+        """Return what is loaded, a line per part."""
+        info = self.conversation.wait()
+        return about(info, self.conversation.usage().max_context)
+
+    def _show_loading(self, is_done: Callable[[], bool]) -> None:
+        """Show how far loading is until it is over."""
+        with Loading(self.console) as loading:
+            while not is_done():
+                loading.update(*self.conversation.progress)
+                time.sleep(TICK)
+
+    def reload(self, source: "ModelSource") -> None:
+        """Go on with another model; the one in use stays if that cannot be loaded."""
         try:
-            with answer, prefill, closing(pieces):
+            fetch_models(source, self.console)
+            job = self.conversation.reload(source)
+            self._show_loading(job.done)
+            self.conversation.adopt(source, job.result())
+        except EagleError as error:
+            self.note(f"error: {error}")
+            self.note("the model in use stays")
+            return
+        except KeyboardInterrupt:
+            self.note("stopped; the model in use stays")
+            return
+        self.print(self.about())
+
+    def answer(
+        self, start: "Callable[..., Stream[GenerationResponse]]", *text: str, **changes: Any
+    ) -> None:
+        """Stream an answer; Ctrl-C stops it and keeps the conversation.
+
+        The first Ctrl-C lets the engine end its step, the second one does not wait for that.
+
+        Args:
+            start: begins it, e.g. `Conversation.ask`.
+            *text: what it is the answer to.
+            **changes: options that differ from the settings, this once.
+        """
+        self.announce()
+        prefill = Prefill(self.console)
+        options = self.settings.engine_options() | changes | {"progress": prefill.update}
+        talk = self.conversation
+        answer = Answer(open_view(self.console, self.show, talk.marks, talk.spell))
+        pieces = start(*text, **options)
+        is_whole = True
+        try:
+            with listening(pieces.cancel), answer, prefill:
                 for piece in pieces:
                     prefill.close()
                     answer.add(piece)
         except KeyboardInterrupt:
-            note = "stopped · "
+            is_whole = False
         except EagleError as error:
-            self._note(f"error: {error}")
+            self.note(f"error: {error}")
             return
-        self._answers.append(answer)
-        self._note(f"{note}{answer.summary()}\n")
-        if answer.advice():
-            self._note(f"{answer.advice()}\n")
+        finally:
+            pieces.cancel()  # what comes next waits for its turn
+        self.answers.append(answer)
+        note = "" if is_whole and answer.pieces else "stopped · "
+        if self.show.stats or note:
+            self.note(f"{note}{answer.summary()}")
+        for remark in answer.remarks():
+            self.note(remark)
+        self.note("")
 
-    def _help(self, rest: str) -> None:
-        """Print the commands and keys."""
-        self._console.print(HELP)
-
-    def _clear(self, rest: str) -> None:
-        """Forget the conversation."""
-        self._announce()
-        self._conversation.clear()
-        self._note("the conversation is forgotten")
-
-    def _system(self, rest: str) -> None:
-        """Show, change or remove the system prompt."""
-        self._announce()
-        if rest:
-            self._conversation.system = None if rest == "none" else rest
-        self._note(f"system prompt: {printable(self._conversation.system or 'none')}")
-
-    def _stats(self, rest: str) -> None:
-        """Print what the last answer cost, and the sums of this chat."""
-        finished = [answer.stats for answer in self._answers if answer.stats]
-        if not finished:
-            self._note("no answer has been finished yet")
-            return
-        self._console.print(details(finished[-1]))
-        if finished[-1].planned is not None:
-            self._console.print(explain(finished[-1]))
-        n_tokens = sum(stats.generation_tokens for stats in finished)
-        n_rounds = sum(stats.rounds for stats in finished)
-        n_accepted = sum(stats.accepted for stats in finished)
-        length = n_accepted / n_rounds + 1 if n_rounds else 0.0
-        total = f"{count(len(finished), 'answer')}, {count(n_tokens, 'token')}"
-        self._console.print(table({"this chat": f"{total}, acceptance length {length:.2f}"}))
-
-    def _set(self, rest: str) -> None:
-        """Show or change settings."""
-        name, *words = rest.split() or [""]
-        name = ALIASES.get(name, name)
-        if name and name not in SETTINGS:
-            hint = _suggestion(name, SETTINGS) or "; /set lists them"
-            self._note(f"no setting {name}{hint}")
-            return
+    def confirm(self, question: str) -> bool:
+        """Ask the person something; Ctrl-C and Ctrl-D are a no."""
         try:
-            if words:
-                self.settings = self.settings.with_text(name, words)
-        except click.UsageError as error:
-            self._note(f"{name}: {error.message}")
-            return
-        shown = [name] if name else SETTINGS
-        self._console.print(table({name: _shown(self.settings, name) for name in shown}))
+            return confirm(printable(question))
+        except (KeyboardInterrupt, EOFError):
+            return False
 
-    def _note(self, text: str) -> None:
+    def print(self, text: str) -> None:
+        """Print something that was asked for."""
+        self.console.print(text)
+
+    def note(self, text: str) -> None:
         """Print a line that is not part of the conversation."""
-        self._console.print(printable(text), style="dim")
-
-
-class CommandCompleter(Completer):
-    """Completes slash commands, and the names of settings after /set."""
-
-    def get_completions(
-        self, document: Document, complete_event: CompleteEvent
-    ) -> Iterator[Completion]:
-        """Yield the words that could stand before the cursor."""
-        line, _, word = document.text_before_cursor.rpartition(" ")
-        known = {"": COMMANDS if word.startswith("/") else [], "/set": SETTINGS}
-        for candidate in known.get(line, []):
-            if candidate.startswith(word):
-                yield Completion(candidate, start_position=-len(word))
-
-
-def prompt_session(history: Path | None) -> PromptSession[str]:
-    """Return the line editor: history, Tab completion, blocks between fences, Esc Enter."""
-    keys = KeyBindings()
-
-    @keys.add("escape", "enter")
-    def _(event: KeyPressEvent) -> None:
-        event.current_buffer.insert_text("\n")
-
-    return PromptSession(
-        PROMPT,
-        history=open_history(history),
-        completer=CommandCompleter(),
-        complete_while_typing=False,
-        multiline=Condition(lambda: is_open(get_app().current_buffer.text)),
-        prompt_continuation=CONTINUATION,
-        key_bindings=keys,
-        enable_suspend=True,
-        enable_open_in_editor=True,
-        style=Style.from_dict({"rprompt": "ansibrightblack"}),
-    )
-
-
-def is_open(text: str) -> bool:
-    """Say whether a message started a block that it has not ended."""
-    body = text.strip()
-    return body.startswith(FENCE) and (len(body) < 2 * len(FENCE) or not body.endswith(FENCE))
-
-
-def unfenced(text: str) -> str:
-    """Return a message without the fences around it and the line ends beside them."""
-    body = text.strip()
-    if not body.startswith(FENCE) or is_open(text):
-        return text
-    return body[len(FENCE) : -len(FENCE)].strip("\n")
-
-
-def history_path() -> Path | None:
-    """Return where the typed lines are kept; None if MLX_EAGLE_HISTORY is set but empty."""
-    chosen = os.environ.get("MLX_EAGLE_HISTORY")
-    if chosen is not None:
-        return Path(chosen).expanduser() if chosen else None
-    if sys.platform == "darwin":
-        folder = Path.home() / "Library" / "Application Support"
-    else:
-        folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    return folder / "mlx-eagle" / "history"
-
-
-def open_history(path: Path | None) -> History:
-    """Return the history in a file that only its owner can read, or in memory if it cannot be."""
-    if path is None:
-        return InMemoryHistory()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        path.open("a").close()
-    except OSError as error:
-        click.echo(f"what you type is not kept: {path}: {error.strerror}", err=True)
-        return InMemoryHistory()
-    return FileHistory(str(path))
-
-
-def _suggestion(word: str, known: list[str]) -> str:
-    """Return the end of a sentence about an unknown word; empty if nothing comes close."""
-    close = get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _shown(settings: Settings, name: str) -> str:
-    """Return the value of a setting as a user would type it."""
-    value = vars(settings)[name]
-    if name == "tree":
-        return " ".join(map(str, value)) if value else "auto"
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+        self.console.print(printable(text), style="dim")

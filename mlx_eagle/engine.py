@@ -234,11 +234,10 @@ def load(
             keeps the stored type on a GPU and takes float32 on a CPU, where 16 bits are slow.
         calibrate: measure what rounds cost on this machine if that is not on record yet, for a
             few seconds; otherwise published costs stand in, corrected as they prove wrong.
-        kv_bits: 8 or 4 quantizes the target's KV cache; it takes less memory, and the text is that
-            of mlx-lm with such a cache.
+        kv_bits: 8 or 4 quantizes every row of the target's KV cache as it is written, drafted rows
+            too, so that speculation changes nothing; that takes less memory.
         kv_group_size: numbers that share a scale in it.
-        max_kv_size: rows that the target's cache keeps: the first four and the newest; the text is
-            that of mlx-lm with such a cache.
+        max_kv_size: rows that the target's cache keeps: the first four and the newest.
         head_window: tokens that the head attends to, so that drafting stays as good and as cheap
             as it was on the texts that the head was trained on; 0 is all of them, None is chosen
             for the head.

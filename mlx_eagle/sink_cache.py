@@ -31,6 +31,10 @@ LEAST = 16  # rows; below it a cache is hardly more than its sinks
 class SinkKVCache(KVCache):
     """Keys and values of a target's layer: every query sees the sinks and the newest `window` rows.
 
+    So does mlx-lm's `RotatingKVCache(sinks + window, keep=sinks)` one token at a time. Of a prompt
+    that it is given at once and cannot hold, it hides the sinks from most tokens; here they see
+    what they would see one at a time.
+
     Args:
         sinks: rows at the start that are never forgotten.
         window: positions that a query sees besides, its own included.

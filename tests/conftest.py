@@ -1,9 +1,9 @@
 """Tiny random targets and heads, and the trained fixture pair where it is present."""
 
 import importlib
-import importlib.util
 import json
 import os
+import runpy
 import signal
 import sys
 import threading
@@ -381,13 +381,17 @@ def publish(save_checkpoint: Callable[..., tuple[Path, Path]]) -> Callable[..., 
 @pytest.fixture
 def fake_hub() -> Iterator[Any]:
     """A hub on loopback; tests give it its files and hand its url to processes of their own."""
-    spec = importlib.util.spec_from_file_location("fake_hub", ROOT / "tests" / "fake_hub.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    with module.FakeHub() as server:
+    helper = runpy.run_path(str(ROOT / "tests" / "fake_hub.py"))
+    with helper["FakeHub"]() as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield server
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def chat(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The loop of the chat with a fake conversation behind it and a buffer for a terminal."""
+    monkeypatch.setattr("mlx_eagle.cli.repl.fetch_models", lambda source, console: None)
+    return runpy.run_path(str(ROOT / "tests" / "fake_chat.py"))["Chat"]()

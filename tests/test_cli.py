@@ -34,14 +34,16 @@ def responses() -> Iterator[GenerationResponse]:
         yield GenerationResponse(
             text=word,
             token=n,
+            logprobs=None,
             from_draft=n % 2 == 0,
             prompt_tokens=3,
             prompt_tps=30.0,
             generation_tokens=n,
             generation_tps=8.0,
             peak_memory=0.1,
-            n_accepted=n // 2,
             finish_reason="stop" if last else None,
+            n_accepted=n // 2,
+            tree=None,
             stats=stats if last else None,
         )
 
@@ -139,6 +141,12 @@ def test_version_is_the_package_version() -> None:
         ["generate", "a", "--depth", "2", "--nodes", "99", "--width", "2"],
         ["generate", "a", "--depth", "2", "--no-speculate"],
         ["generate", "a", "--dtype", "int4"],
+        ["generate", "a", "--json-schema", "/nowhere/schema.json"],
+        ["generate", "a", "--json-schema", str(Path(__file__))],
+        ["generate", "a", "--repetition-penalty", "0"],
+        ["generate", "a", "--overflow", "drop"],
+        ["generate", "a", "--kv-bits", "5"],
+        ["generate", "a", "--memory", "0"],
         ["chat", "-p", ""],
     ],
 )
@@ -202,7 +210,8 @@ def test_raw_prompts_reach_the_engine_as_strings(engine: FakeEngine) -> None:
 def test_options_reach_the_engine_under_its_names(engine: FakeEngine) -> None:
     line = (
         "generate a --max-tokens 7 --temp 0.5 --top-p 0.9 --top-k 5 --min-p 0.1 --seed 3 "
-        "--stop x --stop y --ignore-eos --depth 4 --width 2 --nodes 8"
+        "--repetition-penalty 1.1 --presence-penalty 0.2 --frequency-penalty -0.3 --regex a+ "
+        "--stop x --stop y --overflow truncate --ignore-eos --depth 4 --width 2 --nodes 8"
     )
     run(line.split())
     tree, progress = engine.options.pop("tree"), engine.options.pop("progress")
@@ -215,10 +224,57 @@ def test_options_reach_the_engine_under_its_names(engine: FakeEngine) -> None:
         "top_k": 5,
         "min_p": 0.1,
         "seed": 3,
+        "repetition_penalty": 1.1,
+        "presence_penalty": 0.2,
+        "frequency_penalty": -0.3,
+        "json_schema": None,
+        "regex": "a+",
+        "overflow": "truncate",
         "stop": ("x", "y"),
         "ignore_eos": True,
         "speculate": True,
     }
+
+
+def test_a_schema_is_read_from_its_file(engine: FakeEngine, tmp_path: Path) -> None:
+    file = tmp_path / "schema.json"
+    file.write_text('{"type": "boolean"}')
+    assert run(["generate", "a", "--json-schema", str(file)]) == 0
+    assert engine.options["json_schema"] == '{"type": "boolean"}'
+    assert run(["generate", "a", "--json-schema", str(file), "--regex", "a"]) == 2
+
+
+def test_options_of_loading_reach_the_engine_under_its_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def load(*args: Any, **options: Any) -> FakeEngine:
+        asked.update(options)
+        return FakeEngine()
+
+    monkeypatch.setattr("mlx_eagle.engine.load", load)
+    line = "chat -p a --kv-bits 8 --head-window 64 --max-context 512 --memory 1.5"
+    run(line.split())
+    assert asked["kv_bits"] == 8
+    assert (asked["head_window"], asked["max_context"]) == (64, 512)
+    assert asked["memory_limit"] == 1_500_000_000
+
+
+def test_what_the_user_should_know_of_an_answer_is_said_on_stderr(
+    engine: FakeEngine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(prompt: Any, **options: Any) -> Iterator[GenerationResponse]:
+        for response in responses():
+            if response.stats:
+                response.stats.ended_by = "the context of 9 tokens is full"
+            yield response
+
+    monkeypatch.setattr(engine, "stream_generate", full)
+    run(["chat", "-p", "a"])
+    out, err = capsys.readouterr()
+    assert out == "".join(WORDS) + "\n"
+    assert err == "ended here: the context of 9 tokens is full\n"
 
 
 def test_json_is_one_object_with_text_tokens_and_statistics(

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from mlx_eagle.cli.chat import fetch_models
 from mlx_eagle.cli.display import terminal
+from mlx_eagle.cli.fetching import fetch_models
 from mlx_eagle.cli.main import run
 from mlx_eagle.cli.options import ModelSource
 from mlx_eagle.errors import EagleError

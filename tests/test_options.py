@@ -1,67 +1,59 @@
-"""Settings: completed, parsed, and understood by the library."""
+"""Which model, and how it is loaded: from the command line and from /set."""
 
-from typing import Any
+import inspect
 
 import click
 import pytest
 
-from mlx_eagle.cli.options import PARSERS, Settings, Tree, complete_tree
-from mlx_eagle.session import GenerationOptions
+from mlx_eagle.cli.options import SOURCE_PARSERS, ModelSource
+from mlx_eagle.cli.settings import Settings, Tree
+from mlx_eagle.engine import load
+
+DEMO = ModelSource(None, None, None)
+
+
+def test_the_library_takes_every_option_of_a_source_and_shares_its_defaults() -> None:
+    known = inspect.signature(load).parameters
+    for name, value in DEMO.load_options().items():
+        assert known[name].default == value
+    assert DEMO._replace(memory=1.5).load_options()["memory_limit"] == 1_500_000_000
+    assert set(SOURCE_PARSERS) < set(ModelSource._fields)
 
 
 @pytest.mark.parametrize(
-    ("sizes", "tree"),
+    ("name", "text", "value"),
     [
-        ((None, None, None), None),
-        ((4, None, None), (4, 1, 4)),
-        ((4, 2, None), (4, 2, 8)),
-        ((4, None, 8), (4, 2, 8)),
-        ((4, None, 4), (4, 1, 4)),
-        ((3, None, 7), (3, 3, 7)),
-        ((1, 5, None), (1, 5, 5)),
-        ((6, 10, 59), (6, 10, 59)),
+        ("kv_bits", "8", 8),
+        ("kv_bits", "none", None),
+        ("head_window", "0", 0),
+        ("head_window", "auto", None),
+        ("max_context", "4096", 4096),
+        ("memory", "1.5", 1.5),
+        ("memory", "auto", None),
     ],
 )
-def test_a_tree_is_completed_from_the_sizes_that_are_given(
-    sizes: tuple[int | None, ...], tree: tuple[int, int, int] | None
+def test_what_is_fixed_at_loading_is_parsed_and_shown_as_it_was_typed(
+    name: str, text: str, value: float | None
 ) -> None:
-    assert complete_tree(*sizes) == tree
-    Settings(tree=complete_tree(*sizes)).engine_options()
-
-
-def test_the_library_takes_every_setting_and_shares_its_defaults() -> None:
-    assert vars(GenerationOptions(**Settings().engine_options())) == vars(GenerationOptions())
-    assert set(PARSERS) < set(vars(Settings()))
+    before = DEMO._replace(kv_bits=4, head_window=7, max_context=9, memory=2.0)
+    source = before.with_text(name, text)
+    assert source == before._replace(**{name: value})
+    assert source.text(name) == text
 
 
 @pytest.mark.parametrize(
-    ("name", "words", "value"),
-    [
-        ("temperature", ["0.7"], 0.7),
-        ("speculate", ["off"], False),
-        ("seed", ["12"], 12),
-        ("tree", ["4", "1", "4"], Tree(4, 1, 4)),
-        ("tree", ["auto"], None),
-    ],
+    ("name", "text"),
+    [("kv_bits", "5"), ("head_window", "-1"), ("max_context", "one"), ("memory", "0")],
 )
-def test_a_typed_setting_is_parsed(name: str, words: list[str], value: Any) -> None:
-    settings = Settings(speculate=True, tree=Tree(2, 1, 2)).with_text(name, words)
-    assert vars(settings)[name] == value
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("temperature", ["hot"]),
-        ("temperature", ["-1"]),
-        ("temperature", ["1", "2"]),
-        ("speculate", ["maybe"]),
-        ("max_tokens", ["0"]),
-        ("tree", ["4", "1", "9"]),
-        ("tree", ["4", "1", "4", "1"]),
-        ("tree", ["0"]),
-    ],
-)
-def test_a_typed_setting_that_is_wrong_is_refused(name: str, words: list[str]) -> None:
+def test_what_is_fixed_at_loading_is_refused_if_it_is_wrong(name: str, text: str) -> None:
     with pytest.raises(click.UsageError):
-        Settings().with_text(name, words)
+        DEMO.with_text(name, text)
+
+
+def test_what_these_settings_do_not_need_is_not_loaded() -> None:
+    plain, fixed = Settings(speculate=False), Settings(tree=Tree(2, 1, 2))
+    real = ModelSource("owner/model", None, None)
+    assert real.for_settings(Settings()) == real
+    assert real.for_settings(plain) == real._replace(head="none", calibrate=False)
+    assert real.for_settings(fixed) == real._replace(calibrate=False)
+    assert DEMO.for_settings(plain).head is None

@@ -1,0 +1,181 @@
+"""A conversation whose engine lives on a thread of its own, as the chat needs it.
+
+The thread of the terminal stays free to take keys, Ctrl-C above all. What is said is the session's
+matter, the thread `worker.py`'s; this puts the two together and can change the model below them.
+"""
+
+import gc
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mlx_eagle.cli.options import ModelSource
+from mlx_eagle.cli.sections import Marks, read_marks
+from mlx_eagle.worker import Stream, Worker
+
+if TYPE_CHECKING:
+    from mlx_eagle.engine import Engine, EngineInfo
+    from mlx_eagle.hub import Progress
+    from mlx_eagle.responses import GenerationResponse, Responses
+    from mlx_eagle.session import Session, Usage
+
+Load = Callable[[ModelSource, "Progress"], "Engine"]
+
+
+class Loaded(NamedTuple):
+    """What belongs to the thread: an engine and the conversation with it; and the model's marks."""
+
+    engine: "Engine"
+    session: "Session"
+    marks: Marks
+
+
+class Conversation:
+    """A conversation with a model that may still be loading.
+
+    Args:
+        load: loads a model; called on the thread.
+        source: which one, to begin with.
+        system: the system prompt, or None.
+
+    Attributes:
+        source: the model in use.
+        progress: of loading: phase, steps done, steps in all.
+        spelling: the texts of the tokens of all trees so far.
+    """
+
+    def __init__(self, load: Load, source: ModelSource, system: str | None = None) -> None:
+        self.source = source
+        self.progress = ("load", 0, 1)
+        self.spelling: dict[int, str] = {}
+        self._load = load
+        self._worker = Worker()
+        self._begun = self._worker.submit(self._begin, source, system)
+        self._now: Loaded
+
+    def _begin(self, source: ModelSource, system: str | None) -> None:
+        engine = self._load(source, self._note)
+        self._now = Loaded(engine, engine.session(system), read_marks(engine.tokenizer))
+
+    def _note(self, phase: str, done: int, total: int) -> None:
+        """Note how far loading is; models are here, so what is fetched is not shown again."""
+        if phase in ("load", "calibrate"):
+            self.progress = (phase, done, total)
+
+    # The model
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the engine is still at work, be it loading."""
+        return self._worker.is_busy
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the first loading is over, well or not."""
+        return self._begun.done()
+
+    def failure(self) -> BaseException | None:
+        """Return what loading raised, or None; only once it is over."""
+        return self._begun.exception()
+
+    def wait(self) -> "EngineInfo":
+        """Wait for the engine and return what is loaded; raises what its loading raised."""
+        self._begun.result()
+        return self._now.engine.info
+
+    @property
+    def marks(self) -> Marks:
+        """What the model sets parts of its answers apart with."""
+        return self._now.marks
+
+    def reload(self, source: ModelSource) -> "Future[Engine]":
+        """Begin to load another model, beside the one in use; `adopt` takes it up."""
+        self.progress = ("load", 0, 1)
+        return self._worker.submit(self._load, source, self._note)
+
+    def adopt(self, source: ModelSource, engine: "Engine") -> None:
+        """Go on with another model; what was said stays, and is read anew. Frees the old one."""
+        self._worker.call(self._adopt, engine)
+        self.source = source
+        self.spelling = {}
+
+    def _adopt(self, engine: "Engine") -> None:
+        import mlx.core as mx
+
+        session = engine.session(self._now.session.system)
+        session.messages = list(self._now.session.messages)
+        self._now = Loaded(engine, session, read_marks(engine.tokenizer))
+        gc.collect()
+        mx.clear_cache()
+
+    # What is said
+
+    @property
+    def system(self) -> str | None:
+        """The system prompt."""
+        return self._now.session.system
+
+    @system.setter
+    def system(self, text: str | None) -> None:
+        self._now.session.system = text
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """What was said so far."""
+        return self._now.session.messages
+
+    def ask(self, text: str, **options: Any) -> "Stream[GenerationResponse]":
+        """Say something; returns the answer as it comes."""
+        return self._stream(lambda session: session.ask(text, **options))
+
+    def regenerate(self, **options: Any) -> "Stream[GenerationResponse]":
+        """Answer the last question anew."""
+        return self._stream(lambda session: session.regenerate(**options))
+
+    def edit(self, text: str, **options: Any) -> "Stream[GenerationResponse]":
+        """Ask something else in the place of the last question."""
+        return self._stream(lambda session: session.edit(text, **options))
+
+    def undo(self) -> dict[str, str] | None:
+        """Forget the last question and its answer; returns the question."""
+        return self._worker.call(self._now.session.undo)
+
+    def clear(self) -> None:
+        """Forget the conversation; the system prompt stays."""
+        self._worker.call(self._now.session.clear)
+
+    def save(self, path: Path) -> None:
+        """Write the conversation to a file."""
+        self._worker.call(self._now.session.save, path)
+
+    def load(self, path: Path) -> None:
+        """Go on with the conversation in a file."""
+        self._worker.call(self._load_session, path)
+
+    def _load_session(self, path: Path) -> None:
+        self._now = self._now._replace(session=self._now.engine.load_session(path))
+
+    def usage(self) -> "Usage":
+        """Return what the conversation takes."""
+        return self._worker.call(self._now.session.usage)
+
+    def spell(self, token: int) -> str:
+        """Return the text of a token that was in a tree."""
+        return self.spelling.get(token, "?")
+
+    def _stream(self, start: Callable[["Session"], "Responses"]) -> "Stream[GenerationResponse]":
+        """Return an answer of the session as it comes."""
+        self.wait()
+        session, engine = self._now.session, self._now.engine
+        return self._worker.stream(lambda: self._spelled(start(session), engine), session.cancel)
+
+    def _spelled(self, stream: "Responses", engine: "Engine") -> "Responses":
+        """Pass an answer on; the tokens of its trees are spelled here, on the engine's thread."""
+        try:
+            for response in stream:
+                new = set(response.tree.tokens) - set(self.spelling) if response.tree else ()
+                self.spelling |= {token: engine.tokenizer.decode([token]) for token in new}
+                yield response
+        finally:
+            stream.close()

@@ -1,0 +1,128 @@
+"""What the commands do that change the model, how it answers, and what is shown of that."""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+import click
+
+from mlx_eagle.cli.display import table
+from mlx_eagle.cli.options import SOURCE_PARSERS, ModelSource
+from mlx_eagle.cli.settings import EXCLUSIVE, NOTHING, PARSERS
+from mlx_eagle.cli.views import Show
+
+if TYPE_CHECKING:
+    from mlx_eagle.cli.repl import Repl
+
+ALIASES = {
+    "temp": "temperature",
+    "tokens": "max_tokens",
+    "schema": "json_schema",
+    "penalty": "repetition_penalty",
+}
+SETTINGS = [*PARSERS, "tree", *SOURCE_PARSERS]
+SHOWS = [field.name for field in fields(Show)]
+SWITCH = {"on": True, "off": False}
+DEMO = "demo"
+
+
+def choose_model(repl: "Repl", rest: str) -> None:
+    """Show which model is in use, or go on with another one."""
+    repl.announce()
+    if not rest:
+        repl.print(repl.about())
+        return
+    name = None if rest == DEMO else rest
+    repl.reload(repl.conversation.source._replace(model=name, head=None))
+
+
+def choose_head(repl: "Repl", rest: str) -> None:
+    """Show which head drafts, or go on with another one, or none."""
+    repl.announce()
+    if not rest:
+        info = repl.conversation.wait()
+        repl.print(table({"head": info.head or "none", "speculation": info.speculation}))
+        return
+    name = None if rest == "auto" else rest
+    repl.reload(repl.conversation.source._replace(head=name))
+
+
+def set_value(repl: "Repl", rest: str) -> None:
+    """Show or change settings."""
+    name, _, text = rest.partition(" ")
+    name = ALIASES.get(name, name)
+    if not name:
+        repl.print(table({name: _text(repl, name) for name in SETTINGS}))
+    elif name not in SETTINGS:
+        hint = suggestion(name, [*SETTINGS, *ALIASES]) or "; /set lists them"
+        repl.note(f"no setting {name}{hint}")
+    else:
+        change(repl, name, text.strip())
+
+
+def short_form(name: str) -> Callable[["Repl", str], None]:
+    """Return the command that is short for /set NAME."""
+    return lambda repl, rest: change(repl, name, rest)
+
+
+def change(repl: "Repl", name: str, text: str) -> None:
+    """Change one setting, if there is something to change it to, and show it."""
+    try:
+        if text and name in SOURCE_PARSERS:
+            repl.announce()
+            repl.reload(repl.conversation.source.with_text(name, text))
+        elif text:
+            repl.settings = repl.settings.with_text(name, text)
+    except click.UsageError as error:
+        repl.note(f"{name}: {error.message}")
+        return
+    names = [name]
+    if name in EXCLUSIVE and text and text not in NOTHING:
+        names.append(EXCLUSIVE[name])
+    repl.print(table({name: _text(repl, name) for name in names}))
+
+
+def choose_show(repl: "Repl", rest: str) -> None:
+    """Show or change what is shown; a name alone is switched over."""
+    name, *words = rest.split() or [""]
+    if not name:
+        repl.print(table({name: _on_off(vars(repl.show)[name]) for name in SHOWS}))
+    elif name not in SHOWS:
+        hint = suggestion(name, SHOWS) or f"; there are {', '.join(SHOWS)}"
+        repl.note(f"nothing to show is called {name}{hint}")
+    elif len(words) > 1 or (words and words[0] not in SWITCH):
+        repl.note(f"/show {name} on or /show {name} off")
+    else:
+        value = SWITCH[words[0]] if words else not vars(repl.show)[name]
+        repl.show = replace(repl.show, **{name: value})
+        repl.print(table({name: _on_off(value)}))
+        if value and name in ("drafts", "tree"):
+            _say_why_nothing(repl)
+
+
+def _say_why_nothing(repl: "Repl") -> None:
+    """Say so if there will be nothing to see, because nothing is drafted."""
+    spoken = repl.conversation.wait().speculation if repl.conversation.is_loaded else "on"
+    if not repl.settings.speculate:
+        repl.note("but nothing is drafted: /speculate on")
+    elif spoken != "on":
+        repl.note(f"but nothing is drafted; speculation is {spoken}")
+
+
+def suggestion(word: str, known: list[str]) -> str:
+    """Return the end of a sentence about an unknown word; empty if nothing comes close."""
+    close = get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _text(repl: "Repl", name: str) -> str:
+    """Return a setting as a user would type it."""
+    if name not in SOURCE_PARSERS:
+        return repl.settings.text(name)
+    source: ModelSource = repl.conversation.source
+    return source.text(name)
+
+
+def _on_off(value: bool) -> str:
+    return "on" if value else "off"
