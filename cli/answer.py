@@ -1,7 +1,7 @@
 """One answer: shown piece by piece, and counted for its statistics."""
 
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mlx_eagle.cli.display import count, printable
 
@@ -28,6 +28,7 @@ class Answer(AbstractContextManager["Answer"]):
     def __init__(self, view: View):
         self._view = view
         self.pieces: list[GenerationResponse] = []
+        self.logprobs: list[dict[str, Any]] = []  # by token, where they were asked for
 
     def add(self, piece: "GenerationResponse") -> None:
         """Take in one token."""

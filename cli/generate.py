@@ -35,6 +35,12 @@ Examples:
 @settings_options(max_tokens=256)
 @click.option("--ignore-eos", is_flag=True, help="Go on to --max-tokens whatever the model says.")
 @click.option("--json", "as_json", is_flag=True, help="Print text, tokens and statistics as JSON.")
+@click.option(
+    "--logprobs",
+    metavar="N",
+    type=click.IntRange(0, 100),
+    help="With --json: the log-probability of every token, and of the N likeliest.",
+)
 @click.option("--verbose", "-v", is_flag=True, help="Statistics on stderr even in a script.")
 @click.option("--explain", is_flag=True, help="Say on stderr why it was drafted as it was.")
 def command(
@@ -45,12 +51,15 @@ def command(
     source: ModelSource,
     settings: Settings,
     as_json: bool,
+    logprobs: int | None,
     verbose: bool,
     explain: bool,
 ) -> None:
     """Answer one prompt, from the command line or stdin; the text goes to stdout."""
     if raw and system:
         raise click.UsageError("--system needs the chat template, which --raw leaves out")
+    if logprobs is not None and not as_json:
+        raise click.UsageError("--logprobs is printed with --json only")
     question = read_prompt(text, prompt)
     from mlx_eagle.cli.display import terminal
 
@@ -58,7 +67,7 @@ def command(
     engine = load_engine(source.for_settings(settings), console)
     content: Prompt = question if raw else to_messages(question, system)
     out = io.StringIO() if as_json else None
-    answer = stream_answer(engine, content, settings, console, out)
+    answer = stream_answer(engine, content, settings, console, out, logprobs=logprobs)
     if as_json:
         click.echo(to_json(answer))
     if verbose or (console.is_terminal and not as_json):
@@ -125,6 +134,7 @@ def stream_answer(
     out: TextIO | None = None,
     *,
     markdown: bool = False,
+    logprobs: int | None = None,
 ) -> "Answer":
     """Write the answer to `out`, else to stdout, as it comes; bars go to the console.
 
@@ -137,8 +147,16 @@ def stream_answer(
     view = open_view(terminal(out), Show(markdown=markdown))
     with Answer(view) as answer, Prefill(console) as prefill:
         options = settings.engine_options()
+        if logprobs is not None:
+            options["logprobs"] = True
         for piece in engine.stream_generate(prompt, progress=prefill.update, **options):
             prefill.close()
+            if logprobs is not None:
+                # A number or two is kept of each token, not the whole vocabulary.
+                answer.logprobs.append(
+                    {"logprob": piece.logprob, "top": piece.top_logprobs(logprobs)}
+                )
+                piece = piece._replace(logprobs=None)
             answer.add(piece)
     return answer
 
@@ -160,4 +178,6 @@ def to_json(answer: "Answer") -> str:
         "tokens": [piece.token for piece in answer.pieces],
         "finish_reason": last.finish_reason,
     }
+    if answer.logprobs:
+        fields["logprobs"] = answer.logprobs
     return json.dumps(fields | last.stats.to_dict())

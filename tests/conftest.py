@@ -390,6 +390,12 @@ def fake_hub() -> Iterator[Any]:
         thread.join()
 
 
+@pytest.fixture(scope="session")
+def schemas() -> Any:
+    """`random_schema` and `closing_bias` of random_schemas.py."""
+    return SimpleNamespace(**runpy.run_path(str(ROOT / "tests" / "random_schemas.py")))
+
+
 @pytest.fixture
 def chat(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The loop of the chat with a fake conversation behind it and a buffer for a terminal."""

@@ -350,3 +350,21 @@ def test_a_reader_that_leaves_early_is_not_a_traceback() -> None:
     )
     assert result.stdout == "a line of text\n"
     assert result.stderr == ""
+
+
+def test_log_probabilities_are_in_the_json_as_the_library_gives_them(demo: Any) -> None:
+    """A real answer: every token with its log-probability, and the likeliest ones with theirs."""
+    done = mlx_eagle("generate", "Explain io.", "-n", "6", "--json", "--logprobs", "3")
+    answer = json.loads(done.stdout)
+    messages = [{"role": "user", "content": "Explain io."}]
+    want = list(demo.stream_generate(messages, max_tokens=6, logprobs=True))
+    assert answer["tokens"] == [r.token for r in want]
+    assert [row["logprob"] for row in answer["logprobs"]] == pytest.approx(
+        [r.logprob for r in want], abs=1e-4
+    )
+    for row, token in zip(answer["logprobs"], answer["tokens"], strict=True):
+        assert len(row["top"]) == 3
+        assert row["top"][0] == [token, row["logprob"]]
+    refused = mlx_eagle("generate", "a", "--logprobs", "3")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "--json" in refused.stderr

@@ -1,0 +1,59 @@
+"""Answers under grammars, with a real target and head: valid, and plain decoding's."""
+
+import json
+import random
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import jsonschema
+import mlx.core as mx
+import pytest
+
+from mlx_eagle.engine import Engine
+from mlx_eagle.tree import TreeShape
+
+POLICIES = [TreeShape.chain(1), TreeShape.chain(4), TreeShape(3, 3, 7), None]
+
+
+@pytest.fixture(scope="module")
+def closing(demo: Engine, schemas: SimpleNamespace) -> Any:
+    """A processor that brings long answers to an end, which a toy target would not find."""
+    bias = mx.array(schemas.closing_bias(demo.tokenizer, 4096))
+
+    def close(tokens: mx.array, logits: mx.array) -> mx.array:
+        return logits + bias if tokens.shape[0] > 45 else logits
+
+    return close
+
+
+@pytest.mark.parametrize("block", range(10))
+def test_answers_under_random_schemas_are_valid_and_those_of_plain_decoding(
+    block: int, demo: Engine, closing: Any, schemas: SimpleNamespace, prompts: list[str]
+) -> None:
+    """100 random schemas, greedy and sampled, over four ways of drafting."""
+    checker = jsonschema.Draft202012Validator.FORMAT_CHECKER
+    for seed in range(1000 + 10 * block, 1010 + 10 * block):
+        schema = schemas.random_schema(random.Random(seed))
+        messages = [{"role": "user", "content": prompts[seed % len(prompts)]}]
+        options = {"json_schema": schema, "logits_processors": [closing], "max_tokens": 500}
+        options |= {"temperature": 0.9 * (seed % 2), "seed": seed}
+        want = demo.generate(messages, speculate=False, **options)
+        got = demo.generate(messages, tree=POLICIES[seed % 4], **options)
+        assert (got.tokens, got.text) == (want.tokens, want.text), (seed, schema)
+        assert got.finish_reason == "stop", (seed, schema, got.text)
+        validator = jsonschema.Draft202012Validator(schema, format_checker=checker)
+        validator.validate(json.loads(got.text))
+
+
+@pytest.mark.parametrize("pattern", [r"[a-f0-9]{8}-[a-f0-9]{4}", r"(yes|no), [A-Z][a-z]{2,12}\."])
+def test_answers_under_a_regex_match_it(pattern: str, demo: Engine, prompts: list[str]) -> None:
+    texts = set()
+    for seed, tree in enumerate(POLICIES):
+        messages = [{"role": "user", "content": prompts[5]}]
+        options = {"regex": pattern, "temperature": 1.2, "seed": seed}
+        got = demo.generate(messages, tree=tree, **options)
+        assert re.fullmatch(pattern, got.text)
+        assert got.tokens == demo.generate(messages, speculate=False, **options).tokens
+        texts.add(got.text)
+    assert len(texts) > 1
