@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 from mlx_lm.generate import generate_step
 
 from mlx_eagle import calibration
+from mlx_eagle.answers import Resources
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.errors import EagleError
 from mlx_eagle.head import EagleHead
 from mlx_eagle.head_config import HeadConfig
+from mlx_eagle.planning import Planners
 from mlx_eagle.recurrent import RecurrentCache, note_updates
-from mlx_eagle.session import Resources, Session
+from mlx_eagle.session import Session
 from mlx_eagle.target import Target
 from mlx_eagle.tree import DraftTree, TreeShape
 
@@ -221,7 +223,9 @@ def converse(
     text.detokenizer = SimpleNamespace(
         last_segment="", reset=lambda: None, add_token=lambda _: None, finalize=lambda: None
     )
-    session = Session(Resources(Target(model), text, lambda: Oracle(truth), "on"))
+    session = Session(
+        Resources(Target(model), text, lambda: Oracle(truth), "on", Planners(chains_only=True))
+    )
     for prompt, n in turns:
         steps = generate_step(mx.array(prompt), model, max_tokens=n + 4)
         expected = [int(token) for token, _ in steps]
@@ -268,7 +272,7 @@ def test_an_answer_that_ends_inside_a_chain_is_gone_on_from_there(n: int, tiny_t
 
 def test_a_tree_that_branches_is_refused_before_anything_runs(tiny_target: Any) -> None:
     target = Target(tiny_target("lfm2", **CONFIGS["lfm2"]))
-    session = Session(Resources(target, None, lambda: Oracle([]), "on"))
+    session = Session(Resources(target, None, lambda: Oracle([]), "on", Planners(chains_only=True)))
     with pytest.raises(EagleError, match="width 2 was asked for.*verifies chains only"):
         session.stream_generate([1, 2], tree=TreeShape(4, 2, 8))
 
