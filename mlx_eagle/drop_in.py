@@ -93,6 +93,7 @@ def stream_generate(
     tokenizer: Any,
     prompt: Prompt | mx.array,
     max_tokens: int = 256,
+    draft_model: None = None,
     *,
     sampler: Callable[[mx.array], mx.array] | None = None,
     logits_processors: Sequence[LogitsProcessor] | None = None,
@@ -111,6 +112,7 @@ def stream_generate(
         tokenizer: the engine's own, or None.
         prompt: text, token ids or, beyond mlx-lm, chat messages.
         max_tokens: most tokens to generate; -1 for as many as the context holds.
+        draft_model: mlx-lm's way to speculate; the engine has its own, so only None is taken.
         sampler: from log-probabilities [1, V] to a token [1]; None takes the likeliest.
         logits_processors: functions of tokens [T] and logits [1, V].
         max_kv_size: rows that the KV cache keeps.
@@ -126,6 +128,8 @@ def stream_generate(
         ValueError: if an option is out of range, or a cache was given with options for a new one.
         EagleError: as `Session.stream_generate` does.
     """
+    if draft_model is not None:
+        raise ValueError("draft_model was given, but the engine drafts with its own head")
     if tokenizer is not None and tokenizer is not model.tokenizer:
         raise ValueError("tokenizer is not the engine's own; give engine.tokenizer or None")
     if prompt_cache is not None and not isinstance(prompt_cache, PromptCache):
@@ -150,8 +154,7 @@ def stream_generate(
         logits_processors=logits_processors or (),
         prefill_step_size=prefill_step_size,
         progress=report,
-        logprobs=True,
-        **options,
+        **({"logprobs": True} | options),
     )
     return cache.follow([*cache.tokens, *ids], stream)
 

@@ -120,9 +120,10 @@ def test_progress_is_reported_as_there(demo: Any, question: list[int]) -> None:
 
 
 def test_every_keyword_of_mlx_lm_is_known_but_for_those_that_make_no_sense_here() -> None:
-    from mlx_lm.generate import generate_step
+    from mlx_lm.generate import generate_step, stream_generate
 
     theirs = set(inspect.signature(generate_step).parameters)
+    theirs |= set(inspect.signature(stream_generate).parameters) - {"kwargs"}
     ours = set(inspect.signature(drop_in.stream_generate).parameters)
     assert theirs - ours == {"stream", "quantized_kv_start", "input_embeddings"}
 
@@ -159,6 +160,10 @@ def test_what_cannot_be_done_is_refused(
         drop_in.generate(demo, None, [1], prompt_cache=stock_cache(demo.target.model))
     with pytest.raises(ValueError, match="not the engine's own"):
         drop_in.generate(demo, object(), [1])
+    with pytest.raises(ValueError, match="drafts with its own head"):
+        drop_in.generate(demo, None, [1], draft_model=object())
+    *_, last = drop_in.stream_generate(demo, None, [1], 2, logprobs=False)
+    assert last.logprobs is None
 
 
 def test_minus_one_token_goes_on_until_the_context_is_full(demo: Any) -> None:
