@@ -3,7 +3,7 @@
 import io
 import json
 import sys
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -173,7 +173,7 @@ def to_json(answer: "Answer") -> str:
     """Return a finished answer with its statistics as one JSON object."""
     last = answer.pieces[-1]
     assert last.stats is not None, "a finished answer has statistics"
-    fields = {
+    fields: dict[str, Any] = {
         "text": "".join(piece.text for piece in answer.pieces),
         "tokens": [piece.token for piece in answer.pieces],
         "finish_reason": last.finish_reason,
