@@ -145,9 +145,10 @@ class Answering:
         context, before = self._context, list(self._context.tokens)
         n_given = 0
         try:
-            for response in self._stream():
-                n_given += 1
-                yield response
+            with closing(self._stream()) as stream:  # the head's rows are complete before `settle`
+                for response in stream:
+                    n_given += 1
+                    yield response
         except GeneratorExit:
             raise
         except BaseException:

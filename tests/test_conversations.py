@@ -211,11 +211,12 @@ def test_what_is_held_is_what_was_given(
     ids = demo.tokenizer.encode("def join(a, b):\n    ")
     given = [r.token for r in session.stream_generate(ids, max_tokens=n, tree=tree)]
     assert session.context.tokens == [*ids, *given]
-    assert session.context.cache.rows <= len(session.context.tokens)
+    assert session.context.drafter.rows <= session.context.cache.rows <= len(ids) + n
     stream = session.stream_generate(ids, max_tokens=60, ignore_eos=True, tree=tree)
     given = [next(stream).token for _ in range(n)]
     stream.close()
     assert session.context.tokens == [*ids, *given]
+    assert session.context.drafter.rows <= session.context.cache.rows <= len(ids) + n
 
 
 def test_an_error_in_the_middle_forgets_rows_but_no_tokens(demo: Engine) -> None:
