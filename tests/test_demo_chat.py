@@ -166,6 +166,7 @@ def test_the_demo_pair_is_interrupted_and_resized(screen: Any) -> None:
     screen.expect("/clear", "forgotten")
     screen.expect("/tokens 2000", "max_tokens   2000")
     screen.expect("/regex [a-z ]{9000}", "regex        [a-z ]{9000}")  # it never ends
+    screen.expect("/tree 3 2 6", "tree         3 2 6")  # a planner may draft nothing here
     screen.expect("/show tree on", "tree         on")
     for columns in (30, 120):
         screen.press(f"{QUESTION}\r")
@@ -177,6 +178,7 @@ def test_the_demo_pair_is_interrupted_and_resized(screen: Any) -> None:
         screen.wait_for(">>>")
     screen.resize(24, 80)
     screen.expect("/show tree off", "tree         off")
+    screen.expect("/tree auto", "tree         auto")
     screen.expect("/regex none", "regex        none")
     screen.expect("/tokens 12", "max_tokens   12")
     screen.expect("/context", "messages     4")

@@ -77,7 +77,10 @@ def test_an_unknown_dtype_is_refused_with_the_known_ones() -> None:
         mlx_eagle.load(dtype="int4")
 
 
-def test_progress_reports_every_step_of_loading() -> None:
+def test_progress_reports_every_step_of_loading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLX_EAGLE_CACHE", str(tmp_path))  # where nothing is on record yet
     seen: list[tuple[str, int, int]] = []
     mlx_eagle.load(progress=lambda *step: seen.append(step))
     loading = [step for step in seen if step[0] == "load"]

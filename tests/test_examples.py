@@ -7,8 +7,15 @@ import sys
 from pathlib import Path
 
 import jsonschema
+import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+@pytest.fixture(autouse=True)
+def own_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the apps measure of this machine is not for the tests after them."""
+    monkeypatch.setenv("MLX_EAGLE_CACHE", str(tmp_path))
 
 
 def run(name: str, *arguments: str) -> str:
