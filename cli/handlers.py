@@ -65,10 +65,8 @@ def system(repl: "Repl", rest: str) -> None:
 
 def save(repl: "Repl", rest: str) -> None:
     """Write the conversation to a file, the one of last time if none is named."""
-    repl.announce()
-    path = _path(repl, rest)
+    path = _path(repl, rest, "to which file? /save FILE")
     if path is None:
-        repl.note("to which file? /save FILE")
         return
     if os.path.isdir(path):
         repl.note(f"{path} is a folder; name a file in it")
@@ -84,10 +82,8 @@ def save(repl: "Repl", rest: str) -> None:
 
 def load(repl: "Repl", rest: str) -> None:
     """Go on with the conversation in a file."""
-    repl.announce()
-    path = _path(repl, rest)
+    path = _path(repl, rest, "from which file? /load FILE")
     if path is None:
-        repl.note("from which file? /load FILE")
         return
     repl.conversation.load(path)
     repl.file = path
@@ -142,8 +138,11 @@ def last_question(repl: "Repl") -> str | None:
     return questions[-1] if questions else None
 
 
-def _path(repl: "Repl", rest: str) -> Path | None:
-    """Return the file that is named, else the one of last time."""
+def _path(repl: "Repl", rest: str, question: str) -> Path | None:
+    """Return the file that is named, else the one of last time, else ask; waits for the engine."""
+    repl.announce()
+    if not rest and repl.file is None:
+        repl.note(question)
     return Path(os.path.expanduser(rest)) if rest else repl.file
 
 

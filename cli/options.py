@@ -121,6 +121,9 @@ def settings_options(max_tokens: int) -> Callable[[F], F]:
                 raise click.UsageError("--no-speculate drafts nothing: leave out the tree")
             if settings.json_schema is not None and settings.regex is not None:
                 raise click.UsageError("an answer follows --json-schema or --regex: give one")
+            has_grammar = settings.json_schema is not None or settings.regex is not None
+            if has_grammar and settings.ignore_eos:
+                raise click.UsageError("an answer under a grammar ends with it: no --ignore-eos")
             return function(*args, settings=settings, **options)
 
         length = _number(

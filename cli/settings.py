@@ -25,6 +25,19 @@ class Number(click.FloatRange):
         return number
 
 
+class Temperature(Number):
+    """A temperature: 0, or as cold as the library can draw."""
+
+    COLDEST = 1e-6  # as in sampling.py, which is not loaded for a command line
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse a temperature, or fail with what it may be."""
+        number = super().convert(value, param, ctx)
+        if 0 < number < self.COLDEST:
+            self.fail(f"{value} is neither 0 nor {self.COLDEST:g} or more.", param, ctx)
+        return number
+
+
 class Schema(NamedTuple):
     """A JSON schema, and the file it was read from."""
 
@@ -69,7 +82,7 @@ class Tree(NamedTuple):
 # The order is that in which /set lists them.
 PARSERS: dict[str, click.ParamType[Any]] = {
     "max_tokens": click.IntRange(min=1),
-    "temperature": Number(min=0),
+    "temperature": Temperature(min=0),
     "top_p": Number(min=0, max=1, min_open=True),
     "top_k": click.IntRange(min=0),
     "min_p": Number(min=0, max=1),

@@ -85,7 +85,7 @@ def check_request(
     target, tokenizer = resources.target, resources.tokenizer
     room = resources.limits.room(0 if context.is_shared else context.cache.rows)
     ids, n_dropped = encode(tokenizer, prompt), 0
-    can_drop = is_messages(prompt)
+    can_drop = is_messages(prompt) and any(turns_dropped(prompt))
     if room is not None and can_drop and options.overflow == "truncate":
         # An answer should fit, but a high limit must not cost the conversation.
         most = room.tokens - min(options.max_tokens, room.tokens // 4)

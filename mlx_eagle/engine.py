@@ -74,6 +74,7 @@ class Engine:
         self.info = info
         self.planners = planners or Planners(chains_only=target.chains_only)
         self.limits = limits or Limits()
+        self._variants: dict[KVOptions, Engine] = {}
 
     def session(self, system: str | None = None) -> Session:
         """Start a conversation."""
@@ -95,11 +96,22 @@ class Engine:
         """
         if kv == self.target.kv:
             return self
+        if kv not in self._variants:
+            self._variants[kv] = self._variant(kv)
+        return self._variants[kv]
+
+    def _variant(self, kv: KVOptions) -> "Engine":
+        """Return an engine with the same weights and other caches."""
         target = copy.copy(self.target)
         target.kv = kv
         check_kv_options(target)
         limits = self.limits._replace(growth=growth(target))
-        return Engine(target, self.tokenizer, self.head, self.info, self.planners, limits)
+        known = self.planners
+        # What rounds cost with such a cache is learnt apart, and not put on record as this one's.
+        planners = Planners(
+            known.calibration, known.max_depth, watch=known.watch, chains_only=target.chains_only
+        )
+        return Engine(target, self.tokenizer, self.head, self.info, planners, limits)
 
     def _resources(self) -> Resources:
         """Return what the conversations share."""
@@ -311,6 +323,7 @@ def _records(folder: Path, choice: HeadChoice, info: EngineInfo, target: Target)
         "head": fingerprint(choice.folder),
         "head precision": info.head_precision,
         "activations": str(target.embedding(mx.array([0])).dtype),
+        "KV cache": str(target.kv),
     }
     return Records(cache_folder(), Identity(this_machine(), pair))
 

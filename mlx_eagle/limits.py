@@ -80,7 +80,7 @@ class Limits(NamedTuple):
             # The first number of rows that takes more than there is.
             tokens = bisect_right(range(UNBOUNDED), free, key=self.cache_bytes) - 1
             full = (
-                f"the memory limit of {self.memory / 1e9:.1f} GB leaves room for {tokens} tokens "
+                f"the memory limit of {self.memory / 1e9:.3g} GB leaves room for {tokens} tokens "
                 "(fewer bits in the KV cache leave more: kv_bits)"
             )
             if tokens < UNBOUNDED - 1:

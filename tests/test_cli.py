@@ -369,3 +369,11 @@ def test_log_probabilities_are_in_the_json_as_the_library_gives_them(demo: Any) 
     refused = mlx_eagle("generate", "a", "--logprobs", "3")
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "--json" in refused.stderr
+
+
+def test_a_grammar_with_ignore_eos_is_a_wrong_command_line(
+    engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["generate", "a", "--regex", "b", "--ignore-eos"]) == 2
+    assert "an answer under a grammar ends with it" in capsys.readouterr().err
+    assert engine.asked == []

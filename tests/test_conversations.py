@@ -10,6 +10,7 @@ import pytest
 
 from mlx_eagle.engine import Engine
 from mlx_eagle.errors import EagleError
+from mlx_eagle.kv_options import KVOptions
 from mlx_eagle.session import Session
 from mlx_eagle.target import Target
 from mlx_eagle.tree import TreeShape
@@ -267,3 +268,14 @@ def test_usage_says_what_is_held(talk: Session, tmp_path: Path) -> None:
     assert usage.cache_bytes == talk.context.nbytes > 0
     talk.clear()
     assert talk.usage() == (0, 2048, 0)
+
+
+def test_an_engine_with_other_caches_learns_costs_of_its_own_and_is_made_once(
+    demo: Engine,
+) -> None:
+    kv = KVOptions(bits=8, group_size=32)
+    other = demo.with_kv(kv)
+    assert other is demo.with_kv(kv)
+    assert demo.with_kv(demo.target.kv) is demo
+    assert other.planners is not demo.planners
+    assert other.planners.records is None, "nothing learnt here is put on record as the pair's"

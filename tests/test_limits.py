@@ -72,6 +72,8 @@ def test_truncation_leaves_out_the_oldest_turns_keeps_the_system_prompt_and_coun
 def test_a_single_message_that_is_too_long_cannot_be_truncated(limited: Engine) -> None:
     with pytest.raises(EagleError, match="the context of 64 tokens is full"):
         limited.session().ask("why " * 60, overflow="truncate")
+    with pytest.raises(EagleError, match="or start anew$"):
+        limited.session().ask("why " * 60)
 
 
 @pytest.fixture

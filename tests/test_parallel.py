@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -198,6 +199,13 @@ class NoText:
         def finalize() -> None: ...
 
 
+def session_of(target: Target, head: Head) -> Session:
+    """A conversation whose text nobody reads."""
+    make = partial(make_drafter, head, target)
+    planners = Planners(max_depth=make().max_depth)
+    return Session(Resources(target, NoText(), make, "on", planners))
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_kind_of_head_leaves_the_text_as_it_is(
@@ -208,15 +216,7 @@ def test_every_kind_of_head_leaves_the_text_as_it_is(
     want = [[int(t) for t, _ in generate_step(mx.array(p), model, max_tokens=24)] for p in prompts]
     head = heads(head_config)[name]
     target = Target(model, taps=head.config.taps)
-    session = Session(
-        Resources(
-            target,
-            NoText(),
-            lambda: make_drafter(head, target),
-            "on",
-            Planners(max_depth=make_drafter(head, target).max_depth),
-        )
-    )
+    session = session_of(target, head)
     for shape in (None, TreeShape.chain(2), TreeShape(3, 3, 7)):
         for prompt, tokens in zip(prompts, want, strict=True):
             stream = session.stream_generate(prompt, max_tokens=24, tree=shape)
@@ -228,15 +228,7 @@ def test_tree_deeper_than_there_are_medusa_heads_is_refused(
 ) -> None:
     head = MedusaHead(replace(MEDUSA, num_heads=2))
     target = Target(tiny_target("llama"), taps=head.config.taps)
-    session = Session(
-        Resources(
-            target,
-            NoText(),
-            lambda: make_drafter(head, target),
-            "on",
-            Planners(max_depth=make_drafter(head, target).max_depth),
-        )
-    )
+    session = session_of(target, head)
     with pytest.raises(EagleError, match="depth 3 was asked for, but the head proposes 2 tokens"):
         session.stream_generate([5, 6], tree=TreeShape.chain(3))
     assert len(list(session.stream_generate([5, 6], max_tokens=5))) == 5, "the default fits"

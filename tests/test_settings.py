@@ -114,3 +114,12 @@ def test_a_file_that_holds_no_schema_is_refused(
         Settings().with_text("json_schema", str(file))
     with pytest.raises(click.UsageError, match="is a directory"):
         Settings().with_text("json_schema", str(tmp_path))
+
+
+def test_the_coldest_temperature_is_the_librarys() -> None:
+    for text in ("1e-40", "9e-7"):
+        with pytest.raises(click.UsageError, match="neither 0 nor 1e-06 or more"):
+            Settings().with_text("temperature", text)
+    for text in ("0", "1e-6", "0.7"):
+        options = Settings().with_text("temperature", text).engine_options()
+        assert GenerationOptions(**options).temperature == float(text)
