@@ -211,7 +211,7 @@ def test_options_reach_the_engine_under_its_names(engine: FakeEngine) -> None:
     line = (
         "generate a --max-tokens 7 --temp 0.5 --top-p 0.9 --top-k 5 --min-p 0.1 --seed 3 "
         "--repetition-penalty 1.1 --presence-penalty 0.2 --frequency-penalty -0.3 --regex a+ "
-        "--stop x --stop y --overflow truncate --ignore-eos --depth 4 --width 2 --nodes 8"
+        "--stop x --stop y --overflow truncate --depth 4 --width 2 --nodes 8"
     )
     run(line.split())
     tree, progress = engine.options.pop("tree"), engine.options.pop("progress")
@@ -231,9 +231,11 @@ def test_options_reach_the_engine_under_its_names(engine: FakeEngine) -> None:
         "regex": "a+",
         "overflow": "truncate",
         "stop": ("x", "y"),
-        "ignore_eos": True,
+        "ignore_eos": False,
         "speculate": True,
     }
+    run(["generate", "a", "--ignore-eos"])  # a grammar and this exclude each other
+    assert engine.options["ignore_eos"] is True
 
 
 def test_a_schema_is_read_from_its_file(engine: FakeEngine, tmp_path: Path) -> None:
