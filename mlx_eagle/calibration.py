@@ -15,6 +15,7 @@ from statistics import median
 import mlx.core as mx
 import numpy as np
 
+from mlx_eagle.cache.model_cache import TreeCache
 from mlx_eagle.chooser import Chooser
 from mlx_eagle.costs import Costs
 from mlx_eagle.drafters import Drafter
@@ -25,7 +26,6 @@ from mlx_eagle.policy import FixedShape, Level, Node
 from mlx_eagle.sampling import Sampler
 from mlx_eagle.target import Target
 from mlx_eagle.tree import MAX_NODES, PLAIN, DraftTree
-from mlx_eagle.tree_cache import TreeCache
 
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 16, 24, 32)
 FEW_ROWS = (1, 4, 8, 16)  # for the longer contexts, whose slope is all that is wanted

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
+from mlx_eagle.cache.model_cache import AnyCache
 from mlx_eagle.drafters import Drafter
 from mlx_eagle.target import Target
-from mlx_eagle.tree_cache import AnyCache
 
 TARGET, HEAD = "target.", "head."  # whose arrays they are, in a file
 

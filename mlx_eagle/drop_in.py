@@ -21,10 +21,10 @@ from typing import Any, cast
 
 import mlx.core as mx
 
+from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.chooser import LogitsProcessor
 from mlx_eagle.engine import Engine
 from mlx_eagle.engine import load as load_engine
-from mlx_eagle.kv_options import KVOptions
 from mlx_eagle.prompt import Prompt, encode
 from mlx_eagle.responses import Responses
 from mlx_eagle.session import Session

@@ -11,6 +11,7 @@ import mlx.core as mx
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from mlx_eagle.answers import Resources
+from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.calibration import Report
 from mlx_eagle.constrain import Constraint, Vocabulary
 from mlx_eagle.convert.checkpoint import read_json
@@ -20,7 +21,6 @@ from mlx_eagle.drafters.parallel import MedusaDrafter, PEagleDrafter
 from mlx_eagle.errors import EagleError
 from mlx_eagle.head import EagleHead, Head, default_head_window
 from mlx_eagle.hub import Progress, fetch
-from mlx_eagle.kv_options import KVOptions
 from mlx_eagle.limits import Limits, device_memory, growth, made_for
 from mlx_eagle.medusa import MedusaHead
 from mlx_eagle.options import GenerationOptions

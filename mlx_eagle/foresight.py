@@ -12,7 +12,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlx_eagle.cache import OpenRows
+from mlx_eagle.cache.kv import OpenRows
 from mlx_eagle.chooser import Chooser
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.generate import Decoder, prefill, rounds

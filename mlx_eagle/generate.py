@@ -15,6 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_eagle.accept import accept
+from mlx_eagle.cache.model_cache import AnyCache
 from mlx_eagle.chooser import Choices, Chooser
 from mlx_eagle.drafters import Drafter
 from mlx_eagle.drafters.backlog import Backlog
@@ -22,7 +23,6 @@ from mlx_eagle.drafters.spine import draft_as_planned
 from mlx_eagle.policy import Level, Outcome, Plan, Policy, Review
 from mlx_eagle.target import Target, Verified
 from mlx_eagle.tree import PLAIN, DraftTree, check_structure
-from mlx_eagle.tree_cache import AnyCache
 
 PREFILL_STEP = 2048  # tokens per prefill chunk, as in mlx-lm
 BUSY = 0.2  # share of a plain round that the caller may take before its time tells nothing

@@ -15,14 +15,14 @@ import mlx.nn as nn
 from mlx_lm.models.llama import MLP
 from mlx_lm.models.rope_utils import initialize_rope
 
-from mlx_eagle.cache import KVCache
+from mlx_eagle.cache.attention_sinks import LEAST, SINKS, MovingSinkKVCache
+from mlx_eagle.cache.kv import KVCache
+from mlx_eagle.cache.model_cache import TreeCache
 from mlx_eagle.convert.checkpoint import quote_value, read_json, read_weights
 from mlx_eagle.errors import CheckpointError
 from mlx_eagle.head_config import FORMAT_VERSION, MODEL_TYPE, HeadConfig, MedusaConfig
 from mlx_eagle.medusa import MedusaHead
 from mlx_eagle.rope import accept_node_positions, keep_fractional_bounds
-from mlx_eagle.sink_cache import LEAST, SINKS, MovingSinkKVCache
-from mlx_eagle.tree_cache import TreeCache
 
 
 def _norm(size: int, config: HeadConfig, present: bool = True) -> nn.Module:

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlx_eagle.cache import KVCache, WindowKVCache
+from mlx_eagle.cache.attention_sinks import SinkKVCache
+from mlx_eagle.cache.kv import KVCache, WindowKVCache
+from mlx_eagle.cache.stock import StockCache
 from mlx_eagle.convert.checkpoint import language_config
 from mlx_eagle.errors import EagleError
-from mlx_eagle.sink_cache import SinkKVCache
-from mlx_eagle.stock_cache import StockCache
 from mlx_eagle.target import Target
 
 UNBOUNDED = 1 << 40  # rows

@@ -8,9 +8,9 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model, load_tokenizer
 
+from mlx_eagle.cache.options import WHOLE, KVOptions
 from mlx_eagle.errors import CheckpointError, EagleError, UnsupportedTargetError
 from mlx_eagle.head import Head, load_head
-from mlx_eagle.kv_options import WHOLE, KVOptions
 from mlx_eagle.medusa import MedusaHead
 from mlx_eagle.probe import check_kv_options, check_tree_verification
 from mlx_eagle.published import HeadChoice

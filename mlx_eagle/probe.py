@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
+from mlx_eagle.cache.options import WHOLE
 from mlx_eagle.errors import UnsupportedTargetError
-from mlx_eagle.kv_options import WHOLE
 from mlx_eagle.rope import is_rope, rotates_rows_alike
 from mlx_eagle.target import Target
 from mlx_eagle.tree import DraftTree

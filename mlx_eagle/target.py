@@ -15,14 +15,14 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models import cache as stock
 
-from mlx_eagle.cache import WindowKVCache
+from mlx_eagle.cache.kv import WindowKVCache
+from mlx_eagle.cache.model_cache import AnyCache, LayerList, OwnCache, TreeCache
+from mlx_eagle.cache.options import WHOLE, KVOptions
+from mlx_eagle.cache.recurrent import RecurrentCache, note_updates
+from mlx_eagle.cache.stock import StockCache
 from mlx_eagle.errors import UnsupportedTargetError
-from mlx_eagle.kv_options import WHOLE, KVOptions
-from mlx_eagle.recurrent import RecurrentCache, note_updates
 from mlx_eagle.rope import accept_node_positions, is_rope, wrap_method
-from mlx_eagle.stock_cache import StockCache
 from mlx_eagle.tree import DraftTree, TreeShape
-from mlx_eagle.tree_cache import AnyCache, LayerList, OwnCache, TreeCache
 
 
 class Verified(NamedTuple):

@@ -5,10 +5,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_eagle.cache import KVCache, WindowKVCache
-from mlx_eagle.stock_cache import StockCache
+from mlx_eagle.cache.kv import KVCache, WindowKVCache
+from mlx_eagle.cache.model_cache import TreeCache
+from mlx_eagle.cache.stock import StockCache
 from mlx_eagle.tree import DraftTree
-from mlx_eagle.tree_cache import TreeCache
 
 # (rows of a round, which of them are accepted)
 Rounds = list[tuple[int, list[int]]]

@@ -9,13 +9,13 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlx_eagle.cache import KVCache
+from mlx_eagle.cache.attention_sinks import MovingSinkKVCache
+from mlx_eagle.cache.kv import KVCache
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.drafters.parallel import PEagleDrafter
 from mlx_eagle.errors import EagleError
 from mlx_eagle.head import EagleHead, default_head_window
 from mlx_eagle.head_config import HeadConfig
-from mlx_eagle.sink_cache import MovingSinkKVCache
 from mlx_eagle.tree import TreeShape
 
 

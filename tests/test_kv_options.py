@@ -14,14 +14,14 @@ from mlx_lm.models import cache as stock
 from mlx_lm.utils import load_model
 
 from mlx_eagle.accept import accept
-from mlx_eagle.cache import KVCache, WindowKVCache
+from mlx_eagle.cache.attention_sinks import SinkKVCache
+from mlx_eagle.cache.kv import KVCache, WindowKVCache
+from mlx_eagle.cache.options import WHOLE, KVOptions
+from mlx_eagle.cache.quantized import QuantizedKVCache
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.errors import EagleError, UnsupportedTargetError
 from mlx_eagle.head import EagleHead, load_head
-from mlx_eagle.kv_options import WHOLE, KVOptions
 from mlx_eagle.probe import check_kv_options
-from mlx_eagle.quantized_cache import QuantizedKVCache
-from mlx_eagle.sink_cache import SinkKVCache
 from mlx_eagle.target import Target
 from mlx_eagle.tree import DraftTree, TreeShape
 

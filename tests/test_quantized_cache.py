@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx_lm.models import cache as stock
 
-from mlx_eagle.cache import KVCache
-from mlx_eagle.quantized_cache import QuantizedKVCache
+from mlx_eagle.cache.kv import KVCache
+from mlx_eagle.cache.model_cache import TreeCache
+from mlx_eagle.cache.quantized import QuantizedKVCache
 from mlx_eagle.tree import DraftTree
-from mlx_eagle.tree_cache import TreeCache
 
 
 def rows(first: int, n: int) -> mx.array:

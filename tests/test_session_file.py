@@ -13,9 +13,9 @@ import mlx.core as mx
 import pytest
 
 import mlx_eagle
+from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.engine import Engine
 from mlx_eagle.errors import EagleError
-from mlx_eagle.kv_options import KVOptions
 from mlx_eagle.limits import Limits
 from mlx_eagle.session_file import identify
 from mlx_eagle.tree import TreeShape

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx_lm.models.rope_utils import initialize_rope
 
-from mlx_eagle.cache import OpenRows
+from mlx_eagle.cache.attention_sinks import MovingSinkKVCache, SinkKVCache
+from mlx_eagle.cache.kv import OpenRows
 from mlx_eagle.head import Attention
 from mlx_eagle.head_config import HeadConfig
 from mlx_eagle.rope import accept_node_positions
-from mlx_eagle.sink_cache import MovingSinkKVCache, SinkKVCache
 
 ROPES: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -12,7 +12,7 @@ from typing import Self
 
 import mlx.core as mx
 
-from mlx_eagle.cache import OpenRows
+from mlx_eagle.cache.kv import OpenRows
 from mlx_eagle.drafters import Level
 from mlx_eagle.drafters.candidates import Candidates, best, join, likeliest, to_tree
 from mlx_eagle.head import EagleHead, HeadOutput

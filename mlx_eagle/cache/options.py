@@ -5,10 +5,10 @@ from typing import Any
 
 from mlx_lm.models import cache as stock
 
-from mlx_eagle.cache import KVCache
+from mlx_eagle.cache.attention_sinks import LEAST, SINKS, SinkKVCache
+from mlx_eagle.cache.kv import KVCache
+from mlx_eagle.cache.quantized import QuantizedKVCache
 from mlx_eagle.errors import EagleError
-from mlx_eagle.quantized_cache import QuantizedKVCache
-from mlx_eagle.sink_cache import LEAST, SINKS, SinkKVCache
 
 BITS = (4, 8)
 GROUP_SIZES = (32, 64, 128)

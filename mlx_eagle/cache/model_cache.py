@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from mlx_eagle.cache import KVCache, OpenRows
-from mlx_eagle.recurrent import RecurrentCache
-from mlx_eagle.stock_cache import StockCache
+from mlx_eagle.cache.kv import KVCache, OpenRows
+from mlx_eagle.cache.recurrent import RecurrentCache
+from mlx_eagle.cache.stock import StockCache
 from mlx_eagle.tree import DraftTree
 
 OwnCache = KVCache | RecurrentCache

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
-from mlx_eagle.cache import KVCache
+from mlx_eagle.cache.kv import KVCache
 from mlx_eagle.errors import EagleError
 
 SINKS = 4  # as StreamingLLM and mlx-lm have them; fewer hurt, more do not help (its table 2)

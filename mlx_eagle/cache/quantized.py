@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 
 import mlx.core as mx
 
-from mlx_eagle.cache import KVCache, reserve
+from mlx_eagle.cache.kv import KVCache, reserve
 from mlx_eagle.errors import UnsupportedTargetError
 
 
