@@ -28,12 +28,12 @@ import mlx_eagle
 from mlx_eagle.cache.attention_sinks import MovingSinkKVCache
 from mlx_eagle.cache.model_cache import TreeCache
 from mlx_eagle.cache.options import KVOptions
-from mlx_eagle.chooser import Chooser
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.generate import Decoder, prefill, rounds
 from mlx_eagle.policy import FixedShape
 from mlx_eagle.published import prepare_head
-from mlx_eagle.sampling import Sampler
+from mlx_eagle.sampling.samplers import Sampler
+from mlx_eagle.sampling.token_selector import Chooser
 from mlx_eagle.tree import TreeShape
 
 PROMPTS = Path(__file__).resolve().parents[1] / "tests" / "data" / "prompts.jsonl"

@@ -20,7 +20,6 @@ import mlx.core as mx
 import numpy as np
 
 import mlx_eagle
-from mlx_eagle.chooser import Chooser
 from mlx_eagle.drafters import Drafter
 from mlx_eagle.drafters.spine import look
 from mlx_eagle.engine import make_drafter
@@ -28,7 +27,8 @@ from mlx_eagle.generate import Decoder, prefill
 from mlx_eagle.planner import CHILDREN
 from mlx_eagle.policy import Level, Node
 from mlx_eagle.published import prepare_head
-from mlx_eagle.sampling import Sampler
+from mlx_eagle.sampling.samplers import Sampler
+from mlx_eagle.sampling.token_selector import Chooser
 from mlx_eagle.tree import DraftTree, TreeShape
 
 DEPTH = 8  # levels that are drafted at every position

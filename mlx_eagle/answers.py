@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlx_eagle.chooser import Chooser, TreeConstraint
 from mlx_eagle.context import Context
 from mlx_eagle.drafters import Drafter
 from mlx_eagle.errors import EagleError
@@ -24,6 +23,7 @@ from mlx_eagle.planning import Planners
 from mlx_eagle.policy import FixedShape, Policy
 from mlx_eagle.prompt import Prompt, check_ids, encode, is_messages, turns_dropped
 from mlx_eagle.responses import Ends, Responses, responses
+from mlx_eagle.sampling.token_selector import Chooser, TreeConstraint
 from mlx_eagle.stats import GenerationStats, Planned
 from mlx_eagle.target import Target
 from mlx_eagle.text import TextStream

@@ -13,7 +13,6 @@ from mlx_lm.utils import maybe_set_recommended_wired_limit
 from mlx_eagle.answers import Resources
 from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.calibration import Report
-from mlx_eagle.constrain import Constraint, Vocabulary
 from mlx_eagle.convert.checkpoint import read_json
 from mlx_eagle.drafters import Drafter
 from mlx_eagle.drafters.eagle import EagleDrafter
@@ -31,6 +30,7 @@ from mlx_eagle.prompt import Prompt
 from mlx_eagle.published import HeadChoice, Notify, cache_folder, choose_head, fingerprint
 from mlx_eagle.records import Identity, Records, this_machine
 from mlx_eagle.responses import GenerationResult, Responses
+from mlx_eagle.sampling.grammar import Constraint, Vocabulary
 from mlx_eagle.session import Session
 from mlx_eagle.session_file import identify
 from mlx_eagle.stats import HeadWatch

@@ -13,12 +13,12 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_eagle.cache.kv import OpenRows
-from mlx_eagle.chooser import Chooser
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.generate import Decoder, prefill, rounds
 from mlx_eagle.head import EagleHead, Head
 from mlx_eagle.policy import FixedShape
-from mlx_eagle.sampling import Sampler
+from mlx_eagle.sampling.samplers import Sampler
+from mlx_eagle.sampling.token_selector import Chooser
 from mlx_eagle.target import Target
 from mlx_eagle.tree import PLAIN
 

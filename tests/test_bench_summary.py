@@ -28,7 +28,7 @@ from mlx_eagle.bench.summary import (
     n_alpha,
     summarise,
 )
-from mlx_eagle.sampling import Sampler
+from mlx_eagle.sampling.samplers import Sampler
 from mlx_eagle.tree import TreeShape
 
 

@@ -17,7 +17,6 @@ from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_eagle.acceptance import Acceptance
-from mlx_eagle.chooser import Chooser
 from mlx_eagle.costs import Costs, LiveCosts
 from mlx_eagle.drafters import Drafter, Level
 from mlx_eagle.drafters.eagle import EagleDrafter
@@ -25,7 +24,8 @@ from mlx_eagle.generate import Decoder, prefill, rounds
 from mlx_eagle.head import EagleHead
 from mlx_eagle.planner import Planner
 from mlx_eagle.policy import FixedShape, Policy
-from mlx_eagle.sampling import Sampler
+from mlx_eagle.sampling.samplers import Sampler
+from mlx_eagle.sampling.token_selector import Chooser
 from mlx_eagle.tree import PLAIN, DraftTree, TreeShape
 
 SHAPES: dict[str, TreeShape] = {f"chain of {n}": TreeShape.chain(n) for n in range(1, 8)} | {

@@ -23,7 +23,6 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_eagle.acceptance import Acceptance
 from mlx_eagle.cache.recurrent import RecurrentCache
-from mlx_eagle.chooser import Chooser
 from mlx_eagle.costs import Costs, LiveCosts
 from mlx_eagle.drafters import Level
 from mlx_eagle.errors import UnsupportedTargetError
@@ -31,7 +30,8 @@ from mlx_eagle.generate import Decoder, Round, prefill_steps, rounds
 from mlx_eagle.planner import CHILDREN, Planner
 from mlx_eagle.policy import Outcome, Plan, Policy
 from mlx_eagle.probe import check_tree_verification
-from mlx_eagle.sampling import Sampler
+from mlx_eagle.sampling.samplers import Sampler
+from mlx_eagle.sampling.token_selector import Chooser
 from mlx_eagle.target import Target
 from mlx_eagle.tree import PLAIN, DraftTree, TreeShape
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlx_eagle.constrain import MAX_CHARACTERS, Grammar, Vocabulary
 from mlx_eagle.errors import EagleError
+from mlx_eagle.sampling.grammar import MAX_CHARACTERS, Grammar, Vocabulary
 
 N_REAL = 4096  # tokens of the trained tokenizer
 END = 2
@@ -115,5 +115,5 @@ def test_a_grammar_is_a_value() -> None:
 
 
 def test_the_module_loads_without_llguidance() -> None:
-    code = "import sys, mlx_eagle.constrain; sys.exit('llguidance' in sys.modules)"
+    code = "import sys, mlx_eagle.sampling.grammar; sys.exit('llguidance' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_eagle.sampling import Sampler
+from mlx_eagle.sampling.samplers import Sampler
 from mlx_eagle.tree import DraftTree
 
 LOGITS = mx.array([2.0, 1.0, 0.5, 0.0, -1.0, -2.0])

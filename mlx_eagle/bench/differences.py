@@ -12,7 +12,7 @@ import mlx.core as mx
 from mlx_lm.generate import generate_step
 
 from mlx_eagle.bench.summary import Sample
-from mlx_eagle.sampling import Sampler
+from mlx_eagle.sampling.samplers import Sampler
 from mlx_eagle.tree import DraftTree
 
 # Logits that rounding can explain. Logits lie around 16 to 32, where neighbours are 0.000002

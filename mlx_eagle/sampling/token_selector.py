@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import mlx.core as mx
 
 from mlx_eagle.errors import EagleError
-from mlx_eagle.sampling import NO_TOKEN, Draws
+from mlx_eagle.sampling.samplers import NO_TOKEN, Draws
 from mlx_eagle.tree import DraftTree
 
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]  # tokens [T], logits [1, V]: [1, V]

@@ -1,0 +1,1 @@
+"""From logits to the target's own choice after every node: processors, grammars, draws."""
