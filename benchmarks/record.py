@@ -24,8 +24,8 @@ from mlx_eagle.drafters import Drafter
 from mlx_eagle.drafters.spine import look
 from mlx_eagle.engine import make_drafter
 from mlx_eagle.generate import Decoder, prefill
-from mlx_eagle.planner import CHILDREN
-from mlx_eagle.policy import Level, Node
+from mlx_eagle.planner.planner import CHILDREN
+from mlx_eagle.planner.policy import Level, Node
 from mlx_eagle.published import prepare_head
 from mlx_eagle.sampling.samplers import Sampler
 from mlx_eagle.sampling.token_selector import Chooser

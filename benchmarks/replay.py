@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlx_eagle.policy import Level
+from mlx_eagle.planner.policy import Level
 from mlx_eagle.tree import TreeShape
 
 RECORDED = Path(__file__).parent / "traces" / "pydoc.npz"

@@ -25,10 +25,10 @@ from curves import CURVES, Curve
 from laws import DepthLaw
 from replay import Trace, sweep, variants
 
-from mlx_eagle.acceptance import Acceptance
-from mlx_eagle.costs import Costs, LiveCosts
-from mlx_eagle.planner import Planner
-from mlx_eagle.policy import Level, Node, Outcome, Plan
+from mlx_eagle.planner.acceptance_model import Acceptance
+from mlx_eagle.planner.cost_model import Costs, LiveCosts
+from mlx_eagle.planner.planner import Planner
+from mlx_eagle.planner.policy import Level, Node, Outcome, Plan
 from mlx_eagle.tree import PLAIN, TreeShape
 
 FOREIGN = -1  # a token that is nobody's child

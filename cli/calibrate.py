@@ -9,8 +9,8 @@ import click
 from mlx_eagle.cli.options import ModelSource, model_options
 
 if TYPE_CHECKING:
-    from mlx_eagle.costs import Costs
     from mlx_eagle.engine import Engine
+    from mlx_eagle.planner.cost_model import Costs
     from mlx_eagle.planning import Calibration
 
 EXAMPLES = """\b
@@ -104,8 +104,8 @@ def curve(costs: "Costs") -> str:
 
 def gains(costs: "Costs", max_depth: int) -> str:
     """Return what the best chain of at most `max_depth` gives for heads of several qualities."""
-    from mlx_eagle.costs import LiveCosts
-    from mlx_eagle.planner import DEEPEST
+    from mlx_eagle.planner.cost_model import LiveCosts
+    from mlx_eagle.planner.planner import DEEPEST
 
     live = LiveCosts(costs)
     lines = ["  if this share of drafted tokens is accepted, the best chain gives:"]

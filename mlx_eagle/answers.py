@@ -18,9 +18,9 @@ from mlx_eagle.errors import EagleError
 from mlx_eagle.generate import Decoder, prefill_steps, rounds
 from mlx_eagle.limits import Limits, Room
 from mlx_eagle.options import GenerationOptions
-from mlx_eagle.planner import Planner
+from mlx_eagle.planner.planner import Planner
+from mlx_eagle.planner.policy import FixedShape, Policy
 from mlx_eagle.planning import Planners
-from mlx_eagle.policy import FixedShape, Policy
 from mlx_eagle.prompt import Prompt, check_ids, encode, is_messages, turns_dropped
 from mlx_eagle.responses import Ends, Responses, responses
 from mlx_eagle.sampling.token_selector import Chooser, TreeConstraint

@@ -16,12 +16,12 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_eagle.cache.model_cache import TreeCache
-from mlx_eagle.costs import Costs
 from mlx_eagle.drafters import Drafter
 from mlx_eagle.drafters.spine import look
 from mlx_eagle.generate import Decoder, prefill, rounds
-from mlx_eagle.planner import DEEPEST
-from mlx_eagle.policy import FixedShape, Level, Node
+from mlx_eagle.planner.cost_model import Costs
+from mlx_eagle.planner.planner import DEEPEST
+from mlx_eagle.planner.policy import FixedShape, Level, Node
 from mlx_eagle.sampling.samplers import Sampler
 from mlx_eagle.sampling.token_selector import Chooser
 from mlx_eagle.target import Target

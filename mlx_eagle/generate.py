@@ -19,7 +19,7 @@ from mlx_eagle.cache.model_cache import AnyCache
 from mlx_eagle.drafters import Drafter
 from mlx_eagle.drafters.backlog import Backlog
 from mlx_eagle.drafters.spine import draft_as_planned
-from mlx_eagle.policy import Level, Outcome, Plan, Policy, Review
+from mlx_eagle.planner.policy import Level, Outcome, Plan, Policy, Review
 from mlx_eagle.sampling.token_selector import Choices, Chooser
 from mlx_eagle.target import Target, Verified
 from mlx_eagle.tree import PLAIN, DraftTree, check_structure

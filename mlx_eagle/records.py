@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlx_eagle.acceptance import Acceptance
-from mlx_eagle.costs import Costs
 from mlx_eagle.errors import EagleError
+from mlx_eagle.planner.acceptance_model import Acceptance
+from mlx_eagle.planner.cost_model import Costs
 
 VERSION = 1  # of the files; others are ignored
 

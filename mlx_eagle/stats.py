@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
-from mlx_eagle.policy import Review
+from mlx_eagle.planner.policy import Review
 
 
 @dataclass

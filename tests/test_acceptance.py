@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_eagle.acceptance import EDGES, MOST, PRIOR, Acceptance, Bins, Mood
 from mlx_eagle.errors import EagleError
+from mlx_eagle.planner.acceptance_model import EDGES, MOST, PRIOR, Acceptance, Bins, Mood
 
 CONFIDENCE = st.floats(0.0, 1.0)
 SEEN = st.lists(st.tuples(CONFIDENCE, st.booleans()), max_size=200)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_eagle.costs import PUBLISHED_ROWS, Costs, LiveCosts
 from mlx_eagle.errors import EagleError
+from mlx_eagle.planner.cost_model import PUBLISHED_ROWS, Costs, LiveCosts
 
 SECONDS = st.floats(1e-5, 1.0)
 CLIP = 0.25  # share by which one observation may differ from what was expected

@@ -16,14 +16,14 @@ from mlx_lm import load as stock_load
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlx_eagle.acceptance import Acceptance
-from mlx_eagle.costs import Costs, LiveCosts
 from mlx_eagle.drafters import Drafter, Level
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.generate import Decoder, prefill, rounds
 from mlx_eagle.head import EagleHead
-from mlx_eagle.planner import Planner
-from mlx_eagle.policy import FixedShape, Policy
+from mlx_eagle.planner.acceptance_model import Acceptance
+from mlx_eagle.planner.cost_model import Costs, LiveCosts
+from mlx_eagle.planner.planner import Planner
+from mlx_eagle.planner.policy import FixedShape, Policy
 from mlx_eagle.sampling.samplers import Sampler
 from mlx_eagle.sampling.token_selector import Chooser
 from mlx_eagle.tree import PLAIN, DraftTree, TreeShape

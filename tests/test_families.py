@@ -21,14 +21,14 @@ from mlx.utils import tree_flatten
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlx_eagle.acceptance import Acceptance
 from mlx_eagle.cache.recurrent import RecurrentCache
-from mlx_eagle.costs import Costs, LiveCosts
 from mlx_eagle.drafters import Level
 from mlx_eagle.errors import UnsupportedTargetError
 from mlx_eagle.generate import Decoder, Round, prefill_steps, rounds
-from mlx_eagle.planner import CHILDREN, Planner
-from mlx_eagle.policy import Outcome, Plan, Policy
+from mlx_eagle.planner.acceptance_model import Acceptance
+from mlx_eagle.planner.cost_model import Costs, LiveCosts
+from mlx_eagle.planner.planner import CHILDREN, Planner
+from mlx_eagle.planner.policy import Outcome, Plan, Policy
 from mlx_eagle.probe import check_tree_verification
 from mlx_eagle.sampling.samplers import Sampler
 from mlx_eagle.sampling.token_selector import Chooser

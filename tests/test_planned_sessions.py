@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from mlx_eagle.costs import Costs
-from mlx_eagle.planner import CHILDREN
+from mlx_eagle.planner.cost_model import Costs
+from mlx_eagle.planner.planner import CHILDREN
 from mlx_eagle.planning import Calibration, Planners
 from mlx_eagle.tree import TreeShape
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_eagle.acceptance import Acceptance
-from mlx_eagle.costs import Costs, LiveCosts
-from mlx_eagle.planner import Planner
-from mlx_eagle.policy import FixedShape, Level, Node, Outcome
+from mlx_eagle.planner.acceptance_model import Acceptance
+from mlx_eagle.planner.cost_model import Costs, LiveCosts
+from mlx_eagle.planner.planner import Planner
+from mlx_eagle.planner.policy import FixedShape, Level, Node, Outcome
 from mlx_eagle.tree import PLAIN, TreeShape
 
 FLAT = dict.fromkeys(range(1, 9), 1.0)

@@ -2,10 +2,10 @@
 
 import pytest
 
-from mlx_eagle.acceptance import Acceptance, Bins
-from mlx_eagle.costs import Costs, LiveCosts
-from mlx_eagle.policy import Level, Node
-from mlx_eagle.prospects import Draft, Mean, Pace, Prospects, Tree, Way, best_tree
+from mlx_eagle.planner.acceptance_model import Acceptance, Bins
+from mlx_eagle.planner.cost_model import Costs, LiveCosts
+from mlx_eagle.planner.policy import Level, Node
+from mlx_eagle.planner.strategies import Draft, Mean, Pace, Prospects, Tree, Way, best_tree
 
 DEPTH = 4
 

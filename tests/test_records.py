@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mlx_eagle.acceptance import Acceptance
-from mlx_eagle.costs import Costs
 from mlx_eagle.errors import EagleError
+from mlx_eagle.planner.acceptance_model import Acceptance
+from mlx_eagle.planner.cost_model import Costs
 from mlx_eagle.records import Identity, Records, this_machine
 
 COSTS = Costs((64, 2048), {1: (1.0, 1.5), 2: (1.2, 1.9)}, (0.9, 1.4), (0.1, 0.15), 0.01)

@@ -7,7 +7,7 @@ import pytest
 
 from mlx_eagle.drafters import Level as LazyLevel
 from mlx_eagle.drafters.spine import draft_as_planned, look, spine_tree
-from mlx_eagle.policy import Level, Node, Plan
+from mlx_eagle.planner.policy import Level, Node, Plan
 from mlx_eagle.tree import PLAIN, TreeShape
 
 LEVELS = [Level([10, 11, 12], [0.5, 0.25, 0.125]), Level([20, 21, 22], [0.25, 0.125, 0.125])]

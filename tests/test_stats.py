@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlx_eagle.policy import Forecast, Review
+from mlx_eagle.planner.policy import Forecast, Review
 from mlx_eagle.stats import GenerationStats, HeadWatch, Planned
 
 

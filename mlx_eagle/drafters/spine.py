@@ -11,8 +11,8 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_eagle.drafters import Drafter
-from mlx_eagle.planner import CHILDREN
-from mlx_eagle.policy import Level, Looker, Node, Plan
+from mlx_eagle.planner.planner import CHILDREN
+from mlx_eagle.planner.policy import Level, Looker, Node, Plan
 from mlx_eagle.tree import PLAIN, DraftTree
 
 

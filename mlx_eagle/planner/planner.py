@@ -16,10 +16,10 @@ Pure arithmetic on floats: no arrays, no model. The simulator runs this very cod
 
 from collections.abc import Sequence
 
-from mlx_eagle.acceptance import Acceptance
-from mlx_eagle.costs import LiveCosts
-from mlx_eagle.policy import Forecast, Level, Node, Outcome, Plan, Review
-from mlx_eagle.prospects import Draft, Mean, Pace, Prospects, Tree, Way, best_tree
+from mlx_eagle.planner.acceptance_model import Acceptance
+from mlx_eagle.planner.cost_model import LiveCosts
+from mlx_eagle.planner.policy import Forecast, Level, Node, Outcome, Plan, Review
+from mlx_eagle.planner.strategies import Draft, Mean, Pace, Prospects, Tree, Way, best_tree
 from mlx_eagle.tree import PLAIN, TreeShape
 
 CHILDREN = 4  # likeliest tokens that are considered at every level of a tree

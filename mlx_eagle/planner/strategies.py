@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from mlx_eagle.acceptance import Acceptance
-from mlx_eagle.costs import LiveCosts
-from mlx_eagle.policy import Level, Node
+from mlx_eagle.planner.acceptance_model import Acceptance
+from mlx_eagle.planner.cost_model import LiveCosts
+from mlx_eagle.planner.policy import Level, Node
 
 LEAST_DRAFTING = 0.1  # share of its time that drafting takes without waits, whatever was measured
 
