@@ -25,7 +25,7 @@ from mlx_eagle.prompt import Prompt, check_ids, encode, is_messages, turns_dropp
 from mlx_eagle.responses import Ends, Responses, responses
 from mlx_eagle.sampling.token_selector import Chooser, TreeConstraint
 from mlx_eagle.stats import GenerationStats, Planned
-from mlx_eagle.target import Target
+from mlx_eagle.target.target import Target
 from mlx_eagle.text import TextStream
 from mlx_eagle.tree import PLAIN, TreeShape
 

@@ -24,7 +24,7 @@ from mlx_eagle.planner.planner import DEEPEST
 from mlx_eagle.planner.policy import FixedShape, Level, Node
 from mlx_eagle.sampling.samplers import Sampler
 from mlx_eagle.sampling.token_selector import Chooser
-from mlx_eagle.target import Target
+from mlx_eagle.target.target import Target
 from mlx_eagle.tree import MAX_NODES, PLAIN, DraftTree
 
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 16, 24, 32)

@@ -25,7 +25,7 @@ from mlx_eagle.foresight import CLEARLY, Evidence, Progress, Score, advantage, c
 from mlx_eagle.head import assemble, load_head, read_head_config
 from mlx_eagle.head_config import MODEL_TYPE
 from mlx_eagle.pairing import check_fit, load_target
-from mlx_eagle.target import Target
+from mlx_eagle.target.target import Target
 
 N_TOKENS = 96  # that the target writes after each prompt
 MIN_GAIN = 0.01  # of the reach, below which a change is not worth making

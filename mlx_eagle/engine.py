@@ -25,7 +25,6 @@ from mlx_eagle.medusa import MedusaHead
 from mlx_eagle.options import GenerationOptions
 from mlx_eagle.pairing import equip, load_target, precision
 from mlx_eagle.planning import Calibration, Planners, find_costs, measure_costs
-from mlx_eagle.probe import check_kv_options
 from mlx_eagle.prompt import Prompt
 from mlx_eagle.published import HeadChoice, Notify, cache_folder, choose_head, fingerprint
 from mlx_eagle.records import Identity, Records, this_machine
@@ -34,7 +33,8 @@ from mlx_eagle.sampling.grammar import Constraint, Vocabulary
 from mlx_eagle.session import Session
 from mlx_eagle.session_file import identify
 from mlx_eagle.stats import HeadWatch
-from mlx_eagle.target import Target
+from mlx_eagle.target.self_check import check_kv_options
+from mlx_eagle.target.target import Target
 from mlx_eagle.tree import DraftTree
 
 DEMO = Path(__file__).parent / "demo"

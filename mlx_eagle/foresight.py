@@ -19,7 +19,7 @@ from mlx_eagle.head import EagleHead, Head
 from mlx_eagle.planner.policy import FixedShape
 from mlx_eagle.sampling.samplers import Sampler
 from mlx_eagle.sampling.token_selector import Chooser
-from mlx_eagle.target import Target
+from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN
 
 STEPS = 3  # drafted tokens that are followed at every position

@@ -21,7 +21,7 @@ from mlx_eagle.drafters.backlog import Backlog
 from mlx_eagle.drafters.spine import draft_as_planned
 from mlx_eagle.planner.policy import Level, Outcome, Plan, Policy, Review
 from mlx_eagle.sampling.token_selector import Choices, Chooser
-from mlx_eagle.target import Target, Verified
+from mlx_eagle.target.target import Target, Verified
 from mlx_eagle.tree import PLAIN, DraftTree, check_structure
 
 PREFILL_STEP = 2048  # tokens per prefill chunk, as in mlx-lm

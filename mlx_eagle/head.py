@@ -22,7 +22,7 @@ from mlx_eagle.convert.checkpoint import quote_value, read_json, read_weights
 from mlx_eagle.errors import CheckpointError
 from mlx_eagle.head_config import FORMAT_VERSION, MODEL_TYPE, HeadConfig, MedusaConfig
 from mlx_eagle.medusa import MedusaHead
-from mlx_eagle.rope import accept_node_positions, keep_fractional_bounds
+from mlx_eagle.target.positions import accept_node_positions, keep_fractional_bounds
 
 
 def _norm(size: int, config: HeadConfig, present: bool = True) -> nn.Module:

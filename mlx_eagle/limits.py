@@ -15,7 +15,7 @@ from mlx_eagle.cache.kv import KVCache, WindowKVCache
 from mlx_eagle.cache.stock import StockCache
 from mlx_eagle.convert.checkpoint import language_config
 from mlx_eagle.errors import EagleError
-from mlx_eagle.target import Target
+from mlx_eagle.target.target import Target
 
 UNBOUNDED = 1 << 40  # rows
 SHARE = 0.75  # of the machine's memory, where the device does not say what it can use

@@ -12,9 +12,9 @@ from mlx_eagle.cache.options import WHOLE, KVOptions
 from mlx_eagle.errors import CheckpointError, EagleError, UnsupportedTargetError
 from mlx_eagle.head import Head, load_head
 from mlx_eagle.medusa import MedusaHead
-from mlx_eagle.probe import check_kv_options, check_tree_verification
 from mlx_eagle.published import HeadChoice
-from mlx_eagle.target import Target
+from mlx_eagle.target.self_check import check_kv_options, check_tree_verification
+from mlx_eagle.target.target import Target
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 

@@ -14,7 +14,7 @@ from mlx_eagle.planner.cost_model import Costs, LiveCosts
 from mlx_eagle.planner.planner import CHILDREN, Planner
 from mlx_eagle.records import Records
 from mlx_eagle.stats import HeadWatch
-from mlx_eagle.target import Target
+from mlx_eagle.target.target import Target
 
 GREEDY, SAMPLED = "greedy", "sampled"
 

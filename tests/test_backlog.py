@@ -12,7 +12,7 @@ from mlx_eagle.drafters.backlog import Backlog
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.head import EagleHead
 from mlx_eagle.head_config import HeadConfig
-from mlx_eagle.target import Target
+from mlx_eagle.target.target import Target
 from mlx_eagle.tree import TreeShape
 
 

@@ -20,7 +20,7 @@ from mlx_eagle.medusa import MedusaHead
 from mlx_eagle.planner.cost_model import Costs
 from mlx_eagle.planning import GREEDY, UNMEASURED, Calibration, Planners, find_costs
 from mlx_eagle.records import Identity, Records
-from mlx_eagle.target import Target
+from mlx_eagle.target.target import Target
 from mlx_eagle.tree import DraftTree
 
 TinyTarget = Callable[..., nn.Module]

@@ -23,7 +23,7 @@ from mlx_eagle.planning import Planners
 from mlx_eagle.sampling.samplers import Sampler
 from mlx_eagle.sampling.token_selector import Chooser
 from mlx_eagle.session import Session
-from mlx_eagle.target import Target
+from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, DraftTree, TreeShape
 
 # None is the planner, whose trees follow the clock.

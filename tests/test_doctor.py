@@ -26,7 +26,7 @@ from mlx_eagle.errors import CheckpointError
 from mlx_eagle.foresight import STEPS, Evidence, Score, collect, score
 from mlx_eagle.head import load_head, read_head_config
 from mlx_eagle.pairing import load_target
-from mlx_eagle.target import Target
+from mlx_eagle.target.target import Target
 from mlx_eagle.tree import TreeShape
 
 # The fact, the planted value, and what the trained head has.

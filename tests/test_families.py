@@ -29,10 +29,10 @@ from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import Costs, LiveCosts
 from mlx_eagle.planner.planner import CHILDREN, Planner
 from mlx_eagle.planner.policy import Outcome, Plan, Policy
-from mlx_eagle.probe import check_tree_verification
 from mlx_eagle.sampling.samplers import Sampler
 from mlx_eagle.sampling.token_selector import Chooser
-from mlx_eagle.target import Target
+from mlx_eagle.target.self_check import check_tree_verification
+from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, DraftTree, TreeShape
 
 KINDS = json.loads((Path(__file__).parent / "data" / "families.json").read_text())

@@ -22,7 +22,7 @@ from mlx_eagle.head_config import HeadConfig, MedusaConfig
 from mlx_eagle.medusa import MedusaHead
 from mlx_eagle.planning import Planners
 from mlx_eagle.session import Session
-from mlx_eagle.target import Target
+from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, TreeShape, check_structure
 
 N, H, V = 9, 64, 128

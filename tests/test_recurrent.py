@@ -24,7 +24,7 @@ from mlx_eagle.head import EagleHead
 from mlx_eagle.head_config import HeadConfig
 from mlx_eagle.planning import Planners
 from mlx_eagle.session import Session
-from mlx_eagle.target import Target
+from mlx_eagle.target.target import Target
 from mlx_eagle.tree import DraftTree, TreeShape
 
 CONFIGS = json.loads((Path(__file__).parent / "data" / "families.json").read_text())["recurrent"]

@@ -17,7 +17,7 @@ from mlx_eagle.head import EagleHead
 from mlx_eagle.head_config import HeadConfig
 from mlx_eagle.planning import Planners
 from mlx_eagle.session import Session
-from mlx_eagle.target import Target
+from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, TreeShape
 
 SHAPES = [TreeShape.chain(1), TreeShape.chain(4), TreeShape(4, 4, 8)]

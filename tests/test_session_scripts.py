@@ -16,7 +16,7 @@ from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.head import EagleHead
 from mlx_eagle.head_config import HeadConfig
 from mlx_eagle.planning import Planners
-from mlx_eagle.target import Target
+from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, TreeShape
 
 END, SYSTEM, USER, ASSISTANT = 1, 2, 3, 4

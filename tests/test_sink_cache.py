@@ -16,7 +16,7 @@ from mlx_eagle.cache.attention_sinks import MovingSinkKVCache, SinkKVCache
 from mlx_eagle.cache.kv import OpenRows
 from mlx_eagle.head import Attention
 from mlx_eagle.head_config import HeadConfig
-from mlx_eagle.rope import accept_node_positions
+from mlx_eagle.target.positions import accept_node_positions
 
 ROPES: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -11,9 +11,9 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.cache import ChunkedKVCache, make_prompt_cache
 
 from mlx_eagle.errors import UnsupportedTargetError
-from mlx_eagle.probe import check_tree_verification
-from mlx_eagle.rope import is_rope, rotates_rows_alike
-from mlx_eagle.target import Target
+from mlx_eagle.target.positions import is_rope, rotates_rows_alike
+from mlx_eagle.target.self_check import check_tree_verification
+from mlx_eagle.target.target import Target
 from mlx_eagle.tree import DraftTree, TreeShape
 
 ARCHITECTURES = [

@@ -19,7 +19,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import ArraysCache
 
-from mlx_eagle.rope import wrap_method
+from mlx_eagle.target.positions import wrap_method
 
 State = list[mx.array | None]
 

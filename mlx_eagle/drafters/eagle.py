@@ -16,7 +16,7 @@ from mlx_eagle.cache.kv import OpenRows
 from mlx_eagle.drafters import Level
 from mlx_eagle.drafters.candidates import Candidates, best, join, likeliest, to_tree
 from mlx_eagle.head import EagleHead, HeadOutput
-from mlx_eagle.target import Target
+from mlx_eagle.target.target import Target
 from mlx_eagle.tree import MAX_NODES, PLAIN, DraftTree, TreeShape
 
 PIECE = 512  # rows of a prompt that a head with a window observes at a time

@@ -15,7 +15,7 @@ from mlx_eagle.drafters.candidates import Candidates, best, join, likeliest, to_
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.head import HeadOutput
 from mlx_eagle.medusa import MedusaHead
-from mlx_eagle.target import Target
+from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, DraftTree, TreeShape
 
 

@@ -14,8 +14,8 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_eagle.cache.options import WHOLE
 from mlx_eagle.errors import UnsupportedTargetError
-from mlx_eagle.rope import is_rope, rotates_rows_alike
-from mlx_eagle.target import Target
+from mlx_eagle.target.positions import is_rope, rotates_rows_alike
+from mlx_eagle.target.target import Target
 from mlx_eagle.tree import DraftTree
 
 # Relative difference of the logits that rounding may explain; a visible sibling gives far more.

@@ -21,7 +21,7 @@ from mlx_eagle.cache.options import WHOLE, KVOptions
 from mlx_eagle.cache.recurrent import RecurrentCache, note_updates
 from mlx_eagle.cache.stock import StockCache
 from mlx_eagle.errors import UnsupportedTargetError
-from mlx_eagle.rope import accept_node_positions, is_rope, wrap_method
+from mlx_eagle.target.positions import accept_node_positions, is_rope, wrap_method
 from mlx_eagle.tree import DraftTree, TreeShape
 
 

@@ -1,0 +1,1 @@
+"""An mlx-lm model seen as prefill, tree forward and taps."""
