@@ -17,7 +17,7 @@ from mlx_eagle.convert.precision import (
     choose_quantization,
 )
 from mlx_eagle.errors import EagleError
-from mlx_eagle.head_config import ALGORITHMS
+from mlx_eagle.heads.config import ALGORITHMS
 
 EXAMPLES = """\b
 Examples:

@@ -1,4 +1,4 @@
-"""Published heads turned into folders that `mlx_eagle.head` loads.
+"""Published heads turned into folders that `mlx_eagle.heads.eagle` loads.
 
 The order of work: read the headers, recognise the publisher, measure the shapes, resolve the
 facts, read the weights, write. Running a head is not done here.
@@ -37,8 +37,8 @@ from mlx_eagle.convert.shapes import TABLES, measure
 from mlx_eagle.convert.targets import TargetFacts, read_facts
 from mlx_eagle.convert.write import new_folder
 from mlx_eagle.errors import CheckpointError, EagleError
-from mlx_eagle.head import Head, assemble
-from mlx_eagle.head_config import FORMAT_VERSION, MODEL_TYPE
+from mlx_eagle.heads.config import FORMAT_VERSION, MODEL_TYPE
+from mlx_eagle.heads.eagle import Head, assemble
 
 
 def convert_head(

@@ -23,7 +23,7 @@ from mlx_eagle.convert.resolve import resolve
 from mlx_eagle.convert.shapes import FLOATS, measure
 from mlx_eagle.convert.targets import TargetFacts, read_facts
 from mlx_eagle.errors import CheckpointError
-from mlx_eagle.head_config import MODEL_TYPE
+from mlx_eagle.heads.config import MODEL_TYPE
 
 _TARGET_KEYS = ("model_type", "num_hidden_layers", "hidden_size", "vocab_size")
 _BOOKKEEPING = ("model_type", "quantization", "origins", "doubts")

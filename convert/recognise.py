@@ -12,7 +12,7 @@ from mlx_eagle.convert import dialects
 from mlx_eagle.convert.checkpoint import quote_value
 from mlx_eagle.convert.dialects import Dialect, rename
 from mlx_eagle.convert.pickles import TensorInfo
-from mlx_eagle.head_config import ALGORITHMS, MODEL_TYPE
+from mlx_eagle.heads.config import ALGORITHMS, MODEL_TYPE
 
 Manifest = dict[str, TensorInfo]
 Shapes = Mapping[str, tuple[int, ...]]

@@ -15,7 +15,7 @@ from mlx_eagle.convert.shapes import Widths
 from mlx_eagle.convert.taps import check_taps, plausible_taps, resolve_taps
 from mlx_eagle.convert.targets import TargetFacts
 from mlx_eagle.errors import CheckpointError
-from mlx_eagle.head_config import HeadConfig, problems
+from mlx_eagle.heads.config import HeadConfig, problems
 
 # What a user may decide, because no file can be trusted with it.
 SETTABLE = (

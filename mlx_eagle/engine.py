@@ -18,10 +18,10 @@ from mlx_eagle.drafters import Drafter
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.drafters.parallel import MedusaDrafter, PEagleDrafter
 from mlx_eagle.errors import EagleError
-from mlx_eagle.head import EagleHead, Head, default_head_window
+from mlx_eagle.heads.eagle import EagleHead, Head, default_head_window
+from mlx_eagle.heads.medusa import MedusaHead
 from mlx_eagle.hub import Progress, fetch
 from mlx_eagle.limits import Limits, device_memory, growth, made_for
-from mlx_eagle.medusa import MedusaHead
 from mlx_eagle.options import GenerationOptions
 from mlx_eagle.pairing import equip, load_target, precision
 from mlx_eagle.planning import Calibration, Planners, find_costs, measure_costs

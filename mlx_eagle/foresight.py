@@ -15,7 +15,7 @@ import numpy as np
 from mlx_eagle.cache.kv import OpenRows
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.generate import Decoder, prefill, rounds
-from mlx_eagle.head import EagleHead, Head
+from mlx_eagle.heads.eagle import EagleHead, Head
 from mlx_eagle.planner.policy import FixedShape
 from mlx_eagle.sampling.samplers import Sampler
 from mlx_eagle.sampling.token_selector import Chooser

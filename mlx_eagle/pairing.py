@@ -10,8 +10,8 @@ from mlx_lm.utils import load_model, load_tokenizer
 
 from mlx_eagle.cache.options import WHOLE, KVOptions
 from mlx_eagle.errors import CheckpointError, EagleError, UnsupportedTargetError
-from mlx_eagle.head import Head, load_head
-from mlx_eagle.medusa import MedusaHead
+from mlx_eagle.heads.eagle import Head, load_head
+from mlx_eagle.heads.medusa import MedusaHead
 from mlx_eagle.published import HeadChoice
 from mlx_eagle.target.self_check import check_kv_options, check_tree_verification
 from mlx_eagle.target.target import Target

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlx_eagle.errors import EagleError, HubError
-from mlx_eagle.head_config import FORMAT_VERSION, MODEL_TYPE
+from mlx_eagle.heads.config import FORMAT_VERSION, MODEL_TYPE
 from mlx_eagle.hub import Progress, fetch
 from mlx_eagle.known import KnownHead, default_head, known_heads
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_eagle.head_config import HeadConfig
+from mlx_eagle.heads.config import HeadConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 # `python -m pytest` puts the checkout first; the tests always see the installed package.

@@ -10,8 +10,8 @@ import pytest
 
 from mlx_eagle.drafters.backlog import Backlog
 from mlx_eagle.drafters.eagle import EagleDrafter
-from mlx_eagle.head import EagleHead
-from mlx_eagle.head_config import HeadConfig
+from mlx_eagle.heads.config import HeadConfig
+from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import TreeShape
 

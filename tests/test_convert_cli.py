@@ -15,7 +15,7 @@ from mlx_eagle.cli.convert import command as convert
 from mlx_eagle.cli.inspect import command as inspect
 from mlx_eagle.convert.inspect import describe
 from mlx_eagle.errors import CheckpointError, EagleError, HubError
-from mlx_eagle.head_config import HeadConfig
+from mlx_eagle.heads.config import HeadConfig
 
 
 def run(command: Any, *arguments: object) -> Result:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from mlx_eagle.drafters.candidates import Candidates, best, rerank, top_ids
 from mlx_eagle.drafters.eagle import EagleDrafter
-from mlx_eagle.head import EagleHead
-from mlx_eagle.head_config import HeadConfig
+from mlx_eagle.heads.config import HeadConfig
+from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.tree import PLAIN, TreeShape, check_structure
 
 N = 11  # observed tokens

@@ -19,7 +19,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_eagle.drafters import Drafter, Level
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.generate import Decoder, prefill, rounds
-from mlx_eagle.head import EagleHead
+from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import Costs, LiveCosts
 from mlx_eagle.planner.planner import Planner

@@ -12,8 +12,8 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_eagle.errors import CheckpointError
-from mlx_eagle.head import EagleHead, load_head
-from mlx_eagle.head_config import MODEL_TYPE, HeadConfig
+from mlx_eagle.heads.config import MODEL_TYPE, HeadConfig
+from mlx_eagle.heads.eagle import EagleHead, load_head
 
 FLAGS: list[dict[str, Any]] = [
     {},

@@ -14,8 +14,8 @@ from mlx_eagle.cache.kv import KVCache
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.drafters.parallel import PEagleDrafter
 from mlx_eagle.errors import EagleError
-from mlx_eagle.head import EagleHead, default_head_window
-from mlx_eagle.head_config import HeadConfig
+from mlx_eagle.heads.config import HeadConfig
+from mlx_eagle.heads.eagle import EagleHead, default_head_window
 from mlx_eagle.tree import TreeShape
 
 

@@ -1,4 +1,4 @@
-"""Heads: what is published goes in, what `mlx_eagle.head` loads comes out, or one clear error."""
+"""Heads: what is published goes in, what `mlx_eagle.heads.eagle` loads comes out, or one clear error."""
 
 import json
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from mlx_eagle.convert.checkpoint import hash_file
 from mlx_eagle.convert.draft_ids import draft_to_target
 from mlx_eagle.convert.heads import convert_head
 from mlx_eagle.errors import CheckpointError, EagleError
-from mlx_eagle.head import load_head
-from mlx_eagle.head_config import FORMAT_VERSION, MODEL_TYPE, HeadConfig
+from mlx_eagle.heads.config import FORMAT_VERSION, MODEL_TYPE, HeadConfig
+from mlx_eagle.heads.eagle import load_head
 
 H, MLP, V, W, LAYERS = 64, 96, 48, 16, 9
 TARGET = {"model_type": "llama", "hidden_size": H, "num_hidden_layers": LAYERS, "vocab_size": V}

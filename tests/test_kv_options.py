@@ -20,7 +20,7 @@ from mlx_eagle.cache.options import WHOLE, KVOptions
 from mlx_eagle.cache.quantized import QuantizedKVCache
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.errors import EagleError, UnsupportedTargetError
-from mlx_eagle.head import EagleHead, load_head
+from mlx_eagle.heads.eagle import EagleHead, load_head
 from mlx_eagle.target.self_check import check_kv_options
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import DraftTree, TreeShape

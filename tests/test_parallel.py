@@ -17,9 +17,9 @@ from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.drafters.parallel import MedusaDrafter, PEagleDrafter, grow
 from mlx_eagle.engine import make_drafter
 from mlx_eagle.errors import EagleError
-from mlx_eagle.head import EagleHead, Head
-from mlx_eagle.head_config import HeadConfig, MedusaConfig
-from mlx_eagle.medusa import MedusaHead
+from mlx_eagle.heads.config import HeadConfig, MedusaConfig
+from mlx_eagle.heads.eagle import EagleHead, Head
+from mlx_eagle.heads.medusa import MedusaHead
 from mlx_eagle.planning import Planners
 from mlx_eagle.session import Session
 from mlx_eagle.target.target import Target

@@ -20,8 +20,8 @@ from mlx_eagle.answers import Resources
 from mlx_eagle.cache.recurrent import RecurrentCache, note_updates
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.errors import EagleError
-from mlx_eagle.head import EagleHead
-from mlx_eagle.head_config import HeadConfig
+from mlx_eagle.heads.config import HeadConfig
+from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.planning import Planners
 from mlx_eagle.session import Session
 from mlx_eagle.target.target import Target

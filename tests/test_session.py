@@ -13,8 +13,8 @@ from mlx_eagle.answers import Resources
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.errors import EagleError
-from mlx_eagle.head import EagleHead
-from mlx_eagle.head_config import HeadConfig
+from mlx_eagle.heads.config import HeadConfig
+from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.planning import Planners
 from mlx_eagle.session import Session
 from mlx_eagle.target.target import Target

@@ -14,8 +14,8 @@ from mlx_lm.models.rope_utils import initialize_rope
 
 from mlx_eagle.cache.attention_sinks import MovingSinkKVCache, SinkKVCache
 from mlx_eagle.cache.kv import OpenRows
-from mlx_eagle.head import Attention
-from mlx_eagle.head_config import HeadConfig
+from mlx_eagle.heads.config import HeadConfig
+from mlx_eagle.heads.eagle import Attention
 from mlx_eagle.target.positions import accept_node_positions
 
 ROPES: dict[str, dict[str, Any]] = {

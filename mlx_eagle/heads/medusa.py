@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_eagle.head_config import MedusaConfig
+from mlx_eagle.heads.config import MedusaConfig
 
 
 class ResBlock(nn.Module):

@@ -20,8 +20,8 @@ from mlx_eagle.cache.kv import KVCache
 from mlx_eagle.cache.model_cache import TreeCache
 from mlx_eagle.convert.checkpoint import quote_value, read_json, read_weights
 from mlx_eagle.errors import CheckpointError
-from mlx_eagle.head_config import FORMAT_VERSION, MODEL_TYPE, HeadConfig, MedusaConfig
-from mlx_eagle.medusa import MedusaHead
+from mlx_eagle.heads.config import FORMAT_VERSION, MODEL_TYPE, HeadConfig, MedusaConfig
+from mlx_eagle.heads.medusa import MedusaHead
 from mlx_eagle.target.positions import accept_node_positions, keep_fractional_bounds
 
 

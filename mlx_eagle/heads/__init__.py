@@ -1,0 +1,1 @@
+"""Draft heads as modules, and every fact that their forward pass needs."""
