@@ -21,7 +21,7 @@ import numpy as np
 
 import mlx_eagle
 from mlx_eagle.drafters import Drafter
-from mlx_eagle.drafters.spine import look
+from mlx_eagle.drafters.early_stop import look
 from mlx_eagle.engine import make_drafter
 from mlx_eagle.generate import Decoder, prefill
 from mlx_eagle.planner.planner import CHILDREN

@@ -16,7 +16,7 @@ from mlx_eagle.calibration import Report
 from mlx_eagle.convert.checkpoint import read_json
 from mlx_eagle.drafters import Drafter
 from mlx_eagle.drafters.eagle import EagleDrafter
-from mlx_eagle.drafters.parallel import MedusaDrafter, PEagleDrafter
+from mlx_eagle.drafters.p_eagle import MedusaDrafter, PEagleDrafter
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.eagle import EagleHead, Head, default_head_window
 from mlx_eagle.heads.medusa import MedusaHead

@@ -17,8 +17,8 @@ import numpy as np
 from mlx_eagle.accept import accept
 from mlx_eagle.cache.model_cache import AnyCache
 from mlx_eagle.drafters import Drafter
-from mlx_eagle.drafters.backlog import Backlog
-from mlx_eagle.drafters.spine import draft_as_planned
+from mlx_eagle.drafters.early_stop import draft_as_planned
+from mlx_eagle.drafters.pending import Backlog
 from mlx_eagle.planner.policy import Level, Outcome, Plan, Policy, Review
 from mlx_eagle.sampling.token_selector import Choices, Chooser
 from mlx_eagle.target.target import Target, Verified

@@ -8,8 +8,8 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlx_eagle.drafters.backlog import Backlog
 from mlx_eagle.drafters.eagle import EagleDrafter
+from mlx_eagle.drafters.pending import Backlog
 from mlx_eagle.heads.config import HeadConfig
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.target.target import Target

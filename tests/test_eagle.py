@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_eagle.drafters.candidates import Candidates, best, rerank, top_ids
 from mlx_eagle.drafters.eagle import EagleDrafter
+from mlx_eagle.drafters.ranking import Candidates, best, rerank, top_ids
 from mlx_eagle.heads.config import HeadConfig
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.tree import PLAIN, TreeShape, check_structure

@@ -12,7 +12,7 @@ import pytest
 from mlx_eagle.cache.attention_sinks import MovingSinkKVCache
 from mlx_eagle.cache.kv import KVCache
 from mlx_eagle.drafters.eagle import EagleDrafter
-from mlx_eagle.drafters.parallel import PEagleDrafter
+from mlx_eagle.drafters.p_eagle import PEagleDrafter
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.config import HeadConfig
 from mlx_eagle.heads.eagle import EagleHead, default_head_window

@@ -14,7 +14,7 @@ from mlx_lm.generate import generate_step
 
 from mlx_eagle.answers import Resources
 from mlx_eagle.drafters.eagle import EagleDrafter
-from mlx_eagle.drafters.parallel import MedusaDrafter, PEagleDrafter, grow
+from mlx_eagle.drafters.p_eagle import MedusaDrafter, PEagleDrafter, grow
 from mlx_eagle.engine import make_drafter
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.config import HeadConfig, MedusaConfig

@@ -6,7 +6,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_eagle.drafters import Level as LazyLevel
-from mlx_eagle.drafters.spine import draft_as_planned, look, spine_tree
+from mlx_eagle.drafters.early_stop import draft_as_planned, look, spine_tree
 from mlx_eagle.planner.policy import Level, Node, Plan
 from mlx_eagle.tree import PLAIN, TreeShape
 

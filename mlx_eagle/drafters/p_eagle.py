@@ -11,8 +11,8 @@ from typing import Self
 import mlx.core as mx
 
 from mlx_eagle.drafters import Level
-from mlx_eagle.drafters.candidates import Candidates, best, join, likeliest, to_tree
 from mlx_eagle.drafters.eagle import EagleDrafter
+from mlx_eagle.drafters.ranking import Candidates, best, join, likeliest, to_tree
 from mlx_eagle.heads.eagle import HeadOutput
 from mlx_eagle.heads.medusa import MedusaHead
 from mlx_eagle.target.target import Target
