@@ -28,8 +28,8 @@ import mlx_eagle
 from mlx_eagle.cache.attention_sinks import MovingSinkKVCache
 from mlx_eagle.cache.model_cache import TreeCache
 from mlx_eagle.cache.options import KVOptions
+from mlx_eagle.decoding.loop import Decoder, prefill, rounds
 from mlx_eagle.drafters.eagle import EagleDrafter
-from mlx_eagle.generate import Decoder, prefill, rounds
 from mlx_eagle.planner.policy import FixedShape
 from mlx_eagle.published import prepare_head
 from mlx_eagle.sampling.samplers import Sampler

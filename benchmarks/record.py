@@ -20,10 +20,10 @@ import mlx.core as mx
 import numpy as np
 
 import mlx_eagle
+from mlx_eagle.decoding.loop import Decoder, prefill
 from mlx_eagle.drafters import Drafter
 from mlx_eagle.drafters.early_stop import look
 from mlx_eagle.engine import make_drafter
-from mlx_eagle.generate import Decoder, prefill
 from mlx_eagle.planner.planner import CHILDREN
 from mlx_eagle.planner.policy import Level, Node
 from mlx_eagle.published import prepare_head

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
+    from mlx_eagle.decoding.stats import GenerationStats
     from mlx_eagle.engine import EngineInfo
-    from mlx_eagle.stats import GenerationStats
 
 PREFILL_PATIENCE = 0.5  # seconds before a bar is worth its flicker
 

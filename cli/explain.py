@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from mlx_eagle.cli.display import table
 
 if TYPE_CHECKING:
-    from mlx_eagle.stats import GenerationStats
+    from mlx_eagle.decoding.stats import GenerationStats
 
 
 def explain(stats: "GenerationStats") -> str:

@@ -14,12 +14,12 @@ if os.path.isfile(os.path.join(_beside, "convert", "heads.py")):
     __path__.append(_beside)
 
 if TYPE_CHECKING:
+    from mlx_eagle.decoding.stats import GenerationStats
     from mlx_eagle.engine import Engine, load
     from mlx_eagle.errors import CheckpointError, EagleError, HubError, UnsupportedTargetError
     from mlx_eagle.options import GenerationOptions
     from mlx_eagle.responses import GenerationResponse, GenerationResult
     from mlx_eagle.session import Session
-    from mlx_eagle.stats import GenerationStats
     from mlx_eagle.tree import DraftTree, TreeShape
     from mlx_eagle.worker import Worker
 
@@ -35,7 +35,7 @@ _HOME = {
     "Session": "session",
     "GenerationResponse": "responses",
     "GenerationResult": "responses",
-    "GenerationStats": "stats",
+    "GenerationStats": "decoding.stats",
     "GenerationOptions": "options",
     "Worker": "worker",
 }

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from mlx_eagle.context import Context
+from mlx_eagle.decoding.loop import Decoder, prefill_steps, rounds
+from mlx_eagle.decoding.stats import GenerationStats, Planned
 from mlx_eagle.drafters import Drafter
 from mlx_eagle.errors import EagleError
-from mlx_eagle.generate import Decoder, prefill_steps, rounds
 from mlx_eagle.limits import Limits, Room
 from mlx_eagle.options import GenerationOptions
 from mlx_eagle.planner.planner import Planner
@@ -24,7 +25,6 @@ from mlx_eagle.planning import Planners
 from mlx_eagle.prompt import Prompt, check_ids, encode, is_messages, turns_dropped
 from mlx_eagle.responses import Ends, Responses, responses
 from mlx_eagle.sampling.token_selector import Chooser, TreeConstraint
-from mlx_eagle.stats import GenerationStats, Planned
 from mlx_eagle.target.target import Target
 from mlx_eagle.text import TextStream
 from mlx_eagle.tree import PLAIN, TreeShape

@@ -16,9 +16,9 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_eagle.cache.model_cache import TreeCache
+from mlx_eagle.decoding.loop import Decoder, prefill, rounds
 from mlx_eagle.drafters import Drafter
 from mlx_eagle.drafters.early_stop import look
-from mlx_eagle.generate import Decoder, prefill, rounds
 from mlx_eagle.planner.cost_model import Costs
 from mlx_eagle.planner.planner import DEEPEST
 from mlx_eagle.planner.policy import FixedShape, Level, Node

@@ -14,6 +14,7 @@ from mlx_eagle.answers import Resources
 from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.calibration import Report
 from mlx_eagle.convert.checkpoint import read_json
+from mlx_eagle.decoding.stats import HeadWatch
 from mlx_eagle.drafters import Drafter
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.drafters.p_eagle import MedusaDrafter, PEagleDrafter
@@ -32,7 +33,6 @@ from mlx_eagle.responses import GenerationResult, Responses
 from mlx_eagle.sampling.grammar import Constraint, Vocabulary
 from mlx_eagle.session import Session
 from mlx_eagle.session_file import identify
-from mlx_eagle.stats import HeadWatch
 from mlx_eagle.target.self_check import check_kv_options
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import DraftTree

@@ -13,8 +13,8 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_eagle.cache.kv import OpenRows
+from mlx_eagle.decoding.loop import Decoder, prefill, rounds
 from mlx_eagle.drafters.eagle import EagleDrafter
-from mlx_eagle.generate import Decoder, prefill, rounds
 from mlx_eagle.heads.eagle import EagleHead, Head
 from mlx_eagle.planner.policy import FixedShape
 from mlx_eagle.sampling.samplers import Sampler

@@ -8,8 +8,8 @@ from typing import NamedTuple, cast
 
 import mlx.core as mx
 
-from mlx_eagle.generate import Round
-from mlx_eagle.stats import GenerationStats
+from mlx_eagle.decoding.loop import Round
+from mlx_eagle.decoding.stats import GenerationStats
 from mlx_eagle.text import TextStream
 
 

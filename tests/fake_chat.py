@@ -16,11 +16,11 @@ from mlx_eagle.cli.options import ModelSource
 from mlx_eagle.cli.repl import Repl
 from mlx_eagle.cli.sections import COMMON, Marks
 from mlx_eagle.cli.settings import Settings
+from mlx_eagle.decoding.stats import GenerationStats
 from mlx_eagle.engine import EngineInfo
 from mlx_eagle.errors import EagleError
 from mlx_eagle.responses import GenerationResponse
 from mlx_eagle.session import Usage
-from mlx_eagle.stats import GenerationStats
 
 INFO = EngineInfo("toy", "8-bit, group 64", "head", "4-bit, group 64", "on", "CPU", True)
 

@@ -6,8 +6,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_eagle import accept as module
-from mlx_eagle.accept import accept
+from mlx_eagle.decoding import accept as module
+from mlx_eagle.decoding.accept import accept
 
 
 @st.composite

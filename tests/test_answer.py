@@ -1,8 +1,8 @@
 """One answer, counted: its summary and what the user should know."""
 
 from mlx_eagle.cli.answer import Answer
+from mlx_eagle.decoding.stats import GenerationStats
 from mlx_eagle.responses import GenerationResponse
-from mlx_eagle.stats import GenerationStats
 
 
 class Silent:

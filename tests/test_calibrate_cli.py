@@ -10,9 +10,9 @@ import pytest
 
 from mlx_eagle.cli.calibrate import curve, gains
 from mlx_eagle.cli.explain import explain
+from mlx_eagle.decoding.stats import GenerationStats, Planned
 from mlx_eagle.planner.cost_model import Costs
 from mlx_eagle.planner.policy import Forecast, Review
-from mlx_eagle.stats import GenerationStats, Planned
 
 STEPPED = Costs((64,), {1: (1.0,), 2: (1.0,), 3: (1.0,), 4: (3.0,)}, (1.0,), (0.05, 0.1, 0.15), 0.0)
 

@@ -8,8 +8,8 @@ from rich.console import Console
 
 from mlx_eagle.cli import display
 from mlx_eagle.cli.display import Loading, Prefill, about, details, printable, terminal
+from mlx_eagle.decoding.stats import GenerationStats
 from mlx_eagle.engine import EngineInfo
-from mlx_eagle.stats import GenerationStats
 
 INFO = EngineInfo("toy", "8-bit, group 64", "head", "4-bit, group 64", "on", "CPU", True)
 

@@ -16,9 +16,9 @@ from mlx_lm import load as stock_load
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 
+from mlx_eagle.decoding.loop import Decoder, prefill, rounds
 from mlx_eagle.drafters import Drafter, Level
 from mlx_eagle.drafters.eagle import EagleDrafter
-from mlx_eagle.generate import Decoder, prefill, rounds
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import Costs, LiveCosts

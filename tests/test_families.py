@@ -22,9 +22,9 @@ from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_eagle.cache.recurrent import RecurrentCache
+from mlx_eagle.decoding.loop import Decoder, Round, prefill_steps, rounds
 from mlx_eagle.drafters import Level
 from mlx_eagle.errors import UnsupportedTargetError
-from mlx_eagle.generate import Decoder, Round, prefill_steps, rounds
 from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import Costs, LiveCosts
 from mlx_eagle.planner.planner import CHILDREN, Planner

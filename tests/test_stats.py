@@ -2,8 +2,8 @@
 
 import pytest
 
+from mlx_eagle.decoding.stats import GenerationStats, HeadWatch, Planned
 from mlx_eagle.planner.policy import Forecast, Review
-from mlx_eagle.stats import GenerationStats, HeadWatch, Planned
 
 
 def test_acceptance_length_counts_the_bonus_token() -> None:

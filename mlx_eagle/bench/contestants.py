@@ -16,10 +16,10 @@ from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache
 from mlx_lm.sample_utils import make_sampler
 
 from mlx_eagle.bench.specs import Spec
+from mlx_eagle.decoding.stats import GenerationStats
 from mlx_eagle.engine import Engine
 from mlx_eagle.errors import EagleError
 from mlx_eagle.pairing import load_target
-from mlx_eagle.stats import GenerationStats
 
 
 class Setting(NamedTuple):

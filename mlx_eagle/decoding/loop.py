@@ -14,8 +14,8 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlx_eagle.accept import accept
 from mlx_eagle.cache.model_cache import AnyCache
+from mlx_eagle.decoding.accept import accept
 from mlx_eagle.drafters import Drafter
 from mlx_eagle.drafters.early_stop import draft_as_planned
 from mlx_eagle.drafters.pending import Backlog

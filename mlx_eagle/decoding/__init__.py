@@ -1,0 +1,1 @@
+"""The loop: draft, verify, accept, commit. Start reading in `loop.py`."""
