@@ -30,8 +30,8 @@ from mlx_eagle.cache.model_cache import TreeCache
 from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.decoding.loop import Decoder, prefill, rounds
 from mlx_eagle.drafters.eagle import EagleDrafter
+from mlx_eagle.hub.head_choice import prepare_head
 from mlx_eagle.planner.policy import FixedShape
-from mlx_eagle.published import prepare_head
 from mlx_eagle.sampling.samplers import Sampler
 from mlx_eagle.sampling.token_selector import Chooser
 from mlx_eagle.tree import TreeShape

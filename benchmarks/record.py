@@ -24,9 +24,9 @@ from mlx_eagle.decoding.loop import Decoder, prefill
 from mlx_eagle.drafters import Drafter
 from mlx_eagle.drafters.early_stop import look
 from mlx_eagle.engine import make_drafter
+from mlx_eagle.hub.head_choice import prepare_head
 from mlx_eagle.planner.planner import CHILDREN
 from mlx_eagle.planner.policy import Level, Node
-from mlx_eagle.published import prepare_head
 from mlx_eagle.sampling.samplers import Sampler
 from mlx_eagle.sampling.token_selector import Chooser
 from mlx_eagle.tree import DraftTree, TreeShape

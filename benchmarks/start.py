@@ -24,7 +24,7 @@ def run_stock(model: str, n_tokens: int) -> dict[str, Any]:
     import mlx.core as mx
     from mlx_lm.generate import generate_step
 
-    from mlx_eagle.hub import fetch
+    from mlx_eagle.hub.download import fetch
     from mlx_eagle.pairing import load_target
 
     start = time.perf_counter()

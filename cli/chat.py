@@ -12,7 +12,7 @@ from mlx_eagle.cli.settings import Settings
 
 if TYPE_CHECKING:
     from mlx_eagle.engine import Engine
-    from mlx_eagle.hub import Progress
+    from mlx_eagle.hub.download import Progress
 
 EXAMPLES = """\b
 Examples:

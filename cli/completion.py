@@ -46,7 +46,7 @@ def files(rest: str) -> Iterator[Completion]:
 
 def models(rest: str) -> Iterator[Completion]:
     """Offer folders, and the targets for which heads are known."""
-    from mlx_eagle.known import all_heads
+    from mlx_eagle.hub.known_heads import all_heads
 
     known = sorted({name for heads in all_heads() for head in heads for name in head.targets})
     yield from among(rest, ["demo", *known])
@@ -55,7 +55,7 @@ def models(rest: str) -> Iterator[Completion]:
 
 def heads(rest: str) -> Iterator[Completion]:
     """Offer folders, and the heads that are known."""
-    from mlx_eagle.known import all_heads
+    from mlx_eagle.hub.known_heads import all_heads
 
     known = sorted({head.repo for heads in all_heads() for head in heads})
     yield from among(rest, ["none", "auto", *known])

@@ -42,7 +42,7 @@ def fetch_shown(name: str, only: Sequence[str] | None = None) -> Path:
         name: a folder, or owner/name on the hub.
         only: the files that are needed; None for all that a model has.
     """
-    from mlx_eagle.hub import fetch
+    from mlx_eagle.hub.download import fetch
 
     with Loading(terminal(stderr=True)) as loading:
         return fetch(name, progress=loading.update, only=only)

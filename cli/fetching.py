@@ -15,8 +15,8 @@ def fetch_models(source: "ModelSource", console: "Console") -> None:
     name = source.model or source.head
     if name is None or name == "none":
         return  # the demo pair, or its target alone
-    from mlx_eagle.hub import fetch
-    from mlx_eagle.published import choose_head
+    from mlx_eagle.hub.download import fetch
+    from mlx_eagle.hub.head_choice import choose_head
 
     with Loading(console) as loading:
         folder = fetch(name, progress=loading.update)

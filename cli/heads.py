@@ -9,7 +9,7 @@ import click
 from mlx_eagle.errors import EagleError
 
 if TYPE_CHECKING:
-    from mlx_eagle.known import KnownHead
+    from mlx_eagle.hub.known_heads import KnownHead
 
 EXAMPLES = """\b
 Examples:
@@ -27,7 +27,7 @@ def command(target: str | None, as_json: bool) -> None:
 
     The first one that is recommended or usable is what `chat` and `generate` take by themselves.
     """
-    from mlx_eagle.known import all_heads, default_head, known_heads, when_collected
+    from mlx_eagle.hub.known_heads import all_heads, default_head, known_heads, when_collected
 
     groups = all_heads() if target is None else [known_heads(target)]
     if not groups[0]:

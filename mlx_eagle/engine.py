@@ -21,13 +21,13 @@ from mlx_eagle.drafters.p_eagle import MedusaDrafter, PEagleDrafter
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.eagle import EagleHead, Head, default_head_window
 from mlx_eagle.heads.medusa import MedusaHead
-from mlx_eagle.hub import Progress, fetch
+from mlx_eagle.hub.download import Progress, fetch
+from mlx_eagle.hub.head_choice import HeadChoice, Notify, cache_folder, choose_head, fingerprint
 from mlx_eagle.limits import Limits, device_memory, growth, made_for
 from mlx_eagle.options import GenerationOptions
 from mlx_eagle.pairing import equip, load_target, precision
 from mlx_eagle.planning import Calibration, Planners, find_costs, measure_costs
 from mlx_eagle.prompt import Prompt
-from mlx_eagle.published import HeadChoice, Notify, cache_folder, choose_head, fingerprint
 from mlx_eagle.records import Identity, Records, this_machine
 from mlx_eagle.responses import GenerationResult, Responses
 from mlx_eagle.sampling.grammar import Constraint, Vocabulary

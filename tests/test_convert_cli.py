@@ -148,7 +148,7 @@ def test_names_that_are_no_folder_come_from_the_hub(
         asked[name] = only
         return folders[name]
 
-    monkeypatch.setattr("mlx_eagle.hub.fetch", fetch)
+    monkeypatch.setattr("mlx_eagle.hub.download.fetch", fetch)
     result = run(convert, "org/head", "--target", "org/target", "--out", tmp_path / "h")
     assert result.exit_code == 0
     assert describe(tmp_path / "h")["source"]["name"] == "pydoc-eagle3"

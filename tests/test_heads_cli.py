@@ -17,7 +17,7 @@ from mlx_eagle.cli.fetching import fetch_models
 from mlx_eagle.cli.main import run
 from mlx_eagle.cli.options import ModelSource
 from mlx_eagle.errors import EagleError
-from mlx_eagle.known import all_heads, known_heads
+from mlx_eagle.hub.known_heads import all_heads, known_heads
 
 HEAVY = ["mlx", "mlx_lm", "transformers", "huggingface_hub", "numpy"]
 
@@ -174,9 +174,9 @@ def test_a_chat_fetches_target_and_head_before_its_prompt(
 ) -> None:
     names: list[str] = []
     choices: list[tuple[str, str | None]] = []
-    monkeypatch.setattr("mlx_eagle.hub.fetch", lambda name, progress: names.append(name))
+    monkeypatch.setattr("mlx_eagle.hub.download.fetch", lambda name, progress: names.append(name))
     monkeypatch.setattr(
-        "mlx_eagle.published.choose_head",
+        "mlx_eagle.hub.head_choice.choose_head",
         lambda model, head, folder, **options: choices.append((model, head)),
     )
     fetch_models(source, terminal())

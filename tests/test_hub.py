@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from mlx_eagle import hub
 from mlx_eagle.errors import HubError
-from mlx_eagle.hub import Repo, fetch, parse_repo
+from mlx_eagle.hub.download import Repo, fetch, parse_repo
+from mlx_eagle.hub.download import download as hub
 
 WEIGHTS = bytes(range(256)) * 90_000  # 23 MB: huggingface_hub writes chunks of 10.5 MB
 FILES = {
@@ -33,7 +33,7 @@ FILES = {
 SCRIPT = """
 import json, sys
 from mlx_eagle.errors import HubError
-from mlx_eagle.hub import fetch
+from mlx_eagle.hub.download import fetch
 calls = []
 try:
     report = lambda *call: calls.append(call)

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 import mlx_eagle
-from mlx_eagle import published
 from mlx_eagle.engine import DEMO
 from mlx_eagle.errors import CheckpointError, EagleError, HubError
-from mlx_eagle.known import KnownHead
-from mlx_eagle.published import cache_folder, choose_head, prepare_head
+from mlx_eagle.hub.download import head_choice as published
+from mlx_eagle.hub.head_choice import cache_folder, choose_head, prepare_head
+from mlx_eagle.hub.known_heads import KnownHead
 from mlx_eagle.tree import TreeShape
 
 TARGET = DEMO / "target"
@@ -28,9 +28,9 @@ SCRIPT = """
 import json, os, sys
 from pathlib import Path
 import mlx_eagle
-from mlx_eagle import published
+from mlx_eagle.hub.download import head_choice as published
 from mlx_eagle.engine import DEMO
-from mlx_eagle.known import KnownHead
+from mlx_eagle.hub.known_heads import KnownHead
 known = KnownHead("owner/model", ("a/b",), "SafeAILab", "recommended", "-", (), None, "")
 published.default_head = lambda target: known
 told = []
@@ -224,7 +224,7 @@ def test_a_process_that_comes_second_takes_what_the_first_one_made(
 
 def test_two_processes_at_once_end_with_one_whole_folder(raw: Path, cache: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from mlx_eagle.published import prepare_head;"
+        "import sys; from pathlib import Path; from mlx_eagle.hub.head_choice import prepare_head;"
         "print(prepare_head(Path(sys.argv[1]), Path(sys.argv[2])))"
     )
     command = [sys.executable, "-c", code, str(raw), str(TARGET)]

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 from mlx_eagle.errors import EagleError, HubError
 from mlx_eagle.heads.config import FORMAT_VERSION, MODEL_TYPE
-from mlx_eagle.hub import Progress, fetch
-from mlx_eagle.known import KnownHead, default_head, known_heads
+from mlx_eagle.hub.download import Progress, fetch
+from mlx_eagle.hub.known_heads import KnownHead, default_head, known_heads
 
 Notify = Callable[[str], None]
 

@@ -1,0 +1,1 @@
+"""Models by name: local folders, downloads, and the head that is known for a target."""
