@@ -9,9 +9,9 @@ import click
 from mlx_eagle.cli.options import ModelSource, model_options
 
 if TYPE_CHECKING:
+    from mlx_eagle.calibration.planners import Calibration
     from mlx_eagle.engine import Engine
     from mlx_eagle.planner.cost_model import Costs
-    from mlx_eagle.planning import Calibration
 
 EXAMPLES = """\b
 Examples:

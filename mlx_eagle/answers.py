@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
+from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.context import Context
 from mlx_eagle.decoding.loop import Decoder, prefill_steps, rounds
 from mlx_eagle.decoding.stats import GenerationStats, Planned
@@ -21,7 +22,6 @@ from mlx_eagle.limits import Limits, Room
 from mlx_eagle.options import GenerationOptions
 from mlx_eagle.planner.planner import Planner
 from mlx_eagle.planner.policy import FixedShape, Policy
-from mlx_eagle.planning import Planners
 from mlx_eagle.prompt import Prompt, check_ids, encode, is_messages, turns_dropped
 from mlx_eagle.responses import Ends, Responses, responses
 from mlx_eagle.sampling.token_selector import Chooser, TreeConstraint

@@ -12,7 +12,9 @@ from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from mlx_eagle.answers import Resources
 from mlx_eagle.cache.options import KVOptions
-from mlx_eagle.calibration import Report
+from mlx_eagle.calibration.measure import Report
+from mlx_eagle.calibration.planners import Calibration, Planners, find_costs, measure_costs
+from mlx_eagle.calibration.store import Identity, Records, this_machine
 from mlx_eagle.convert.checkpoint import read_json
 from mlx_eagle.decoding.stats import HeadWatch
 from mlx_eagle.drafters import Drafter
@@ -26,9 +28,7 @@ from mlx_eagle.hub.head_choice import HeadChoice, Notify, cache_folder, choose_h
 from mlx_eagle.limits import Limits, device_memory, growth, made_for
 from mlx_eagle.options import GenerationOptions
 from mlx_eagle.pairing import equip, load_target, precision
-from mlx_eagle.planning import Calibration, Planners, find_costs, measure_costs
 from mlx_eagle.prompt import Prompt
-from mlx_eagle.records import Identity, Records, this_machine
 from mlx_eagle.responses import GenerationResult, Responses
 from mlx_eagle.sampling.grammar import Constraint, Vocabulary
 from mlx_eagle.session import Session

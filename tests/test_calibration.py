@@ -10,16 +10,16 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
-from mlx_eagle import planning
-from mlx_eagle.calibration import CONTEXTS, ROWS, _Bench, measure
+from mlx_eagle.calibration.measure import CONTEXTS, ROWS, _Bench, measure
+from mlx_eagle.calibration.measure import planners as planning
+from mlx_eagle.calibration.planners import GREEDY, UNMEASURED, Calibration, Planners, find_costs
+from mlx_eagle.calibration.store import Identity, Records
 from mlx_eagle.drafters import Drafter
 from mlx_eagle.engine import make_drafter
 from mlx_eagle.heads.config import HeadConfig, MedusaConfig
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.heads.medusa import MedusaHead
 from mlx_eagle.planner.cost_model import Costs
-from mlx_eagle.planning import GREEDY, UNMEASURED, Calibration, Planners, find_costs
-from mlx_eagle.records import Identity, Records
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import DraftTree
 

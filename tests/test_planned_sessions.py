@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from mlx_eagle.calibration.planners import Calibration, Planners
 from mlx_eagle.planner.cost_model import Costs
 from mlx_eagle.planner.planner import CHILDREN
-from mlx_eagle.planning import Calibration, Planners
 from mlx_eagle.tree import TreeShape
 
 FREE = dict.fromkeys(range(1, 9), (1e-4,))

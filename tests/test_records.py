@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from mlx_eagle.calibration.store import Identity, Records, this_machine
 from mlx_eagle.errors import EagleError
 from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import Costs
-from mlx_eagle.records import Identity, Records, this_machine
 
 COSTS = Costs((64, 2048), {1: (1.0, 1.5), 2: (1.2, 1.9)}, (0.9, 1.4), (0.1, 0.15), 0.01)
 MACHINE = {"chip": "M9", "device": "gpu", "mlx": "0.32.0"}

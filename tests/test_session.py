@@ -10,12 +10,12 @@ import pytest
 from mlx_lm.generate import generate_step
 
 from mlx_eagle.answers import Resources
+from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.config import HeadConfig
 from mlx_eagle.heads.eagle import EagleHead
-from mlx_eagle.planning import Planners
 from mlx_eagle.session import Session
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, TreeShape

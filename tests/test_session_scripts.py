@@ -12,10 +12,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
+from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.heads.config import HeadConfig
 from mlx_eagle.heads.eagle import EagleHead
-from mlx_eagle.planning import Planners
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, TreeShape
 

@@ -1,0 +1,1 @@
+"""What rounds cost on this machine: measured, kept, and handed to planners."""
