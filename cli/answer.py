@@ -7,7 +7,7 @@ from mlx_eagle.cli.display import count, printable
 
 if TYPE_CHECKING:
     from mlx_eagle.decoding.stats import GenerationStats
-    from mlx_eagle.responses import GenerationResponse
+    from mlx_eagle.session.responses import GenerationResponse
 
 SHORT_REASON = 50  # characters of a reason that fits beside other figures
 

@@ -17,8 +17,8 @@ from mlx_eagle.worker import Stream, Worker
 if TYPE_CHECKING:
     from mlx_eagle.engine import Engine, EngineInfo
     from mlx_eagle.hub.download import Progress
-    from mlx_eagle.responses import GenerationResponse, Responses
-    from mlx_eagle.session import Session, Usage
+    from mlx_eagle.session.responses import GenerationResponse, Responses
+    from mlx_eagle.session.session import Session, Usage
 
 Load = Callable[[ModelSource, "Progress"], "Engine"]
 

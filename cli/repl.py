@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mlx_eagle.cli.conversation import Conversation
     from mlx_eagle.cli.options import ModelSource
     from mlx_eagle.cli.settings import Settings
-    from mlx_eagle.responses import GenerationResponse
+    from mlx_eagle.session.responses import GenerationResponse
     from mlx_eagle.worker import Stream
 
 TICK = 0.05  # seconds between looks at how far loading is

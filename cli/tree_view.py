@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from mlx_eagle.responses import DraftedTree
+    from mlx_eagle.session.responses import DraftedTree
 
 LONGEST = 16  # characters of a token that are shown
 TAKEN, LEFT = "●", "○"

@@ -26,7 +26,7 @@ from mlx_eagle.cli.sections import COMMON, Kind, Marks, Sections, Span
 from mlx_eagle.cli.tree_view import draw
 
 if TYPE_CHECKING:
-    from mlx_eagle.responses import DraftedTree, GenerationResponse
+    from mlx_eagle.session.responses import DraftedTree, GenerationResponse
 
 HIDDEN_THOUGHT = "(thinking ...)"
 ROOM = 0.4  # share of the terminal's rows that may stand below the text

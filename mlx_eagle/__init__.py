@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from mlx_eagle.decoding.stats import GenerationStats
     from mlx_eagle.engine import Engine, load
     from mlx_eagle.errors import CheckpointError, EagleError, HubError, UnsupportedTargetError
-    from mlx_eagle.options import GenerationOptions
-    from mlx_eagle.responses import GenerationResponse, GenerationResult
-    from mlx_eagle.session import Session
+    from mlx_eagle.session.options import GenerationOptions
+    from mlx_eagle.session.responses import GenerationResponse, GenerationResult
+    from mlx_eagle.session.session import Session
     from mlx_eagle.tree import DraftTree, TreeShape
     from mlx_eagle.worker import Worker
 
@@ -32,11 +32,11 @@ _HOME = {
     "TreeShape": "tree",
     "Engine": "engine",
     "load": "engine",
-    "Session": "session",
-    "GenerationResponse": "responses",
-    "GenerationResult": "responses",
+    "Session": "session.session",
+    "GenerationResponse": "session.responses",
+    "GenerationResult": "session.responses",
     "GenerationStats": "decoding.stats",
-    "GenerationOptions": "options",
+    "GenerationOptions": "session.options",
     "Worker": "worker",
 }
 

@@ -24,10 +24,10 @@ import mlx.core as mx
 from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.engine import Engine
 from mlx_eagle.engine import load as load_engine
-from mlx_eagle.prompt import Prompt, encode
-from mlx_eagle.responses import Responses
 from mlx_eagle.sampling.token_selector import LogitsProcessor
-from mlx_eagle.session import Session
+from mlx_eagle.session.prompt import Prompt, encode
+from mlx_eagle.session.responses import Responses
+from mlx_eagle.session.session import Session
 
 UNLIMITED = 1 << 40  # tokens, for max_tokens=-1; the context ends the answer
 

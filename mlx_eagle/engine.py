@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 
-from mlx_eagle.answers import Resources
 from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.calibration.measure import Report
 from mlx_eagle.calibration.planners import Calibration, Planners, find_costs, measure_costs
@@ -25,14 +24,15 @@ from mlx_eagle.heads.eagle import EagleHead, Head, default_head_window
 from mlx_eagle.heads.medusa import MedusaHead
 from mlx_eagle.hub.download import Progress, fetch
 from mlx_eagle.hub.head_choice import HeadChoice, Notify, cache_folder, choose_head, fingerprint
-from mlx_eagle.limits import Limits, device_memory, growth, made_for
-from mlx_eagle.options import GenerationOptions
 from mlx_eagle.pairing import equip, load_target, precision
-from mlx_eagle.prompt import Prompt
-from mlx_eagle.responses import GenerationResult, Responses
 from mlx_eagle.sampling.grammar import Constraint, Vocabulary
-from mlx_eagle.session import Session
-from mlx_eagle.session_file import identify
+from mlx_eagle.session.answer import Resources
+from mlx_eagle.session.limits import Limits, device_memory, growth, made_for
+from mlx_eagle.session.options import GenerationOptions
+from mlx_eagle.session.prompt import Prompt
+from mlx_eagle.session.responses import GenerationResult, Responses
+from mlx_eagle.session.session import Session
+from mlx_eagle.session.session_file import identify
 from mlx_eagle.target.self_check import check_kv_options
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import DraftTree

@@ -19,8 +19,8 @@ from mlx_eagle.cli.settings import Settings
 from mlx_eagle.decoding.stats import GenerationStats
 from mlx_eagle.engine import EngineInfo
 from mlx_eagle.errors import EagleError
-from mlx_eagle.responses import GenerationResponse
-from mlx_eagle.session import Usage
+from mlx_eagle.session.responses import GenerationResponse
+from mlx_eagle.session.session import Usage
 
 INFO = EngineInfo("toy", "8-bit, group 64", "head", "4-bit, group 64", "on", "CPU", True)
 

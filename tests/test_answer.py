@@ -2,7 +2,7 @@
 
 from mlx_eagle.cli.answer import Answer
 from mlx_eagle.decoding.stats import GenerationStats
-from mlx_eagle.responses import GenerationResponse
+from mlx_eagle.session.responses import GenerationResponse
 
 
 class Silent:

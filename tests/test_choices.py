@@ -14,7 +14,6 @@ import pytest
 from mlx_lm.generate import generate_step
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
-from mlx_eagle.answers import Resources
 from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.errors import EagleError
@@ -22,7 +21,8 @@ from mlx_eagle.heads.config import HeadConfig
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.sampling.samplers import Sampler
 from mlx_eagle.sampling.token_selector import Chooser
-from mlx_eagle.session import Session
+from mlx_eagle.session.answer import Resources
+from mlx_eagle.session.session import Session
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, DraftTree, TreeShape
 

@@ -17,7 +17,7 @@ from mlx_eagle.cli.main import COMMANDS, group, run
 from mlx_eagle.decoding.stats import GenerationStats
 from mlx_eagle.engine import EngineInfo
 from mlx_eagle.errors import CheckpointError
-from mlx_eagle.responses import GenerationResponse
+from mlx_eagle.session.responses import GenerationResponse
 
 HEAVY = ["mlx", "mlx_lm", "transformers", "huggingface_hub", "numpy", "rich", "prompt_toolkit"]
 WORDS = ["It ", "joins ", "\x1b[31mpaths", "."]

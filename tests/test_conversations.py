@@ -11,7 +11,7 @@ import pytest
 from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.engine import Engine
 from mlx_eagle.errors import EagleError
-from mlx_eagle.session import Session
+from mlx_eagle.session.session import Session
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import TreeShape
 from mlx_eagle.worker import Worker

@@ -9,7 +9,7 @@ import pytest
 from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.engine import Engine
 from mlx_eagle.errors import EagleError
-from mlx_eagle.limits import Limits, device_memory, growth, made_for
+from mlx_eagle.session.limits import Limits, device_memory, growth, made_for
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import TreeShape
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from mlx_lm.generate import generate_step
 
-from mlx_eagle.answers import Resources
 from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.drafters.p_eagle import MedusaDrafter, PEagleDrafter, grow
@@ -21,7 +20,8 @@ from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.config import HeadConfig, MedusaConfig
 from mlx_eagle.heads.eagle import EagleHead, Head
 from mlx_eagle.heads.medusa import MedusaHead
-from mlx_eagle.session import Session
+from mlx_eagle.session.answer import Resources
+from mlx_eagle.session.session import Session
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, TreeShape, check_structure
 

@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx_lm.generate import generate_step
 
-from mlx_eagle.answers import Resources
 from mlx_eagle.cache.recurrent import RecurrentCache, note_updates
 from mlx_eagle.calibration.measure import measure as calibration
 from mlx_eagle.calibration.planners import Planners
@@ -23,7 +22,8 @@ from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.config import HeadConfig
 from mlx_eagle.heads.eagle import EagleHead
-from mlx_eagle.session import Session
+from mlx_eagle.session.answer import Resources
+from mlx_eagle.session.session import Session
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import DraftTree, TreeShape
 

@@ -9,14 +9,14 @@ import mlx.nn as nn
 import pytest
 from mlx_lm.generate import generate_step
 
-from mlx_eagle.answers import Resources
 from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.config import HeadConfig
 from mlx_eagle.heads.eagle import EagleHead
-from mlx_eagle.session import Session
+from mlx_eagle.session.answer import Resources
+from mlx_eagle.session.session import Session
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, TreeShape
 
@@ -103,7 +103,7 @@ def test_plain_decoding_says_so_in_its_statistics(demo: Any, prompts: list[str])
 
 def test_characters_of_several_tokens_are_never_shown_in_halves(demo: Any) -> None:
     """The tokenizer knows bytes only, so each of these characters is several tokens."""
-    from mlx_eagle.text import TextStream
+    from mlx_eagle.session.detokenize import TextStream
 
     text = "naïve 漢字 🙂 é"
     ids = demo.tokenizer.encode(text)

@@ -16,8 +16,8 @@ import mlx_eagle
 from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.engine import Engine
 from mlx_eagle.errors import EagleError
-from mlx_eagle.limits import Limits
-from mlx_eagle.session_file import identify
+from mlx_eagle.session.limits import Limits
+from mlx_eagle.session.session_file import identify
 from mlx_eagle.tree import TreeShape
 
 TREE = TreeShape.chain(3)

@@ -8,7 +8,7 @@ import click
 import pytest
 
 from mlx_eagle.cli.settings import PARSERS, Schema, Settings, Tree, complete_tree
-from mlx_eagle.options import GenerationOptions
+from mlx_eagle.session.options import GenerationOptions
 
 
 @pytest.mark.parametrize(

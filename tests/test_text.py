@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_eagle.text import TextStream
+from mlx_eagle.session.detokenize import TextStream
 
 
 class ByteTokenizer:

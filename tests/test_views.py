@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from mlx_eagle.cli.views import Show, open_view
-from mlx_eagle.responses import DraftedTree, GenerationResponse
+from mlx_eagle.session.responses import DraftedTree, GenerationResponse
 
 TREE = DraftedTree([0, 1, 2, 3], [0, 0, 0, 1], [0, 1])
 DRAWN = ["last round: 1 of 3 drafted tokens accepted", "0 ┬─ ●1 ── ○3", "  └─ ○2"]

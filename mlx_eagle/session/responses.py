@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from mlx_eagle.decoding.loop import Round
 from mlx_eagle.decoding.stats import GenerationStats
-from mlx_eagle.text import TextStream
+from mlx_eagle.session.detokenize import TextStream
 
 
 class DraftedTree(NamedTuple):

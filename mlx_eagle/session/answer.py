@@ -13,20 +13,20 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from mlx_eagle.calibration.planners import Planners
-from mlx_eagle.context import Context
 from mlx_eagle.decoding.loop import Decoder, prefill_steps, rounds
 from mlx_eagle.decoding.stats import GenerationStats, Planned
 from mlx_eagle.drafters import Drafter
 from mlx_eagle.errors import EagleError
-from mlx_eagle.limits import Limits, Room
-from mlx_eagle.options import GenerationOptions
 from mlx_eagle.planner.planner import Planner
 from mlx_eagle.planner.policy import FixedShape, Policy
-from mlx_eagle.prompt import Prompt, check_ids, encode, is_messages, turns_dropped
-from mlx_eagle.responses import Ends, Responses, responses
 from mlx_eagle.sampling.token_selector import Chooser, TreeConstraint
+from mlx_eagle.session.detokenize import TextStream
+from mlx_eagle.session.limits import Limits, Room
+from mlx_eagle.session.options import GenerationOptions
+from mlx_eagle.session.prefix import Context
+from mlx_eagle.session.prompt import Prompt, check_ids, encode, is_messages, turns_dropped
+from mlx_eagle.session.responses import Ends, Responses, responses
 from mlx_eagle.target.target import Target
-from mlx_eagle.text import TextStream
 from mlx_eagle.tree import PLAIN, TreeShape
 
 

@@ -20,10 +20,10 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from mlx_eagle.context import Context
 from mlx_eagle.convert.checkpoint import parse_json, read_header
 from mlx_eagle.errors import CheckpointError, EagleError
-from mlx_eagle.prompt import Message
+from mlx_eagle.session.prefix import Context
+from mlx_eagle.session.prompt import Message
 
 FORMAT, VERSION = "mlx-eagle session", 1
 TOKENS = "tokens"

@@ -1,0 +1,1 @@
+"""Conversations: a request, the stream of its answer, and what is kept between them."""
