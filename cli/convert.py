@@ -142,7 +142,7 @@ def _doubts(config: dict[str, Any], out: Path, target: str) -> str:
 def _calibrate(out: Path, target: str) -> None:
     """Measure the head that was written, and mend it."""
     from mlx_eagle.cli.doctor import as_table, examine_shown, verdict
-    from mlx_eagle.doctor import treat
+    from mlx_eagle.doctor.doctor import treat
 
     diagnosis = examine_shown(out, fetch_shown(target))
     treat(out, diagnosis)

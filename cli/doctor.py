@@ -9,7 +9,7 @@ import click
 from mlx_eagle.cli.display import Loading, fetch_shown, terminal
 
 if TYPE_CHECKING:
-    from mlx_eagle.doctor import Diagnosis
+    from mlx_eagle.doctor.doctor import Diagnosis
 
 EXAMPLES = """\b
 Examples:
@@ -31,7 +31,7 @@ def command(head: str, target: str, fix: bool) -> None:
     Wrong taps, rope or norms break nothing: the head only drafts badly. The target writes a short
     text, and each reading is scored by how much of it the head would have drafted.
     """
-    from mlx_eagle.doctor import is_converted, treat
+    from mlx_eagle.doctor.doctor import is_converted, treat
 
     folder, target_folder = fetch_shown(head), fetch_shown(target)
     if fix and not is_converted(folder):
@@ -51,7 +51,7 @@ def command(head: str, target: str, fix: bool) -> None:
 
 def examine_shown(head: Path, target: Path) -> "Diagnosis":
     """Measure a head; how far it is shows on stderr."""
-    from mlx_eagle.doctor import examine
+    from mlx_eagle.doctor.doctor import examine
 
     with Loading(terminal(stderr=True)) as loading:
         return examine(head, target, loading.update)

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from mlx_eagle.cli.doctor import command, verdict
 from mlx_eagle.convert.heads import convert_head
-from mlx_eagle.doctor import (
+from mlx_eagle.doctor.doctor import (
     PROMPTS,
     Diagnosis,
     candidate_taps,
@@ -21,9 +21,9 @@ from mlx_eagle.doctor import (
     is_better,
     treat,
 )
+from mlx_eagle.doctor.score import STEPS, Evidence, Score, collect, score
 from mlx_eagle.engine import load
 from mlx_eagle.errors import CheckpointError
-from mlx_eagle.foresight import STEPS, Evidence, Score, collect, score
 from mlx_eagle.heads.eagle import load_head, read_head_config
 from mlx_eagle.pairing import load_target
 from mlx_eagle.target.target import Target

@@ -20,8 +20,8 @@ from mlx_eagle.convert.checkpoint import read_json, read_weights
 from mlx_eagle.convert.heads import convert_head
 from mlx_eagle.convert.taps import plausible_taps
 from mlx_eagle.convert.targets import TargetFacts, read_facts
+from mlx_eagle.doctor.score import CLEARLY, Evidence, Progress, Score, advantage, collect, score
 from mlx_eagle.errors import CheckpointError
-from mlx_eagle.foresight import CLEARLY, Evidence, Progress, Score, advantage, collect, score
 from mlx_eagle.heads.config import MODEL_TYPE
 from mlx_eagle.heads.eagle import assemble, load_head, read_head_config
 from mlx_eagle.pairing import check_fit, load_target
