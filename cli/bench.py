@@ -182,7 +182,7 @@ def command(source: ModelSource, wanted: Wanted) -> None:
 
         click.echo(to_json(report))
     elif wanted.out is None:
-        from mlx_eagle.bench.markdown import to_markdown
+        from mlx_eagle.bench.report_markdown import to_markdown
 
         click.echo(to_markdown(report), nl=False)
     if bugs := report["equality"]["n_bugs"]:
@@ -196,9 +196,9 @@ def run_and_write(source: ModelSource, wanted: Wanted, specs: list["Spec"]) -> "
     """Run the benchmark; with --out, write its files, all of them or none."""
     if wanted.out is None:
         return run_benchmark(source, wanted, specs)
-    from mlx_eagle.bench.markdown import to_markdown
     from mlx_eagle.bench.plots import plot_report, require_matplotlib
     from mlx_eagle.bench.report import to_json
+    from mlx_eagle.bench.report_markdown import to_markdown
     from mlx_eagle.convert.write import new_folder
 
     if wanted.plots:
@@ -215,9 +215,9 @@ def run_and_write(source: ModelSource, wanted: Wanted, specs: list["Spec"]) -> "
 
 def run_benchmark(source: ModelSource, wanted: Wanted, specs: list["Spec"]) -> "Report":
     """Load, warm up, measure and compare; how far it is shows on stderr."""
-    from mlx_eagle.bench.differences import compare, judge_by
     from mlx_eagle.bench.measure import Trial, encode, measure, probe, warm_up
     from mlx_eagle.bench.report import Inputs, build_report
+    from mlx_eagle.bench.text_comparison import compare, judge_by
 
     origin, prompts = choose_prompts(source, wanted)
     engine, contestants = load_contestants(source, specs)

@@ -13,12 +13,12 @@ import pytest
 
 from mlx_eagle.bench import contestants
 from mlx_eagle.bench.contestants import Contestant, Run, Setting
-from mlx_eagle.bench.differences import judge_by
-from mlx_eagle.bench.markdown import as_table, to_markdown
+from mlx_eagle.bench.metrics import Sample
 from mlx_eagle.bench.plots import plot_costs
 from mlx_eagle.bench.report import to_json
+from mlx_eagle.bench.report_markdown import as_table, to_markdown
 from mlx_eagle.bench.specs import parse_spec
-from mlx_eagle.bench.summary import Sample
+from mlx_eagle.bench.text_comparison import judge_by
 from mlx_eagle.cli.main import run
 from mlx_eagle.engine import DEMO
 from mlx_eagle.errors import EagleError

@@ -7,19 +7,8 @@ import numpy as np
 import pytest
 
 from mlx_eagle.bench.contestants import Contestant, Run, Setting
-from mlx_eagle.bench.differences import (
-    BUG,
-    NEAR_TIE,
-    Verdict,
-    compare,
-    find_gap,
-    first_difference,
-    tolerance_of,
-)
 from mlx_eagle.bench.measure import Trial, measure, schedule
-from mlx_eagle.bench.prompts import ask
-from mlx_eagle.bench.specs import parse_spec, parse_specs
-from mlx_eagle.bench.summary import (
+from mlx_eagle.bench.metrics import (
     Probe,
     Sample,
     Spread,
@@ -27,6 +16,17 @@ from mlx_eagle.bench.summary import (
     alphas,
     n_alpha,
     summarise,
+)
+from mlx_eagle.bench.prompts import ask
+from mlx_eagle.bench.specs import parse_spec, parse_specs
+from mlx_eagle.bench.text_comparison import (
+    BUG,
+    NEAR_TIE,
+    Verdict,
+    compare,
+    find_gap,
+    first_difference,
+    tolerance_of,
 )
 from mlx_eagle.sampling.samplers import Sampler
 from mlx_eagle.tree import TreeShape

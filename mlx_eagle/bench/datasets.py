@@ -13,7 +13,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
 from mlx_eagle.bench.prompts import BenchPrompt, ask, to_prompt
-from mlx_eagle.bench.rows import READABLE, Row, read_rows
+from mlx_eagle.bench.table_files import READABLE, Row, read_rows
 from mlx_eagle.errors import EagleError, HubError
 from mlx_eagle.hub.download import NetworkError
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlx_eagle.bench.metrics import ALL
 from mlx_eagle.bench.specs import PLAIN
-from mlx_eagle.bench.summary import ALL
 from mlx_eagle.errors import EagleError
 
 if TYPE_CHECKING:

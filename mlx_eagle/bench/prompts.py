@@ -7,8 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlx_eagle.bench.rows import Row, parse_lines, read_rows, read_text
-from mlx_eagle.bench.summary import ALL
+from mlx_eagle.bench.metrics import ALL
+from mlx_eagle.bench.table_files import Row, parse_lines, read_rows, read_text
 from mlx_eagle.errors import EagleError
 
 UNNAMED = "prompts"  # the category of prompts that name none

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from mlx_eagle.bench.differences import Comparison
 from mlx_eagle.bench.machine import describe_machine
 from mlx_eagle.bench.measure import Trial
+from mlx_eagle.bench.metrics import Probe, Sample, alphas, summarise
 from mlx_eagle.bench.prompts import BenchPrompt
-from mlx_eagle.bench.summary import Probe, Sample, alphas, summarise
+from mlx_eagle.bench.text_comparison import Comparison
 from mlx_eagle.engine import EngineInfo
 
 Report = dict[str, Any]

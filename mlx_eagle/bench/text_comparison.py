@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 from mlx_lm.generate import generate_step
 
-from mlx_eagle.bench.summary import Sample
+from mlx_eagle.bench.metrics import Sample
 from mlx_eagle.sampling.samplers import Sampler
 from mlx_eagle.tree import DraftTree
 

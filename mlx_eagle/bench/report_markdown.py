@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlx_eagle.bench.differences import BUG, TOLERANCES
 from mlx_eagle.bench.measure import PROBE_DEPTH
+from mlx_eagle.bench.metrics import ALL
 from mlx_eagle.bench.specs import PLAIN
-from mlx_eagle.bench.summary import ALL
+from mlx_eagle.bench.text_comparison import BUG, TOLERANCES
 
 Report = Mapping[str, Any]
 Table = Sequence[Sequence[str]]
