@@ -10,7 +10,7 @@ import pytest
 from mlx_lm.models.cache import make_prompt_cache as stock_cache
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
-from mlx_eagle import drop_in
+from mlx_eagle import mlx_lm_api as drop_in
 from mlx_eagle.errors import EagleError
 from mlx_eagle.tree import TreeShape
 

@@ -2,7 +2,7 @@
 
 Change the import, and name a head if the one that is known is not wanted:
 
-    from mlx_eagle.drop_in import generate, load, make_prompt_cache, stream_generate
+    from mlx_eagle.mlx_lm_api import generate, load, make_prompt_cache, stream_generate
 
     model, tokenizer = load("mlx-community/Qwen3-4B-4bit")
     for response in stream_generate(model, tokenizer, prompt, max_tokens=100):
@@ -133,7 +133,7 @@ def stream_generate(
     if tokenizer is not None and tokenizer is not model.tokenizer:
         raise ValueError("tokenizer is not the engine's own; give engine.tokenizer or None")
     if prompt_cache is not None and not isinstance(prompt_cache, PromptCache):
-        raise ValueError("prompt_cache is not from make_prompt_cache of mlx_eagle.drop_in")
+        raise ValueError("prompt_cache is not from make_prompt_cache of mlx_eagle.mlx_lm_api")
     kv = KVOptions(kv_bits, kv_group_size, max_kv_size) if kv_bits or max_kv_size else None
     if prompt_cache is not None and kv is not None:
         raise ValueError("kv_bits and max_kv_size are for a new cache; leave out prompt_cache")
