@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from mlx_eagle.cli.display import fetch_shown
-from mlx_eagle.convert.precision import (
+from mlx_eagle.convert.quantization import (
     BITS,
     DTYPES,
     GROUP_SIZES,
@@ -152,7 +152,7 @@ def _calibrate(out: Path, target: str) -> None:
 def _convert_target(source: str, out: Path, options: dict[str, str | None]) -> str:
     """Convert a target and return the summary."""
     quantization = _quantization(options)
-    from mlx_eagle.convert.inspect import describe
+    from mlx_eagle.convert.describe import describe
     from mlx_eagle.convert.targets import convert_target
 
     convert_target(fetch_shown(source), out, quantization, dtype=options["dtype"])

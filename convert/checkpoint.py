@@ -17,9 +17,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_eagle.convert import pickles
-from mlx_eagle.convert.opcodes import MAX_AXES, MAX_SIZE, quote
-from mlx_eagle.convert.pickles import TensorInfo
+from mlx_eagle.convert import torch_files as pickles
+from mlx_eagle.convert.pickle_reader import MAX_AXES, MAX_SIZE, quote
+from mlx_eagle.convert.torch_files import TensorInfo
 from mlx_eagle.errors import CheckpointError, EagleError
 
 MAX_TOTAL_BYTES = 256 << 30  # of all weight files of a folder: 120 billion parameters in 16 bits

@@ -25,16 +25,16 @@ from mlx_eagle.convert.checkpoint import (
 from mlx_eagle.convert.dialects import Dialect, rename
 from mlx_eagle.convert.draft_ids import draft_to_target
 from mlx_eagle.convert.facts import Facts
+from mlx_eagle.convert.identify import recognise
 from mlx_eagle.convert.medusa import (
     measure_medusa,
     rename_medusa,
     resolve_medusa,
     token_map_offsets,
 )
-from mlx_eagle.convert.recognise import recognise
-from mlx_eagle.convert.resolve import resolve
-from mlx_eagle.convert.shapes import TABLES, measure
+from mlx_eagle.convert.resolve_config import resolve
 from mlx_eagle.convert.targets import TargetFacts, read_facts
+from mlx_eagle.convert.tensor_shapes import TABLES, measure
 from mlx_eagle.convert.write import new_folder
 from mlx_eagle.errors import CheckpointError, EagleError
 from mlx_eagle.heads.config import FORMAT_VERSION, MODEL_TYPE

@@ -28,8 +28,8 @@ from mlx_eagle.convert.checkpoint import (
     read_weights,
     source_name,
 )
-from mlx_eagle.convert.precision import DTYPES, Quantization, choose_quantization
-from mlx_eagle.convert.supported import Source, check_source
+from mlx_eagle.convert.mlx_lm_support import Source, check_source
+from mlx_eagle.convert.quantization import DTYPES, Quantization, choose_quantization
 from mlx_eagle.convert.write import new_folder
 from mlx_eagle.errors import CheckpointError, EagleError
 

@@ -26,7 +26,7 @@ from mlx_eagle.convert.checkpoint import (
     require_finite,
     source_name,
 )
-from mlx_eagle.convert.pickles import TensorInfo
+from mlx_eagle.convert.torch_files import TensorInfo
 from mlx_eagle.errors import CheckpointError, EagleError
 
 TENSORS = {

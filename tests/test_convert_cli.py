@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from mlx_eagle.cli.convert import command as convert
 from mlx_eagle.cli.inspect import command as inspect
-from mlx_eagle.convert.inspect import describe
+from mlx_eagle.convert.describe import describe
 from mlx_eagle.errors import CheckpointError, EagleError, HubError
 from mlx_eagle.heads.config import HeadConfig
 

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_eagle.convert.opcodes import MAX_OPCODES, Storage, View, interpret
+from mlx_eagle.convert.pickle_reader import MAX_OPCODES, Storage, View, interpret
 from mlx_eagle.errors import CheckpointError
 
 HOOKS = b"ccollections\nOrderedDict\n)R"

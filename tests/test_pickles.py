@@ -18,8 +18,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_eagle.convert import pickles
-from mlx_eagle.convert.pickles import TensorInfo, read_manifest, read_tensors
+from mlx_eagle.convert import torch_files as pickles
+from mlx_eagle.convert.torch_files import TensorInfo, read_manifest, read_tensors
 from mlx_eagle.errors import CheckpointError
 
 

@@ -4,7 +4,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
-from mlx_eagle.convert.precision import MODES, Quantization, choose_quantization
+from mlx_eagle.convert.quantization import MODES, Quantization, choose_quantization
 from mlx_eagle.errors import EagleError
 
 

@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten
 
 import mlx_eagle
 from mlx_eagle.convert.checkpoint import read_manifest
-from mlx_eagle.convert.precision import Quantization, choose_quantization
+from mlx_eagle.convert.quantization import Quantization, choose_quantization
 from mlx_eagle.convert.targets import convert_target
 from mlx_eagle.errors import CheckpointError
 

@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlx_eagle.convert.supported import Source, check_source, runnable_types
+from mlx_eagle.convert.mlx_lm_support import Source, check_source, runnable_types
 from mlx_eagle.errors import CheckpointError
 
 CONFIG = {"model_type": "llama", "num_hidden_layers": 1}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mlx_eagle.convert.precision import choose_quantization
+from mlx_eagle.convert.quantization import choose_quantization
 from mlx_eagle.convert.targets import TargetFacts, convert_target, read_facts
 from mlx_eagle.errors import CheckpointError
 

@@ -14,7 +14,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 import mlx_eagle
-from mlx_eagle.convert.precision import MODES, Quantization, choose_quantization
+from mlx_eagle.convert.quantization import MODES, Quantization, choose_quantization
 from mlx_eagle.convert.targets import convert_target
 from mlx_eagle.errors import CheckpointError, EagleError
 

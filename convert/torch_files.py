@@ -20,7 +20,7 @@ from typing import BinaryIO, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlx_eagle.convert.opcodes import Storage, View, interpret, quote
+from mlx_eagle.convert.pickle_reader import Storage, View, interpret, quote
 from mlx_eagle.errors import CheckpointError
 
 MAX_FILE_BYTES = 64 << 30

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from mlx_eagle.convert.checkpoint import listed
 from mlx_eagle.convert.dialects import Dialect, rename
-from mlx_eagle.convert.opcodes import quote
-from mlx_eagle.convert.pickles import TensorInfo
-from mlx_eagle.convert.recognise import Manifest
+from mlx_eagle.convert.identify import Manifest
+from mlx_eagle.convert.pickle_reader import quote
+from mlx_eagle.convert.torch_files import TensorInfo
 from mlx_eagle.errors import CheckpointError
 
 FLOATS = ("F16", "BF16", "F32")

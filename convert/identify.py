@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from mlx_eagle.convert import dialects
 from mlx_eagle.convert.checkpoint import quote_value
 from mlx_eagle.convert.dialects import Dialect, rename
-from mlx_eagle.convert.pickles import TensorInfo
+from mlx_eagle.convert.torch_files import TensorInfo
 from mlx_eagle.heads.config import ALGORITHMS, MODEL_TYPE
 
 Manifest = dict[str, TensorInfo]

@@ -17,11 +17,11 @@ from mlx_eagle.convert.checkpoint import (
 )
 from mlx_eagle.convert.dialects import Dialect
 from mlx_eagle.convert.facts import Facts
+from mlx_eagle.convert.identify import Kind, Manifest, recognise
 from mlx_eagle.convert.medusa import measure_medusa, resolve_medusa
-from mlx_eagle.convert.recognise import Kind, Manifest, recognise
-from mlx_eagle.convert.resolve import resolve
-from mlx_eagle.convert.shapes import FLOATS, measure
+from mlx_eagle.convert.resolve_config import resolve
 from mlx_eagle.convert.targets import TargetFacts, read_facts
+from mlx_eagle.convert.tensor_shapes import FLOATS, measure
 from mlx_eagle.errors import CheckpointError
 from mlx_eagle.heads.config import MODEL_TYPE
 

@@ -19,8 +19,8 @@ from mlx_eagle.convert.checkpoint import (
     read_manifest,
     source_name,
 )
-from mlx_eagle.convert.pickles import TensorInfo
-from mlx_eagle.convert.recognise import recognise
+from mlx_eagle.convert.identify import recognise
+from mlx_eagle.convert.torch_files import TensorInfo
 from mlx_eagle.errors import CheckpointError
 
 # Methods of quantization that mlx-lm's loader reads, each for some architectures at least.
