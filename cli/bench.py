@@ -281,8 +281,8 @@ def load_contestants(
 ) -> tuple["Engine", list["Contestant"]]:
     """Return the engine, and every contestant, plain decoding first."""
     from mlx_eagle.bench.contestants import make_contestant
-    from mlx_eagle.cli.display import fetch_shown, terminal
     from mlx_eagle.cli.generate import load_engine
+    from mlx_eagle.cli.terminal.display import fetch_shown, terminal
 
     console = terminal(stderr=True)
     needs_head = any(spec.needs_head for spec in specs)

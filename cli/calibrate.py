@@ -38,8 +38,8 @@ def command(source: ModelSource, plot: Path | None, as_json: bool) -> None:
     The first chat with a pair does it by itself. Do it again after the machine has changed, or
     was busy at the time; close other programs first.
     """
-    from mlx_eagle.cli.display import Loading, terminal
     from mlx_eagle.cli.generate import load_engine
+    from mlx_eagle.cli.terminal.display import Loading, terminal
 
     if plot is not None:
         check_plot(plot)
@@ -73,7 +73,7 @@ def check_plot(file: Path) -> None:
 
 def report(engine: "Engine", found: "Calibration") -> str:
     """Return the costs as text: a bar per number of rows, and what they mean for heads."""
-    from mlx_eagle.cli.display import table
+    from mlx_eagle.cli.terminal.display import table
 
     costs, info = found.costs, engine.info
     at = dict(zip(costs.contexts, costs.plain, strict=True))

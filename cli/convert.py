@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mlx_eagle.cli.display import fetch_shown
+from mlx_eagle.cli.terminal.display import fetch_shown
 from mlx_eagle.convert.quantization import (
     BITS,
     DTYPES,

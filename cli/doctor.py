@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlx_eagle.cli.display import Loading, fetch_shown, terminal
+from mlx_eagle.cli.terminal.display import Loading, fetch_shown, terminal
 
 if TYPE_CHECKING:
     from mlx_eagle.doctor.doctor import Diagnosis

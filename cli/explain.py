@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from mlx_eagle.cli.display import table
+from mlx_eagle.cli.terminal.display import table
 
 if TYPE_CHECKING:
     from mlx_eagle.decoding.stats import GenerationStats

@@ -13,7 +13,7 @@ from mlx_eagle.cli.settings import Settings
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mlx_eagle.cli.answer import Answer
+    from mlx_eagle.cli.terminal.answer import Answer
     from mlx_eagle.engine import Engine
 
 Prompt = str | list[dict[str, str]]
@@ -61,7 +61,7 @@ def command(
     if logprobs is not None and not as_json:
         raise click.UsageError("--logprobs is printed with --json only")
     question = read_prompt(text, prompt)
-    from mlx_eagle.cli.display import terminal
+    from mlx_eagle.cli.terminal.display import terminal
 
     console = terminal(stderr=True)
     engine = load_engine(source.for_settings(settings), console)
@@ -112,7 +112,7 @@ def to_messages(question: str, system: str | None) -> list[dict[str, str]]:
 
 def load_engine(source: ModelSource, console: "Console") -> "Engine":
     """Load target and head with bars, and notes on what is downloaded, on the console."""
-    from mlx_eagle.cli.display import Loading, printable
+    from mlx_eagle.cli.terminal.display import Loading, printable
 
     with Loading(console) as loading:
         from mlx_eagle.engine import load
@@ -140,9 +140,9 @@ def stream_answer(
 
     On a terminal thoughts are dimmed, and Markdown is rendered if that was asked for.
     """
-    from mlx_eagle.cli.answer import Answer
-    from mlx_eagle.cli.display import Prefill, terminal
-    from mlx_eagle.cli.views import Show, open_view
+    from mlx_eagle.cli.terminal.answer import Answer
+    from mlx_eagle.cli.terminal.display import Prefill, terminal
+    from mlx_eagle.cli.terminal.views import Show, open_view
 
     view = open_view(terminal(out), Show(markdown=markdown))
     with Answer(view) as answer, Prefill(console) as prefill:

@@ -24,7 +24,7 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
-    "chat": Entry("mlx_eagle.cli.chat", "Talk with a model in the terminal."),
+    "chat": Entry("mlx_eagle.cli.chat.command", "Talk with a model in the terminal."),
     "generate": Entry("mlx_eagle.cli.generate", "Answer one prompt; the text goes to stdout."),
     "bench": Entry("mlx_eagle.cli.bench", "Time speculative against plain decoding."),
     "calibrate": Entry("mlx_eagle.cli.calibrate", "Measure what drafting costs on this machine."),

@@ -399,5 +399,5 @@ def schemas() -> Any:
 @pytest.fixture
 def chat(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The loop of the chat with a fake conversation behind it and a buffer for a terminal."""
-    monkeypatch.setattr("mlx_eagle.cli.repl.fetch_models", lambda source, console: None)
+    monkeypatch.setattr("mlx_eagle.cli.chat.repl.fetch_models", lambda source, console: None)
     return runpy.run_path(str(ROOT / "tests" / "fake_chat.py"))["Chat"]()

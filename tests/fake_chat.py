@@ -11,11 +11,11 @@ from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from mlx_eagle.cli.display import terminal
+from mlx_eagle.cli.chat.repl import Repl
 from mlx_eagle.cli.options import ModelSource
-from mlx_eagle.cli.repl import Repl
-from mlx_eagle.cli.sections import COMMON, Marks
 from mlx_eagle.cli.settings import Settings
+from mlx_eagle.cli.terminal.display import terminal
+from mlx_eagle.cli.terminal.sections import COMMON, Marks
 from mlx_eagle.decoding.stats import GenerationStats
 from mlx_eagle.engine import EngineInfo
 from mlx_eagle.errors import EagleError

@@ -1,6 +1,6 @@
 """One answer, counted: its summary and what the user should know."""
 
-from mlx_eagle.cli.answer import Answer
+from mlx_eagle.cli.terminal.answer import Answer
 from mlx_eagle.decoding.stats import GenerationStats
 from mlx_eagle.session.responses import GenerationResponse
 

@@ -8,11 +8,11 @@ import pytest
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 
-from mlx_eagle.cli import handlers
-from mlx_eagle.cli.commands import ALIASES, COMMANDS, NAMES, find
-from mlx_eagle.cli.completion import CommandCompleter
+from mlx_eagle.cli.chat.command import actions as handlers
+from mlx_eagle.cli.chat.commands import ALIASES, COMMANDS, NAMES, find
+from mlx_eagle.cli.chat.completion import CommandCompleter
+from mlx_eagle.cli.chat.setting_actions import SETTINGS, SHOWS
 from mlx_eagle.cli.settings import Settings, Tree
-from mlx_eagle.cli.tuning import SETTINGS, SHOWS
 
 
 def test_help_names_every_command_that_works(chat: Any) -> None:

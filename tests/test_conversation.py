@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from mlx_eagle.cli.conversation import Conversation
+from mlx_eagle.cli.chat.engine_thread import Conversation
 from mlx_eagle.cli.options import ModelSource
-from mlx_eagle.cli.sections import COMMON, Marks
+from mlx_eagle.cli.terminal.sections import COMMON, Marks
 from mlx_eagle.errors import CheckpointError, EagleError
 
 WORDS = ["It ", "joins ", "paths", "."]

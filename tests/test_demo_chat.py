@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mlx_eagle.cli.commands import COMMANDS
+from mlx_eagle.cli.chat.commands import COMMANDS
 
 Terminal = runpy.run_path(str(Path(__file__).with_name("pseudo_terminal.py")))["Terminal"]
 

@@ -6,8 +6,8 @@ import time
 import pytest
 from rich.console import Console
 
-from mlx_eagle.cli import display
-from mlx_eagle.cli.display import Loading, Prefill, about, details, printable, terminal
+from mlx_eagle.cli.terminal import display
+from mlx_eagle.cli.terminal.display import Loading, Prefill, about, details, printable, terminal
 from mlx_eagle.decoding.stats import GenerationStats
 from mlx_eagle.engine import EngineInfo
 

@@ -9,7 +9,7 @@ from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from mlx_eagle.cli.editor import (
+from mlx_eagle.cli.chat.editor import (
     history_path,
     is_open,
     is_text,

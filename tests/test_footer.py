@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from mlx_eagle.cli.footer import Column, below, ink, rows_of
+from mlx_eagle.cli.terminal.footer import Column, below, ink, rows_of
 
 
 @pytest.mark.parametrize(

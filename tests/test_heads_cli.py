@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from mlx_eagle.cli.display import terminal
-from mlx_eagle.cli.fetching import fetch_models
+from mlx_eagle.cli.chat.fetching import fetch_models
 from mlx_eagle.cli.main import run
 from mlx_eagle.cli.options import ModelSource
+from mlx_eagle.cli.terminal.display import terminal
 from mlx_eagle.errors import EagleError
 from mlx_eagle.hub.known_heads import all_heads, known_heads
 

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from mlx_eagle.cli.markdown import STYLES, finished, render
+from mlx_eagle.cli.terminal.markdown import STYLES, finished, render
 
 DOCUMENT = """\
 # Title

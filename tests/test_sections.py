@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_eagle.cli.sections import COMMON, Kind, Mark, Marks, Sections, read_marks
+from mlx_eagle.cli.terminal.sections import COMMON, Kind, Mark, Marks, Sections, read_marks
 
 MARKS = Marks(COMMON)
 SAID, THOUGHT, TOOL = Kind.SAID, Kind.THOUGHT, Kind.TOOL

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mlx_eagle.cli.tree_view import draw
+from mlx_eagle.cli.terminal.tree_view import draw
 from mlx_eagle.session.responses import DraftedTree
 
 WORDS = ["def", " zip", " map", "(", "a", "_longest", "\n\tvery long, this one"]

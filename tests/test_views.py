@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from mlx_eagle.cli.views import Show, open_view
+from mlx_eagle.cli.terminal.views import Show, open_view
 from mlx_eagle.session.responses import DraftedTree, GenerationResponse
 
 TREE = DraftedTree([0, 1, 2, 3], [0, 0, 0, 1], [0, 1])

@@ -3,7 +3,7 @@
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mlx_eagle.cli.display import count, printable
+from mlx_eagle.cli.terminal.display import count, printable
 
 if TYPE_CHECKING:
     from mlx_eagle.decoding.stats import GenerationStats

@@ -5,12 +5,12 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlx_eagle.cli.clipboard import copy
-from mlx_eagle.cli.display import count, details, gigabytes, printable, table
+from mlx_eagle.cli.chat.clipboard import copy
 from mlx_eagle.cli.explain import explain
+from mlx_eagle.cli.terminal.display import count, details, gigabytes, printable, table
 
 if TYPE_CHECKING:
-    from mlx_eagle.cli.repl import Repl
+    from mlx_eagle.cli.chat.repl import Repl
 
 SHORT = 60  # characters of a message that is mentioned
 

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from mlx_eagle.cli import handlers, tuning
-from mlx_eagle.cli.completion import Complete, files, heads, models, named, nothing, words
+from mlx_eagle.cli.chat.completion import Complete, files, heads, models, named, nothing, words
 
 if TYPE_CHECKING:
-    from mlx_eagle.cli.repl import Repl
+    from mlx_eagle.cli.chat.repl import Repl
 
 VALUES: dict[str, Complete] = dict.fromkeys(tuning.SETTINGS, nothing) | {
     "json_schema": files,

@@ -17,19 +17,19 @@ from prompt_toolkit.application import get_app, run_in_terminal
 from prompt_toolkit.shortcuts import confirm
 from rich.console import Console
 
-from mlx_eagle.cli.answer import Answer
-from mlx_eagle.cli.commands import COMMANDS, NAMES, find
-from mlx_eagle.cli.completion import CommandCompleter
-from mlx_eagle.cli.display import DEMO_NOTE, TITLES, Loading, Prefill, about, printable
-from mlx_eagle.cli.editor import is_text, prompt_session, unfenced
-from mlx_eagle.cli.fetching import fetch_models
-from mlx_eagle.cli.keyboard import listening
-from mlx_eagle.cli.tuning import suggestion
-from mlx_eagle.cli.views import Show, open_view
+from mlx_eagle.cli.chat.commands import COMMANDS, NAMES, find
+from mlx_eagle.cli.chat.completion import CommandCompleter
+from mlx_eagle.cli.chat.editor import is_text, prompt_session, unfenced
+from mlx_eagle.cli.chat.fetching import fetch_models
+from mlx_eagle.cli.chat.keyboard import listening
+from mlx_eagle.cli.chat.setting_actions import suggestion
+from mlx_eagle.cli.terminal.answer import Answer
+from mlx_eagle.cli.terminal.display import DEMO_NOTE, TITLES, Loading, Prefill, about, printable
+from mlx_eagle.cli.terminal.views import Show, open_view
 from mlx_eagle.errors import EagleError
 
 if TYPE_CHECKING:
-    from mlx_eagle.cli.conversation import Conversation
+    from mlx_eagle.cli.chat.engine_thread import Conversation
     from mlx_eagle.cli.options import ModelSource
     from mlx_eagle.cli.settings import Settings
     from mlx_eagle.session.responses import GenerationResponse

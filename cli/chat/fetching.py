@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from mlx_eagle.cli.display import Loading, printable
+from mlx_eagle.cli.terminal.display import Loading, printable
 
 if TYPE_CHECKING:
     from rich.console import Console

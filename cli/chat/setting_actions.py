@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlx_eagle.cli.display import table
 from mlx_eagle.cli.options import SOURCE_PARSERS, ModelSource
 from mlx_eagle.cli.settings import EXCLUSIVE, NOTHING, PARSERS
-from mlx_eagle.cli.views import Show
+from mlx_eagle.cli.terminal.display import table
+from mlx_eagle.cli.terminal.views import Show
 
 if TYPE_CHECKING:
-    from mlx_eagle.cli.repl import Repl
+    from mlx_eagle.cli.chat.repl import Repl
 
 ALIASES = {
     "temp": "temperature",

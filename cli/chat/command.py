@@ -50,7 +50,7 @@ def command(
     question = read_stdin() if prompt in (None, "-") else prompt
     if not question or not question.strip():
         raise click.UsageError("the prompt is empty")
-    from mlx_eagle.cli.display import terminal
+    from mlx_eagle.cli.terminal.display import terminal
 
     console = terminal(stderr=True)
     engine = load_engine(source.for_settings(settings), console)
@@ -64,12 +64,12 @@ def converse(
     source: ModelSource, settings: Settings, system: str | None, markdown: bool = False
 ) -> None:
     """Run the conversation loop while the engine loads behind the prompt."""
-    from mlx_eagle.cli.conversation import Conversation
-    from mlx_eagle.cli.display import terminal
-    from mlx_eagle.cli.editor import history_path
-    from mlx_eagle.cli.fetching import fetch_models
-    from mlx_eagle.cli.repl import Repl
-    from mlx_eagle.cli.views import Show
+    from mlx_eagle.cli.chat.editor import history_path
+    from mlx_eagle.cli.chat.engine_thread import Conversation
+    from mlx_eagle.cli.chat.fetching import fetch_models
+    from mlx_eagle.cli.chat.repl import Repl
+    from mlx_eagle.cli.terminal.display import terminal
+    from mlx_eagle.cli.terminal.views import Show
 
     console = terminal()
     fetch_models(source, console)

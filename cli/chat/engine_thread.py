@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlx_eagle.cli.options import ModelSource
-from mlx_eagle.cli.sections import Marks, read_marks
+from mlx_eagle.cli.terminal.sections import Marks, read_marks
 from mlx_eagle.worker import Stream, Worker
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from mlx_eagle.cli.footer import ERASE_BELOW, SHOW_CURSOR
+from mlx_eagle.cli.terminal.footer import ERASE_BELOW, SHOW_CURSOR
 
 
 @contextlib.contextmanager

@@ -11,9 +11,9 @@ from typing import IO, TYPE_CHECKING
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from mlx_eagle.cli.answer import View
-from mlx_eagle.cli.display import printable
-from mlx_eagle.cli.footer import (
+from mlx_eagle.cli.terminal.answer import View
+from mlx_eagle.cli.terminal.display import printable
+from mlx_eagle.cli.terminal.footer import (
     ERASE_BELOW,
     HIDE_CURSOR,
     SHOW_CURSOR,
@@ -22,8 +22,8 @@ from mlx_eagle.cli.footer import (
     ink,
     rows_of,
 )
-from mlx_eagle.cli.sections import COMMON, Kind, Marks, Sections, Span
-from mlx_eagle.cli.tree_view import draw
+from mlx_eagle.cli.terminal.sections import COMMON, Kind, Marks, Sections, Span
+from mlx_eagle.cli.terminal.tree_view import draw
 
 if TYPE_CHECKING:
     from mlx_eagle.session.responses import DraftedTree, GenerationResponse
@@ -219,7 +219,7 @@ class Rendered(Screen):
 
     def _flush(self, is_last: bool) -> str:
         """Return the complete blocks rendered, or all, and keep the rest open."""
-        from mlx_eagle.cli.markdown import finished, render  # not needed without Markdown
+        from mlx_eagle.cli.terminal.markdown import finished, render  # not needed without Markdown
 
         source = "".join(span.text for span in self._open)
         n = len(source) if is_last else finished(source)

@@ -8,7 +8,7 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 
 if TYPE_CHECKING:
-    from mlx_eagle.cli.commands import Command
+    from mlx_eagle.cli.chat.commands import Command
 
 Complete = Callable[[str], Iterable[Completion]]
 

@@ -1,0 +1,1 @@
+"""`mlx-eagle chat`: the loop that reads, its commands, and the engine behind it."""
