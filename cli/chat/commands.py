@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from mlx_eagle.cli import handlers, tuning
+from mlx_eagle.cli.chat import actions, setting_actions
 from mlx_eagle.cli.chat.completion import Complete, files, heads, models, named, nothing, words
 
 if TYPE_CHECKING:
     from mlx_eagle.cli.chat.repl import Repl
 
-VALUES: dict[str, Complete] = dict.fromkeys(tuning.SETTINGS, nothing) | {
+VALUES: dict[str, Complete] = dict.fromkeys(setting_actions.SETTINGS, nothing) | {
     "json_schema": files,
     "overflow": words("refuse", "truncate"),
     "speculate": words("on", "off"),
@@ -49,7 +49,7 @@ def show_help(repl: "Repl", rest: str) -> None:
     name = rest if rest.startswith("/") else f"/{rest}"
     command = find(name)
     if command is None:
-        hint = tuning.suggestion(name, NAMES) or "; /help lists them"
+        hint = setting_actions.suggestion(name, NAMES) or "; /help lists them"
         repl.note(f"no command {name}{hint}")
         return
     text = f"  {command.name} {command.arguments}".rstrip()
@@ -60,7 +60,7 @@ def show_help(repl: "Repl", rest: str) -> None:
 
 def _short(name: str, setting: str, values: str, complete: Complete = nothing) -> Command:
     """Return a command that is short for /set."""
-    run, summary = tuning.short_form(setting), f"/set {setting}"
+    run, summary = setting_actions.short_form(setting), f"/set {setting}"
     return Command(name, values, summary, run, SHORT, complete)
 
 
@@ -71,7 +71,7 @@ COMMANDS = (
         "/regen",
         "",
         "answer the last question anew",
-        handlers.regenerate,
+        actions.regenerate,
         TALK,
         details="The new answer replaces the old one. A sampled answer gets a new seed, which is\n"
         "shown; at temperature 0 the answer is always the same.",
@@ -80,18 +80,18 @@ COMMANDS = (
         "/edit",
         "[TEXT]",
         "ask something else in place of the last question",
-        handlers.edit,
+        actions.edit,
         TALK,
         details="Without TEXT the last question comes back to the prompt, to be changed there;\n"
         "Ctrl-C leaves it as it was. The old question and its answer are forgotten.",
     ),
-    Command("/undo", "", "forget the last question and its answer", handlers.undo, TALK),
-    Command("/clear", "", "forget the conversation; the system prompt stays", handlers.clear, TALK),
+    Command("/undo", "", "forget the last question and its answer", actions.undo, TALK),
+    Command("/clear", "", "forget the conversation; the system prompt stays", actions.clear, TALK),
     Command(
         "/system",
         "[TEXT]",
         "show or change the system prompt",
-        handlers.system,
+        actions.system,
         TALK,
         words("none"),
         "/system none removes it. It holds for what is asked from now on; /regen answers the\n"
@@ -101,7 +101,7 @@ COMMANDS = (
         "/save",
         "[FILE]",
         "write the conversation to a file",
-        handlers.save,
+        actions.save,
         TALK,
         files,
         "The file holds the messages and what the model computed of them, so that /load goes\n"
@@ -111,7 +111,7 @@ COMMANDS = (
         "/load",
         "FILE",
         "go on with a conversation that was saved",
-        handlers.load,
+        actions.load,
         TALK,
         files,
         "The model and head must be those that it was saved with.",
@@ -120,7 +120,7 @@ COMMANDS = (
         "/copy",
         "",
         "put the last answer on the clipboard",
-        handlers.copy_answer,
+        actions.copy_answer,
         TALK,
         details="With pbcopy, wl-copy, xclip or xsel; over ssh, or without them, by asking the\n"
         "terminal (OSC 52).",
@@ -129,7 +129,7 @@ COMMANDS = (
         "/model",
         "[NAME]",
         "show the model, or go on with another one",
-        tuning.choose_model,
+        setting_actions.choose_model,
         MODEL,
         models,
         "NAME is a folder, owner/name on the hub, or demo. The head that is known for it comes\n"
@@ -140,7 +140,7 @@ COMMANDS = (
         "/head",
         "[NAME]",
         "show the draft head, or go on with another one",
-        tuning.choose_head,
+        setting_actions.choose_head,
         MODEL,
         heads,
         "NAME is a folder, owner/name on the hub, none for no head, or auto for the one that is\n"
@@ -150,7 +150,7 @@ COMMANDS = (
         "/set",
         "[NAME [VALUE]]",
         "show or change settings",
-        tuning.set_value,
+        setting_actions.set_value,
         MODEL,
         named(VALUES),
         "max_tokens N        longest answer\n"
@@ -179,9 +179,9 @@ COMMANDS = (
         "/show",
         "[NAME [on|off]]",
         "show or change what is shown",
-        tuning.choose_show,
+        setting_actions.choose_show,
         VIEW,
-        named(dict.fromkeys(tuning.SHOWS, words("on", "off"))),
+        named(dict.fromkeys(setting_actions.SHOWS, words("on", "off"))),
         "drafts     tint the tokens that were drafted and accepted\n"
         "tree       draw the tree of the newest round: ● accepted, ○ not\n"
         "markdown   render answers as Markdown, block by block\n"
@@ -189,8 +189,8 @@ COMMANDS = (
         "stats      a line of statistics after every answer\n"
         "A name alone is switched over.",
     ),
-    Command("/stats", "", "what the last answer cost, what speculation gave", handlers.stats, VIEW),
-    Command("/context", "", "how much of the context is used", handlers.context, VIEW),
+    Command("/stats", "", "what the last answer cost, what speculation gave", actions.stats, VIEW),
+    Command("/context", "", "how much of the context is used", actions.context, VIEW),
     Command(
         "/help",
         "[COMMAND]",
@@ -199,7 +199,7 @@ COMMANDS = (
         REST,
         lambda rest: words(*NAMES)(rest),
     ),
-    Command("/exit", "", "leave; Ctrl-D does too", handlers.leave, REST),
+    Command("/exit", "", "leave; Ctrl-D does too", actions.leave, REST),
 )
 ALIASES = {"/quit": "/exit", "/bye": "/exit", "/?": "/help", "/retry": "/regen"}
 NAMES: list[str] = [command.name for command in COMMANDS]

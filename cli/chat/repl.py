@@ -1,6 +1,6 @@
 """The conversation loop: lines in, commands and messages told apart, answers out.
 
-What the commands do is in `handlers` and `tuning`, what loads and generates is behind
+What the commands do is in `actions` and `setting_actions`, what loads and generates is behind
 `Conversation`, and what things look like is in `display` and `views`.
 """
 

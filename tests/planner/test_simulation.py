@@ -17,7 +17,7 @@ import pytest
 
 from mlx_eagle.tree import PLAIN, TreeShape
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 def load(name: str) -> Any:

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from mlx_eagle.errors import HubError
+from mlx_eagle.hub import download as hub
 from mlx_eagle.hub.download import Repo, fetch, parse_repo
-from mlx_eagle.hub.download import download as hub
 
 WEIGHTS = bytes(range(256)) * 90_000  # 23 MB: huggingface_hub writes chunks of 10.5 MB
 FILES = {

@@ -164,7 +164,9 @@ class Script:
 
 
 CHAINS = [PLAIN, TreeShape.chain(1), TreeShape.chain(4), None]
-FAMILIES = json.loads((Path(__file__).parent / "data" / "families.json").read_text())["recurrent"]
+FAMILIES = json.loads((Path(__file__).parents[1] / "data" / "families.json").read_text())[
+    "recurrent"
+]
 ARCHITECTURES = [("llama", 200), ("gemma3_text", 150), ("qwen3_moe", 50), ("lfm2", 60)]
 ARCHITECTURES += [("qwen3_next", 40)]
 

@@ -16,7 +16,7 @@ import pytest
 import mlx_eagle
 from mlx_eagle.engine import DEMO
 from mlx_eagle.errors import CheckpointError, EagleError, HubError
-from mlx_eagle.hub.download import head_choice as published
+from mlx_eagle.hub import head_choice as published
 from mlx_eagle.hub.head_choice import cache_folder, choose_head, prepare_head
 from mlx_eagle.hub.known_heads import KnownHead
 from mlx_eagle.tree import TreeShape
@@ -28,7 +28,7 @@ SCRIPT = """
 import json, os, sys
 from pathlib import Path
 import mlx_eagle
-from mlx_eagle.hub.download import head_choice as published
+from mlx_eagle.hub import head_choice as published
 from mlx_eagle.engine import DEMO
 from mlx_eagle.hub.known_heads import KnownHead
 known = KnownHead("owner/model", ("a/b",), "SafeAILab", "recommended", "-", (), None, "")

@@ -10,8 +10,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
+from mlx_eagle.calibration import planners as planning
 from mlx_eagle.calibration.measure import CONTEXTS, ROWS, _Bench, measure
-from mlx_eagle.calibration.measure import planners as planning
 from mlx_eagle.calibration.planners import GREEDY, UNMEASURED, Calibration, Planners, find_costs
 from mlx_eagle.calibration.store import Identity, Records
 from mlx_eagle.drafters import Drafter

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_eagle.cli.chat.command import clipboard
+from mlx_eagle.cli.chat import clipboard
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 
-from mlx_eagle.cli.chat.command import actions as handlers
+from mlx_eagle.cli.chat import actions
 from mlx_eagle.cli.chat.commands import ALIASES, COMMANDS, NAMES, find
 from mlx_eagle.cli.chat.completion import CommandCompleter
 from mlx_eagle.cli.chat.setting_actions import SETTINGS, SHOWS
@@ -232,7 +232,7 @@ def test_copy_says_what_was_done(chat: Any, monkeypatch: pytest.MonkeyPatch) -> 
         copied.append(text)
         return "copied with care"
 
-    monkeypatch.setattr(handlers, "copy", copy)
+    monkeypatch.setattr(actions, "copy", copy)
     assert "there is no answer to copy yet" in chat.say("/copy")
     chat.say("answer me")
     assert chat.say("/copy") == "6 characters copied with care\n"

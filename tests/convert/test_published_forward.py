@@ -25,7 +25,7 @@ PROMPT, STEPS = 9, 3
 # By kind and name: the publisher, what the reference says of the head beyond that publisher's
 # plainest one (`facts`, in its symbols), what the file has (`config`, `names`, `file`, `target`),
 # and what the user adds (`settings`).
-CASES = json.loads((Path(__file__).parent / "data" / "published_heads.json").read_text())
+CASES = json.loads((Path(__file__).parents[1] / "data" / "published_heads.json").read_text())
 
 
 class Oracle:

@@ -35,7 +35,7 @@ from mlx_eagle.target.self_check import check_tree_verification
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, DraftTree, TreeShape
 
-KINDS = json.loads((Path(__file__).parent / "data" / "families.json").read_text())
+KINDS = json.loads((Path(__file__).parents[1] / "data" / "families.json").read_text())
 FAMILIES = {name: config for kind in KINDS.values() for name, config in kind.items()}
 N_TOKENS, VOCABULARY = 44, 128
 PROMPT = [(37 * i + 11) % VOCABULARY for i in range(40)]

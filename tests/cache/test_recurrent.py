@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from mlx_lm.generate import generate_step
 
 from mlx_eagle.cache.recurrent import RecurrentCache, note_updates
-from mlx_eagle.calibration.measure import measure as calibration
+from mlx_eagle.calibration import measure as calibration
 from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.errors import EagleError
@@ -27,7 +27,9 @@ from mlx_eagle.session.session import Session
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import DraftTree, TreeShape
 
-CONFIGS = json.loads((Path(__file__).parent / "data" / "families.json").read_text())["recurrent"]
+CONFIGS = json.loads((Path(__file__).parents[1] / "data" / "families.json").read_text())[
+    "recurrent"
+]
 
 
 class Hashing(nn.Module):

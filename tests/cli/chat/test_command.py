@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-Terminal = runpy.run_path(str(Path(__file__).with_name("pseudo_terminal.py")))["Terminal"]
+Terminal = runpy.run_path(str(Path(__file__).parents[2] / "pseudo_terminal.py"))["Terminal"]
 
 STUB = """
 import fcntl, sys, termios, time, types

@@ -13,7 +13,7 @@ import pytest
 
 from mlx_eagle.cli.chat.commands import COMMANDS
 
-Terminal = runpy.run_path(str(Path(__file__).with_name("pseudo_terminal.py")))["Terminal"]
+Terminal = runpy.run_path(str(Path(__file__).parents[2] / "pseudo_terminal.py"))["Terminal"]
 
 CHAT = """
 import fcntl, sys, termios

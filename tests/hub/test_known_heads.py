@@ -180,7 +180,8 @@ def test_a_configuration_that_is_not_json_is_an_error_that_names_it(tmp_path: Pa
 
 def test_a_look_at_the_table_loads_neither_mlx_nor_the_hub_s_library() -> None:
     code = (
-        "import sys; from mlx_eagle.hub.known_heads import default_head; default_head('Qwen/Qwen3-8B');"
+        "import sys; from mlx_eagle.hub.known_heads import default_head; "
+        "default_head('Qwen/Qwen3-8B'); "
         "print([n for n in ('mlx', 'numpy', 'huggingface_hub') if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
