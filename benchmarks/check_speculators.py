@@ -40,7 +40,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config
 from transformers.utils.logging import disable_progress_bar
 
 from mlx_eagle.convert.heads import convert_head
-from mlx_eagle.heads.eagle import EagleHead, load_head
+from mlx_eagle.heads.eagle import EagleHead
+from mlx_eagle.heads.load import load_head
 
 LIMIT = 1e-4
 ROWS, ROW, STEPS = 128, 99, 4  # in the library; the last of the prompt; passes of the head

@@ -28,7 +28,9 @@ import mlx_eagle
 from mlx_eagle.cache.attention_sinks import MovingSinkKVCache
 from mlx_eagle.cache.model_cache import TreeCache
 from mlx_eagle.cache.options import KVOptions
-from mlx_eagle.decoding.loop import Decoder, prefill, rounds
+from mlx_eagle.decoding.loop import rounds
+from mlx_eagle.decoding.prefill import prefill
+from mlx_eagle.decoding.rounds import Decoder
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.hub.head_choice import prepare_head
 from mlx_eagle.planner.policy import FixedShape

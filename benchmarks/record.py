@@ -20,7 +20,8 @@ import mlx.core as mx
 import numpy as np
 
 import mlx_eagle
-from mlx_eagle.decoding.loop import Decoder, prefill
+from mlx_eagle.decoding.prefill import prefill
+from mlx_eagle.decoding.rounds import Decoder
 from mlx_eagle.drafters import Drafter
 from mlx_eagle.drafters.early_stop import look
 from mlx_eagle.engine import make_drafter

@@ -38,7 +38,7 @@ from mlx_eagle.convert.tensor_shapes import TABLES, measure
 from mlx_eagle.convert.write import new_folder
 from mlx_eagle.errors import CheckpointError, EagleError
 from mlx_eagle.heads.config import FORMAT_VERSION, MODEL_TYPE
-from mlx_eagle.heads.eagle import Head, assemble
+from mlx_eagle.heads.load import Head, assemble
 
 
 def convert_head(

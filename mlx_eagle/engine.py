@@ -11,25 +11,27 @@ import mlx.core as mx
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from mlx_eagle.cache.options import KVOptions
+from mlx_eagle.calibration.head_health import HeadWatch
 from mlx_eagle.calibration.measure import Report
 from mlx_eagle.calibration.planners import Calibration, Planners, find_costs, measure_costs
 from mlx_eagle.calibration.store import Identity, Records, this_machine
 from mlx_eagle.convert.checkpoint import read_json
-from mlx_eagle.decoding.stats import HeadWatch
 from mlx_eagle.drafters import Drafter
 from mlx_eagle.drafters.eagle import EagleDrafter
-from mlx_eagle.drafters.p_eagle import MedusaDrafter, PEagleDrafter
+from mlx_eagle.drafters.medusa import MedusaDrafter
+from mlx_eagle.drafters.p_eagle import PEagleDrafter
 from mlx_eagle.errors import EagleError
-from mlx_eagle.heads.eagle import EagleHead, Head, default_head_window
+from mlx_eagle.heads.eagle import EagleHead, default_head_window
+from mlx_eagle.heads.load import Head
 from mlx_eagle.heads.medusa import MedusaHead
 from mlx_eagle.hub.download import Progress, fetch
 from mlx_eagle.hub.head_choice import HeadChoice, Notify, cache_folder, choose_head, fingerprint
 from mlx_eagle.pairing import equip, load_target, precision
 from mlx_eagle.sampling.grammar import Constraint, Vocabulary
-from mlx_eagle.session.answer import Resources
 from mlx_eagle.session.limits import Limits, device_memory, growth, made_for
 from mlx_eagle.session.options import GenerationOptions
 from mlx_eagle.session.prompt import Prompt
+from mlx_eagle.session.request import Resources
 from mlx_eagle.session.responses import GenerationResult, Responses
 from mlx_eagle.session.session import Session
 from mlx_eagle.session.session_file import identify

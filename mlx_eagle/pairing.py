@@ -10,7 +10,7 @@ from mlx_lm.utils import load_model, load_tokenizer
 
 from mlx_eagle.cache.options import WHOLE, KVOptions
 from mlx_eagle.errors import CheckpointError, EagleError, UnsupportedTargetError
-from mlx_eagle.heads.eagle import Head, load_head
+from mlx_eagle.heads.load import Head, load_head
 from mlx_eagle.heads.medusa import MedusaHead
 from mlx_eagle.hub.head_choice import HeadChoice
 from mlx_eagle.target.self_check import check_kv_options, check_tree_verification

@@ -11,15 +11,11 @@ else of the target runs again, and of these modules, lazily, only what leads to 
 """
 
 import copy
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
 
 import mlx.core as mx
-import mlx.nn as nn
 from mlx_lm.models.cache import ArraysCache
-
-from mlx_eagle.target.positions import wrap_method
 
 State = list[mx.array | None]
 
@@ -192,25 +188,3 @@ class RecurrentCache(ArraysCache):
         for update in stretch.updates if n else []:
             update.again(n, self)
         self._updates = []
-
-
-def note_updates(model: nn.Module) -> None:
-    """Let every module that is given a `RecurrentCache` tell it what it was run on.
-
-    Args:
-        model: changed in place; parameters and results stay as they were.
-    """
-    for _, module in model.named_modules():
-        if "cache" in inspect.signature(type(module).__call__).parameters:
-            wrap_method(module, "__call__", _noting)
-
-
-def _noting(plain: Any, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Run a module and note it where it was given a `RecurrentCache`."""
-    given = (*args, *kwargs.values())
-    cache = next((value for value in given if isinstance(value, RecurrentCache)), None)
-    rows = next((v for v in given if isinstance(v, mx.array) and v.ndim > 1), None)
-    if cache is None or rows is None:
-        return plain(module, *args, **kwargs)
-    run = plain.__get__(module)
-    return cache.note(Update(run, args, kwargs, rows.shape[1]), lambda: run(*args, **kwargs))

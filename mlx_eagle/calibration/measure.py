@@ -16,7 +16,9 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_eagle.cache.model_cache import TreeCache
-from mlx_eagle.decoding.loop import Decoder, prefill, rounds
+from mlx_eagle.decoding.loop import rounds
+from mlx_eagle.decoding.prefill import prefill
+from mlx_eagle.decoding.rounds import Decoder
 from mlx_eagle.drafters import Drafter
 from mlx_eagle.drafters.early_stop import look
 from mlx_eagle.planner.cost_model import Costs

@@ -6,9 +6,9 @@ heads are accepted less often where tokens are drawn than where the likeliest is
 
 from typing import NamedTuple
 
+from mlx_eagle.calibration.head_health import HeadWatch
 from mlx_eagle.calibration.measure import Report, measure
 from mlx_eagle.calibration.store import Records
-from mlx_eagle.decoding.stats import HeadWatch
 from mlx_eagle.drafters import Drafter
 from mlx_eagle.errors import EagleError
 from mlx_eagle.planner.acceptance_model import Acceptance

@@ -23,7 +23,7 @@ from mlx_eagle.convert.targets import TargetFacts, read_facts
 from mlx_eagle.doctor.score import CLEARLY, Evidence, Progress, Score, advantage, collect, score
 from mlx_eagle.errors import CheckpointError
 from mlx_eagle.heads.config import MODEL_TYPE
-from mlx_eagle.heads.eagle import assemble, load_head, read_head_config
+from mlx_eagle.heads.load import assemble, load_head, read_head_config
 from mlx_eagle.pairing import check_fit, load_target
 from mlx_eagle.target.target import Target
 

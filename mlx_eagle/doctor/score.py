@@ -13,9 +13,12 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_eagle.cache.kv import OpenRows
-from mlx_eagle.decoding.loop import Decoder, prefill, rounds
+from mlx_eagle.decoding.loop import rounds
+from mlx_eagle.decoding.prefill import prefill
+from mlx_eagle.decoding.rounds import Decoder
 from mlx_eagle.drafters.eagle import EagleDrafter
-from mlx_eagle.heads.eagle import EagleHead, Head
+from mlx_eagle.heads.eagle import EagleHead
+from mlx_eagle.heads.load import Head
 from mlx_eagle.planner.policy import FixedShape
 from mlx_eagle.sampling.samplers import Sampler
 from mlx_eagle.sampling.token_selector import Chooser

@@ -92,3 +92,23 @@ def top_ids(logits: mx.array, k: int) -> mx.array:
     ids = mx.argpartition(-logits, kth=k - 1, axis=-1)[:, :k]
     order = mx.argsort(-mx.take_along_axis(logits, ids, axis=-1), axis=-1)
     return mx.take_along_axis(ids, order, axis=-1)
+
+
+def grow(log_probs: mx.array, tokens: mx.array) -> Candidates:
+    """Return the candidates of a tree whose depths are independent of each other.
+
+    Args:
+        log_probs: [depth, k] float32 of the k likeliest tokens of each depth.
+        tokens: [depth, k] int32 target ids.
+    """
+    depth, k = tokens.shape
+    levels = [Candidates(tokens[0], mx.full((k,), -1), log_probs[0], mx.full((k,), 1))]
+    made, frontier = 0, mx.arange(k)
+    for d in range(1, depth):
+        scores = (levels[-1].scores[frontier][:, None] + log_probs[d]).reshape(-1)
+        parents = mx.repeat(made + frontier, k)
+        made += levels[-1].tokens.shape[0]
+        below = mx.tile(tokens[d], k)
+        levels.append(Candidates(below, parents, scores, mx.full((k * k,), d + 1)))
+        frontier = best(scores, k)
+    return join(levels)

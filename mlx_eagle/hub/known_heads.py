@@ -79,7 +79,7 @@ def when_collected() -> str:
 
 def _read_table() -> dict[str, Any]:
     """Return `dated`, `copy_owners` and `heads`, a list for each target."""
-    data = json.loads(files("mlx_eagle").joinpath("known_heads.json").read_text("utf-8"))
+    data = json.loads(files("mlx_eagle.hub").joinpath("known_heads.json").read_text("utf-8"))
     heads = [[_head(entry, row["targets"]) for entry in row["heads"]] for row in data["table"]]
     return {"dated": data["dated"], "copy_owners": data["copy_owners"], "heads": heads}
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import mlx.core as mx
 from mlx_lm.sample_utils import make_logits_processors
 
-from mlx_eagle.decoding.loop import PREFILL_STEP
+from mlx_eagle.decoding.prefill import PREFILL_STEP
 from mlx_eagle.errors import EagleError
 from mlx_eagle.sampling.grammar import Grammar
 from mlx_eagle.sampling.samplers import Draws, Sampler, StockSampler

@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 
 import mlx.core as mx
 
-from mlx_eagle.decoding.loop import Round
+from mlx_eagle.decoding.rounds import Round
 from mlx_eagle.decoding.stats import GenerationStats
 from mlx_eagle.session.detokenize import TextStream
 

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from mlx_eagle.errors import EagleError
-from mlx_eagle.session.answer import Answering, Resources, check_request
+from mlx_eagle.session.answer import Answering
 from mlx_eagle.session.options import GenerationOptions
 from mlx_eagle.session.prefix import Context
 from mlx_eagle.session.prompt import Message, Prompt
+from mlx_eagle.session.request import Resources, check_request
 from mlx_eagle.session.responses import Responses
 from mlx_eagle.session.session_file import About, read_session, write_session
 

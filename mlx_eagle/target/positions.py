@@ -13,6 +13,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_eagle.target.hooks import wrap_method
+
 
 def is_rope(module: nn.Module) -> bool:
     """Say whether a module rotates queries and keys by a position `offset`."""
@@ -25,25 +27,6 @@ def accept_node_positions(rope: nn.Module) -> None:
     """Let one rope instance take `offset` as a vector [N], a position per row of its input."""
     if type(rope).__call__.__name__ != _rotate.__name__:
         wrap_method(rope, "__call__", _rotate)
-
-
-def wrap_method(module: nn.Module, name: str, method: Callable[..., Any]) -> None:
-    """Give one instance a subclass in which a method is `method(plain, module, ...)`.
-
-    Args:
-        module: changed in place; its parameters keep their paths.
-        name: the method to replace.
-        method: receives the class's present method first, then the module and the arguments.
-    """
-    kind = type(module)
-    plain = getattr(kind, name)
-
-    def wrapped(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return method(plain, self, *args, **kwargs)
-
-    wrapped.__name__ = method.__name__
-    own = {name: wrapped, "__module__": kind.__module__}
-    module.__class__ = type(kind.__name__, (kind,), own)
 
 
 def rotates_rows_alike(rope: nn.Module) -> bool:

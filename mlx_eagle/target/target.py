@@ -15,13 +15,14 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models import cache as stock
 
-from mlx_eagle.cache.kv import WindowKVCache
 from mlx_eagle.cache.model_cache import AnyCache, LayerList, OwnCache, TreeCache
 from mlx_eagle.cache.options import WHOLE, KVOptions
-from mlx_eagle.cache.recurrent import RecurrentCache, note_updates
+from mlx_eagle.cache.recurrent import RecurrentCache
 from mlx_eagle.cache.stock import StockCache
+from mlx_eagle.cache.window import WindowKVCache
 from mlx_eagle.errors import UnsupportedTargetError
-from mlx_eagle.target.positions import accept_node_positions, is_rope, wrap_method
+from mlx_eagle.target.hooks import note_updates, wrap_method
+from mlx_eagle.target.positions import accept_node_positions, is_rope
 from mlx_eagle.tree import DraftTree, TreeShape
 
 

@@ -5,9 +5,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_eagle.cache.kv import KVCache, WindowKVCache
+from mlx_eagle.cache.kv import KVCache
 from mlx_eagle.cache.model_cache import TreeCache
 from mlx_eagle.cache.stock import StockCache
+from mlx_eagle.cache.window import WindowKVCache
 from mlx_eagle.tree import DraftTree
 
 # (rows of a round, which of them are accepted)

@@ -14,13 +14,15 @@ from mlx_lm.models import cache as stock
 from mlx_lm.utils import load_model
 
 from mlx_eagle.cache.attention_sinks import SinkKVCache
-from mlx_eagle.cache.kv import KVCache, WindowKVCache
+from mlx_eagle.cache.kv import KVCache
 from mlx_eagle.cache.options import WHOLE, KVOptions
 from mlx_eagle.cache.quantized import QuantizedKVCache
+from mlx_eagle.cache.window import WindowKVCache
 from mlx_eagle.decoding.accept import accept
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.errors import EagleError, UnsupportedTargetError
-from mlx_eagle.heads.eagle import EagleHead, load_head
+from mlx_eagle.heads.eagle import EagleHead
+from mlx_eagle.heads.load import load_head
 from mlx_eagle.target.self_check import check_kv_options
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import DraftTree, TreeShape

@@ -15,15 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx_lm.generate import generate_step
 
-from mlx_eagle.cache.recurrent import RecurrentCache, note_updates
+from mlx_eagle.cache.recurrent import RecurrentCache
 from mlx_eagle.calibration import measure as calibration
 from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.config import HeadConfig
 from mlx_eagle.heads.eagle import EagleHead
-from mlx_eagle.session.answer import Resources
+from mlx_eagle.session.request import Resources
 from mlx_eagle.session.session import Session
+from mlx_eagle.target.hooks import note_updates
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import DraftTree, TreeShape
 

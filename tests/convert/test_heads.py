@@ -16,7 +16,7 @@ from mlx_eagle.convert.draft_ids import draft_to_target
 from mlx_eagle.convert.heads import convert_head
 from mlx_eagle.errors import CheckpointError, EagleError
 from mlx_eagle.heads.config import FORMAT_VERSION, MODEL_TYPE, HeadConfig
-from mlx_eagle.heads.eagle import load_head
+from mlx_eagle.heads.load import load_head
 
 H, MLP, V, W, LAYERS = 64, 96, 48, 16, 9
 TARGET = {"model_type": "llama", "hidden_size": H, "num_hidden_layers": LAYERS, "vocab_size": V}

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from mlx_eagle.convert.heads import convert_head
-from mlx_eagle.heads.eagle import load_head
+from mlx_eagle.heads.load import load_head
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mlx_eagle.convert.heads import convert_head
-from mlx_eagle.heads.eagle import load_head
+from mlx_eagle.heads.load import load_head
 
 FILE = "model.safetensors"
 TARGET = {"model_type": "llama", "num_hidden_layers": 12, "hidden_size": 32, "vocab_size": 48}

@@ -32,7 +32,7 @@ import pytest
 from mlx_eagle.convert.checkpoint import find_weights, read_manifest, read_weights
 from mlx_eagle.convert.heads import convert_head
 from mlx_eagle.errors import CheckpointError, EagleError
-from mlx_eagle.heads.eagle import load_head
+from mlx_eagle.heads.load import load_head
 
 N_MUTANTS = int(os.environ.get("MLX_EAGLE_MUTANTS", "20000"))
 H, MLP, V, W = 16, 24, 32, 8

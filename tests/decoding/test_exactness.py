@@ -16,7 +16,9 @@ from mlx_lm import load as stock_load
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlx_eagle.decoding.loop import Decoder, prefill, rounds
+from mlx_eagle.decoding.loop import rounds
+from mlx_eagle.decoding.prefill import prefill
+from mlx_eagle.decoding.rounds import Decoder
 from mlx_eagle.drafters import Drafter, Level
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.heads.eagle import EagleHead

@@ -2,7 +2,8 @@
 
 import pytest
 
-from mlx_eagle.decoding.stats import GenerationStats, HeadWatch, Planned
+from mlx_eagle.calibration.head_health import HeadWatch
+from mlx_eagle.decoding.stats import GenerationStats, Planned
 from mlx_eagle.planner.policy import Forecast, Review
 
 

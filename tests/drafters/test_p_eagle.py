@@ -14,13 +14,16 @@ from mlx_lm.generate import generate_step
 
 from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.drafters.eagle import EagleDrafter
-from mlx_eagle.drafters.p_eagle import MedusaDrafter, PEagleDrafter, grow
+from mlx_eagle.drafters.medusa import MedusaDrafter
+from mlx_eagle.drafters.p_eagle import PEagleDrafter
+from mlx_eagle.drafters.ranking import grow
 from mlx_eagle.engine import make_drafter
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.config import HeadConfig, MedusaConfig
-from mlx_eagle.heads.eagle import EagleHead, Head
+from mlx_eagle.heads.eagle import EagleHead
+from mlx_eagle.heads.load import Head
 from mlx_eagle.heads.medusa import MedusaHead
-from mlx_eagle.session.answer import Resources
+from mlx_eagle.session.request import Resources
 from mlx_eagle.session.session import Session
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, TreeShape, check_structure

@@ -13,7 +13,8 @@ from mlx.utils import tree_flatten
 
 from mlx_eagle.errors import CheckpointError
 from mlx_eagle.heads.config import MODEL_TYPE, HeadConfig
-from mlx_eagle.heads.eagle import EagleHead, load_head
+from mlx_eagle.heads.eagle import EagleHead
+from mlx_eagle.heads.load import load_head
 
 FLAGS: list[dict[str, Any]] = [
     {},

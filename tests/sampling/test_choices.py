@@ -21,7 +21,7 @@ from mlx_eagle.heads.config import HeadConfig
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.sampling.samplers import Sampler
 from mlx_eagle.sampling.token_selector import Chooser
-from mlx_eagle.session.answer import Resources
+from mlx_eagle.session.request import Resources
 from mlx_eagle.session.session import Session
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, DraftTree, TreeShape

@@ -15,7 +15,7 @@ from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.config import HeadConfig
 from mlx_eagle.heads.eagle import EagleHead
-from mlx_eagle.session.answer import Resources
+from mlx_eagle.session.request import Resources
 from mlx_eagle.session.session import Session
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, TreeShape

@@ -22,7 +22,9 @@ from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_eagle.cache.recurrent import RecurrentCache
-from mlx_eagle.decoding.loop import Decoder, Round, prefill_steps, rounds
+from mlx_eagle.decoding.loop import rounds
+from mlx_eagle.decoding.prefill import prefill_steps
+from mlx_eagle.decoding.rounds import Decoder, Round
 from mlx_eagle.drafters import Level
 from mlx_eagle.errors import UnsupportedTargetError
 from mlx_eagle.planner.acceptance_model import Acceptance

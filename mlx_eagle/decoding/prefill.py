@@ -1,0 +1,43 @@
+"""A prompt is run through target and head, a chunk at a time."""
+
+from collections.abc import Generator, Sequence
+
+import mlx.core as mx
+
+from mlx_eagle.decoding.rounds import Decoder
+
+PREFILL_STEP = 2048  # tokens per prefill chunk, as in mlx-lm
+
+
+def prefill(decoder: Decoder, prompt: Sequence[int]) -> None:
+    """Run all tokens of `prompt` but the last through target and head; see `prefill_steps`."""
+    for _ in prefill_steps(decoder, prompt):
+        pass
+
+
+def prefill_steps(
+    decoder: Decoder, prompt: Sequence[int], step: int = PREFILL_STEP
+) -> Generator[int]:
+    """Run all tokens of `prompt` but the last through target and head; the last is the first root.
+
+    Yields how many tokens are done, before the first forward and after every one. What is done
+    stays if the caller stops there.
+
+    Args:
+        decoder: its cache and drafter may already hold the first rows of the prompt.
+        prompt: token ids.
+        step: most tokens per forward.
+    """
+    target, cache, drafter, _ = decoder
+    ids = mx.array(list(prompt), dtype=mx.int32)
+    last = len(prompt) - 1
+    yield cache.rows
+    while cache.rows < last:
+        start, end = cache.rows, min(cache.rows + step, last)
+        taps = target.extend(ids[start:end], cache)
+        if drafter is not None:
+            drafter.observe(taps, ids[start + 1 : end + 1])
+        # A chunk at a time, or the graph of the whole prompt would be held in memory.
+        mx.eval(cache.buffers, drafter.buffers if drafter is not None else [])
+        mx.clear_cache()
+        yield end

@@ -1,0 +1,87 @@
+"""A converted folder becomes a head: configuration and weights read strictly."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_eagle.convert.checkpoint import quote_value, read_json, read_weights
+from mlx_eagle.errors import CheckpointError
+from mlx_eagle.heads.config import FORMAT_VERSION, MODEL_TYPE, HeadConfig, MedusaConfig
+from mlx_eagle.heads.eagle import EagleHead
+from mlx_eagle.heads.medusa import MedusaHead
+
+Head = EagleHead | MedusaHead
+
+
+def load_head(folder: Path) -> Head:
+    """Load a converted head; the weights are read when they are first needed.
+
+    Raises:
+        CheckpointError: if the folder is not a converted head or its tensors do not fit.
+    """
+    config = read_head_config(folder)
+    weights = read_weights(folder / "model.safetensors")
+    try:
+        return assemble(config, weights)
+    except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{folder.name}/model.safetensors does not fit its config.json "
+            f"({type(error).__name__}: {str(error)[:800]}); convert the head again"
+        ) from error
+
+
+def assemble(config: dict[str, Any], weights: dict[str, mx.array]) -> Head:
+    """Return the head that a normalised configuration describes, with these weights.
+
+    Raises:
+        ValueError: if the weights do not fit; also what MLX raises for them.
+    """
+    head: Head
+    if config.get("algorithm") == "medusa":
+        head = MedusaHead(MedusaConfig.from_dict(config))
+    else:
+        head = EagleHead(HeadConfig.from_dict(config))
+        if not head.config.final_norm:
+            # Calibration may find that a head runs without the norm that its file has.
+            weights = {name: array for name, array in weights.items() if name != "norm.weight"}
+    if quantization := config.get("quantization"):
+        group_size, bits = quantization["group_size"], quantization["bits"]
+        nn.quantize(head, group_size, bits, class_predicate=_stored_quantized(weights))
+    head.load_weights(list(weights.items()), strict=True)
+    _check_draft_ids(head)
+    return head
+
+
+def _stored_quantized(weights: dict[str, mx.array]) -> Callable[[str, nn.Module], bool]:
+    """Return the test that tells which layers are quantized in the file."""
+    return lambda path, _: f"{path}.scales" in weights
+
+
+def _check_draft_ids(head: Head) -> None:
+    """Refuse a table that maps a draft id to no token of the target."""
+    ids, n_tokens = head.draft_to_target, head.config.target_vocab_size
+    if ids.dtype != mx.int32 or not mx.all((ids >= 0) & (ids < n_tokens)):
+        raise ValueError(f"draft_to_target must hold int32 ids below {n_tokens}")
+
+
+def read_head_config(folder: Path) -> dict[str, Any]:
+    """Return the `config.json` of a converted head.
+
+    Raises:
+        CheckpointError: if there is none, or it describes something else.
+    """
+    config = read_json(folder / "config.json")
+    if config.get("model_type") != MODEL_TYPE:
+        raise CheckpointError(
+            f"{folder} is not a converted head (model_type is "
+            f"{quote_value(config.get('model_type'))}, expected "
+            f"{MODEL_TYPE!r}); run: mlx-eagle convert {folder} --target TARGET --out DIR"
+        )
+    if config.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{folder} was converted by another version of mlx-eagle; convert the head again"
+        )
+    return config

@@ -1,0 +1,51 @@
+"""What is put on single module instances of a target: methods wrapped, parameters left alone."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_eagle.cache.recurrent import RecurrentCache, Update
+
+
+def wrap_method(module: nn.Module, name: str, method: Callable[..., Any]) -> None:
+    """Give one instance a subclass in which a method is `method(plain, module, ...)`.
+
+    Args:
+        module: changed in place; its parameters keep their paths.
+        name: the method to replace.
+        method: receives the class's present method first, then the module and the arguments.
+    """
+    kind = type(module)
+    plain = getattr(kind, name)
+
+    def wrapped(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return method(plain, self, *args, **kwargs)
+
+    wrapped.__name__ = method.__name__
+    own = {name: wrapped, "__module__": kind.__module__}
+    module.__class__ = type(kind.__name__, (kind,), own)
+
+
+def note_updates(model: nn.Module) -> None:
+    """Let every module that is given a `RecurrentCache` tell it what it was run on.
+
+    Args:
+        model: changed in place; parameters and results stay as they were.
+    """
+    for _, module in model.named_modules():
+        if "cache" in inspect.signature(type(module).__call__).parameters:
+            wrap_method(module, "__call__", _noting)
+
+
+def _noting(plain: Any, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Run a module and note it where it was given a `RecurrentCache`."""
+    given = (*args, *kwargs.values())
+    cache = next((value for value in given if isinstance(value, RecurrentCache)), None)
+    rows = next((v for v in given if isinstance(v, mx.array) and v.ndim > 1), None)
+    if cache is None or rows is None:
+        return plain(module, *args, **kwargs)
+    run = plain.__get__(module)
+    return cache.note(Update(run, args, kwargs, rows.shape[1]), lambda: run(*args, **kwargs))
