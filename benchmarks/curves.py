@@ -32,8 +32,8 @@ class Curve:
         plain_ms: milliseconds of a plain step.
         source: where the numbers are from.
         sync_ms: milliseconds of one reading back.
-        first, level, sibling: drafting a chain or a spine costs first + depth * level plain steps;
-            a tree, (width - 1) * (depth - 1) * sibling more.
+        first, level, sibling: drafting a chain or a greedy path costs first + depth * level plain
+            steps; a tree, (width - 1) * (depth - 1) * sibling more.
     """
 
     rows: Mapping[int, float]

@@ -34,8 +34,8 @@ from mlx_eagle.decoding.rounds import Decoder
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.hub.head_choice import prepare_head
 from mlx_eagle.planner.policy import FixedShape
-from mlx_eagle.sampling.samplers import Sampler
-from mlx_eagle.sampling.token_selector import Chooser
+from mlx_eagle.sampling.samplers import SeededSampler
+from mlx_eagle.sampling.token_selector import TokenSelector
 from mlx_eagle.tree import TreeShape
 
 PROMPTS = Path(__file__).resolve().parents[1] / "tests" / "data" / "prompts.jsonl"
@@ -132,7 +132,7 @@ def measure_all(engine: Any, length: int, windows: Sequence[str], questions: lis
         prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True)
         assert prompt[: len(ids)] == ids, "a conversation begins as it did"
         for window, drafter in zip(windows, drafters, strict=True):
-            decoder = Decoder(target, cache.fork(), drafter.fork(), Chooser(Sampler()))
+            decoder = Decoder(target, cache.fork(), drafter.fork(), TokenSelector(SeededSampler()))
             found[window].append(measure(decoder, prompt, set(tokenizer.eos_token_ids)))
     return len(ids), {window: _sum(parts) for window, parts in found.items()}
 

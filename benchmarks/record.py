@@ -23,13 +23,13 @@ import mlx_eagle
 from mlx_eagle.decoding.prefill import prefill
 from mlx_eagle.decoding.rounds import Decoder
 from mlx_eagle.drafters import Drafter
-from mlx_eagle.drafters.early_stop import look
+from mlx_eagle.drafters.early_stop import draft_with_checks
 from mlx_eagle.engine import make_drafter
 from mlx_eagle.hub.head_choice import prepare_head
 from mlx_eagle.planner.planner import CHILDREN
 from mlx_eagle.planner.policy import Level, Node
-from mlx_eagle.sampling.samplers import Sampler
-from mlx_eagle.sampling.token_selector import Chooser
+from mlx_eagle.sampling.samplers import SeededSampler
+from mlx_eagle.sampling.token_selector import TokenSelector
 from mlx_eagle.tree import DraftTree, TreeShape
 
 DEPTH = 8  # levels that are drafted at every position
@@ -55,7 +55,7 @@ class Position(NamedTuple):
 
 
 class _Everything:
-    """A looker that drafts as deep as it may."""
+    """A check that drafts as deep as it may."""
 
     def deeper(self, level: Level) -> bool:
         """Ask for another level."""
@@ -83,7 +83,7 @@ def record_prompt(engine: Any, prompt: list[int], n: int) -> list[Position]:
     text = engine.generate(prompt, max_tokens=n + DEPTH + 1, speculate=False, ignore_eos=True)
     drafter = make_drafter(engine.head, engine.target)
     cache = engine.target.make_cache()
-    prefill(Decoder(engine.target, cache, drafter, Chooser(Sampler())), prompt)
+    prefill(Decoder(engine.target, cache, drafter, TokenSelector(SeededSampler())), prompt)
     root, found = prompt[-1], []
     for at, token in enumerate(text.tokens[:n]):
         chain = DraftTree.chain(mx.array([root], dtype=mx.int32))
@@ -97,7 +97,7 @@ def record_prompt(engine: Any, prompt: list[int], n: int) -> list[Position]:
 
 def record_position(drafter: Drafter, root: int, future: list[int]) -> Position:
     """Return what the drafter proposes below `root`, judged by the DEPTH tokens that follow it."""
-    levels = look(drafter, _Everything(), DEPTH)
+    levels = draft_with_checks(drafter, _Everything(), DEPTH)
     hits = np.full(DEPTH, -1, dtype=np.int8)
     for depth, (level, token) in enumerate(zip(levels, future, strict=True)):
         tokens = list(level.tokens)

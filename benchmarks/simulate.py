@@ -183,9 +183,9 @@ class PlannerRun:
 
     def _draft(self, plan: Plan, levels: list[Level], hits: list[int]) -> int:
         """Draft and verify; return the tokens that came of it."""
-        machine, looks = self.machine, plan.looker is not None
+        machine, looks = self.machine, plan.check is not None
         depth, nodes = _draft_levels(plan, levels)
-        n_looks = -(-depth // plan.stride) if looks else 0
+        n_looks = -(-depth // plan.check_interval) if looks else 0
         accepted = _count_accepted(nodes, hits)
         seconds = machine.draft(depth, n_looks=n_looks), machine.verify(len(nodes) + 1)
         # A hit that was not verified is the target's choice all the same.
@@ -203,14 +203,14 @@ class PlannerRun:
 
 def _draft_levels(plan: Plan, levels: list[Level]) -> tuple[int, list[Node]]:
     """Return how many levels are drafted, and the nodes to verify."""
-    if plan.looker is None:
+    if plan.check is None:
         return plan.shape.depth, [Node(level, 0) for level in range(plan.shape.depth)]
     depth = 0
     for level in levels[: plan.shape.depth]:
         depth += 1
-        if not plan.looker.deeper(level):
+        if not plan.check.deeper(level):
             break
-    return depth, plan.looker.choose()
+    return depth, plan.check.choose()
 
 
 def _count_accepted(nodes: list[Node], hits: list[int]) -> int:

@@ -141,11 +141,11 @@ def _doubts(config: dict[str, Any], out: Path, target: str) -> str:
 
 def _calibrate(out: Path, target: str) -> None:
     """Measure the head that was written, and mend it."""
-    from mlx_eagle.cli.doctor import as_table, examine_shown, verdict
-    from mlx_eagle.doctor.doctor import treat
+    from mlx_eagle.cli.doctor import as_table, diagnose_shown, verdict
+    from mlx_eagle.doctor.doctor import repair_head
 
-    diagnosis = examine_shown(out, fetch_shown(target))
-    treat(out, diagnosis)
+    diagnosis = diagnose_shown(out, fetch_shown(target))
+    repair_head(out, diagnosis)
     click.echo(f"{as_table(diagnosis)}\n{verdict(diagnosis, '')}")
 
 

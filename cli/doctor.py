@@ -31,7 +31,7 @@ def command(head: str, target: str, fix: bool) -> None:
     Wrong taps, rope or norms break nothing: the head only drafts badly. The target writes a short
     text, and each reading is scored by how much of it the head would have drafted.
     """
-    from mlx_eagle.doctor.doctor import is_converted, treat
+    from mlx_eagle.doctor.doctor import is_converted, repair_head
 
     folder, target_folder = fetch_shown(head), fetch_shown(target)
     if fix and not is_converted(folder):
@@ -39,22 +39,22 @@ def command(head: str, target: str, fix: bool) -> None:
             f"{head} is not converted, so there is nothing to write to; use "
             f"mlx-eagle convert {head} --target {target} --out DIR --calibrate"
         )
-    diagnosis = examine_shown(folder, target_folder)
+    diagnosis = diagnose_shown(folder, target_folder)
     click.echo(as_table(diagnosis))
     if fix:
-        treat(folder, diagnosis)
+        repair_head(folder, diagnosis)
     remedy = f"mlx-eagle doctor {quote(head)} --target {quote(target)} --fix"
     if not is_converted(folder):
         remedy = f"mlx-eagle convert {quote(head)} --target {quote(target)} --out DIR --calibrate"
     click.echo(verdict(diagnosis, "" if fix else remedy))
 
 
-def examine_shown(head: Path, target: Path) -> "Diagnosis":
+def diagnose_shown(head: Path, target: Path) -> "Diagnosis":
     """Measure a head; how far it is shows on stderr."""
-    from mlx_eagle.doctor.doctor import examine
+    from mlx_eagle.doctor.doctor import diagnose_head
 
     with Loading(terminal(stderr=True)) as loading:
-        return examine(head, target, loading.update)
+        return diagnose_head(head, target, loading.update)
 
 
 def as_table(diagnosis: "Diagnosis") -> str:

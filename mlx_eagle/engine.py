@@ -28,7 +28,7 @@ from mlx_eagle.hub.download import Progress, fetch
 from mlx_eagle.hub.head_choice import HeadChoice, Notify, cache_folder, choose_head, fingerprint
 from mlx_eagle.pairing import equip, load_target, precision
 from mlx_eagle.sampling.grammar import Constraint, Vocabulary
-from mlx_eagle.session.limits import Limits, device_memory, growth, made_for
+from mlx_eagle.session.limits import Limits, bytes_per_row, device_memory, model_context_length
 from mlx_eagle.session.options import GenerationOptions
 from mlx_eagle.session.prompt import Prompt
 from mlx_eagle.session.request import Resources
@@ -107,7 +107,7 @@ class Engine:
         target = copy.copy(self.target)
         target.kv = kv
         check_kv_options(target)
-        limits = self.limits._replace(growth=growth(target))
+        limits = self.limits._replace(bytes_per_row=bytes_per_row(target))
         known = self.planners
         # What rounds cost with such a cache is learnt apart, and not put on record as this one's.
         planners = Planners(
@@ -293,9 +293,11 @@ def load(
     )
     window = choose_window(drafter_head) if head_window is None else head_window
     limits = Limits(
-        made_for(read_json(folder / "config.json")) if max_context is None else max_context,
+        model_context_length(read_json(folder / "config.json"))
+        if max_context is None
+        else max_context,
         device_memory() if memory_limit is None else memory_limit,
-        growth(target),
+        bytes_per_row(target),
         window,
     )
     if drafter_head is None:

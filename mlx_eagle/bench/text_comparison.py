@@ -12,7 +12,7 @@ import mlx.core as mx
 from mlx_lm.generate import generate_step
 
 from mlx_eagle.bench.metrics import Sample
-from mlx_eagle.sampling.samplers import Sampler
+from mlx_eagle.sampling.samplers import SeededSampler
 from mlx_eagle.tree import DraftTree
 
 # Logits that rounding can explain. Logits lie around 16 to 32, where neighbours are 0.000002
@@ -136,7 +136,7 @@ def judge_by(model: Any, prompts: Sequence[list[int]], seed: int) -> Judge:
     def judge(plain: Sample, position: int, expected: int, found: int) -> Verdict:
         context = prompts[plain.prompt_id] + plain.tokens[:position]
         logits = next(generate_step(mx.array(context), model, max_tokens=1))[1]  # [V]
-        sampler = Sampler(plain.temperature, seed=seed + plain.prompt_id)
+        sampler = SeededSampler(plain.temperature, seed=seed + plain.prompt_id)
         gap = find_gap(logits, sampler, len(context) - 1, (expected, found))
         return Verdict(gap, tolerance_of(logits))
 
@@ -148,7 +148,9 @@ def tolerance_of(logits: mx.array) -> float:
     return TOLERANCES.get(logits.dtype, TOLERANCES[mx.float32])
 
 
-def find_gap(logits: mx.array, sampler: Sampler, position: int, tokens: tuple[int, int]) -> float:
+def find_gap(
+    logits: mx.array, sampler: SeededSampler, position: int, tokens: tuple[int, int]
+) -> float:
     """Return how much must be added to one of two tokens' logits before the other way is chosen.
 
     For greedy decoding that is the difference of the two logits, where one is the largest. For
@@ -163,7 +165,7 @@ def find_gap(logits: mx.array, sampler: Sampler, position: int, tokens: tuple[in
     return max(_lacking(logits.astype(mx.float32), sampler, position, t) for t in tokens)
 
 
-def _lacking(logits: mx.array, sampler: Sampler, position: int, token: int) -> float:
+def _lacking(logits: mx.array, sampler: SeededSampler, position: int, token: int) -> float:
     """Return the least addition to a token's logit with which it is chosen; 0 if it is anyway."""
     root = DraftTree.chain(mx.array([token], dtype=mx.int32))
     unit = mx.arange(logits.shape[-1]) == token  # [V]

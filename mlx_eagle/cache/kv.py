@@ -37,7 +37,7 @@ class KVCache:
 
     step = 256  # rows by which the buffers grow
     chains_only = False
-    places: Sequence[int] = ()  # rows to go back to that must be remembered: any will do here
+    restore_points: Sequence[int] = ()  # that must be remembered: any row will do here
 
     def __init__(self) -> None:
         self.keys: mx.array | None = None

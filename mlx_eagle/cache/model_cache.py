@@ -115,10 +115,10 @@ class TreeCache:
             }
             part.restore(own, rows)
 
-    def reachable(self, rows: int) -> int:
+    def longest_restorable_prefix(self, rows: int) -> int:
         """Return the most tokens, `rows` at most, that `trim` can go back to; 0 where none are."""
-        places = {rows, *(place for part in self.parts for place in part.places)}
-        return max((at for at in places if at <= rows and self.can_trim(at)), default=0)
+        restore_points = {rows, *(place for part in self.parts for place in part.restore_points)}
+        return max((at for at in restore_points if at <= rows and self.can_trim(at)), default=0)
 
     def can_trim(self, rows: int) -> bool:
         """Say whether every layer can go back to `rows` tokens."""

@@ -96,7 +96,7 @@ class RecurrentCache(ArraysCache):
         return [array for array in self.cache if array is not None]
 
     @property
-    def places(self) -> list[int]:
+    def restore_points(self) -> list[int]:
         """Numbers of rows that `trim` can go back to, besides those within the newest rows."""
         return [self._newest.rows, *self._checkpoints]
 
@@ -122,7 +122,7 @@ class RecurrentCache(ArraysCache):
         stretch = Stretch(self.rows, self._committed, self._updates)
         if n < self.pending:
             self._follow(stretch, n)
-        self._settle(self.rows + n)
+        self._set_committed(self.rows + n)
         if n <= self.most_rows:
             self._newest = stretch
 
@@ -140,7 +140,7 @@ class RecurrentCache(ArraysCache):
     def can_trim(self, rows: int) -> bool:
         """Say whether `trim` may go back to `rows`."""
         within = self._newest.rows < rows < self.rows and bool(self._newest.updates)
-        return rows == self.rows or rows in self.places or within
+        return rows == self.rows or rows in self.restore_points or within
 
     def trim(self, rows: int) -> None:
         """Forget everything after the first `rows` rows."""
@@ -151,7 +151,7 @@ class RecurrentCache(ArraysCache):
         elif rows < self.rows:
             self._follow(self._newest, rows - self._newest.rows)
         newest = self._newest
-        self._settle(rows)
+        self._set_committed(rows)
         if newest.rows <= rows:
             self._newest = newest
         self._checkpoints = {at: state for at, state in self._checkpoints.items() if at <= rows}
@@ -171,12 +171,12 @@ class RecurrentCache(ArraysCache):
         """Hold what `arrays` returned of a cache of the same kind with `rows` committed rows."""
         self.cache = [arrays.get(str(i)) for i in range(len(self.cache))]
         self._checkpoints = {}
-        self._settle(rows)
+        self._set_committed(rows)
 
     def pad(self, n: int) -> None:
         """Do nothing: n rows more make no difference to what a state of constant size costs."""
 
-    def _settle(self, rows: int) -> None:
+    def _set_committed(self, rows: int) -> None:
         """Take the present state for that of `rows` committed rows."""
         self.rows, self._updates = rows, []
         self._committed = list(self.cache)

@@ -56,12 +56,12 @@ class StockCache:
     def checkpoint(self) -> None:
         """Remember nothing: there is no way back."""
 
-    def reachable(self, rows: int) -> int:
+    def longest_restorable_prefix(self, rows: int) -> int:
         """Return 0: only the empty state is a place to go back to, and it is made anew instead."""
         return 0
 
     def can_trim(self, rows: int) -> bool:
-        """Say that there is no way back, see `reachable`."""
+        """Say that there is no way back, see `longest_restorable_prefix`."""
         return False
 
     def trim(self, rows: int) -> None:

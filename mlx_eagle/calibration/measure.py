@@ -20,12 +20,12 @@ from mlx_eagle.decoding.loop import rounds
 from mlx_eagle.decoding.prefill import prefill
 from mlx_eagle.decoding.rounds import Decoder
 from mlx_eagle.drafters import Drafter
-from mlx_eagle.drafters.early_stop import look
+from mlx_eagle.drafters.early_stop import draft_with_checks
 from mlx_eagle.planner.cost_model import Costs
 from mlx_eagle.planner.planner import DEEPEST
 from mlx_eagle.planner.policy import FixedShape, Level, Node
-from mlx_eagle.sampling.samplers import Sampler
-from mlx_eagle.sampling.token_selector import Chooser
+from mlx_eagle.sampling.samplers import SeededSampler
+from mlx_eagle.sampling.token_selector import TokenSelector
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import MAX_NODES, PLAIN, DraftTree
 
@@ -97,7 +97,7 @@ def _time_sync() -> float:
 
 
 class _Count:
-    """A looker that wants a given number of levels and chooses nothing."""
+    """A check that wants a given number of levels and chooses nothing."""
 
     def __init__(self, depth: int) -> None:
         self.left = depth
@@ -126,7 +126,7 @@ class _Bench:
 
     def warm_up(self) -> None:
         """Fill the caches a little, and compile what is compiled at first use."""
-        decoder = Decoder(self.target, self.cache, self.drafter, Chooser(Sampler()))
+        decoder = Decoder(self.target, self.cache, self.drafter, TokenSelector(SeededSampler()))
         prefill(decoder, self.ids[:33])
         for n in (1, 1, 2):
             self._verify(n)
@@ -142,7 +142,7 @@ class _Bench:
     def plain(self) -> list[float]:
         """Return the seconds of a few tokens of plain decoding, as the loop does it."""
         rows = self.cache.rows
-        decoder = Decoder(self.target, self.cache, None, Chooser(Sampler()))
+        decoder = Decoder(self.target, self.cache, None, TokenSelector(SeededSampler()))
         stream = rounds(decoder, self.ids[0], FixedShape(PLAIN))
         for _ in range(2):  # until one is submitted ahead
             next(stream)
@@ -196,19 +196,19 @@ class _Bench:
         tokens = mx.array(self.ids[:n], dtype=mx.int32) + 0 * self.choices[:1]
         tree = DraftTree.chain(tokens)
         verified = self.target.verify(tree, self.cache)
-        self.choices = Sampler()(verified.logits, tree, self.cache.rows)
+        self.choices = SeededSampler()(verified.logits, tree, self.cache.rows)
         mx.eval(self.choices)
         return time.perf_counter() - start
 
     def _draft(self, depth: int, deepest: int) -> float:
-        """Return the seconds to take in two tokens and look at `depth` levels."""
+        """Return the seconds to take in two tokens and draft `depth` levels, each one read back."""
         rows = self.drafter.rows
         tokens = mx.array(self.ids[:2], dtype=mx.int32)
         taps = self.target.verify(DraftTree.chain(tokens), self.cache).taps
         mx.eval(taps)
         start = time.perf_counter()
         self.drafter.observe(taps, tokens)
-        look(self.drafter, _Count(depth), deepest)
+        draft_with_checks(self.drafter, _Count(depth), deepest)
         seconds = time.perf_counter() - start
         self.drafter.trim(rows)
         return seconds

@@ -22,17 +22,17 @@ class Accepted(NamedTuple):
     token: int
 
 
-def accept(tokens: Sequence[int], parents: Sequence[int], choices: Sequence[int]) -> Accepted:
+def accept(tokens: Sequence[int], parents: Sequence[int], target_tokens: Sequence[int]) -> Accepted:
     """Walk from the root to the deepest node that agrees with the target.
 
     Args:
         tokens: N drafted token ids, the root first.
         parents: N node indices; parents come before children.
-        choices: N token ids, what the target puts after each node.
+        target_tokens: N token ids, what the target puts after each node.
     """
     path = [0]
     for node in range(1, len(tokens)):
         # Parents come first, so one pass meets the nodes of the path in order.
-        if parents[node] == path[-1] and tokens[node] == choices[path[-1]]:
+        if parents[node] == path[-1] and tokens[node] == target_tokens[path[-1]]:
             path.append(node)
-    return Accepted(path, choices[path[-1]])
+    return Accepted(path, target_tokens[path[-1]])

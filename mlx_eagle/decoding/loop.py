@@ -22,7 +22,7 @@ from mlx_eagle.decoding.rounds import (
     _outcome,
     _round,
 )
-from mlx_eagle.drafters.pending import Backlog
+from mlx_eagle.drafters.pending import PendingRows
 from mlx_eagle.planner.policy import Plan, Policy
 from mlx_eagle.tree import PLAIN
 
@@ -33,13 +33,13 @@ def rounds(decoder: Decoder, root: int, policy: Policy) -> Generator[Round]:
     The first round is plain, so that the first token comes as soon as it can.
 
     Args:
-        decoder: target, cache, drafter and chooser; everything before the root is committed.
+        decoder: target, cache, drafter and selector; everything before the root is committed.
         root: the newest committed token.
         policy: what each round drafts; with no drafter every round is plain.
     """
-    backlog = Backlog(decoder.drafter)
+    pending = PendingRows(decoder.drafter)
     first = Plan(PLAIN)
-    flight = _launch(decoder, mx.array([root], dtype=mx.int32), first, backlog)
+    flight = _launch(decoder, mx.array([root], dtype=mx.int32), first, pending)
     read, idle = flight.start, 0.0  # when the round before was read; what the caller took since
     try:
         while True:
@@ -48,8 +48,8 @@ def rounds(decoder: Decoder, root: int, policy: Policy) -> Generator[Round]:
                 # Without a tree the next root is known to the device, so it need not wait for us.
                 _commit(decoder, flight, [0])
                 plan = policy.plan(decoder.cache.rows)
-                ahead = _launch(decoder, flight.choices.tokens, plan, backlog, is_ahead=True)
-            landing = _land(decoder, flight, backlog, is_committed=ahead is not None)
+                ahead = _launch(decoder, flight.target_tokens.tokens, plan, pending, is_ahead=True)
+            landing = _land(decoder, flight, pending, is_committed=ahead is not None)
             review = None
             if flight.plan is not first:
                 review = policy.record(_outcome(flight, landing, read, idle))
@@ -59,14 +59,14 @@ def rounds(decoder: Decoder, root: int, policy: Policy) -> Generator[Round]:
                 decoder,
                 mx.array(landing.tokens[-1:], dtype=mx.int32),
                 policy.plan(decoder.cache.rows),
-                backlog,
+                pending,
             )
     finally:
-        backlog.observe()
+        pending.observe()
 
 
 def _may_look_ahead(decoder: Decoder, flight: _Flight, policy: Policy) -> bool:
     """Say whether the next round can be submitted before this one is read."""
-    if decoder.chooser.waits or flight.plan.shape != PLAIN:
+    if decoder.selector.waits or flight.plan.shape != PLAIN:
         return False
     return decoder.drafter is None or policy.stays_plain()

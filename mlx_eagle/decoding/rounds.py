@@ -10,9 +10,9 @@ from mlx_eagle.cache.model_cache import AnyCache
 from mlx_eagle.decoding.accept import accept
 from mlx_eagle.drafters import Drafter
 from mlx_eagle.drafters.early_stop import draft_as_planned
-from mlx_eagle.drafters.pending import Backlog
+from mlx_eagle.drafters.pending import PendingRows
 from mlx_eagle.planner.policy import Level, Outcome, Plan, Review
-from mlx_eagle.sampling.token_selector import Choices, Chooser
+from mlx_eagle.sampling.token_selector import TargetTokens, TokenSelector
 from mlx_eagle.target.target import Target, Verified
 from mlx_eagle.tree import PLAIN, DraftTree, check_structure
 
@@ -25,7 +25,7 @@ class Decoder(NamedTuple):
     target: Target
     cache: AnyCache
     drafter: Drafter | None
-    chooser: Chooser
+    selector: TokenSelector
 
 
 class RoundTimes(NamedTuple):
@@ -39,7 +39,7 @@ class RoundTimes(NamedTuple):
 class Round(NamedTuple):
     """What one target forward gave: the accepted tokens, then the target's own next token.
 
-    `choices` are those of all nodes, of which `path` was accepted. `seconds` are all of the
+    `target_tokens` are those of all nodes, of which `path` was accepted. `seconds` are all of the
     round's time. `review` is what a planner says to it, if it drafted.
     """
 
@@ -47,7 +47,7 @@ class Round(NamedTuple):
     n_drafted: int
     depth: int
     times: RoundTimes
-    choices: Choices
+    target_tokens: TargetTokens
     path: list[int]
     tree: DraftTree
     seconds: float = 0.0
@@ -61,7 +61,7 @@ class Round(NamedTuple):
     @property
     def log_probs(self) -> mx.array:
         """Log-probabilities [len(tokens), V] from which each token was chosen; still lazy."""
-        return self.choices.log_probs(self.path)
+        return self.target_tokens.log_probs(self.path)
 
 
 class _Flight(NamedTuple):
@@ -74,7 +74,7 @@ class _Flight(NamedTuple):
     plan: Plan
     tree: DraftTree
     verified: Verified
-    choices: Choices
+    target_tokens: TargetTokens
     packed: mx.array
     start: float
     drafted: float
@@ -101,17 +101,17 @@ class _Landing(NamedTuple):
 def _commit(decoder: Decoder, flight: _Flight, path: list[int]) -> None:
     """Keep the accepted nodes `path` of a round, in the cache and for the choices to come."""
     decoder.cache.commit(path)
-    decoder.chooser.commit(flight.tree, path)
+    decoder.selector.commit(flight.tree, path)
 
 
 def _launch(
-    decoder: Decoder, root: mx.array, plan: Plan, backlog: Backlog, *, is_ahead: bool = False
+    decoder: Decoder, root: mx.array, plan: Plan, pending: PendingRows, *, is_ahead: bool = False
 ) -> _Flight:
-    """Submit one round: draft below `root` [1], verify, choose; only a looker is waited for."""
-    target, cache, drafter, chooser = decoder
+    """Submit one round: draft below `root` [1], verify, choose; only a check is waited for."""
+    target, cache, drafter, selector = decoder
     start = time.perf_counter()
     if plan.shape != PLAIN:
-        backlog.observe()
+        pending.observe()
     tree = draft_as_planned(drafter, root, plan)
     drafted = time.perf_counter()
     is_blind = _is_blind(plan, tree)
@@ -119,41 +119,43 @@ def _launch(
         # The device drafts while the verification graph is being built.
         mx.async_eval(tree.tokens, tree.parents)
     verified = target.verify(tree, cache)
-    choices = chooser(verified.logits, tree, cache.rows)
-    packed = choices.tokens  # plain decoding knows what it drafted: nothing
+    target_tokens = selector(verified.logits, tree, cache.rows)
+    packed = target_tokens.tokens  # plain decoding knows what it drafted: nothing
     if tree.num_draft_tokens:
         scores = tree.log_probs.astype(mx.float32).view(mx.int32)
-        packed = mx.concatenate([tree.tokens, tree.parents, choices.tokens, scores])
+        packed = mx.concatenate([tree.tokens, tree.parents, target_tokens.tokens, scores])
     if is_blind and mx.default_device() == mx.cpu:
         # There is no submission to a GPU to save here, and it tells drafting from verifying.
         mx.eval(tree.tokens, tree.parents)
     submitted = time.perf_counter()
     mx.async_eval(packed)
-    return _Flight(plan, tree, verified, choices, packed, start, drafted, submitted, is_ahead)
+    return _Flight(plan, tree, verified, target_tokens, packed, start, drafted, submitted, is_ahead)
 
 
 def _is_blind(plan: Plan, tree: DraftTree) -> bool:
     """Say whether a tree was drafted without looking at it."""
-    return tree.num_draft_tokens > 0 and plan.looker is None
+    return tree.num_draft_tokens > 0 and plan.check is None
 
 
-def _land(decoder: Decoder, flight: _Flight, backlog: Backlog, *, is_committed: bool) -> _Landing:
+def _land(
+    decoder: Decoder, flight: _Flight, pending: PendingRows, *, is_committed: bool
+) -> _Landing:
     """Read one round back and commit what it accepted."""
     packed, tree, taps = np.array(flight.packed), flight.tree, flight.verified.taps
     read = time.perf_counter()
     if not tree.num_draft_tokens:
         if not is_committed:
             _commit(decoder, flight, [0])
-        backlog.add(taps, flight.choices.tokens)
-        decoder.chooser.advance(packed.tolist())
+        pending.add(taps, flight.target_tokens.tokens)
+        decoder.selector.advance(packed.tolist())
         return _Landing(packed.tolist(), [0], 0, [], read, time.perf_counter())
-    tokens, parents, choices, scores = packed.reshape(4, -1)
-    path, token = accept(tokens.tolist(), parents.tolist(), choices.tolist())
+    tokens, parents, target_tokens, scores = packed.reshape(4, -1)
+    path, token = accept(tokens.tolist(), parents.tolist(), target_tokens.tolist())
     emitted = [*tokens[path[1:]].tolist(), token]
     _commit(decoder, flight, path)
-    decoder.chooser.advance(emitted)
+    decoder.selector.advance(emitted)
     kept = None if taps is None else taps[mx.array(path)]
-    backlog.add(kept, mx.array(emitted, dtype=mx.int32))
+    pending.add(kept, mx.array(emitted, dtype=mx.int32))
     levels = _chain_levels(tokens, scores.view(np.float32)) if tree.is_chain else []
     depth = max(check_structure(parents.tolist()))
     return _Landing(emitted, path, depth, levels, read, time.perf_counter())
@@ -176,7 +178,7 @@ def _outcome(flight: _Flight, landing: _Landing, since: float, idle: float) -> O
     """
     if flight.is_blind:
         return Outcome(landing.tokens, None, landing.read - flight.start, landing.levels)
-    if flight.plan.looker is not None:
+    if flight.plan.check is not None:
         drafting, verifying = flight.drafted - flight.start, landing.read - flight.drafted
         return Outcome(landing.tokens, drafting, verifying)
     seconds = landing.read - since
@@ -205,7 +207,7 @@ def _round(flight: _Flight, landing: _Landing, since: float, review: Review | No
         n_drafted,
         landing.depth,
         times,
-        flight.choices,
+        flight.target_tokens,
         landing.path,
         flight.tree,
         seconds,

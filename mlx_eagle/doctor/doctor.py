@@ -3,7 +3,7 @@
 A head that is run with a wrong fact about its training drafts, only badly, and nothing fails. So
 every plausible value of every doubtful fact is tried on a text that the target wrote, and what
 makes the head foresee the target better is kept, one fact after the other. How a head is measured
-is `foresight`'s matter. No weights are changed.
+is in `score.py`. No weights are changed.
 """
 
 import json
@@ -20,7 +20,7 @@ from mlx_eagle.convert.checkpoint import read_json, read_weights
 from mlx_eagle.convert.heads import convert_head
 from mlx_eagle.convert.taps import plausible_taps
 from mlx_eagle.convert.targets import TargetFacts, read_facts
-from mlx_eagle.doctor.score import CLEARLY, Evidence, Progress, Score, advantage, collect, score
+from mlx_eagle.doctor.score import CLEARLY, Evidence, Progress, Score, collect, score, z_score
 from mlx_eagle.errors import CheckpointError
 from mlx_eagle.heads.config import MODEL_TYPE
 from mlx_eagle.heads.load import assemble, load_head, read_head_config
@@ -28,7 +28,7 @@ from mlx_eagle.pairing import check_fit, load_target
 from mlx_eagle.target.target import Target
 
 N_TOKENS = 96  # that the target writes after each prompt
-MIN_GAIN = 0.01  # of the reach, below which a change is not worth making
+MIN_GAIN = 0.01  # of the dense acceptance length, below which a change is not worth making
 MAX_CHANGES = 5
 
 PROMPTS = (
@@ -65,7 +65,7 @@ class Diagnosis(NamedTuple):
     draft_ids: str
 
 
-def examine(head: Path, target: Path, progress: Progress) -> Diagnosis:
+def diagnose_head(head: Path, target: Path, progress: Progress) -> Diagnosis:
     """Measure a head, converted or as published, on its target.
 
     Args:
@@ -92,7 +92,7 @@ def examine(head: Path, target: Path, progress: Progress) -> Diagnosis:
     return diagnose(tapped, evidence, config, weights, progress)
 
 
-def treat(folder: Path, diagnosis: Diagnosis) -> None:
+def repair_head(folder: Path, diagnosis: Diagnosis) -> None:
     """Write what a diagnosis would change into a converted head; each file is replaced whole."""
     config = read_head_config(folder)
     weights = read_weights(folder / "model.safetensors")
@@ -193,7 +193,7 @@ def diagnose(
         better = [trial for trial in tried if is_better(trial.score, best)]
         if not better:
             break
-        winner = max(better, key=lambda trial: trial.score.reach)
+        winner = max(better, key=lambda trial: trial.score.dense_acceptance_length)
         config, weights = apply(config, weights, winner.fact, winner.value)
         changes.append(winner)
         best = winner.score
@@ -210,8 +210,8 @@ def is_better(new: Score, old: Score) -> bool:
     """Say whether a gain is worth having and too large to be chance."""
     if len(new.likelihoods) < len(old.likelihoods):
         return False  # it was given up on the way
-    enough = new.reach > old.reach * (1 + MIN_GAIN)
-    return enough and advantage(new.likelihoods, old.likelihoods) > CLEARLY
+    enough = new.dense_acceptance_length > old.dense_acceptance_length * (1 + MIN_GAIN)
+    return enough and z_score(new.likelihoods, old.likelihoods) > CLEARLY
 
 
 def alternatives(config: dict[str, Any], weights: dict[str, mx.array]) -> list[tuple[str, Any]]:

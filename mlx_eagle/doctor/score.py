@@ -20,8 +20,8 @@ from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.heads.load import Head
 from mlx_eagle.planner.policy import FixedShape
-from mlx_eagle.sampling.samplers import Sampler
-from mlx_eagle.sampling.token_selector import Chooser
+from mlx_eagle.sampling.samplers import SeededSampler
+from mlx_eagle.sampling.token_selector import TokenSelector
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN
 
@@ -38,7 +38,7 @@ class Evidence(NamedTuple):
     Attributes:
         tokens: the prompt, then the target's own greedy continuation.
         n_prompt: tokens of the prompt.
-        taps: by boundary, [L, H] for the first L = len(tokens) - 1 tokens.
+        taps: by boundary, [L, D] for the first L = len(tokens) - 1 tokens.
     """
 
     tokens: list[int]
@@ -52,18 +52,19 @@ class Score(NamedTuple):
     Attributes:
         agreement: share of positions whose first drafted token is the target's.
         acceptance_length: tokens per round of a chain of STEPS on these texts.
-        reach: the same if a round began at every position: steadier, for comparisons.
+        dense_acceptance_length: the same if a round began at every position: steadier, so it is
+            what comparisons use.
         likelihoods: [P] log-probability of the target's next STEPS tokens at each position; it
             tells two readings apart on half the text that counting accepted tokens needs.
     """
 
     agreement: float
     acceptance_length: float
-    reach: float
+    dense_acceptance_length: float
     likelihoods: np.ndarray
 
 
-class _Foreseen(NamedTuple):
+class _DraftScores(NamedTuple):
     """At P positions of one text: were the next STEPS tokens drafted, and how likely were they."""
 
     hits: np.ndarray  # [STEPS, P] bool
@@ -77,7 +78,7 @@ def collect(
     found = []
     for done, prompt in enumerate(prompts):
         progress("write", done, len(prompts))
-        decoder = Decoder(target, target.make_cache(), None, Chooser(Sampler()))
+        decoder = Decoder(target, target.make_cache(), None, TokenSelector(SeededSampler()))
         prefill(decoder, prompt)
         stream = rounds(decoder, prompt[-1], FixedShape(PLAIN))
         written = [next(stream).tokens[0] for _ in range(n_tokens)]
@@ -104,16 +105,18 @@ def score(
         rival: the score to beat: once the head is clearly worse, the other texts are left out.
     """
     head.set_dtype(target.embedding(mx.array([0])).dtype)
-    found: list[_Foreseen] = []
+    found: list[_DraftScores] = []
     for text in evidence:
-        found.append(_foresee(head, target, text))
+        found.append(_draft_scores(head, target, text))
         likelihoods = np.concatenate([part.log_probs.sum(axis=0) for part in found])
-        if rival is not None and advantage(likelihoods, rival.likelihoods) < -CLEARLY:
+        if rival is not None and z_score(likelihoods, rival.likelihoods) < -CLEARLY:
             break
     hits = np.concatenate([part.hits for part in found], axis=1)
-    reach = 1 + float(np.cumprod(hits, axis=0).sum(axis=0).mean())
+    dense_acceptance_length = 1 + float(np.cumprod(hits, axis=0).sum(axis=0).mean())
     emitted = [n for part in found for n in _rounds(part.hits)]
-    return Score(float(hits[0].mean()), float(np.mean(emitted)), reach, likelihoods)
+    return Score(
+        float(hits[0].mean()), float(np.mean(emitted)), dense_acceptance_length, likelihoods
+    )
 
 
 def _rounds(hits: np.ndarray) -> list[int]:
@@ -126,7 +129,7 @@ def _rounds(hits: np.ndarray) -> list[int]:
     return emitted
 
 
-def advantage(ours: np.ndarray, theirs: np.ndarray) -> float:
+def z_score(ours: np.ndarray, theirs: np.ndarray) -> float:
     """Return by how many standard errors `ours` [P] beats `theirs`, position by position.
 
     Neighbouring positions share tokens, so an error is somewhat larger than it is taken for.
@@ -137,7 +140,7 @@ def advantage(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(gain.mean()) / error if error else 0.0
 
 
-def _foresee(head: Head, target: Target, text: Evidence) -> _Foreseen:
+def _draft_scores(head: Head, target: Target, text: Evidence) -> _DraftScores:
     """Compare what the head drafts at every position with what the target wrote there."""
     taps = mx.concatenate([text.taps[b] for b in head.config.taps], axis=-1)[None]
     tokens, n_rows = np.array(text.tokens), len(text.tokens) - 1
@@ -155,7 +158,7 @@ def _foresee(head: Head, target: Target, text: Evidence) -> _Foreseen:
         truth = draft_id[tokens[starts + 2 + step]]
         hits.append(np.array(logits.argmax(-1))[starts] == truth)
         log_probs.append(_log_probs(logits[mx.array(starts)], truth, len(draft_id)))
-    return _Foreseen(np.stack(hits), np.stack(log_probs))
+    return _DraftScores(np.stack(hits), np.stack(log_probs))
 
 
 def _log_probs(logits: mx.array, truth: np.ndarray, n_tokens: int) -> np.ndarray:
@@ -170,16 +173,16 @@ def _log_probs(logits: mx.array, truth: np.ndarray, n_tokens: int) -> np.ndarray
 
 
 def _step_everywhere(
-    head: EagleHead, target: Target, taps: mx.array, followers: mx.array
+    head: EagleHead, target: Target, taps: mx.array, next_tokens: mx.array
 ) -> list[mx.array]:
     """Return the logits [L, W] of each of STEPS drafting steps after each of L tokens.
 
     Step j of start t sees the true rows up to t, and its own rows of the steps before.
     """
     drafter = EagleDrafter(head, target)  # it knows what the head borrows
-    n = followers.shape[0]
+    n = next_tokens.shape[0]
     cache, rows = head.make_cache(), mx.arange(n, dtype=mx.int32)
-    hidden, tokens = head.fuse(taps), followers[None]
+    hidden, tokens = head.fuse(taps), next_tokens[None]
     seen, columns = mx.tril(mx.ones((n, n), dtype=mx.bool_)), rows
     levels = []
     for step in range(STEPS):

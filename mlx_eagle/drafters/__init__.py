@@ -37,18 +37,18 @@ class Drafter(Protocol):
     def buffers(self) -> Sequence[mx.array]:
         """The arrays to evaluate when the drafter must be up to date."""
 
-    def observe(self, taps: mx.array | None, followers: mx.array) -> None:
+    def observe(self, taps: mx.array | None, next_tokens: mx.array) -> None:
         """Take in L newly committed tokens.
 
         Args:
-            taps: [L, T * H] the target's taps at these tokens; None if the target is untapped.
-            followers: [L] int32, the token that follows each.
+            taps: [L, A * D] the target's taps at these tokens; None if the target is untapped.
+            next_tokens: [L] int32, the token that follows each.
         """
 
     def draft(self, root: mx.array, shape: TreeShape) -> DraftTree:
         """Propose a tree below `root` [1] int32, the follower that was observed last."""
 
-    def spine(self, k: int, depth: int) -> Generator[Level]:
+    def greedy_path(self, k: int, depth: int) -> Generator[Level]:
         """Yield, level by level, the k likeliest children of the likeliest node, lazily.
 
         The log-probabilities are given the parent. What is drafted ends when the caller stops, at

@@ -65,14 +65,14 @@ class EagleDrafter:
         """The arrays to evaluate when the head must be up to date."""
         return self.cache.buffers
 
-    def observe(self, taps: mx.array | None, followers: mx.array) -> None:
-        """Run the head over L committed tokens: taps [L, T * H], followers [L]."""
+    def observe(self, taps: mx.array | None, next_tokens: mx.array) -> None:
+        """Run the head over L committed tokens: taps [L, A * D], next_tokens [L]."""
         assert taps is not None, "a head needs a tapped target"
-        n = followers.shape[0]
+        n = next_tokens.shape[0]
         step = self._most_rows or n
         for start in range(0, n, step):
             piece = slice(start, start + step)
-            tokens = followers[None, piece]
+            tokens = next_tokens[None, piece]
             out = self.head(self.head.fuse(taps[None, piece]), self.embed(tokens), self.cache)
             self.cache.commit(range(tokens.shape[1]))
         self._newest = HeadOutput(out.normed[:, -1:], out.feedback[:, -1:])
@@ -82,11 +82,11 @@ class EagleDrafter:
         if shape == PLAIN:
             return DraftTree.chain(root)
         assert self._newest is not None, "observe a token before drafting"
-        candidates = self._grow(self._newest, shape)
+        candidates = self._expand(self._newest, shape)
         self.cache.commit([])  # forget the drafted rows
         return to_tree(root, candidates, shape)
 
-    def spine(self, k: int, depth: int) -> Generator[Level]:
+    def greedy_path(self, k: int, depth: int) -> Generator[Level]:
         """Yield the k likeliest children of the likeliest node: one row of the head per level."""
         assert self._newest is not None, "observe a token before drafting"
         out = self._newest
@@ -119,7 +119,7 @@ class EagleDrafter:
         self.cache.restore(arrays, rows)
         self._newest = None
 
-    def _grow(self, newest: HeadOutput, shape: TreeShape) -> Candidates:
+    def _expand(self, newest: HeadOutput, shape: TreeShape) -> Candidates:
         """Score `shape.n_candidates` nodes, level by level."""
         k = shape.width
         scores, tokens = self._children(newest, mx.zeros((1,)), k)

@@ -7,7 +7,7 @@ from typing import Self
 import mlx.core as mx
 
 from mlx_eagle.drafters import Level
-from mlx_eagle.drafters.ranking import grow, likeliest, to_tree
+from mlx_eagle.drafters.ranking import independent_candidates, likeliest, to_tree
 from mlx_eagle.heads.medusa import MedusaHead
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, DraftTree, TreeShape
@@ -23,7 +23,7 @@ class MedusaDrafter:
         self.head = head
         self.unembed = target.unembed
         self.rows = 0
-        self._newest: mx.array | None = None  # [1, 1, H]
+        self._newest: mx.array | None = None  # [1, 1, D]
 
     @property
     def max_width(self) -> int:
@@ -35,20 +35,20 @@ class MedusaDrafter:
         """One token for each head."""
         return self.head.config.num_heads
 
-    def observe(self, taps: mx.array | None, followers: mx.array) -> None:
-        """Keep the last of L hidden states [L, H]."""
+    def observe(self, taps: mx.array | None, next_tokens: mx.array) -> None:
+        """Keep the last of L hidden states [L, D]."""
         assert taps is not None, "Medusa heads need a tapped target"
         self._newest = taps[None, -1:]
-        self.rows += followers.shape[0]
+        self.rows += next_tokens.shape[0]
 
     def draft(self, root: mx.array, shape: TreeShape) -> DraftTree:
         """Propose the best `shape.nodes` nodes below `root` [1]."""
         if shape == PLAIN:
             return DraftTree.chain(root)
         log_probs, tokens = self._all_depths(shape.width, shape.depth)
-        return to_tree(root, grow(log_probs, tokens), shape)
+        return to_tree(root, independent_candidates(log_probs, tokens), shape)
 
-    def spine(self, k: int, depth: int) -> Generator[Level]:
+    def greedy_path(self, k: int, depth: int) -> Generator[Level]:
         """Yield the k likeliest tokens of every depth; the first costs what all do."""
         log_probs, tokens = self._all_depths(min(k, self.max_width), depth)
         yield from zip(log_probs, tokens, strict=True)

@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from mlx_eagle.drafters import Level
 from mlx_eagle.drafters.eagle import EagleDrafter
-from mlx_eagle.drafters.ranking import Candidates, grow, likeliest
+from mlx_eagle.drafters.ranking import Candidates, independent_candidates, likeliest
 from mlx_eagle.heads.eagle import HeadOutput
 from mlx_eagle.tree import TreeShape
 
@@ -18,11 +18,11 @@ from mlx_eagle.tree import TreeShape
 class PEagleDrafter(EagleDrafter):
     """A P-EAGLE head: masked rows after the newest token, one for each further depth."""
 
-    def _grow(self, newest: HeadOutput, shape: TreeShape) -> Candidates:
+    def _expand(self, newest: HeadOutput, shape: TreeShape) -> Candidates:
         """Score `shape.n_candidates` nodes."""
-        return grow(*self._all_depths(newest, shape.width, shape.depth))
+        return independent_candidates(*self._all_depths(newest, shape.width, shape.depth))
 
-    def spine(self, k: int, depth: int) -> Generator[Level]:
+    def greedy_path(self, k: int, depth: int) -> Generator[Level]:
         """Yield the k likeliest tokens of every depth; the first costs what all do."""
         assert self._newest is not None, "observe a token before drafting"
         log_probs, tokens = self._all_depths(self._newest, min(k, self.max_width), depth)

@@ -94,7 +94,7 @@ def top_ids(logits: mx.array, k: int) -> mx.array:
     return mx.take_along_axis(ids, order, axis=-1)
 
 
-def grow(log_probs: mx.array, tokens: mx.array) -> Candidates:
+def independent_candidates(log_probs: mx.array, tokens: mx.array) -> Candidates:
     """Return the candidates of a tree whose depths are independent of each other.
 
     Args:

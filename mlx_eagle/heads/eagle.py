@@ -174,7 +174,7 @@ class EagleHead(nn.Module):
         return TreeCache([MovingSinkKVCache(rope, window, n) for rope, n in sinks])
 
     def fuse(self, taps: mx.array) -> mx.array:
-        """Turn taps [1, L, T * H], shallowest first, into hidden states [1, L, h]."""
+        """Turn taps [1, L, A * D], shallowest first, into hidden states [1, L, h]."""
         if not self.config.fuse_taps:
             return taps
         if self.config.norm_before_fc:

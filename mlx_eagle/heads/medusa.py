@@ -21,7 +21,7 @@ class ResBlock(nn.Module):
         self.linear = nn.Linear(config.hidden_size, config.hidden_size, bias=config.block_bias)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """Return [.., H] for x of the same shape."""
+        """Return [.., D] for x of the same shape."""
         out: mx.array = x + nn.silu(self.linear(x))
         return out
 
@@ -36,7 +36,7 @@ class Depth(nn.Module):
             self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
 
     def __call__(self, x: mx.array, unembed: Any) -> mx.array:
-        """Return logits [.., W] for hidden states x [.., H]."""
+        """Return logits [.., W] for hidden states x [.., D]."""
         for block in self.blocks:
             x = block(x)
         return self.lm_head(x) if "lm_head" in self else unembed(x)
@@ -56,7 +56,7 @@ class MedusaHead(nn.Module):
         """Return logits [K, W] of the first K heads.
 
         Args:
-            hidden: [1, 1, H], the output of the target's final norm at the newest known token.
+            hidden: [1, 1, D], the output of the target's final norm at the newest known token.
             unembed: the target's output layer, for heads that have none of their own.
             depth: K; None for all heads.
         """

@@ -86,9 +86,9 @@ class Planner:
             self._spell -= 1
             self._way = self._prospects.best(context)[1]
         shape = TreeShape.chain(self._way.depth)
-        if not self._way.stride:
+        if not self._way.check_interval:
             return Plan(shape)
-        return Plan(shape, self, self._way.stride, self.n_children)
+        return Plan(shape, self, self._way.check_interval, self.n_children)
 
     def stays_plain(self) -> bool:
         """Say whether the next round is plain too, whatever this one gives."""
@@ -99,7 +99,7 @@ class Planner:
         self._take_in(level)
         draft = self._draft
         depth = len(draft.levels)
-        if depth >= self._way.depth or self._way.stride != 1:
+        if depth >= self._way.depth or self._way.check_interval != 1:
             return depth < self._way.depth
         paths = draft.paths(depth)
         worth = self._best(paths, depth).worth
@@ -197,7 +197,7 @@ class Planner:
             costs.observe("draft", forecast.draft_seconds, outcome.draft_seconds)
 
     def _learn_acceptance(self, tokens: Sequence[int]) -> None:
-        """Compare the drafted levels with what the target chose, as far as the spine stands."""
+        """Compare the drafted levels with what the target chose, down to the first miss."""
         for level, token in zip(self._draft.levels, tokens, strict=False):
             at = list(level.tokens).index(token) if token in level.tokens else None
             if at == 0 and self.acceptance.children(level.confidences)[0] < self.SURPRISE:

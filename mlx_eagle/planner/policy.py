@@ -60,7 +60,7 @@ class Outcome(NamedTuple):
     levels: Sequence[Level] = ()
 
 
-class Looker(Protocol):
+class ConfidenceCheck(Protocol):
     """Decides, level by level, on what has been drafted."""
 
     def deeper(self, level: Level) -> bool:
@@ -71,15 +71,15 @@ class Looker(Protocol):
 
 
 class Plan(NamedTuple):
-    """What a round drafts: a tree of this shape, or what the looker decides, as deep at most.
+    """What a round drafts: a tree of this shape, or what the check decides, as deep at most.
 
-    The looker is shown `stride` levels at a time, since every time is a reading back, and of every
-    level the `n_children` likeliest tokens.
+    The check is shown `check_interval` levels at a time, since every time is a copy to the host:
+    of every level the `n_children` likeliest tokens.
     """
 
     shape: TreeShape
-    looker: Looker | None = None
-    stride: int = 1
+    check: ConfidenceCheck | None = None
+    check_interval: int = 1
     n_children: int = 1
 
 

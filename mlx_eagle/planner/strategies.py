@@ -54,7 +54,7 @@ class Draft:
         context: cached tokens.
         levels: the drafted levels.
         nodes: path acceptance of every node, the likeliest first, parents before children.
-        reach: path acceptance of the spine, by level.
+        reach: path acceptance of the greedy path, by level.
     """
 
     context: int
@@ -63,7 +63,7 @@ class Draft:
     reach: list[float] = field(default_factory=list)
 
     def add(self, level: Level, acceptance: Acceptance) -> list[float]:
-        """Add a level below the spine; returns how likely each child is, given its parent."""
+        """Add a level below the greedy path; returns how likely each child is, given its parent."""
         rates, above = acceptance.children(level.confidences), self.reach[-1] if self.reach else 1.0
         at = len(self.levels)
         self.levels.append(level)
@@ -78,14 +78,17 @@ class Draft:
 
 
 class Way(NamedTuple):
-    """A way to draft: `depth` levels at most, of which `stride` are seen at a time; 0: blindly."""
+    """A way to draft: `depth` levels at most, checked `check_interval` at a time; 0: unchecked."""
 
     depth: int
-    stride: int
+    check_interval: int
 
     def seconds(self, costs: LiveCosts, depth: int) -> float:
         """Return what drafting `depth` levels in this way costs."""
-        n_looks, looking = -(-depth // self.stride) if self.stride else 0, costs.draft(depth)
+        n_looks, looking = (
+            -(-depth // self.check_interval) if self.check_interval else 0,
+            costs.draft(depth),
+        )
         return max(looking - (depth - n_looks) * costs.sync, LEAST_DRAFTING * looking)
 
 

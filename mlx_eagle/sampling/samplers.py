@@ -4,7 +4,7 @@ The draw is Gumbel-max with noise keyed by (seed, position), not by call. A posi
 draws the same token whether its row was verified in a tree or decoded alone, and sampled text
 with speculation equals sampled text without it. Filters follow mlx-lm's order: top-p, min-p and
 top-k on the untempered distribution, then the temperature. What changes the logits beforehand, and
-what a round keeps of them, is in `chooser.py`.
+what a round keeps of them, is in `token_selector.py`.
 """
 
 import math
@@ -22,7 +22,7 @@ COLDEST = 1e-6  # temperature; below it float32 has no room for the scores
 NO_TOKEN = -1  # what a caller's sampler chose where that is no token of the target
 
 
-class Draws(Protocol):
+class Sampler(Protocol):
     """Chooses a token after every node of a tree."""
 
     def __call__(self, logits: mx.array, tree: DraftTree, offset: int) -> mx.array:
@@ -36,7 +36,7 @@ class Draws(Protocol):
 
 
 @dataclass(frozen=True)
-class Sampler:
+class SeededSampler:
     """How the next token follows from the logits; temperature 0 is greedy decoding."""
 
     temperature: float = 0.0
@@ -118,7 +118,7 @@ class StockSampler:
         self._path: list[mx.array] = []  # of them, those after the nodes that were committed last
 
     def __call__(self, logits: mx.array, tree: DraftTree, offset: int) -> mx.array:
-        """Call the sampler once per node; see `Draws`."""
+        """Call the sampler once per node; see `Sampler`."""
         before = _random_state()
         log_probs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         tokens: list[mx.array] = []

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import mlx.core as mx
 
 from mlx_eagle.errors import EagleError
-from mlx_eagle.sampling.samplers import NO_TOKEN, Draws
+from mlx_eagle.sampling.samplers import NO_TOKEN, Sampler
 from mlx_eagle.tree import DraftTree
 
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]  # tokens [T], logits [1, V]: [1, V]
@@ -28,7 +28,7 @@ class TreeConstraint(Protocol):
         """Take in what a round has committed."""
 
 
-class Choices(NamedTuple):
+class TargetTokens(NamedTuple):
     """What the target puts after each node: tokens [N] int32, by processed logits [N, V]."""
 
     tokens: mx.array
@@ -40,11 +40,11 @@ class Choices(NamedTuple):
         return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 
-class Chooser:
+class TokenSelector:
     """Chooses the tokens of one answer.
 
     Args:
-        draws: what chooses once the logits are processed.
+        sampler: what chooses once the logits are processed.
         processors: in the order in which they are applied.
         constraint: what may follow at all; applied after the processors.
         history: the committed tokens without the newest one, which is the first root.
@@ -52,12 +52,12 @@ class Chooser:
 
     def __init__(
         self,
-        draws: Draws,
+        sampler: Sampler,
         processors: Sequence[LogitsProcessor] = (),
         constraint: TreeConstraint | None = None,
         history: Sequence[int] = (),
     ) -> None:
-        self._draws, self._constraint = draws, constraint
+        self._sampler, self._constraint = sampler, constraint
         self._processors = tuple(processors)
         self._history = mx.array(list(history) if self._processors else [], dtype=mx.int32)
         self._n_committed = 0
@@ -67,7 +67,7 @@ class Chooser:
         """Whether a round must have been read before the next one can be chosen."""
         return self._constraint is not None
 
-    def __call__(self, logits: mx.array, tree: DraftTree, offset: int) -> Choices:
+    def __call__(self, logits: mx.array, tree: DraftTree, offset: int) -> TargetTokens:
         """Choose the token after every node.
 
         Args:
@@ -83,11 +83,11 @@ class Chooser:
             tokens = cast(list[int], tree.tokens.tolist())
             masks = self._constraint.masks(tokens, tree.structure())
             logits = mx.where(masks, logits, -mx.inf)
-        return Choices(self._draws(logits, tree, offset), logits)
+        return TargetTokens(self._sampler(logits, tree, offset), logits)
 
     def commit(self, tree: DraftTree, path: Sequence[int]) -> None:
         """Take in the accepted nodes `path`, the root first."""
-        self._draws.commit(path)
+        self._sampler.commit(path)
         self._n_committed += len(path)
         if self._processors:
             self._history = mx.concatenate([self._history, tree.tokens[mx.array(list(path))]])
@@ -105,7 +105,7 @@ class Chooser:
 
     def end(self, n_tokens: int) -> None:
         """End the answer after `n_tokens` tokens; what was chosen beyond them never happened."""
-        self._draws.rewind(self._n_committed - n_tokens)
+        self._sampler.rewind(self._n_committed - n_tokens)
 
     def _process(self, logits: mx.array, tree: DraftTree) -> mx.array:
         """Apply the processors to every row of logits [N, V] with its node's own tokens."""

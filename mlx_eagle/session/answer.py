@@ -47,7 +47,8 @@ class Answering:
         context, before = self._context, list(self._context.tokens)
         n_given = 0
         try:
-            with closing(self._stream()) as stream:  # the head's rows are complete before `settle`
+            # Closed first: the head's rows must be complete before they are trimmed.
+            with closing(self._stream()) as stream:
                 for response in stream:
                     n_given += 1
                     yield response
@@ -60,8 +61,8 @@ class Answering:
             context.tokens = held
             raise
         finally:
-            context.settle()
-            self._request.chooser.end(n_given)
+            context.trim_to_tokens()
+            self._request.selector.end(n_given)
 
     def read(self) -> bool:
         """Read the prompt; returns False if that was cancelled, and then keeps what was read."""
@@ -97,7 +98,7 @@ class Answering:
         context, request = self._context, self._request
         context.reuse(request.ids, speculate)
         drafter = context.drafter if speculate else None
-        return Decoder(self._resources.target, context.cache, drafter, request.chooser)
+        return Decoder(self._resources.target, context.cache, drafter, request.selector)
 
     def _read(self, decoder: Decoder) -> bool:
         """Read what is new of the prompt; returns False if somebody cancelled it."""
@@ -114,11 +115,11 @@ class Answering:
 
     def _ends(self) -> Ends:
         """Return what ends the answer: end tokens, the limits, or somebody who has had enough."""
-        options, room, ids = self._request.options, self._request.room, self._request.ids
+        options, budget, ids = self._request.options, self._request.budget, self._request.ids
         eos = set() if options.ignore_eos else set(self._resources.tokenizer.eos_token_ids)
         left, full = options.max_tokens, ""
-        if room is not None and room.tokens - len(ids) < left:
-            left, full = room.tokens - len(ids), room.reason
+        if budget is not None and budget.tokens - len(ids) < left:
+            left, full = budget.tokens - len(ids), budget.reason
         return Ends(eos, left, full, self._cancelled, options.logprobs)
 
     def _policy(self) -> Policy | None:

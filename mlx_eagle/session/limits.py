@@ -23,7 +23,7 @@ SHARE = 0.75  # of the machine's memory, where the device does not say what it c
 CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "n_positions")
 
 
-class Room(NamedTuple):
+class Budget(NamedTuple):
     """Tokens that a conversation may have, prompt and answer together, and why not more."""
 
     tokens: int
@@ -52,31 +52,33 @@ class Limits(NamedTuple):
     Attributes:
         max_context: tokens; None where the model does not say.
         memory: bytes that the process may use on the device.
-        growth: by layer of the target's cache, the bytes of a row and the most rows that it keeps
-            (None: all); empty where it is not known.
+        bytes_per_row: by layer of the target's cache, the bytes of a row and the most rows that
+            it keeps (None: all); empty where it is not known.
         head_window: tokens that the head attends to; 0 for all.
     """
 
     max_context: int | None = None
     memory: int | None = None
-    growth: tuple[tuple[int, int | None], ...] = ()
+    bytes_per_row: tuple[tuple[int, int | None], ...] = ()
     head_window: int = 0
 
     def cache_bytes(self, rows: int) -> int:
         """Return what so many rows take in the target's cache."""
-        return sum(size * (rows if most is None else min(rows, most)) for size, most in self.growth)
+        return sum(
+            size * (rows if most is None else min(rows, most)) for size, most in self.bytes_per_row
+        )
 
-    def room(self, held_rows: int) -> Room | None:
+    def budget(self, held_rows: int) -> Budget | None:
         """Return how many tokens a conversation may have; None if nothing bounds it.
 
         Args:
             held_rows: rows that its cache holds already, and shares with no other.
         """
-        rooms = []
+        budgets = []
         if self.max_context is not None:
             full = f"the context of {self.max_context} tokens is full"
-            rooms.append(Room(self.max_context, full))
-        if self.memory is not None and self.growth:
+            budgets.append(Budget(self.max_context, full))
+        if self.memory is not None and self.bytes_per_row:
             free = max(self.memory - mx.get_active_memory(), 0) + self.cache_bytes(held_rows)
             # The first number of rows that takes more than there is.
             tokens = bisect_right(range(UNBOUNDED), free, key=self.cache_bytes) - 1
@@ -85,11 +87,11 @@ class Limits(NamedTuple):
                 "(fewer bits in the KV cache leave more: kv_bits)"
             )
             if tokens < UNBOUNDED - 1:
-                rooms.append(Room(tokens, full))
-        return min(rooms) if rooms else None
+                budgets.append(Budget(tokens, full))
+        return min(budgets) if budgets else None
 
 
-def made_for(config: dict[str, Any]) -> int | None:
+def model_context_length(config: dict[str, Any]) -> int | None:
     """Return for how many tokens a target was made, by its config.json; None if it does not say."""
     known = language_config(config)
     sizes = [known[key] for key in CONTEXT_KEYS if type(known.get(key)) is int]
@@ -104,7 +106,7 @@ def device_memory() -> int:
     return int(SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
-def growth(target: Target) -> tuple[tuple[int, int | None], ...]:
+def bytes_per_row(target: Target) -> tuple[tuple[int, int | None], ...]:
     """Return, by layer of a target's cache, the bytes of a row and the most rows that it keeps.
 
     Recurrent states do not grow; for mlx-lm's own caches it is not known.

@@ -11,7 +11,7 @@ from mlx_lm.sample_utils import make_logits_processors
 from mlx_eagle.decoding.prefill import PREFILL_STEP
 from mlx_eagle.errors import EagleError
 from mlx_eagle.sampling.grammar import Grammar
-from mlx_eagle.sampling.samplers import Draws, Sampler, StockSampler
+from mlx_eagle.sampling.samplers import Sampler, SeededSampler, StockSampler
 from mlx_eagle.sampling.token_selector import LogitsProcessor
 from mlx_eagle.tree import TreeShape
 
@@ -22,7 +22,7 @@ class GenerationOptions:
 
     Attributes:
         max_tokens: most tokens to generate.
-        temperature: 0 is greedy; see `sampling.py` for top_p, top_k, min_p and seed.
+        temperature: 0 is greedy; see `sampling/samplers.py` for top_p, top_k, min_p and seed.
         sampler: a sampler made for mlx-lm, instead of these; it draws from mlx's own generator,
             and must depend on nothing else but its argument.
         repetition_penalty: divides the logits of recent tokens (arXiv 1909.05858); None: off.
@@ -88,7 +88,7 @@ class GenerationOptions:
         if self.overflow not in ("refuse", "truncate"):
             raise ValueError(f"overflow is {self.overflow!r}; it must be 'refuse' or 'truncate'")
         self._check_pairs()
-        self.draws()
+        self.make_sampler()
 
     def _check_counts(self) -> None:
         """Refuse what is no whole number, or too small."""
@@ -147,11 +147,11 @@ class GenerationOptions:
         """Whether the likeliest token is taken, as far as it can be known."""
         return self.temperature == 0 and self.sampler is None
 
-    def draws(self) -> Draws:
+    def make_sampler(self) -> Sampler:
         """Return what chooses tokens from logits."""
         if self.sampler is not None:
             return StockSampler(self.sampler)
-        return Sampler(self.temperature, self.top_p, self.top_k, self.min_p, self.seed)
+        return SeededSampler(self.temperature, self.top_p, self.top_k, self.min_p, self.seed)
 
     def processors(self) -> list[LogitsProcessor]:
         """Return what changes the logits before: mlx-lm's own penalties, then the caller's."""

@@ -59,7 +59,7 @@ class Context:
         rows = min(max(shared_tokens(self.tokens, ids) - 1, 0), self.cache.rows)
         if speculate and self.drafter is not None:
             rows = min(rows, self.drafter.rows)
-        rows = self.cache.reachable(rows)
+        rows = self.cache.longest_restorable_prefix(rows)
         if rows == 0:
             self.reset()
         else:
@@ -72,12 +72,12 @@ class Context:
         if self.drafter is not None:
             self.drafter.trim(min(rows, self.drafter.rows))
 
-    def settle(self) -> None:
+    def trim_to_tokens(self) -> None:
         """Forget rows of tokens that are not held, now that an answer has ended."""
         self.is_shared = False
         if self.cache.rows <= len(self.tokens):
             return
-        rows = self.cache.reachable(len(self.tokens))
+        rows = self.cache.longest_restorable_prefix(len(self.tokens))
         if rows:
             self._trim(rows)
         else:

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.drafters import Drafter
 from mlx_eagle.errors import EagleError
-from mlx_eagle.sampling.token_selector import Chooser, TreeConstraint
-from mlx_eagle.session.limits import Limits, Room
+from mlx_eagle.sampling.token_selector import TokenSelector, TreeConstraint
+from mlx_eagle.session.limits import Budget, Limits
 from mlx_eagle.session.options import GenerationOptions
 from mlx_eagle.session.prefix import Context
 from mlx_eagle.session.prompt import Prompt, check_ids, encode, is_messages, turns_dropped
@@ -40,16 +40,16 @@ class Resources(NamedTuple):
 
 
 class Request(NamedTuple):
-    """A checked request: the token ids of its prompt, its options, and the room there is for it.
+    """A checked request: the token ids of its prompt, its options, and how many tokens it may take.
 
     `n_dropped` messages were left out because they did not fit.
     """
 
     ids: list[int]
     options: GenerationOptions
-    room: Room | None
+    budget: Budget | None
     n_dropped: int
-    chooser: Chooser
+    selector: TokenSelector
 
 
 def check_request(
@@ -68,28 +68,28 @@ def check_request(
             asked for cannot be done.
     """
     target, tokenizer = resources.target, resources.tokenizer
-    room = resources.limits.room(0 if context.is_shared else context.cache.rows)
+    budget = resources.limits.budget(0 if context.is_shared else context.cache.rows)
     ids, n_dropped = encode(tokenizer, prompt), 0
     can_drop = is_messages(prompt) and any(turns_dropped(prompt))
-    if room is not None and can_drop and options.overflow == "truncate":
+    if budget is not None and can_drop and options.overflow == "truncate":
         # An answer should fit, but a high limit must not cost the conversation.
-        most = room.tokens - min(options.max_tokens, room.tokens // 4)
+        most = budget.tokens - min(options.max_tokens, budget.tokens // 4)
         candidates = turns_dropped(prompt) if len(ids) > most else iter(())
         for kept in candidates:
             n_dropped, ids = len(prompt) - len(kept), encode(tokenizer, kept)
             if len(ids) <= most:
                 break
     check_ids(ids, target.vocab_size)
-    if room is not None:
-        room.check(len(ids), can_drop and options.overflow == "refuse")
+    if budget is not None:
+        budget.check(len(ids), can_drop and options.overflow == "refuse")
     if options.tree is not None and context.drafter is not None:
         target.check_shape(options.tree)
         _check_tree(options.tree, context.drafter)
     if target.vocab_size is not None:
         options.check_bias(target.vocab_size)
     constraint = resources.constrain(options) if resources.constrain else None
-    chooser = Chooser(options.draws(), options.processors(), constraint, ids[:-1])
-    return Request(ids, options, room, n_dropped, chooser)
+    selector = TokenSelector(options.make_sampler(), options.processors(), constraint, ids[:-1])
+    return Request(ids, options, budget, n_dropped, selector)
 
 
 def _check_tree(tree: TreeShape, drafter: Drafter) -> None:

@@ -27,7 +27,7 @@ from mlx_eagle.tree import DraftTree, TreeShape
 
 
 class Verified(NamedTuple):
-    """What the target says about a tree: logits [N, V] and taps [N, T * H] (None if untapped)."""
+    """What the target says about a tree: logits [N, V] and taps [N, A * D] (None if untapped)."""
 
     logits: mx.array
     taps: mx.array | None
@@ -78,7 +78,7 @@ class Target:
 
     @property
     def embedding(self) -> nn.Module:
-        """The token embedding: [..] ids to [.., H]; heads share it.
+        """The token embedding: [..] ids to [.., D]; heads share it.
 
         Raises:
             UnsupportedTargetError: if the model does not have exactly one.
@@ -95,7 +95,7 @@ class Target:
 
     @property
     def unembed(self) -> Callable[[mx.array], mx.array]:
-        """The output layer: [.., H] hidden states after the final norm to [.., V] logits.
+        """The output layer: [.., D] hidden states after the final norm to [.., V] logits.
 
         It is the linear layer alone, without what some models do to logits afterwards (soft caps,
         scales), which heads that share it were not trained with either.
@@ -157,7 +157,7 @@ class Target:
         """Run committed tokens [L] through the target and commit their rows.
 
         Returns:
-            Their taps [L, T * H]; None if nothing is tapped. Nothing is evaluated.
+            Their taps [L, A * D]; None if nothing is tapped. Nothing is evaluated.
         """
         taps = self.verify(DraftTree.chain(tokens), cache).taps
         cache.commit(range(tokens.shape[0]))

@@ -28,7 +28,7 @@ from mlx_eagle.bench.text_comparison import (
     first_difference,
     tolerance_of,
 )
-from mlx_eagle.sampling.samplers import Sampler
+from mlx_eagle.sampling.samplers import SeededSampler
 from mlx_eagle.tree import TreeShape
 
 
@@ -180,8 +180,8 @@ def test_the_first_difference_may_be_the_end_of_a_text() -> None:
 
 def test_the_greedy_gap_is_the_difference_of_the_logits() -> None:
     logits = mx.array([1.0, 5.0, 4.75, 2.0])
-    assert find_gap(logits, Sampler(), 3, (1, 2)) == pytest.approx(0.25, rel=2e-3)
-    assert find_gap(logits, Sampler(), 3, (2, 3)) == pytest.approx(3.0, rel=2e-3)
+    assert find_gap(logits, SeededSampler(), 3, (1, 2)) == pytest.approx(0.25, rel=2e-3)
+    assert find_gap(logits, SeededSampler(), 3, (2, 3)) == pytest.approx(3.0, rel=2e-3)
 
 
 def test_the_sampled_gap_counts_the_draw_too() -> None:
@@ -190,12 +190,12 @@ def test_the_sampled_gap_counts_the_draw_too() -> None:
     noise = mx.random.gumbel((4,), key=mx.array([9, position], dtype=mx.uint32))
     scores = np.array(logits) / temperature + np.array(noise)
     best, second = np.argsort(-scores)[:2].tolist()
-    gap = find_gap(logits, Sampler(temperature, seed=9), position, (best, second))
+    gap = find_gap(logits, SeededSampler(temperature, seed=9), position, (best, second))
     assert gap == pytest.approx(temperature * (scores[best] - scores[second]), rel=5e-3)
 
 
 def test_tokens_that_no_logit_could_make_equal_are_infinitely_far_apart_and_found_so_soon() -> None:
-    assert find_gap(mx.array([0.0, float("nan")]), Sampler(), 0, (0, 1)) > 1000
+    assert find_gap(mx.array([0.0, float("nan")]), SeededSampler(), 0, (0, 1)) > 1000
 
 
 def test_narrower_types_have_wider_tolerances() -> None:

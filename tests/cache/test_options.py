@@ -325,8 +325,8 @@ def answer(target: Target, drafter: EagleDrafter, prompt: list[int], shape: Tree
     while len(tokens) < len(prompt) + N:
         tree = drafter.draft(mx.array(tokens[-1:]), shape)
         verified = target.verify(tree, cache)
-        nodes, choices = tree.tokens.tolist(), verified.logits.argmax(-1).tolist()
-        path, token = accept(nodes, tree.parents.tolist(), choices)
+        nodes, target_tokens = tree.tokens.tolist(), verified.logits.argmax(-1).tolist()
+        path, token = accept(nodes, tree.parents.tolist(), target_tokens)
         cache.commit(path)
         new = [*(nodes[node] for node in path[1:]), token]
         assert verified.taps is not None

@@ -113,7 +113,7 @@ def run(module: nn.Module, cache: RecurrentCache, n: int, accepted: int) -> None
     cache.commit(range(accepted))
 
 
-def places(cache: RecurrentCache) -> list[int]:
+def restore_points(cache: RecurrentCache) -> list[int]:
     return [at for at in range(cache.rows + 2) if cache.can_trim(at)]
 
 
@@ -126,16 +126,16 @@ def test_newest_rows_and_checkpoints_can_be_gone_back_to_and_nothing_else() -> N
     run(module, cache, 1, 1)
     run(module, cache, 5, 3)
     assert cache.rows == 10
-    assert places(cache) == [3, 6, 7, 8, 9, 10]
+    assert restore_points(cache) == [3, 6, 7, 8, 9, 10]
     cache.trim(8)
     assert state(cache) == after(Hashing(), [1] * 8)
-    assert places(cache) == [3, 6, 7, 8]
+    assert restore_points(cache) == [3, 6, 7, 8]
     run(module, cache, 4, 0)
     assert state(cache) == after(Hashing(), [1] * 8)
-    assert places(cache) == [3, 6, 7, 8]
+    assert restore_points(cache) == [3, 6, 7, 8]
     cache.trim(3)
     assert state(cache) == after(Hashing(), [1] * 3)
-    assert places(cache) == [3]
+    assert restore_points(cache) == [3]
 
 
 def test_prefill_is_not_remembered_row_by_row_and_old_states_are_let_go() -> None:
@@ -144,7 +144,7 @@ def test_prefill_is_not_remembered_row_by_row_and_old_states_are_let_go() -> Non
     for _ in range(4):
         run(module, cache, cache.most_rows + 1, cache.most_rows + 1)
         cache.checkpoint()
-    assert places(cache) == [3 * 257, 4 * 257]
+    assert restore_points(cache) == [3 * 257, 4 * 257]
     assert cache.nbytes == 2 * 8
 
 
@@ -176,8 +176,12 @@ def test_a_conversation_forks_is_restored_and_goes_back(family: str, tiny_target
     target.extend(mx.array(text[20:45]), held)
     target.verify(DraftTree.chain(mx.array(text[45:52])), held)
     held.commit(range(5))
-    assert (held.reachable(50), held.reachable(47), held.reachable(44)) == (50, 47, 20)
-    assert held.reachable(19) == 0
+    assert (
+        held.longest_restorable_prefix(50),
+        held.longest_restorable_prefix(47),
+        held.longest_restorable_prefix(44),
+    ) == (50, 47, 20)
+    assert held.longest_restorable_prefix(19) == 0
 
     def logits_after(cache: Any, rows: int) -> np.ndarray:
         return np.array(target.verify(DraftTree.chain(mx.array(text[rows : rows + 3])), cache)[0])
@@ -205,8 +209,8 @@ class Oracle:
     def __init__(self, truth: list[int]) -> None:
         self.truth, self.rows = truth, 0
 
-    def observe(self, taps: mx.array | None, followers: mx.array) -> None:
-        self.rows += followers.shape[0]
+    def observe(self, taps: mx.array | None, next_tokens: mx.array) -> None:
+        self.rows += next_tokens.shape[0]
 
     def draft(self, root: mx.array, shape: TreeShape) -> DraftTree:
         at = range(self.rows + 1, self.rows + 1 + shape.depth)

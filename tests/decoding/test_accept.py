@@ -1,4 +1,4 @@
-"""The walk along the target's choices, against a search of all paths."""
+"""The walk along the target's own tokens, against a search of all paths."""
 
 import doctest
 from itertools import pairwise
@@ -26,18 +26,20 @@ def verified_trees(draw: st.DrawFn) -> tuple[list[int], list[int], list[int]]:
             if len({tokens[i] for i in same}) < len(same):
                 tokens.pop()
                 parents.pop()
-    choices = draw(st.lists(st.integers(0, 5), min_size=len(tokens), max_size=len(tokens)))
-    return tokens, parents, choices
+    target_tokens = draw(st.lists(st.integers(0, 5), min_size=len(tokens), max_size=len(tokens)))
+    return tokens, parents, target_tokens
 
 
-def longest_agreeing_path(tokens: list[int], parents: list[int], choices: list[int]) -> list[int]:
+def longest_agreeing_path(
+    tokens: list[int], parents: list[int], target_tokens: list[int]
+) -> list[int]:
     """The obvious reference: every root-to-node path, the longest that agrees throughout."""
     best = [0]
     for node in range(len(tokens)):
         path = [node]
         while path[0] != 0:
             path.insert(0, parents[path[0]])
-        agrees = all(tokens[b] == choices[a] for a, b in pairwise(path))
+        agrees = all(tokens[b] == target_tokens[a] for a, b in pairwise(path))
         if agrees and len(path) > len(best):
             best = path
     return best
@@ -52,10 +54,10 @@ def test_the_worked_example_of_the_module() -> None:
 def test_the_longest_agreeing_path_is_accepted(
     verified: tuple[list[int], list[int], list[int]],
 ) -> None:
-    tokens, parents, choices = verified
-    path, token = accept(tokens, parents, choices)
-    assert path == longest_agreeing_path(tokens, parents, choices)
-    assert token == choices[path[-1]]
+    tokens, parents, target_tokens = verified
+    path, token = accept(tokens, parents, target_tokens)
+    assert path == longest_agreeing_path(tokens, parents, target_tokens)
+    assert token == target_tokens[path[-1]]
 
 
 def test_a_tree_of_one_node_is_plain_decoding() -> None:

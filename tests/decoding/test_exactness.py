@@ -26,8 +26,8 @@ from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import Costs, LiveCosts
 from mlx_eagle.planner.planner import Planner
 from mlx_eagle.planner.policy import FixedShape, Policy
-from mlx_eagle.sampling.samplers import Sampler
-from mlx_eagle.sampling.token_selector import Chooser
+from mlx_eagle.sampling.samplers import SeededSampler
+from mlx_eagle.sampling.token_selector import TokenSelector
 from mlx_eagle.tree import PLAIN, DraftTree, TreeShape
 
 SHAPES: dict[str, TreeShape] = {f"chain of {n}": TreeShape.chain(n) for n in range(1, 8)} | {
@@ -54,10 +54,10 @@ def make_policy(name: str) -> Policy:
 
 
 class ScriptedDrafter:
-    """A bush: under each node of a spine `width` children, the last of which continues the spine.
+    """A bush: under each node of a greedy path `width` children, the last of which continues it.
 
-    Where the script knows the true tokens the spine is right and everything beside it wrong; with
-    an empty script everything is wrong. Accepted nodes are then never neighbours in the cache.
+    Where the script knows the true tokens the greedy path is right and all else wrong; with an
+    empty script everything is wrong. Accepted nodes are then never neighbours in the cache.
     """
 
     buffers: Sequence[mx.array] = ()
@@ -68,14 +68,14 @@ class ScriptedDrafter:
     def __init__(self, truth: list[int], start: int, right: bool) -> None:
         self.truth, self.rows, self.right = truth, start, right
 
-    def observe(self, taps: mx.array | None, followers: mx.array) -> None:
-        self.rows += followers.shape[0]
+    def observe(self, taps: mx.array | None, next_tokens: mx.array) -> None:
+        self.rows += next_tokens.shape[0]
 
     def trim(self, rows: int) -> None:
         self.rows = rows
 
-    def spine(self, k: int, depth: int) -> Generator[Level]:
-        """Every third level the truth is the second likeliest, so that the spine goes wrong."""
+    def greedy_path(self, k: int, depth: int) -> Generator[Level]:
+        """Every third level the truth is the second likeliest, so the greedy path goes wrong."""
         log_probs = mx.log(mx.array([0.6, 0.3, 0.06, 0.04]))[:k]
         for level in range(depth):
             at = self.rows + 1 + level
@@ -88,7 +88,7 @@ class ScriptedDrafter:
     def draft(self, root: mx.array, shape: TreeShape) -> DraftTree:
         if shape == PLAIN:
             return DraftTree.chain(root)
-        tokens, parents, spine = [], [0], 0
+        tokens, parents, greedy_path = [], [0], 0
         for level in range(shape.depth):
             at = self.rows + 1 + level  # the root stands at position self.rows
             true = self.truth[at] if at < len(self.truth) else 0
@@ -97,8 +97,8 @@ class ScriptedDrafter:
             room = shape.nodes - len(tokens)
             children = [*wrong, last][-room:] if room else []
             tokens += children
-            parents += [spine] * len(children)
-            spine = len(tokens)
+            parents += [greedy_path] * len(children)
+            greedy_path = len(tokens)
         return DraftTree.static(mx.concatenate([root, mx.array(tokens, dtype=mx.int32)]), parents)
 
 
@@ -165,7 +165,9 @@ def test_tokens_and_cache_are_those_of_mlx_lm(
         "always wrong": lambda: ScriptedDrafter(truth, 0, right=False),
         "oracle": lambda: ScriptedDrafter(truth, 0, right=True),
     }[drafter_name]()
-    decoder = Decoder(engine.target, engine.target.make_cache(), drafter, Chooser(Sampler()))
+    decoder = Decoder(
+        engine.target, engine.target.make_cache(), drafter, TokenSelector(SeededSampler())
+    )
     prefill(decoder, prompt)
     tokens: list[int] = []
     accepted = 0
@@ -192,7 +194,9 @@ def test_the_cache_equals_plain_decoding_after_every_single_commit(
     prompt = engine.tokenizer.encode(prompts[1])
     _, state = plain(tuple(prompt), 150)
     drafter = EagleDrafter(engine.head, engine.target)
-    decoder = Decoder(engine.target, engine.target.make_cache(), drafter, Chooser(Sampler()))
+    decoder = Decoder(
+        engine.target, engine.target.make_cache(), drafter, TokenSelector(SeededSampler())
+    )
     prefill(decoder, prompt)
     stream = rounds(decoder, prompt[-1], make_policy(shape))
     for _ in zip(range(20), stream, strict=False):

@@ -17,9 +17,9 @@ from mlx_eagle.doctor.doctor import (
     Diagnosis,
     candidate_taps,
     diagnose,
-    examine,
+    diagnose_head,
     is_better,
-    treat,
+    repair_head,
 )
 from mlx_eagle.doctor.score import STEPS, Evidence, Score, collect, score
 from mlx_eagle.engine import load
@@ -82,7 +82,7 @@ def test_planted_error_is_named_and_its_loss_restored(
 ) -> None:
     config = read_head_config(trained_head) | {fact: wrong}
     found = diagnose(target, evidence, config, weights_of(trained_head), silent)
-    assert found.before.reach < 0.98 * truth.reach
+    assert found.before.dense_acceptance_length < 0.98 * truth.dense_acceptance_length
     assert [(change.fact, change.value) for change in found.changes] == [(fact, right)]
     assert found.after.acceptance_length >= 0.98 * truth.acceptance_length
 
@@ -179,7 +179,7 @@ def test_treatment_is_written_with_its_reason(
     config["doubts"] = {"norm_output": {"reason": "x", "alternatives": [False]}}
     (folder / "config.json").write_text(json.dumps(config))
     found: Diagnosis = diagnose(target, evidence, config, weights_of(folder), silent)
-    treat(folder, found)
+    repair_head(folder, found)
     after = read_head_config(folder)
     assert after["norm_output"] is False
     assert after["doubts"] == {}
@@ -263,12 +263,12 @@ def test_a_head_of_another_target_is_refused(
     config["target"]["num_hidden_layers"] = 6
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="for a target of 6 layers, pydoc-llama has 8"):
-        examine(folder, fixtures / "pydoc-llama", silent)
+        diagnose_head(folder, fixtures / "pydoc-llama", silent)
     config["target"] = None
     config["target_hidden_size"] = 128
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="does not fit its config"):
-        examine(folder, fixtures / "pydoc-llama", silent)
+        diagnose_head(folder, fixtures / "pydoc-llama", silent)
 
 
 def test_taps_far_off_are_followed_as_far_as_there_is_evidence(

@@ -22,15 +22,15 @@ Parts = tuple[EagleHead, nn.Embedding, mx.array, mx.array]
 
 @pytest.fixture(scope="module")
 def parts(head_config: HeadConfig) -> Parts:
-    """A random head and embedding, taps [N, 3H] and followers [N]."""
+    """A random head and embedding, taps [N, 3H] and next_tokens [N]."""
     mx.random.seed(5)
     head, embedding = EagleHead(head_config), nn.Embedding(64, 32)
     head.lm_head.weight = 4 * head.lm_head.weight  # spread the logits
     head.draft_to_target = mx.arange(48, dtype=mx.int32) + 16
     embedding.weight = 8 * embedding.weight
-    taps, followers = mx.random.normal((N, 96)), mx.random.randint(0, 64, (N,))
-    mx.eval(head.parameters(), embedding.parameters(), taps, followers)
-    return head, embedding, taps, followers
+    taps, next_tokens = mx.random.normal((N, 96)), mx.random.randint(0, 64, (N,))
+    mx.eval(head.parameters(), embedding.parameters(), taps, next_tokens)
+    return head, embedding, taps, next_tokens
 
 
 def sharing(embedding: nn.Embedding) -> Any:
@@ -39,17 +39,17 @@ def sharing(embedding: nn.Embedding) -> Any:
 
 
 def drafter_after(parts: Parts) -> EagleDrafter:
-    head, embedding, taps, followers = parts
+    head, embedding, taps, next_tokens = parts
     drafter = EagleDrafter(head, sharing(embedding))
-    drafter.observe(taps, followers)
+    drafter.observe(taps, next_tokens)
     return drafter
 
 
 def log_probs_after(parts: Parts, path: list[int]) -> np.ndarray:
     """Draft log-probabilities [W] after a path of target ids, run as one plain sequence."""
-    head, embedding, taps, followers = parts
+    head, embedding, taps, next_tokens = parts
     cache = head.make_cache()
-    out = head(head.fuse(taps[None]), embedding(followers[None]), cache)
+    out = head(head.fuse(taps[None]), embedding(next_tokens[None]), cache)
     cache.commit(range(N))
     for token in path:
         out = head(out.feedback[:, -1:], embedding(mx.array([[token]])), cache)
@@ -112,7 +112,7 @@ def test_the_spine_offers_the_likeliest_children_of_the_likeliest_node(
 ) -> None:
     drafter = drafter_after(parts)
     path: list[int] = []
-    for log_probs, tokens in drafter.spine(4, depth):
+    for log_probs, tokens in drafter.greedy_path(4, depth):
         expected = log_probs_after(parts, path)
         order = np.argsort(-expected)[:4]
         assert tokens.tolist() == (order + 16).tolist()
@@ -124,16 +124,16 @@ def test_the_spine_offers_the_likeliest_children_of_the_likeliest_node(
 def test_a_spine_that_is_left_early_leaves_no_trace(parts: Parts) -> None:
     drafter = drafter_after(parts)
     before = drafter.draft(mx.array([9]), TreeShape.chain(4)).tokens.tolist()
-    spine = drafter.spine(4, 8)
+    greedy_path = drafter.greedy_path(4, 8)
     for _ in range(3):
-        mx.eval(next(spine))
-    spine.close()
+        mx.eval(next(greedy_path))
+    greedy_path.close()
     assert drafter.cache.layers[0].pending == 0 and drafter.rows == N
     assert drafter.draft(mx.array([9]), TreeShape.chain(4)).tokens.tolist() == before
 
 
 def test_a_head_of_few_tokens_offers_as_many_as_there_are(parts: Parts) -> None:
-    sizes = [tokens.size for _, tokens in drafter_after(parts).spine(1000, 2)]
+    sizes = [tokens.size for _, tokens in drafter_after(parts).greedy_path(1000, 2)]
     assert sizes == [48, 48]
 
 
@@ -152,10 +152,10 @@ def test_drafting_leaves_no_trace(
 def test_observing_in_pieces_equals_observing_at_once(
     parts: Parts,
 ) -> None:
-    head, embedding, taps, followers = parts
+    head, embedding, taps, next_tokens = parts
     pieces = EagleDrafter(head, sharing(embedding))
     for start, end in [(0, 4), (4, 5), (5, 11)]:
-        pieces.observe(taps[start:end], followers[start:end])
+        pieces.observe(taps[start:end], next_tokens[start:end])
     shape = TreeShape(4, 4, 8)
     trees = [d.draft(mx.array([9]), shape) for d in (drafter_after(parts), pieces)]
     assert trees[0].tokens.tolist() == trees[1].tokens.tolist()
@@ -173,10 +173,10 @@ def test_a_plain_shape_drafts_the_root_alone(
 def test_trimming_forgets_later_tokens(
     parts: Parts,
 ) -> None:
-    _, _, taps, followers = parts
+    _, _, taps, next_tokens = parts
     trimmed = drafter_after(parts)
     trimmed.trim(6)
-    trimmed.observe(taps[6:], followers[6:])
+    trimmed.observe(taps[6:], next_tokens[6:])
     shape = TreeShape(4, 4, 8)
     fresh = drafter_after(parts).draft(mx.array([9]), shape)
     assert trimmed.draft(mx.array([9]), shape).tokens.tolist() == fresh.tokens.tolist()
@@ -234,8 +234,8 @@ def test_top_ids_come_largest_first() -> None:
 def test_a_bad_head_that_gives_nan_still_drafts_a_tree(
     parts: Parts,
 ) -> None:
-    head, embedding, taps, followers = parts
+    head, embedding, taps, next_tokens = parts
     drafter = EagleDrafter(head, sharing(embedding))
-    drafter.observe(mx.full(taps.shape, mx.nan), followers)
+    drafter.observe(mx.full(taps.shape, mx.nan), next_tokens)
     tree = drafter.draft(mx.array([9]), TreeShape(3, 3, 10))
     assert check_structure(tree.parents.tolist()) == tree.depths.tolist()

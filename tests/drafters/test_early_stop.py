@@ -6,7 +6,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_eagle.drafters import Level as LazyLevel
-from mlx_eagle.drafters.early_stop import draft_as_planned, look, spine_tree
+from mlx_eagle.drafters.early_stop import draft_as_planned, draft_with_checks, greedy_path_tree
 from mlx_eagle.planner.policy import Level, Node, Plan
 from mlx_eagle.tree import PLAIN, TreeShape
 
@@ -19,7 +19,7 @@ class Spine:
     def __init__(self) -> None:
         self.made, self.is_closed = 0, False
 
-    def spine(self, k: int, depth: int) -> Generator[LazyLevel]:
+    def greedy_path(self, k: int, depth: int) -> Generator[LazyLevel]:
         try:
             for tokens, confidences in LEVELS[:depth]:
                 self.made += 1
@@ -28,7 +28,7 @@ class Spine:
             self.is_closed = True
 
 
-class Looker:
+class ConfidenceCheck:
     def __init__(self, depth: int, nodes: list[Node]) -> None:
         self.depth, self.nodes, self.seen = depth, nodes, list[Level]()
 
@@ -44,41 +44,41 @@ class Looker:
 def test_as_many_levels_are_drafted_as_the_looker_wants_and_the_plan_allows(
     wanted: int, allowed: int
 ) -> None:
-    drafter, looker = Spine(), Looker(wanted, [])
-    levels = look(drafter, looker, allowed)  # type: ignore[arg-type]
+    drafter, check = Spine(), ConfidenceCheck(wanted, [])
+    levels = draft_with_checks(drafter, check, allowed)  # type: ignore[arg-type]
     assert drafter.made == len(levels) == min(wanted, allowed)
     assert drafter.is_closed
-    assert levels == looker.seen == LEVELS[: len(levels)]
+    assert levels == check.seen == LEVELS[: len(levels)]
 
 
 def test_levels_are_shown_as_many_at_a_time_as_the_plan_says() -> None:
-    for stride, drafted in ((1, 1), (2, 2)):
-        drafter, looker = Spine(), Looker(1, [])
-        assert len(look(drafter, looker, 2, stride)) == drafted  # type: ignore[arg-type]
-        assert len(looker.seen) == drafted, "levels that were drafted are all seen"
+    for check_interval, drafted in ((1, 1), (2, 2)):
+        drafter, check = Spine(), ConfidenceCheck(1, [])
+        assert len(draft_with_checks(drafter, check, 2, check_interval)) == drafted  # type: ignore[arg-type]
+        assert len(check.seen) == drafted, "levels that were drafted are all seen"
         assert drafter.is_closed
 
 
 def test_where_chains_are_planned_no_siblings_are_drafted() -> None:
-    looker = Looker(2, [Node(0, 0), Node(1, 0)])
-    plan = Plan(TreeShape.chain(2), looker, 1, n_children=1)
+    check = ConfidenceCheck(2, [Node(0, 0), Node(1, 0)])
+    plan = Plan(TreeShape.chain(2), check, 1, n_children=1)
     tree = draft_as_planned(Spine(), mx.array([7]), plan)  # type: ignore[arg-type]
-    assert [list(seen.tokens) for seen in looker.seen] == [[10], [20]]
+    assert [list(seen.tokens) for seen in check.seen] == [[10], [20]]
     assert tree.tokens.tolist() == [7, 10, 20] and tree.is_chain
 
 
 def test_chosen_nodes_become_a_tree_with_the_spine_as_parents() -> None:
     nodes = [Node(0, 0), Node(0, 2), Node(1, 0), Node(1, 1)]
-    tree = spine_tree(mx.array([7]), LEVELS, nodes)
+    tree = greedy_path_tree(mx.array([7]), LEVELS, nodes)
     assert tree.tokens.tolist() == [7, 10, 12, 20, 21]
     assert tree.parents.tolist() == [0, 0, 0, 1, 1]
     assert tree.depths.tolist() == [0, 1, 1, 2, 2]
     assert not tree.is_chain
-    assert spine_tree(mx.array([7]), LEVELS, [Node(0, 0), Node(1, 0)]).is_chain
+    assert greedy_path_tree(mx.array([7]), LEVELS, [Node(0, 0), Node(1, 0)]).is_chain
 
 
 def test_a_looker_may_choose_nothing() -> None:
-    plan = Plan(TreeShape.chain(2), Looker(1, []))
+    plan = Plan(TreeShape.chain(2), ConfidenceCheck(1, []))
     tree = draft_as_planned(Spine(), mx.array([7]), plan)  # type: ignore[arg-type]
     assert tree.tokens.tolist() == [7] and tree.num_draft_tokens == 0
 

@@ -16,7 +16,7 @@ from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.drafters.medusa import MedusaDrafter
 from mlx_eagle.drafters.p_eagle import PEagleDrafter
-from mlx_eagle.drafters.ranking import grow
+from mlx_eagle.drafters.ranking import independent_candidates
 from mlx_eagle.engine import make_drafter
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.config import HeadConfig, MedusaConfig
@@ -136,14 +136,14 @@ def test_p_eagle_tree_reads_each_depth_from_its_masked_row(
 ) -> None:
     head = random_head(replace(head_config, **PEAGLE))
     mx.random.seed(8)
-    taps, followers = mx.random.normal((N, 3 * H)), mx.random.randint(0, V, (N,))
+    taps, next_tokens = mx.random.normal((N, 3 * H)), mx.random.randint(0, V, (N,))
     drafter = PEagleDrafter(head, shared)
-    drafter.observe(taps, followers)
+    drafter.observe(taps, next_tokens)
     tree = drafter.draft(mx.array([9]), shape)
     # One causal pass over everything: true rows, then masked ones.
     masked = mx.broadcast_to(head.mask_hidden, (shape.depth - 1, 3 * H))
     hidden = head.fuse(mx.concatenate([taps, masked])[None])
-    tokens = mx.concatenate([followers, mx.full((shape.depth - 1,), 7)])
+    tokens = mx.concatenate([next_tokens, mx.full((shape.depth - 1,), 7)])
     out = head(hidden, head.embed_tokens(tokens[None]), head.make_cache())
     logits = np.array(head.lm_head(out.normed)[0, N - 1 :]).astype(np.float64)
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -155,7 +155,7 @@ def test_p_eagle_tree_reads_each_depth_from_its_masked_row(
 def test_independent_depths_as_a_literal() -> None:
     """Two depths of two tokens: 0.6 and 0.3, then 0.5 and 0.4."""
     log_probs = mx.log(mx.array([[0.6, 0.3], [0.5, 0.4]]))
-    found = grow(log_probs, mx.array([[1, 2], [3, 4]], dtype=mx.int32))
+    found = independent_candidates(log_probs, mx.array([[1, 2], [3, 4]], dtype=mx.int32))
     assert found.tokens.tolist() == [1, 2, 3, 4, 3, 4]
     assert found.parents.tolist() == [-1, -1, 0, 0, 1, 1]
     assert found.depths.tolist() == [1, 1, 2, 2, 2, 2]
@@ -246,7 +246,7 @@ def test_a_spine_of_a_parallel_head_is_its_chain_with_siblings(
     drafter, cache = make_drafter(head, target), target.make_cache()
     drafter.observe(target.extend(mx.arange(3, 12), cache), mx.arange(4, 13))
     chain = drafter.draft(mx.array([12]), TreeShape.chain(3))
-    levels = list(drafter.spine(4, 3))
+    levels = list(drafter.greedy_path(4, 3))
     assert [tokens[0].item() for _, tokens in levels] == chain.tokens.tolist()[1:]
     scores = np.cumsum([log_probs[0].item() for log_probs, _ in levels])
     np.testing.assert_allclose(scores, chain.log_probs.tolist()[1:], rtol=1e-5)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mlx_eagle.drafters.eagle import EagleDrafter
-from mlx_eagle.drafters.pending import Backlog
+from mlx_eagle.drafters.pending import PendingRows
 from mlx_eagle.heads.config import HeadConfig
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.target.target import Target
@@ -24,37 +24,37 @@ class Counting:
     def __init__(self) -> None:
         self.seen: list[list[int]] = []
 
-    def observe(self, taps: mx.array | None, followers: mx.array) -> None:
-        assert taps is None or taps.shape[0] == followers.shape[0]
-        self.seen.append(followers.tolist())
+    def observe(self, taps: mx.array | None, next_tokens: mx.array) -> None:
+        assert taps is None or taps.shape[0] == next_tokens.shape[0]
+        self.seen.append(next_tokens.tolist())
 
 
 def test_what_waits_is_observed_together_and_once() -> None:
     drafter = Counting()
-    backlog = Backlog(drafter)  # type: ignore[arg-type]
-    backlog.observe()
+    pending = PendingRows(drafter)  # type: ignore[arg-type]
+    pending.observe()
     for token in range(5):
-        backlog.add(mx.zeros((1, 6)), mx.array([token]))
-    backlog.add(mx.zeros((2, 6)), mx.array([5, 6]))
+        pending.add(mx.zeros((1, 6)), mx.array([token]))
+    pending.add(mx.zeros((2, 6)), mx.array([5, 6]))
     assert drafter.seen == []
-    backlog.observe()
-    backlog.observe()
+    pending.observe()
+    pending.observe()
     assert drafter.seen == [[0, 1, 2, 3, 4, 5, 6]]
 
 
 def test_no_more_tokens_wait_than_the_limit() -> None:
     drafter = Counting()
-    backlog = Backlog(drafter)  # type: ignore[arg-type]
-    for token in range(2 * Backlog.LIMIT + 3):
-        backlog.add(None, mx.array([token]))
-    assert [len(part) for part in drafter.seen] == [Backlog.LIMIT] * 2
+    pending = PendingRows(drafter)  # type: ignore[arg-type]
+    for token in range(2 * PendingRows.LIMIT + 3):
+        pending.add(None, mx.array([token]))
+    assert [len(part) for part in drafter.seen] == [PendingRows.LIMIT] * 2
 
 
 def test_without_a_drafter_nothing_is_kept() -> None:
-    backlog = Backlog(None)
-    backlog.add(mx.zeros((1, 6)), mx.array([1]))
-    backlog.observe()
-    assert backlog._followers == []
+    pending = PendingRows(None)
+    pending.add(mx.zeros((1, 6)), mx.array([1]))
+    pending.observe()
+    assert pending._next_tokens == []
 
 
 @pytest.mark.parametrize("waiting", [1, 7])
@@ -71,11 +71,11 @@ def test_a_head_drafts_the_same_after_a_backlog(
     drafts = []
     for at_once in (1, waiting):
         drafter, cache = EagleDrafter(head, target), target.make_cache()
-        backlog = Backlog(drafter)
+        pending = PendingRows(drafter)
         for token in range(14):
-            backlog.add(target.extend(mx.array([token]), cache), mx.array([token + 1]))
+            pending.add(target.extend(mx.array([token]), cache), mx.array([token + 1]))
             if (token + 1) % at_once == 0:
-                backlog.observe()
+                pending.observe()
         drafts.append(drafter.draft(mx.array([14]), TreeShape(3, 2, 5)))
     one, other = drafts
     assert one.tokens.tolist() == other.tokens.tolist()

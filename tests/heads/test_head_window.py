@@ -42,13 +42,13 @@ def test_a_head_with_a_window_costs_the_same_however_long_the_text_is(
     kind: type[EagleDrafter], changes: dict[str, Any], head_config: HeadConfig
 ) -> None:
     mx.random.seed(7)
-    taps, followers = mx.random.normal((3000, 96)), mx.random.randint(0, 64, (3000,))
+    taps, next_tokens = mx.random.normal((3000, 96)), mx.random.randint(0, 64, (3000,))
     whole, pieces = (drafter_of(replace(head_config, **changes), kind, 64) for _ in range(2))
-    whole.observe(taps, followers)
+    whole.observe(taps, next_tokens)
     mx.eval(whole.buffers)
     sizes = []
     for start in range(0, 3000, 100):
-        pieces.observe(taps[start : start + 100], followers[start : start + 100])
+        pieces.observe(taps[start : start + 100], next_tokens[start : start + 100])
         mx.eval(pieces.buffers)
         sizes.append(pieces.nbytes)
     assert len(set(sizes[2:])) == 1
@@ -66,11 +66,11 @@ def test_in_a_short_text_a_window_changes_nothing(
     kind: type[EagleDrafter], changes: dict[str, Any], head_config: HeadConfig
 ) -> None:
     mx.random.seed(7)
-    taps, followers = mx.random.normal((60, 96)), mx.random.randint(0, 64, (60,))
+    taps, next_tokens = mx.random.normal((60, 96)), mx.random.randint(0, 64, (60,))
     trees = []
     for window in (None, 0, 64):
         drafter = drafter_of(replace(head_config, **changes), kind, window)
-        drafter.observe(taps, followers)
+        drafter.observe(taps, next_tokens)
         trees.append(drafter.draft(mx.array([1]), TreeShape(3, 4, 8)))
     for tree in trees[1:]:
         assert tree.tokens.tolist() == trees[0].tokens.tolist()
@@ -79,9 +79,9 @@ def test_in_a_short_text_a_window_changes_nothing(
 
 def test_a_head_goes_back_to_any_place_and_on_from_there(head_config: HeadConfig) -> None:
     mx.random.seed(7)
-    taps, followers = mx.random.normal((500, 96)), mx.random.randint(0, 64, (500,))
+    taps, next_tokens = mx.random.normal((500, 96)), mx.random.randint(0, 64, (500,))
     drafter = drafter_of(head_config, EagleDrafter, 32)
-    drafter.observe(taps, followers)
+    drafter.observe(taps, next_tokens)
     for rows in (495, 200, 3):
         drafter.trim(rows)
         twin = drafter.fork()
@@ -89,12 +89,12 @@ def test_a_head_goes_back_to_any_place_and_on_from_there(head_config: HeadConfig
         other.restore(drafter.arrays(), rows)
         trees = []
         for each in (drafter, twin, other):
-            each.observe(taps[rows : rows + 2], followers[rows : rows + 2])
+            each.observe(taps[rows : rows + 2], next_tokens[rows : rows + 2])
             trees.append(each.draft(mx.array([1]), TreeShape(3, 4, 8)).tokens.tolist())
         assert trees[0] == trees[1] == trees[2]
     # After a return to row 3 nothing is missing, so a head without a window drafts the same.
     plain = drafter_of(head_config, EagleDrafter, None)
-    plain.observe(taps[:5], followers[:5])
+    plain.observe(taps[:5], next_tokens[:5])
     assert plain.draft(mx.array([1]), TreeShape(3, 4, 8)).tokens.tolist() == trees[0]
 
 

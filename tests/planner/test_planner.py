@@ -46,7 +46,7 @@ def play(plan: Planner, confidence: float, right: bool) -> tuple[int, float]:
         plan.record(Outcome([RIGHT], None, costs.plain(0)))
         return 1, costs.plain(0)
     made = level(confidence, (1 - confidence) / 2, right=right)
-    if chosen.looker is None:
+    if chosen.check is None:
         depth = n = chosen.shape.depth
         levels = [Level(made.tokens[:1], made.confidences[:1])] * depth
         drafting, verifying = costs.draft(depth) - depth * costs.sync, costs.verify(n + 1, 0)
@@ -54,9 +54,9 @@ def play(plan: Planner, confidence: float, right: bool) -> tuple[int, float]:
         plan.record(Outcome(emitted, None, drafting + verifying, levels))
         return len(emitted), drafting + verifying
     depth = 1
-    while chosen.looker.deeper(made):
+    while chosen.check.deeper(made):
         depth += 1
-    nodes = chosen.looker.choose()
+    nodes = chosen.check.choose()
     accepted = sum(node.child == 0 for node in nodes) if right else 0
     emitted = [RIGHT] * (accepted + 1)
     seconds = costs.draft(depth), costs.verify(len(nodes) + 1, 0)
@@ -72,7 +72,7 @@ def speed(plan: Planner, n_rounds: int, confidence: float, right: bool) -> float
 
 def test_a_fixed_shape_never_changes() -> None:
     policy = FixedShape(TreeShape.chain(3))
-    assert policy.plan(7).shape == TreeShape.chain(3) and policy.plan(7).looker is None
+    assert policy.plan(7).shape == TreeShape.chain(3) and policy.plan(7).check is None
     assert not policy.stays_plain() and FixedShape(PLAIN).stays_plain()
 
 
@@ -104,16 +104,16 @@ def test_the_verified_nodes_are_the_best_of_all_trees_of_measured_sizes(
     if len(rows) == 1:
         rows[2] = 1.5
     plan = planner(rows)
-    looker = plan.plan(0).looker
-    assert looker is not None
+    check = plan.plan(0).check
+    assert check is not None
     rates: dict[Node, float] = {}
     above = 1.0
     for depth, children in enumerate(drafted):
-        looker.deeper(Level([1, 2], children))
+        check.deeper(Level([1, 2], children))
         own = plan.acceptance.children(children)
         rates |= {Node(depth, child): above * rate for child, rate in enumerate(own)}
         above *= own[0]
-    nodes = looker.choose()
+    nodes = check.choose()
     assert all(level == 0 or Node(level - 1, 0) in nodes for level, _ in nodes)
 
     def worth(chosen: tuple[Node, ...]) -> float:
@@ -135,10 +135,10 @@ def test_a_step_of_the_curve_is_not_stepped_over() -> None:
 
 def test_the_forecast_is_the_sum_of_what_is_verified() -> None:
     plan = planner(FLAT)
-    looker = plan.plan(0).looker
-    assert looker is not None
-    looker.deeper(level(0.6, 0.3))
-    nodes = looker.choose()
+    check = plan.plan(0).check
+    assert check is not None
+    check.deeper(level(0.6, 0.3))
+    nodes = check.choose()
     first, sibling = plan.acceptance.children([0.6, 0.3])
     assert nodes == [Node(0, 0), Node(0, 1)]
     assert plan.forecast is not None
@@ -182,7 +182,7 @@ def test_waits_that_cost_more_than_looking_gives_are_not_made() -> None:
     for name, plan in (("cheap", cheap), ("dear", dear)):
         for _ in range(100):
             play(plan, 0.85, right=True)
-            blind[name] += plan._way.stride != 1
+            blind[name] += plan._way.check_interval != 1
     assert blind["cheap"] == 0
     assert blind["dear"] > 80
 
@@ -191,11 +191,11 @@ def test_one_long_stall_changes_nothing_that_is_chosen() -> None:
     plan = planner(FLAT)
     speed(plan, 50, 0.9, right=True)
     before = plan.forecast
-    looker = plan.plan(0).looker
-    assert looker is not None
-    while looker.deeper(level(0.9, 0.05)):
+    check = plan.plan(0).check
+    assert check is not None
+    while check.deeper(level(0.9, 0.05)):
         pass
-    nodes = looker.choose()
+    nodes = check.choose()
     plan.record(Outcome([RIGHT] * (len(nodes) + 1), 0.05, 1000.0))
     play(plan, 0.9, right=True)
     assert before is not None and plan.forecast is not None
@@ -204,12 +204,12 @@ def test_one_long_stall_changes_nothing_that_is_chosen() -> None:
 
 def looked_at(plan: Planner, confidence: float) -> list[Node] | None:
     """What is verified of a draft of this confidence at every level; None if nobody looks."""
-    looker = plan.plan(0).looker
-    if looker is None:
+    check = plan.plan(0).check
+    if check is None:
         return None
-    while looker.deeper(level(confidence)):
+    while check.deeper(level(confidence)):
         pass
-    return looker.choose()
+    return check.choose()
 
 
 def test_rows_that_turn_out_to_wake_more_experts_are_verified_less() -> None:

@@ -104,6 +104,6 @@ def test_the_dearer_a_wait_the_fewer_are_made(sync: float, expected: Way) -> Non
     for _ in range(20):
         prospects.see([0.5])
         prospects.learn(draft(DEPTH), price=1.0)
-        seconds = Way(DEPTH, 1).seconds(prospects.costs, 2)  # as a looker that stops in time
+        seconds = Way(DEPTH, 1).seconds(prospects.costs, 2)  # as a check that stops in time
         prospects.looking.add(1.75, 1.0 + seconds)
     assert prospects.best(0)[1] == expected

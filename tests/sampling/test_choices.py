@@ -19,8 +19,8 @@ from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.config import HeadConfig
 from mlx_eagle.heads.eagle import EagleHead
-from mlx_eagle.sampling.samplers import Sampler
-from mlx_eagle.sampling.token_selector import Chooser
+from mlx_eagle.sampling.samplers import SeededSampler
+from mlx_eagle.sampling.token_selector import TokenSelector
 from mlx_eagle.session.request import Resources
 from mlx_eagle.session.session import Session
 from mlx_eagle.target.target import Target
@@ -136,13 +136,13 @@ def test_a_node_is_processed_with_its_own_path_and_nothing_else() -> None:
         seen.append(tokens.tolist())
         return logits
 
-    chooser = Chooser(Sampler(), [note], history=[1, 2])
+    selector = TokenSelector(SeededSampler(), [note], history=[1, 2])
     tree = DraftTree.static(mx.array([3, 8, 5, 9]), [0, 0, 0, 1])
-    chooser(mx.zeros((4, 12)), tree, 2)
+    selector(mx.zeros((4, 12)), tree, 2)
     assert seen == [[1, 2, 3], [1, 2, 3, 8], [1, 2, 3, 5], [1, 2, 3, 8, 9]]
-    chooser.commit(tree, [0, 2])
+    selector.commit(tree, [0, 2])
     seen.clear()
-    chooser(mx.zeros((1, 12)), DraftTree.chain(mx.array([7])), 4)
+    selector(mx.zeros((1, 12)), DraftTree.chain(mx.array([7])), 4)
     assert seen == [[1, 2, 3, 5, 7]]
 
 

@@ -4,13 +4,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_eagle.sampling.samplers import Sampler
+from mlx_eagle.sampling.samplers import SeededSampler
 from mlx_eagle.tree import DraftTree
 
 LOGITS = mx.array([2.0, 1.0, 0.5, 0.0, -1.0, -2.0])
 
 
-def draws(sampler: Sampler, n: int) -> np.ndarray:
+def draws(sampler: SeededSampler, n: int) -> np.ndarray:
     """The tokens drawn from LOGITS at positions 0 to n - 1."""
     tree = DraftTree.chain(mx.zeros((n,), dtype=mx.int32))
     rows = mx.broadcast_to(LOGITS, (n, LOGITS.size))
@@ -25,7 +25,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
 def test_temperature_zero_is_the_argmax() -> None:
     logits = mx.array([[0.0, 5.0, 1.0], [7.0, 5.0, 1.0]])
     tree = DraftTree.chain(mx.array([0, 1]))
-    assert Sampler()(logits, tree, 3).tolist() == [1, 0]
+    assert SeededSampler()(logits, tree, 3).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -33,7 +33,7 @@ def test_draws_follow_the_softmax(temperature: float) -> None:
     """Chi-square with 5 degrees of freedom; 30 is exceeded once in 70,000 fair trials."""
     n = 3000
     expected = softmax(np.array(LOGITS) / temperature) * n
-    counts = np.bincount(draws(Sampler(temperature, seed=11), n), minlength=6)
+    counts = np.bincount(draws(SeededSampler(temperature, seed=11), n), minlength=6)
     assert ((counts - expected) ** 2 / expected).sum() < 30
 
 
@@ -42,19 +42,19 @@ def test_draws_follow_the_softmax(temperature: float) -> None:
     [({"top_k": 2}, {0, 1}), ({"top_p": 0.7}, {0, 1}), ({"min_p": 0.2}, {0, 1, 2})],
 )
 def test_filters_leave_only_the_tokens_they_keep(filters: dict[str, float], kept: set[int]) -> None:
-    assert set(draws(Sampler(1.0, **filters), 400).tolist()) == kept
+    assert set(draws(SeededSampler(1.0, **filters), 400).tolist()) == kept
 
 
 def test_the_draw_depends_on_seed_and_position_only() -> None:
     logits = mx.broadcast_to(LOGITS, (4, 6))
     tree = DraftTree.static(mx.array([0, 1, 2, 3]), [0, 0, 0, 1])
-    sampler = Sampler(1.0, seed=3)
+    sampler = SeededSampler(1.0, seed=3)
     in_tree = sampler(logits, tree, 40).tolist()
     alone = [
         sampler(logits[:1], DraftTree.chain(mx.array([0])), 40 + d).item() for d in (0, 1, 1, 2)
     ]
     assert in_tree == alone
-    others = [Sampler(1.0, seed=s)(logits, tree, 40).tolist() for s in range(4, 14)]
+    others = [SeededSampler(1.0, seed=s)(logits, tree, 40).tolist() for s in range(4, 14)]
     assert any(other != in_tree for other in others)
 
 
@@ -64,4 +64,4 @@ def test_the_draw_depends_on_seed_and_position_only() -> None:
 def test_settings_out_of_range_are_refused_by_name(bad: dict[str, float]) -> None:
     name = next(iter(bad))
     with pytest.raises(ValueError, match=f"{name} is {bad[name]}"):
-        Sampler(**bad)
+        SeededSampler(**bad)

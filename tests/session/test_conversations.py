@@ -207,7 +207,7 @@ def test_reading_can_be_cancelled_and_says_so(demo: Engine) -> None:
 def test_what_is_held_is_what_was_given(
     n: int, tree: TreeShape | None, demo: Engine, prompts: list[str]
 ) -> None:
-    """A round may find more tokens than the answer has room for: they never were."""
+    """A round may find more tokens than the answer has budget for: they never were."""
     session = demo.session()
     ids = demo.tokenizer.encode("def join(a, b):\n    ")
     given = [r.token for r in session.stream_generate(ids, max_tokens=n, tree=tree)]

@@ -9,7 +9,7 @@ import pytest
 from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.engine import Engine
 from mlx_eagle.errors import EagleError
-from mlx_eagle.session.limits import Limits, device_memory, growth, made_for
+from mlx_eagle.session.limits import Limits, bytes_per_row, device_memory, model_context_length
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import TreeShape
 
@@ -109,15 +109,21 @@ def test_a_fork_needs_memory_of_its_own(small_memory: Engine) -> None:
 
 
 def test_what_a_row_takes_follows_from_the_kind_of_cache(demo: Engine, tiny_target: Any) -> None:
-    assert sum(size for size, _ in growth(demo.target)) == 2 * 2 * 64 * 4 * 8, "in 8 layers"
-    whole = Limits(growth=growth(demo.target)).cache_bytes(1000)
+    assert sum(size for size, _ in bytes_per_row(demo.target)) == 2 * 2 * 64 * 4 * 8, "in 8 layers"
+    whole = Limits(bytes_per_row=bytes_per_row(demo.target)).cache_bytes(1000)
     quantized = demo.with_kv(KVOptions(bits=8, group_size=64)).limits.cache_bytes(1000)
     assert 0.25 < quantized / whole < 0.3, "8 bits of 32, and a scale and a bias per 64"
     bounded = demo.with_kv(KVOptions(max_size=128)).limits
     assert bounded.cache_bytes(10**6) == bounded.cache_bytes(1000) < whole, "it stops growing"
-    assert bounded._replace(memory=10**12, max_context=None).room(0) is None
-    windowed = Limits(growth=growth(Target(tiny_target("gemma3_text")))).cache_bytes(10**4)
-    assert 0 < windowed < Limits(growth=growth(Target(tiny_target("llama")))).cache_bytes(10**4)
+    assert bounded._replace(memory=10**12, max_context=None).budget(0) is None
+    windowed = Limits(bytes_per_row=bytes_per_row(Target(tiny_target("gemma3_text")))).cache_bytes(
+        10**4
+    )
+    assert (
+        0
+        < windowed
+        < Limits(bytes_per_row=bytes_per_row(Target(tiny_target("llama")))).cache_bytes(10**4)
+    )
 
 
 def test_many_turns_are_left_out_several_at_a_time(limited: Engine) -> None:
@@ -145,7 +151,7 @@ def test_many_turns_are_left_out_several_at_a_time(limited: Engine) -> None:
     ],
 )
 def test_the_context_that_a_model_was_made_for(config: dict[str, Any], tokens: int | None) -> None:
-    assert made_for(config) == tokens
+    assert model_context_length(config) == tokens
 
 
 def test_the_memory_of_this_machine_is_known() -> None:

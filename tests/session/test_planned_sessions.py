@@ -102,4 +102,4 @@ def test_planners_of_a_target_that_verifies_chains_plan_chains() -> None:
     for chains_only, n_children in ((False, CHILDREN), (True, 1)):
         planner = Planners(costs, chains_only=chains_only).planner(0.0)
         plan = planner.plan(0)
-        assert plan.looker is planner and plan.n_children == n_children
+        assert plan.check is planner and plan.n_children == n_children

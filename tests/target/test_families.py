@@ -31,8 +31,8 @@ from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import Costs, LiveCosts
 from mlx_eagle.planner.planner import CHILDREN, Planner
 from mlx_eagle.planner.policy import Outcome, Plan, Policy
-from mlx_eagle.sampling.samplers import Sampler
-from mlx_eagle.sampling.token_selector import Chooser
+from mlx_eagle.sampling.samplers import SeededSampler
+from mlx_eagle.sampling.token_selector import TokenSelector
 from mlx_eagle.target.self_check import check_tree_verification
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, DraftTree, TreeShape
@@ -48,9 +48,9 @@ Build = Callable[..., nn.Module]
 
 
 class Scripted:
-    """Drafts a spine of which as many tokens are right as `n_right` says, siblings beside it.
+    """Drafts a greedy path of which as many tokens are right as `n_right` says, siblings beside it.
 
-    The spine is the last child of every level, so that accepted rows are seldom neighbours.
+    The greedy path is the last child of every level, so that accepted rows are seldom neighbours.
     """
 
     buffers: Sequence[mx.array] = ()
@@ -59,17 +59,19 @@ class Scripted:
     def __init__(self, truth: list[int], n_right: Callable[[], int]) -> None:
         self.truth, self.n_right, self.rows = truth, n_right, 0
 
-    def observe(self, taps: mx.array | None, followers: mx.array) -> None:
-        self.rows += followers.shape[0]
+    def observe(self, taps: mx.array | None, next_tokens: mx.array) -> None:
+        self.rows += next_tokens.shape[0]
 
     def levels(self, depth: int, width: int) -> list[list[int]]:
-        """The tokens of every level; the spine is the true text, and wrong after some levels."""
+        """The tokens of every level; the greedy path is the true text, then wrong."""
         n_right, after = self.n_right(), self.truth[self.rows + 1 :]
         true = [*after[:depth], *[0] * (depth - len(after))]
-        spine = [t if level < n_right else (t + width) % VOCABULARY for level, t in enumerate(true)]
+        greedy_path = [
+            t if level < n_right else (t + width) % VOCABULARY for level, t in enumerate(true)
+        ]
         return [
             [*((t + 1 + i) % VOCABULARY for i in range(width - 1)), s]
-            for t, s in zip(true, spine, strict=True)
+            for t, s in zip(true, greedy_path, strict=True)
         ]
 
     def draft(self, root: mx.array, shape: TreeShape) -> DraftTree:
@@ -80,7 +82,7 @@ class Scripted:
             tokens += children
         return DraftTree.static(mx.concatenate([root, mx.array(tokens, dtype=mx.int32)]), parents)
 
-    def spine(self, k: int, depth: int) -> Generator[Level]:
+    def greedy_path(self, k: int, depth: int) -> Generator[Level]:
         for level in self.levels(depth, k):
             yield mx.log(mx.array([0.7, 0.2, 0.05, 0.05][:k])), mx.array(level[::-1])
 
@@ -140,8 +142,8 @@ def loaded(tiny_target: Build) -> Callable[[str], tuple[Target, list[int]]]:
 
 
 def decode(target: Target, drafter: Scripted, policy: Policy) -> tuple[list[Round], Decoder]:
-    chooser = Chooser(Sampler(), [fresh], history=PROMPT[:-1])
-    decoder = Decoder(target, target.make_cache(), drafter, chooser)
+    selector = TokenSelector(SeededSampler(), [fresh], history=PROMPT[:-1])
+    decoder = Decoder(target, target.make_cache(), drafter, selector)
     for _ in prefill_steps(decoder, PROMPT, 16):
         pass
     made: list[Round] = []
