@@ -22,9 +22,9 @@ import numpy as np
 import mlx_eagle
 from mlx_eagle.decoding.prefill import prefill
 from mlx_eagle.decoding.rounds import Decoder
-from mlx_eagle.drafters import Drafter
+from mlx_eagle.drafters.base import Drafter
 from mlx_eagle.drafters.early_stop import draft_with_checks
-from mlx_eagle.engine import make_drafter
+from mlx_eagle.drafters.make import make_drafter
 from mlx_eagle.hub.head_choice import prepare_head
 from mlx_eagle.planner.planner import CHILDREN
 from mlx_eagle.planner.policy import Level, Node

@@ -25,7 +25,7 @@ def run_stock(model: str, n_tokens: int) -> dict[str, Any]:
     from mlx_lm.generate import generate_step
 
     from mlx_eagle.hub.download import fetch
-    from mlx_eagle.pairing import load_target
+    from mlx_eagle.target.load import load_target
 
     start = time.perf_counter()
     network, tokenizer = load_target(fetch(model), "float32")

@@ -199,7 +199,7 @@ def run_and_write(source: ModelSource, wanted: Wanted, specs: list["Spec"]) -> "
     from mlx_eagle.bench.plots import plot_report, require_matplotlib
     from mlx_eagle.bench.report import to_json
     from mlx_eagle.bench.report_markdown import to_markdown
-    from mlx_eagle.convert.write import new_folder
+    from mlx_eagle.files.atomic import new_folder
 
     if wanted.plots:
         require_matplotlib("give --no-plots")  # before the work, not after it

@@ -7,14 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from mlx_eagle.convert.checkpoint import (
-    find_weights,
-    language_config,
-    read_count,
-    read_json,
-    read_manifest,
-    source_name,
-)
+from mlx_eagle.convert.checkpoint import read_manifest
 from mlx_eagle.convert.dialects import Dialect
 from mlx_eagle.convert.facts import Facts
 from mlx_eagle.convert.identify import Kind, Manifest, recognise
@@ -23,6 +16,8 @@ from mlx_eagle.convert.resolve_config import resolve
 from mlx_eagle.convert.targets import TargetFacts, read_facts
 from mlx_eagle.convert.tensor_shapes import FLOATS, measure
 from mlx_eagle.errors import CheckpointError
+from mlx_eagle.files.folders import find_weights, source_name
+from mlx_eagle.files.json_files import language_config, read_count, read_json
 from mlx_eagle.heads.config import MODEL_TYPE
 
 _TARGET_KEYS = ("model_type", "num_hidden_layers", "hidden_size", "vocab_size")

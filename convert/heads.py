@@ -13,15 +13,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from mlx_eagle.convert.checkpoint import (
-    find_weights,
-    hash_file,
-    read_json,
-    read_manifest,
-    read_weights,
-    require_finite,
-    source_name,
-)
+from mlx_eagle.convert.checkpoint import read_manifest, read_weights, require_finite
 from mlx_eagle.convert.dialects import Dialect, rename
 from mlx_eagle.convert.draft_ids import draft_to_target
 from mlx_eagle.convert.facts import Facts
@@ -35,8 +27,11 @@ from mlx_eagle.convert.medusa import (
 from mlx_eagle.convert.resolve_config import resolve
 from mlx_eagle.convert.targets import TargetFacts, read_facts
 from mlx_eagle.convert.tensor_shapes import TABLES, measure
-from mlx_eagle.convert.write import new_folder
 from mlx_eagle.errors import CheckpointError, EagleError
+from mlx_eagle.files.atomic import new_folder
+from mlx_eagle.files.folders import find_weights, source_name
+from mlx_eagle.files.json_files import read_json
+from mlx_eagle.files.plain_files import hash_file
 from mlx_eagle.heads.config import FORMAT_VERSION, MODEL_TYPE
 from mlx_eagle.heads.load import Head, assemble
 

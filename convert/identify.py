@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from mlx_eagle.convert import dialects
-from mlx_eagle.convert.checkpoint import quote_value
 from mlx_eagle.convert.dialects import Dialect, rename
-from mlx_eagle.convert.torch_files import TensorInfo
+from mlx_eagle.files.quoting import quote_value
+from mlx_eagle.files.safetensors import TensorInfo
 from mlx_eagle.heads.config import ALGORITHMS, MODEL_TYPE
 
 Manifest = dict[str, TensorInfo]

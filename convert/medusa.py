@@ -12,13 +12,12 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlx_eagle.convert.checkpoint import listed, quote_value
 from mlx_eagle.convert.facts import Facts
 from mlx_eagle.convert.identify import Manifest
-from mlx_eagle.convert.pickle_reader import quote
 from mlx_eagle.convert.targets import TargetFacts
 from mlx_eagle.convert.tensor_shapes import FLOATS
 from mlx_eagle.errors import CheckpointError
+from mlx_eagle.files.quoting import listed, quote, quote_value
 
 _BLOCK = re.compile(r"(?:medusa_heads?\.)?(\d{1,2})\.(\d{1,2})\.linear\.(weight|bias)")
 _OUTPUT = re.compile(r"(?:medusa_heads?\.)?(\d{1,2})\.(\d{1,2})\.(weight)")

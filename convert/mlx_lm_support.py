@@ -12,16 +12,13 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlx_eagle.convert.checkpoint import (
-    language_config,
-    quote_value,
-    read_json,
-    read_manifest,
-    source_name,
-)
+from mlx_eagle.convert.checkpoint import read_manifest
 from mlx_eagle.convert.identify import recognise
-from mlx_eagle.convert.torch_files import TensorInfo
 from mlx_eagle.errors import CheckpointError
+from mlx_eagle.files.folders import source_name
+from mlx_eagle.files.json_files import language_config, read_json
+from mlx_eagle.files.quoting import quote_value
+from mlx_eagle.files.safetensors import TensorInfo
 
 # Methods of quantization that mlx-lm's loader reads, each for some architectures at least.
 _METHODS = ("awq", "bitnet", "compressed-tensors", "fp8", "modelopt", "mxfp4", "mxfp8")

@@ -15,11 +15,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from mlx_eagle.errors import CheckpointError
+from mlx_eagle.files.quoting import quote
+from mlx_eagle.files.safetensors import MAX_AXES, MAX_SIZE
 
 MAX_OPCODES = 500_000  # under a second of interpretation; a tensor takes some fifty
 MAX_MARKS = 64  # torch.save nests four
-MAX_AXES = 8
-MAX_SIZE = 1 << 31  # of an axis: MLX counts in 32 bits
 WRAPPERS = ("state_dict", "model")
 
 _OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
@@ -64,11 +64,6 @@ def interpret(program: bytes) -> dict[str, View]:
         CheckpointError: if the program is anything but the pickle of a dict of dense tensors.
     """
     return _state_dict(_Interpreter().run(program))
-
-
-def quote(text: Any) -> str:
-    """Return text from a file as it may safely be shown: escaped, and not too long."""
-    return repr(text[:80]) if isinstance(text, str) else type(text).__name__
 
 
 class _Interpreter:

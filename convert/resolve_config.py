@@ -7,7 +7,6 @@ marked as doubtful, with what it may be instead.
 
 from typing import Any
 
-from mlx_eagle.convert.checkpoint import listed, quote_value, read_count, read_number
 from mlx_eagle.convert.dialects import Dialect
 from mlx_eagle.convert.facts import Facts
 from mlx_eagle.convert.rope_config import read_scaling, resolve_rope
@@ -15,6 +14,8 @@ from mlx_eagle.convert.taps import check_taps, plausible_taps, resolve_taps
 from mlx_eagle.convert.targets import TargetFacts
 from mlx_eagle.convert.tensor_shapes import Widths
 from mlx_eagle.errors import CheckpointError
+from mlx_eagle.files.json_files import read_count, read_number
+from mlx_eagle.files.quoting import listed, quote_value
 from mlx_eagle.heads.config import HeadConfig, problems
 
 # What a user may decide, because no file can be trusted with it.

@@ -6,11 +6,12 @@ that an exporter added afterwards, an interleaved layout that no key mentions.
 
 from typing import Any
 
-from mlx_eagle.convert.checkpoint import quote_value, read_count, read_number
 from mlx_eagle.convert.dialects import Dialect
 from mlx_eagle.convert.facts import Facts
 from mlx_eagle.convert.targets import TargetFacts
 from mlx_eagle.errors import CheckpointError
+from mlx_eagle.files.json_files import read_count, read_number
+from mlx_eagle.files.quoting import quote_value
 
 DEFAULT_THETA = 10000.0
 

@@ -7,9 +7,9 @@ explicit ids do not. A wrong tap costs most of the acceptance and is no error an
 
 from typing import Any, NamedTuple
 
-from mlx_eagle.convert.checkpoint import quote_value
 from mlx_eagle.convert.facts import Doubt
 from mlx_eagle.errors import CheckpointError
+from mlx_eagle.files.quoting import quote_value
 
 _IDS = "eagle_aux_hidden_state_layer_ids"
 # Keys whose ids always name the layer whose output is read.

@@ -15,23 +15,14 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlx_eagle.convert.checkpoint import (
-    PICKLES,
-    check_file,
-    find_weights,
-    hash_file,
-    language_config,
-    read_count,
-    read_json,
-    read_manifest,
-    read_number,
-    read_weights,
-    source_name,
-)
+from mlx_eagle.convert.checkpoint import read_manifest, read_weights
 from mlx_eagle.convert.mlx_lm_support import Source, check_source
 from mlx_eagle.convert.quantization import DTYPES, Quantization, choose_quantization
-from mlx_eagle.convert.write import new_folder
 from mlx_eagle.errors import CheckpointError, EagleError
+from mlx_eagle.files.atomic import new_folder
+from mlx_eagle.files.folders import PICKLES, find_weights, source_name
+from mlx_eagle.files.json_files import language_config, read_count, read_json, read_number
+from mlx_eagle.files.plain_files import check_file, hash_file
 
 # What a tokenizer, a chat template and a configuration are made of; code is not among it.
 _COMPANIONS = ("*.json", "*.jsonl", "*.jinja", "*.txt", "*.tiktoken", "*.model")

@@ -7,12 +7,11 @@ are reported together. No weights are read.
 import re
 from typing import NamedTuple
 
-from mlx_eagle.convert.checkpoint import listed
 from mlx_eagle.convert.dialects import Dialect, rename
 from mlx_eagle.convert.identify import Manifest
-from mlx_eagle.convert.pickle_reader import quote
-from mlx_eagle.convert.torch_files import TensorInfo
 from mlx_eagle.errors import CheckpointError
+from mlx_eagle.files.quoting import listed, quote
+from mlx_eagle.files.safetensors import TensorInfo
 
 FLOATS = ("F16", "BF16", "F32")
 

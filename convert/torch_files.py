@@ -15,13 +15,15 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_eagle.convert.pickle_reader import Storage, View, interpret, quote
+from mlx_eagle.convert.pickle_reader import Storage, View, interpret
 from mlx_eagle.errors import CheckpointError
+from mlx_eagle.files.quoting import quote
+from mlx_eagle.files.safetensors import TensorInfo
 
 MAX_FILE_BYTES = 64 << 30
 MAX_READ_BYTES = 4 << 20  # the largest data.pkl and zip directory
@@ -48,13 +50,6 @@ _NUMPY_DTYPES: dict[str, type[np.generic]] = {
     "I32": np.int32,
     "BOOL": np.uint8,
 }
-
-
-class TensorInfo(NamedTuple):
-    """What a header says about a tensor; `dtype` is the safetensors name, such as `BF16`."""
-
-    dtype: str
-    shape: tuple[int, ...]
 
 
 def read_manifest(

@@ -15,18 +15,16 @@ from mlx_eagle.calibration.head_health import HeadWatch
 from mlx_eagle.calibration.measure import Report
 from mlx_eagle.calibration.planners import Calibration, Planners, find_costs, measure_costs
 from mlx_eagle.calibration.store import Identity, Records, this_machine
-from mlx_eagle.convert.checkpoint import read_json
-from mlx_eagle.drafters import Drafter
-from mlx_eagle.drafters.eagle import EagleDrafter
-from mlx_eagle.drafters.medusa import MedusaDrafter
-from mlx_eagle.drafters.p_eagle import PEagleDrafter
+from mlx_eagle.drafters.base import Drafter
+from mlx_eagle.drafters.make import make_drafter
 from mlx_eagle.errors import EagleError
+from mlx_eagle.files.folders import cache_folder
+from mlx_eagle.files.json_files import read_json
 from mlx_eagle.heads.eagle import EagleHead, default_head_window
 from mlx_eagle.heads.load import Head
-from mlx_eagle.heads.medusa import MedusaHead
 from mlx_eagle.hub.download import Progress, fetch
-from mlx_eagle.hub.head_choice import HeadChoice, Notify, cache_folder, choose_head, fingerprint
-from mlx_eagle.pairing import equip, load_target, precision
+from mlx_eagle.hub.head_choice import HeadChoice, Notify, choose_head, fingerprint
+from mlx_eagle.pairing import equip
 from mlx_eagle.sampling.grammar import Constraint, Vocabulary
 from mlx_eagle.session.limits import Limits, bytes_per_row, device_memory, model_context_length
 from mlx_eagle.session.options import GenerationOptions
@@ -35,6 +33,7 @@ from mlx_eagle.session.request import Resources
 from mlx_eagle.session.responses import GenerationResult, Responses
 from mlx_eagle.session.session import Session
 from mlx_eagle.session.session_file import identify
+from mlx_eagle.target.load import load_target, precision
 from mlx_eagle.target.self_check import check_kv_options
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import DraftTree
@@ -192,20 +191,6 @@ class Engine:
         assert response.stats is not None and response.finish_reason is not None, "it has an end"
         known = [p for p in logprobs if p is not None] if options.get("logprobs") else None
         return GenerationResult(text, tokens, response.finish_reason, response.stats, known)
-
-
-def make_drafter(head: Head, target: Target, window: int | None = None) -> Drafter:
-    """Return a drafter with an empty cache of its own.
-
-    Args:
-        head: the head.
-        target: for which it drafts.
-        window: tokens that the head attends to; None or 0 for all.
-    """
-    if isinstance(head, MedusaHead):
-        return MedusaDrafter(head, target)
-    kind = PEagleDrafter if head.config.algorithm == "p-eagle" else EagleDrafter
-    return kind(head, target, window)
 
 
 def choose_window(head: Head | None) -> int:

@@ -19,7 +19,7 @@ from mlx_eagle.bench.specs import Spec
 from mlx_eagle.decoding.stats import GenerationStats
 from mlx_eagle.engine import Engine
 from mlx_eagle.errors import EagleError
-from mlx_eagle.pairing import load_target
+from mlx_eagle.target.load import load_target
 
 
 class Setting(NamedTuple):

@@ -13,7 +13,8 @@ from jinja2 import TemplateError
 from mlx_eagle.bench.contestants import Contestant, Setting
 from mlx_eagle.bench.metrics import Probe, Sample
 from mlx_eagle.bench.prompts import BenchPrompt
-from mlx_eagle.engine import Engine, make_drafter
+from mlx_eagle.drafters.make import make_drafter
+from mlx_eagle.engine import Engine
 from mlx_eagle.errors import EagleError
 from mlx_eagle.tree import TreeShape
 

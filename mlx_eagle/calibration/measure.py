@@ -19,7 +19,7 @@ from mlx_eagle.cache.model_cache import TreeCache
 from mlx_eagle.decoding.loop import rounds
 from mlx_eagle.decoding.prefill import prefill
 from mlx_eagle.decoding.rounds import Decoder
-from mlx_eagle.drafters import Drafter
+from mlx_eagle.drafters.base import Drafter
 from mlx_eagle.drafters.early_stop import draft_with_checks
 from mlx_eagle.planner.cost_model import Costs
 from mlx_eagle.planner.planner import DEEPEST

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from mlx_eagle.calibration.head_health import HeadWatch
 from mlx_eagle.calibration.measure import Report, measure
 from mlx_eagle.calibration.store import Records
-from mlx_eagle.drafters import Drafter
+from mlx_eagle.drafters.base import Drafter
 from mlx_eagle.errors import EagleError
 from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import Costs, LiveCosts

@@ -8,7 +8,7 @@ import numpy as np
 
 from mlx_eagle.cache.model_cache import AnyCache
 from mlx_eagle.decoding.accept import accept
-from mlx_eagle.drafters import Drafter
+from mlx_eagle.drafters.base import Drafter
 from mlx_eagle.drafters.early_stop import draft_as_planned
 from mlx_eagle.drafters.pending import PendingRows
 from mlx_eagle.planner.policy import Level, Outcome, Plan, Review

@@ -16,15 +16,17 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlx_eagle.convert.checkpoint import read_json, read_weights
+from mlx_eagle.convert.checkpoint import read_weights
 from mlx_eagle.convert.heads import convert_head
 from mlx_eagle.convert.taps import plausible_taps
 from mlx_eagle.convert.targets import TargetFacts, read_facts
 from mlx_eagle.doctor.score import CLEARLY, Evidence, Progress, Score, collect, score, z_score
+from mlx_eagle.drafters.make import check_fit
 from mlx_eagle.errors import CheckpointError
+from mlx_eagle.files.json_files import read_json
 from mlx_eagle.heads.config import MODEL_TYPE
 from mlx_eagle.heads.load import assemble, load_head, read_head_config
-from mlx_eagle.pairing import check_fit, load_target
+from mlx_eagle.target.load import load_target
 from mlx_eagle.target.target import Target
 
 N_TOKENS = 96  # that the target writes after each prompt

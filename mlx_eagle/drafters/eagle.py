@@ -13,7 +13,7 @@ from typing import Self
 import mlx.core as mx
 
 from mlx_eagle.cache.kv import OpenRows
-from mlx_eagle.drafters import Level
+from mlx_eagle.drafters.base import Level
 from mlx_eagle.drafters.ranking import Candidates, best, join, likeliest, to_tree
 from mlx_eagle.heads.eagle import EagleHead, HeadOutput
 from mlx_eagle.target.target import Target

@@ -11,7 +11,7 @@ from itertools import islice
 import mlx.core as mx
 import numpy as np
 
-from mlx_eagle.drafters import Drafter
+from mlx_eagle.drafters.base import Drafter
 from mlx_eagle.planner.planner import CHILDREN
 from mlx_eagle.planner.policy import ConfidenceCheck, Level, Node, Plan
 from mlx_eagle.tree import PLAIN, DraftTree

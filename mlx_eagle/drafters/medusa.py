@@ -6,7 +6,7 @@ from typing import Self
 
 import mlx.core as mx
 
-from mlx_eagle.drafters import Level
+from mlx_eagle.drafters.base import Level
 from mlx_eagle.drafters.ranking import independent_candidates, likeliest, to_tree
 from mlx_eagle.heads.medusa import MedusaHead
 from mlx_eagle.target.target import Target

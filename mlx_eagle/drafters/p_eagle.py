@@ -8,7 +8,7 @@ from collections.abc import Generator
 
 import mlx.core as mx
 
-from mlx_eagle.drafters import Level
+from mlx_eagle.drafters.base import Level
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.drafters.ranking import Candidates, independent_candidates, likeliest
 from mlx_eagle.heads.eagle import HeadOutput

@@ -6,7 +6,7 @@ cost next to nothing although a head follows the text.
 
 import mlx.core as mx
 
-from mlx_eagle.drafters import Drafter
+from mlx_eagle.drafters.base import Drafter
 
 
 class PendingRows:

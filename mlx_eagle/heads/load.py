@@ -7,8 +7,10 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_eagle.convert.checkpoint import quote_value, read_json, read_weights
 from mlx_eagle.errors import CheckpointError
+from mlx_eagle.files.json_files import read_json
+from mlx_eagle.files.quoting import quote_value
+from mlx_eagle.files.safetensors import read_tensors
 from mlx_eagle.heads.config import FORMAT_VERSION, MODEL_TYPE, HeadConfig, MedusaConfig
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.heads.medusa import MedusaHead
@@ -23,7 +25,7 @@ def load_head(folder: Path) -> Head:
         CheckpointError: if the folder is not a converted head or its tensors do not fit.
     """
     config = read_head_config(folder)
-    weights = read_weights(folder / "model.safetensors")
+    weights = read_tensors(folder / "model.safetensors")
     try:
         return assemble(config, weights)
     except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:

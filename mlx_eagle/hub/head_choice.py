@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlx_eagle.errors import EagleError, HubError
+from mlx_eagle.files.folders import cache_folder
 from mlx_eagle.heads.config import FORMAT_VERSION, MODEL_TYPE
 from mlx_eagle.hub.download import Progress, fetch
 from mlx_eagle.hub.known_heads import KnownHead, default_head, known_heads
@@ -95,7 +96,8 @@ def prepare_head(
         EagleError: if the head cannot be converted for this target.
     """
     # Only for a head that needs it: what converts heads takes a second to import.
-    from mlx_eagle.convert.checkpoint import read_json, source_name
+    from mlx_eagle.files.folders import source_name
+    from mlx_eagle.files.json_files import read_json
 
     if read_json(folder / "config.json").get("model_type") == MODEL_TYPE:
         return folder
@@ -107,15 +109,6 @@ def prepare_head(
             notify(f"converting {source_name(folder)}, once; it is kept in {out}")
         _convert(folder, target, out, bits)
     return out
-
-
-def cache_folder() -> Path:
-    """Return where conversions are kept: MLX_EAGLE_CACHE, or where the platform keeps caches."""
-    if own := os.environ.get("MLX_EAGLE_CACHE"):
-        return Path(own).expanduser()
-    if sys.platform == "darwin":
-        return Path("~/Library/Caches/mlx-eagle").expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mlx-eagle"
 
 
 def _convert(folder: Path, target: Path, out: Path, bits: int | None) -> None:

@@ -97,7 +97,8 @@ def _hub_name(target: str | Path) -> str | None:
     if not folder.is_dir():
         return str(target).partition("@")[0]
     # Only folders need the readers of convert/, which load MLX.
-    from mlx_eagle.convert.checkpoint import read_json, source_name
+    from mlx_eagle.files.folders import source_name
+    from mlx_eagle.files.json_files import read_json
 
     name: Any = source_name(folder)
     if "/" not in name and (folder / "config.json").is_file():

@@ -14,8 +14,8 @@ from mlx_eagle.cache.attention_sinks import SinkKVCache
 from mlx_eagle.cache.kv import KVCache
 from mlx_eagle.cache.stock import StockCache
 from mlx_eagle.cache.window import WindowKVCache
-from mlx_eagle.convert.checkpoint import language_config
 from mlx_eagle.errors import EagleError
+from mlx_eagle.files.json_files import language_config
 from mlx_eagle.target.target import Target
 
 UNBOUNDED = 1 << 40  # rows

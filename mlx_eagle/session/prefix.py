@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 
 from mlx_eagle.cache.model_cache import AnyCache
-from mlx_eagle.drafters import Drafter
+from mlx_eagle.drafters.base import Drafter
 from mlx_eagle.target.target import Target
 
 TARGET, HEAD = "target.", "head."  # whose arrays they are, in a file

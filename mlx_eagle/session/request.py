@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from mlx_eagle.calibration.planners import Planners
-from mlx_eagle.drafters import Drafter
+from mlx_eagle.drafters.base import Drafter
 from mlx_eagle.errors import EagleError
 from mlx_eagle.sampling.token_selector import TokenSelector, TreeConstraint
 from mlx_eagle.session.limits import Budget, Limits

@@ -20,8 +20,9 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from mlx_eagle.convert.checkpoint import parse_json, read_header
 from mlx_eagle.errors import CheckpointError, EagleError
+from mlx_eagle.files.json_files import parse_json
+from mlx_eagle.files.safetensors import read_header
 from mlx_eagle.session.prefix import Context
 from mlx_eagle.session.prompt import Message
 

@@ -14,8 +14,8 @@ from mlx_eagle.calibration import planners as planning
 from mlx_eagle.calibration.measure import CONTEXTS, ROWS, _Bench, measure
 from mlx_eagle.calibration.planners import GREEDY, UNMEASURED, Calibration, Planners, find_costs
 from mlx_eagle.calibration.store import Identity, Records
-from mlx_eagle.drafters import Drafter
-from mlx_eagle.engine import make_drafter
+from mlx_eagle.drafters.base import Drafter
+from mlx_eagle.drafters.make import make_drafter
 from mlx_eagle.heads.config import HeadConfig, MedusaConfig
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.heads.medusa import MedusaHead

@@ -10,24 +10,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_eagle.convert.checkpoint import (
-    MAX_BYTES_VARIABLE,
-    check_file,
-    find_weights,
-    hash_file,
-    language_config,
-    listed,
-    read_count,
-    read_header,
-    read_json,
-    read_manifest,
-    read_number,
-    read_weights,
-    require_finite,
-    source_name,
-)
-from mlx_eagle.convert.torch_files import TensorInfo
+from mlx_eagle.convert.checkpoint import read_manifest, read_weights, require_finite
 from mlx_eagle.errors import CheckpointError, EagleError
+from mlx_eagle.files.folders import MAX_BYTES_VARIABLE, find_weights, source_name
+from mlx_eagle.files.json_files import language_config, read_count, read_json, read_number
+from mlx_eagle.files.plain_files import check_file, hash_file
+from mlx_eagle.files.quoting import listed
+from mlx_eagle.files.safetensors import TensorInfo, read_header
 
 TENSORS = {
     "a.weight": mx.arange(6, dtype=mx.float16).reshape(2, 3),

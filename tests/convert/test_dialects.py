@@ -9,8 +9,8 @@ from mlx_eagle.convert import dialects
 from mlx_eagle.convert.dialects import Dialect, rename
 from mlx_eagle.convert.identify import recognise
 from mlx_eagle.convert.tensor_shapes import measure
-from mlx_eagle.convert.torch_files import TensorInfo
 from mlx_eagle.errors import CheckpointError
+from mlx_eagle.files.safetensors import TensorInfo
 
 H, QUERIES, KEYS, MLP, DRAFT = 64, 64, 32, 96, 16
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_eagle.convert.checkpoint import hash_file
 from mlx_eagle.convert.draft_ids import draft_to_target
 from mlx_eagle.convert.heads import convert_head
 from mlx_eagle.errors import CheckpointError, EagleError
+from mlx_eagle.files.plain_files import hash_file
 from mlx_eagle.heads.config import FORMAT_VERSION, MODEL_TYPE, HeadConfig
 from mlx_eagle.heads.load import load_head
 

@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 
 from mlx_eagle.convert import torch_files as pickles
-from mlx_eagle.convert.torch_files import TensorInfo, read_manifest, read_tensors
+from mlx_eagle.convert.torch_files import read_manifest, read_tensors
 from mlx_eagle.errors import CheckpointError
+from mlx_eagle.files.safetensors import TensorInfo
 
 
 def text(value: str) -> bytes:

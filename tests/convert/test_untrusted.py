@@ -29,9 +29,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_eagle.convert.checkpoint import find_weights, read_manifest, read_weights
+from mlx_eagle.convert.checkpoint import read_manifest, read_weights
 from mlx_eagle.convert.heads import convert_head
 from mlx_eagle.errors import CheckpointError, EagleError
+from mlx_eagle.files.folders import find_weights
 from mlx_eagle.heads.load import load_head
 
 N_MUTANTS = int(os.environ.get("MLX_EAGLE_MUTANTS", "20000"))

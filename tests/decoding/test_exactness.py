@@ -19,7 +19,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_eagle.decoding.loop import rounds
 from mlx_eagle.decoding.prefill import prefill
 from mlx_eagle.decoding.rounds import Decoder
-from mlx_eagle.drafters import Drafter, Level
+from mlx_eagle.drafters.base import Drafter, Level
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.planner.acceptance_model import Acceptance

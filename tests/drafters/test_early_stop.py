@@ -5,7 +5,7 @@ from collections.abc import Generator
 import mlx.core as mx
 import pytest
 
-from mlx_eagle.drafters import Level as LazyLevel
+from mlx_eagle.drafters.base import Level as LazyLevel
 from mlx_eagle.drafters.early_stop import draft_as_planned, draft_with_checks, greedy_path_tree
 from mlx_eagle.planner.policy import Level, Node, Plan
 from mlx_eagle.tree import PLAIN, TreeShape

@@ -14,10 +14,10 @@ from mlx_lm.generate import generate_step
 
 from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.drafters.eagle import EagleDrafter
+from mlx_eagle.drafters.make import make_drafter
 from mlx_eagle.drafters.medusa import MedusaDrafter
 from mlx_eagle.drafters.p_eagle import PEagleDrafter
 from mlx_eagle.drafters.ranking import independent_candidates
-from mlx_eagle.engine import make_drafter
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.config import HeadConfig, MedusaConfig
 from mlx_eagle.heads.eagle import EagleHead

@@ -16,8 +16,9 @@ import pytest
 import mlx_eagle
 from mlx_eagle.engine import DEMO
 from mlx_eagle.errors import CheckpointError, EagleError, HubError
+from mlx_eagle.files.folders import cache_folder
 from mlx_eagle.hub import head_choice as published
-from mlx_eagle.hub.head_choice import cache_folder, choose_head, prepare_head
+from mlx_eagle.hub.head_choice import choose_head, prepare_head
 from mlx_eagle.hub.known_heads import KnownHead
 from mlx_eagle.tree import TreeShape
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from mlx_eagle.engine import DEMO
-from mlx_eagle.pairing import load_target
 from mlx_eagle.sampling.grammar import Constraint, Grammar, Vocabulary
+from mlx_eagle.target.load import load_target
 
 N_REAL = 4096  # tokens of the trained tokenizer
 N_PADDED = 4100

@@ -25,7 +25,7 @@ from mlx_eagle.cache.recurrent import RecurrentCache
 from mlx_eagle.decoding.loop import rounds
 from mlx_eagle.decoding.prefill import prefill_steps
 from mlx_eagle.decoding.rounds import Decoder, Round
-from mlx_eagle.drafters import Level
+from mlx_eagle.drafters.base import Level
 from mlx_eagle.errors import UnsupportedTargetError
 from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import Costs, LiveCosts

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mlx_eagle.convert.write import new_folder
 from mlx_eagle.errors import EagleError
+from mlx_eagle.files.atomic import new_folder
 
 
 def everything_in(folder: Path) -> list[str]:
@@ -73,7 +73,7 @@ def test_place_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
 def test_sigterm_leaves_nothing(tmp_path: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path\n"
-        "from mlx_eagle.convert.write import new_folder\n"
+        "from mlx_eagle.files.atomic import new_folder\n"
         "with new_folder(Path(sys.argv[1])) as partial:\n"
         "    (partial / 'a').write_text('1'); print('writing', flush=True); time.sleep(60)\n"
     )

@@ -1,0 +1,71 @@
+"""What each way to propose a tree must offer; one module per way stands beside this one."""
+
+from collections.abc import Generator, Sequence
+from typing import Protocol, Self
+
+import mlx.core as mx
+
+from mlx_eagle.tree import DraftTree, TreeShape
+
+Level = tuple[mx.array, mx.array]  # log-probabilities and target ids, [K] each, likeliest first
+
+
+class Drafter(Protocol):
+    """Proposes trees from what has been committed; it sees tokens and taps, never the target.
+
+    A drafter follows the committed text one token behind: `rows` tokens have been observed with
+    the token that follows each, so the newest committed token is known only as a follower.
+    """
+
+    @property
+    def max_width(self) -> int:
+        """The widest tree it can make: how many tokens it chooses among."""
+
+    @property
+    def max_depth(self) -> int:
+        """The deepest tree it can make."""
+
+    @property
+    def rows(self) -> int:
+        """Committed tokens observed."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the drafter's own cache."""
+
+    @property
+    def buffers(self) -> Sequence[mx.array]:
+        """The arrays to evaluate when the drafter must be up to date."""
+
+    def observe(self, taps: mx.array | None, next_tokens: mx.array) -> None:
+        """Take in L newly committed tokens.
+
+        Args:
+            taps: [L, A * D] the target's taps at these tokens; None if the target is untapped.
+            next_tokens: [L] int32, the token that follows each.
+        """
+
+    def draft(self, root: mx.array, shape: TreeShape) -> DraftTree:
+        """Propose a tree below `root` [1] int32, the follower that was observed last."""
+
+    def greedy_path(self, k: int, depth: int) -> Generator[Level]:
+        """Yield, level by level, the k likeliest children of the likeliest node, lazily.
+
+        The log-probabilities are given the parent. What is drafted ends when the caller stops, at
+        `depth` levels at the latest; the caller closes the generator.
+        """
+
+    def trim(self, rows: int) -> None:
+        """Forget everything after the first `rows` observed tokens."""
+
+    def fork(self) -> Self:
+        """Return a copy that shares what has been observed so far, and then goes its own way."""
+
+    def arrays(self) -> dict[str, mx.array]:
+        """Return what a file must hold for `restore`, by name."""
+
+    def restore(self, arrays: dict[str, mx.array], rows: int) -> None:
+        """Hold what `arrays` returned of a drafter with `rows` observed tokens.
+
+        A token must be observed before the next draft.
+        """
