@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -14,14 +15,13 @@ import pytest
 from mlx_lm.generate import generate_step
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
-from mlx_eagle.calibration.planners import Planners
+from doubles import make_session
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.config import HeadConfig
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.sampling.samplers import SeededSampler
 from mlx_eagle.sampling.token_selector import TokenSelector
-from mlx_eagle.session.request import Resources
 from mlx_eagle.session.session import Session
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, DraftTree, TreeShape
@@ -149,23 +149,6 @@ def test_a_node_is_processed_with_its_own_path_and_nothing_else() -> None:
 VOCABULARY = 12
 
 
-class NoText:
-    """A tokenizer whose tokens are invisible."""
-
-    eos_token_ids: frozenset[int] = frozenset()
-    last_segment = ""
-
-    @property
-    def detokenizer(self) -> "NoText":
-        return self
-
-    def reset(self) -> None: ...
-
-    def add_token(self, token: int) -> None: ...
-
-    def finalize(self) -> None: ...
-
-
 @pytest.fixture(scope="module")
 def twelve(
     tiny_target: Callable[..., nn.Module], head_config: HeadConfig
@@ -177,9 +160,7 @@ def twelve(
     mx.random.seed(4)
     head = EagleHead(replace(head_config, **sizes, **words))
     target = Target(model, taps=head.config.taps)
-    return model, Session(
-        Resources(target, NoText(), lambda: EagleDrafter(head, target), "on", Planners())
-    )
+    return model, make_session(target, partial(EagleDrafter, head, target))
 
 
 def softmax(x: np.ndarray) -> np.ndarray:

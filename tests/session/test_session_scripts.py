@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -12,6 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
+from doubles import Letters
 from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.heads.config import HeadConfig
@@ -19,50 +20,7 @@ from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, TreeShape
 
-END, SYSTEM, USER, ASSISTANT = 1, 2, 3, 4
-LETTERS = "abcdefghijklmnopqrstuvwxyz .,"
 WORDS = ["why", "say it again", "no.", "a longer question, with commas, and words", "x"]
-
-
-class Letters:
-    """A tokenizer of 128 ids for 29 letters: an answer is tokenized anew otherwise than it came.
-
-    That is how tokenizers are, and a conversation must not reuse rows of other tokens.
-    """
-
-    bos_token = None
-    has_chat_template = True
-    eos_token_ids = frozenset({END})
-
-    def __init__(self) -> None:
-        self.last_segment = ""
-
-    @property
-    def detokenizer(self) -> "Letters":
-        return Letters()
-
-    def reset(self) -> None: ...
-
-    def finalize(self) -> None:
-        self.last_segment = ""
-
-    def add_token(self, token: int) -> None:
-        self.last_segment = LETTERS[token % len(LETTERS)]
-
-    def encode(self, text: str) -> list[int]:
-        # All but one in seven letters come back as a token of the lower half.
-        return [
-            8 + (LETTERS.index(c) - 8) % 29 + (29 if i % 7 == 0 else 0) for i, c in enumerate(text)
-        ]
-
-    def apply_chat_template(
-        self, messages: Sequence[dict[str, str]], add_generation_prompt: bool
-    ) -> list[int]:
-        roles = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
-        ids: list[int] = []
-        for message in messages:
-            ids += [roles[message["role"]], *self.encode(message["content"]), END]
-        return [*ids, ASSISTANT]
 
 
 def make_engine(model: nn.Module, head_config: HeadConfig) -> Engine:

@@ -2,13 +2,11 @@
 
 import contextlib
 import re
-import runpy
 import time
-from pathlib import Path
 
 import pytest
 
-Terminal = runpy.run_path(str(Path(__file__).parents[2] / "pseudo_terminal.py"))["Terminal"]
+from pseudo_terminal import Terminal
 
 STUB = """
 import fcntl, sys, termios, time, types
