@@ -49,6 +49,15 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("quick" if is_quick else "broad")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is marked `broad`, unless more is asked for."""
+    if config.getoption("--exactness") != "quick":
+        return
+    broad = [item for item in items if item.get_closest_marker("broad")]
+    config.hook.pytest_deselected(items=broad)
+    items[:] = [item for item in items if not item.get_closest_marker("broad")]
+
+
 @pytest.fixture(scope="session")
 def is_quick(pytestconfig: pytest.Config) -> bool:
     """Say whether few cases are enough; `--exactness` asks for more."""
