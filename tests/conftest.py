@@ -30,7 +30,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How many examples of a property are tried; more where the tests are run at length.
-settings.register_profile("quick", max_examples=40, deadline=None)
+settings.register_profile("quick", max_examples=50, deadline=None)
 settings.register_profile("broad", max_examples=300, deadline=None)
 
 

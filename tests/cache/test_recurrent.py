@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mlx_lm.generate import generate_step
 
@@ -78,7 +78,6 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
 @given(steps, st.sampled_from([Hashing, Twice]))
 def test_the_state_is_always_that_of_the_committed_rows(
     plan: list[tuple[int, int, str]], kind: type[nn.Module]

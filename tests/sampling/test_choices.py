@@ -72,23 +72,21 @@ def combination(index: int, prompts: list[str]) -> tuple[list[dict[str, str]], d
     return [{"role": "user", "content": prompts[index % len(prompts)]}], setting
 
 
-@pytest.mark.parametrize("block", [*range(5), *map(broad, range(5, 20))])
+@pytest.mark.parametrize("block", [*range(5), *map(broad, range(5, 100))])
 def test_speculation_does_not_change_a_token_whatever_chooses_it(
-    block: int, demo: Any, prompts: list[str], is_quick: bool
+    block: int, demo: Any, prompts: list[str]
 ) -> None:
-    """Every setting with every policy; 200 (prompt, seed, setting) with each where asked for."""
+    """Every setting with every policy; more prompts and seeds where asked for."""
     accepted = 0
-    for index in range(10 * block, 10 * block + 10):
+    for index in (2 * block, 2 * block + 1):
         messages, options = combination(index, prompts)
         want = demo.generate(messages, speculate=False, **options)
-        for policy in [POLICIES[block]] if is_quick else POLICIES:
+        for policy in POLICIES:
             got = demo.generate(messages, tree=policy, **options)
             assert got.tokens == want.tokens, (index, options, policy)
             assert (got.text, got.finish_reason) == (want.text, want.finish_reason)
             accepted += got.stats.accepted
-    assert accepted > (0 if is_quick and block == 0 else 10), (
-        "next to nothing was accepted; the test shows little"
-    )
+    assert accepted > 10, "next to nothing was accepted; the test shows little"
 
 
 STOCK: list[tuple[dict[str, Any], dict[str, Any]]] = [

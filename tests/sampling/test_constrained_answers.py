@@ -9,6 +9,7 @@ import jsonschema
 import mlx.core as mx
 import pytest
 
+from cases import broad
 from mlx_eagle.engine import Engine
 from mlx_eagle.tree import TreeShape
 from random_schemas import closing_bias, random_schema
@@ -27,11 +28,11 @@ def closing(demo: Engine) -> Any:
     return close
 
 
-@pytest.mark.parametrize("block", range(10))
+@pytest.mark.parametrize("block", [0, 1, *map(broad, range(2, 10))])
 def test_answers_under_random_schemas_are_valid_and_those_of_plain_decoding(
     block: int, demo: Engine, closing: Any, prompts: list[str]
 ) -> None:
-    """100 random schemas, greedy and sampled, over four ways of drafting."""
+    """Random schemas, greedy and sampled, over four ways of drafting."""
     checker = jsonschema.Draft202012Validator.FORMAT_CHECKER
     for seed in range(1000 + 10 * block, 1010 + 10 * block):
         schema = random_schema(random.Random(seed))

@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
@@ -162,7 +162,6 @@ def random_tree(
     return tokens, parents
 
 
-@settings(max_examples=50, deadline=None)
 @given(random=st.randoms(use_true_random=False), grammar=st.sampled_from(GRAMMARS))
 def test_a_mask_in_a_tree_is_the_mask_after_its_path_alone(
     vocabulary: Vocabulary, random: random.Random, grammar: Grammar

@@ -1,6 +1,6 @@
 """Streaming text: whole characters, exact stop strings."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from doubles import ByteTokenizer
@@ -35,7 +35,6 @@ def test_the_first_of_several_stop_strings_wins() -> None:
     assert "".join(segments) == "ab"
 
 
-@settings(max_examples=300, deadline=None)
 @given(
     st.text(st.sampled_from("ab\n é漢🙂"), max_size=30),
     st.lists(st.text(st.sampled_from("ab é🙂"), min_size=1, max_size=4), max_size=3),

@@ -12,13 +12,6 @@ def broad(*values: Any) -> Any:
     return pytest.param(*values, marks=pytest.mark.broad)
 
 
-def few_of(cases: Iterable[Any], is_kept: Iterable[bool]) -> Iterator[Any]:
-    """Yield all cases, those that are not kept as `broad` ones."""
-    for case, kept in zip(cases, is_kept, strict=True):
-        values = case if isinstance(case, tuple) else (case,)
-        yield pytest.param(*values) if kept else broad(*values)
-
-
 def rotated(many: Iterable[Any], few: Iterable[Any]) -> Iterator[Any]:
     """Yield all pairs of two lists; by default each of `many` is run with one of `few` in turn."""
     many, few = list(many), list(few)
