@@ -162,9 +162,9 @@ def _rows(array: mx.array) -> list[mx.array]:
 def _count(stats: GenerationStats, round_: Round) -> None:
     """Add a round to the statistics."""
     stats.add_round(round_.depth, round_.n_drafted, round_.n_accepted)
-    stats.add_times(round_.times)
+    stats.add_times(round_.times[:3])
     if stats.planned is not None:
-        stats.planned.add(len(round_.tokens), round_.seconds, round_.review)
+        stats.planned.add(len(round_.tokens), round_.times.total, round_.review)
 
 
 def _drafted(round_: Round) -> DraftedTree | None:
