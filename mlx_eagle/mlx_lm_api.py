@@ -23,7 +23,7 @@ import mlx.core as mx
 
 from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.engine import Engine
-from mlx_eagle.engine import load as load_engine
+from mlx_eagle.loading import load as load_engine
 from mlx_eagle.sampling.token_selector import LogitsProcessor
 from mlx_eagle.session.prompt import Prompt, encode
 from mlx_eagle.session.responses import Responses
@@ -48,7 +48,7 @@ class PromptCache:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.tokens = list(session.context.tokens)
+        self.tokens = list(session.prefix.tokens)
 
     def follow(self, ids: list[int], stream: Responses) -> Responses:
         """Pass on the answer to `ids`, which end with the new prompt, and note both."""

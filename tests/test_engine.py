@@ -10,8 +10,8 @@ import pytest
 from mlx.utils import tree_flatten
 
 import mlx_eagle
-from mlx_eagle.engine import DEMO
 from mlx_eagle.errors import CheckpointError, EagleError, HubError
+from mlx_eagle.loading import DEMO
 from mlx_eagle.tree import TreeShape
 
 
