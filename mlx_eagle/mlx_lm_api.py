@@ -16,6 +16,7 @@ Options of ours, such as `seed`, `json_schema` or `tree`, are taken as well.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,24 +44,21 @@ class PromptCache:
 
     Attributes:
         session: with the rows.
-        tokens: prompts and answers so far, as they were given and returned.
     """
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.tokens = list(session.prefix.tokens)
 
-    def follow(self, ids: list[int], stream: Responses) -> Responses:
-        """Pass on the answer to `ids`, which end with the new prompt, and note both."""
-        n_known, answer = len(self.tokens), list[int]()
-        try:
+    @property
+    def tokens(self) -> list[int]:
+        """Prompts and answers so far, as they were given and returned."""
+        return self.session.prefix.tokens
+
+    def follow(self, n_known: int, stream: Responses) -> Responses:
+        """Pass on an answer; its prompt counts without the `n_known` tokens before it."""
+        with closing(stream):
             for response in stream:
-                answer.append(response.token)
-                yield response._replace(prompt_tokens=len(ids) - n_known)
-        finally:
-            stream.close()
-            if answer:
-                self.tokens = [*ids, *answer]
+                yield response._replace(prompt_tokens=response.prompt_tokens - n_known)
 
 
 def make_prompt_cache(model: Engine, max_kv_size: int | None = None) -> PromptCache:
@@ -156,7 +154,7 @@ def stream_generate(
         progress=report,
         **({"logprobs": True} | options),
     )
-    return cache.follow([*cache.tokens, *ids], stream)
+    return cache.follow(n_known, stream)
 
 
 def generate(

@@ -62,7 +62,7 @@ def test_a_quantized_cache_gives_the_text_that_it_gives_in_mlx_lm(
         demo.target.model, demo.tokenizer, question, quantized_kv_start=0, **options
     )
     assert drop_in.generate(demo, None, question, tree=TREE, **options) == want
-    assert demo.session().context.cache.layers[0].__class__.__name__ == "KVCache"
+    assert demo.session().prefix.cache.layers[0].__class__.__name__ == "KVCache"
 
 
 def test_a_prompt_cache_goes_on_where_it_was(
@@ -79,7 +79,7 @@ def test_a_prompt_cache_goes_on_where_it_was(
         assert got == want
         drop_in.save_prompt_cache(tmp_path / "cache", ours)
         ours = drop_in.load_prompt_cache(tmp_path / "cache", demo)
-    assert ours.tokens == ours.session.context.tokens
+    assert ours.tokens == ours.session.prefix.tokens
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 13])

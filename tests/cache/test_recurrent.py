@@ -19,11 +19,12 @@ from mlx_eagle.cache.recurrent import RecurrentCache
 from mlx_eagle.calibration import measure as calibration
 from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.drafters.eagle import EagleDrafter
+from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.config import HeadConfig
 from mlx_eagle.heads.eagle import EagleHead
-from mlx_eagle.session.request import Resources
 from mlx_eagle.session.session import Session
+from mlx_eagle.speculation import ON
 from mlx_eagle.target.hooks import note_updates
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import DraftTree, TreeShape
@@ -221,6 +222,14 @@ class Oracle:
         self.rows = rows
 
 
+def scripted_session(target: Target, tokenizer: Any, truth: list[int]) -> Session:
+    """A conversation whose drafter knows the true tokens."""
+    info, planners = EngineInfo("", "", "", "", ON, "", False), Planners(chains_only=True)
+    engine = Engine(target, tokenizer, None, info, planners)
+    engine.make_drafter = lambda: Oracle(truth)
+    return engine.session()
+
+
 def converse(
     model: nn.Module, turns: list[tuple[list[int], int]], speculate: bool = True
 ) -> list[int]:
@@ -230,9 +239,7 @@ def converse(
     text.detokenizer = SimpleNamespace(
         last_segment="", reset=lambda: None, add_token=lambda _: None, finalize=lambda: None
     )
-    session = Session(
-        Resources(Target(model), text, lambda: Oracle(truth), "on", Planners(chains_only=True))
-    )
+    session = scripted_session(Target(model), text, truth)
     for prompt, n in turns:
         steps = generate_step(mx.array(prompt), model, max_tokens=n + 4)
         expected = [int(token) for token, _ in steps]
@@ -279,7 +286,7 @@ def test_an_answer_that_ends_inside_a_chain_is_gone_on_from_there(n: int, tiny_t
 
 def test_a_tree_that_branches_is_refused_before_anything_runs(tiny_target: Any) -> None:
     target = Target(tiny_target("lfm2", **CONFIGS["lfm2"]))
-    session = Session(Resources(target, None, lambda: Oracle([]), "on", Planners(chains_only=True)))
+    session = scripted_session(target, None, [])
     with pytest.raises(EagleError, match="width 2 was asked for.*verifies chains only"):
         session.stream_generate([1, 2], tree=TreeShape(4, 2, 8))
 

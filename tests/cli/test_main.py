@@ -18,10 +18,11 @@ from mlx_eagle.decoding.stats import GenerationStats
 from mlx_eagle.engine import EngineInfo
 from mlx_eagle.errors import CheckpointError
 from mlx_eagle.session.responses import GenerationResponse
+from mlx_eagle.speculation import ON
 
 HEAVY = ["mlx", "mlx_lm", "transformers", "huggingface_hub", "numpy", "rich", "prompt_toolkit"]
 WORDS = ["It ", "joins ", "\x1b[31mpaths", "."]
-INFO = EngineInfo("toy", "8-bit, group 64", "head", "4-bit, group 64", "on", "CPU", True)
+INFO = EngineInfo("toy", "8-bit, group 64", "head", "4-bit, group 64", ON, "CPU", True)
 
 
 def responses() -> Iterator[GenerationResponse]:

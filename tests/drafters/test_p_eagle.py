@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,13 +17,14 @@ from mlx_eagle.drafters.make import make_drafter
 from mlx_eagle.drafters.medusa import MedusaDrafter
 from mlx_eagle.drafters.p_eagle import PEagleDrafter
 from mlx_eagle.drafters.ranking import independent_candidates
+from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.config import HeadConfig, MedusaConfig
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.heads.load import Head
 from mlx_eagle.heads.medusa import MedusaHead
-from mlx_eagle.session.request import Resources
 from mlx_eagle.session.session import Session
+from mlx_eagle.speculation import ON
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, TreeShape, check_structure
 
@@ -204,9 +204,8 @@ class NoText:
 
 def session_of(target: Target, head: Head) -> Session:
     """A conversation whose text nobody reads."""
-    make = partial(make_drafter, head, target)
-    planners = Planners(max_depth=make().max_depth)
-    return Session(Resources(target, NoText(), make, "on", planners))
+    info, planners = EngineInfo("", "", "", "", ON, "", False), Planners(max_depth=head.max_depth)
+    return Engine(target, NoText(), head, info, planners).session()
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])

@@ -14,15 +14,14 @@ import pytest
 from mlx_lm.generate import generate_step
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
-from mlx_eagle.calibration.planners import Planners
-from mlx_eagle.drafters.eagle import EagleDrafter
+from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.config import HeadConfig
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.sampling.samplers import SeededSampler
 from mlx_eagle.sampling.token_selector import TokenSelector
-from mlx_eagle.session.request import Resources
 from mlx_eagle.session.session import Session
+from mlx_eagle.speculation import ON
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, DraftTree, TreeShape
 
@@ -177,9 +176,8 @@ def twelve(
     mx.random.seed(4)
     head = EagleHead(replace(head_config, **sizes, **words))
     target = Target(model, taps=head.config.taps)
-    return model, Session(
-        Resources(target, NoText(), lambda: EagleDrafter(head, target), "on", Planners())
-    )
+    info = EngineInfo("", "", "", "", ON, "", False)
+    return model, Engine(target, NoText(), head, info).session()
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
