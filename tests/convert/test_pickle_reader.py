@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_eagle.convert.pickle_reader import MAX_OPCODES, Storage, View, interpret
@@ -77,7 +77,6 @@ def test_state_dict_becomes_views() -> None:
     }
 
 
-@settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_a_view_is_accepted_exactly_if_it_lies_in_its_storage(data: st.DataObject) -> None:
     shape = data.draw(st.lists(st.integers(0, 4), max_size=4))
