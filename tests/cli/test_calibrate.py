@@ -11,6 +11,7 @@ from mlx_eagle.cli.explain import explain
 from mlx_eagle.decoding.stats import GenerationStats, Planned
 from mlx_eagle.planner.cost_model import Costs
 from mlx_eagle.planner.policy import Forecast, Review
+from mlx_eagle.speculation import Speculation
 
 STEPPED = Costs((64,), {1: (1.0,), 2: (1.0,), 3: (1.0,), 4: (3.0,)}, (1.0,), (0.05, 0.1, 0.15), 0.0)
 
@@ -113,7 +114,7 @@ def test_explain_says_what_was_expected_and_what_came() -> None:
 
 
 def test_explain_says_that_no_planner_was_asked() -> None:
-    stats = GenerationStats(speculation="off: not asked for")
+    stats = GenerationStats(status=Speculation.off("not asked for"))
     assert explain(stats) == "  planner      not asked (off: not asked for)"
 
 

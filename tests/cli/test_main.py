@@ -19,10 +19,11 @@ from mlx_eagle.decoding.stats import GenerationStats
 from mlx_eagle.engine import EngineInfo
 from mlx_eagle.errors import CheckpointError
 from mlx_eagle.session.responses import GenerationResponse
+from mlx_eagle.speculation import ON
 
 HEAVY = ["mlx", "mlx_lm", "transformers", "huggingface_hub", "numpy", "rich", "prompt_toolkit"]
 WORDS = ["It ", "joins ", "\x1b[31mpaths", "."]
-INFO = EngineInfo("toy", "8-bit, group 64", "head", "4-bit, group 64", "on", "CPU", True)
+INFO = EngineInfo("toy", "8-bit, group 64", "head", "4-bit, group 64", ON, "CPU", True)
 
 
 def responses() -> Iterator[GenerationResponse]:
@@ -67,7 +68,7 @@ class FakeEngine:
 def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     """A fake engine in the place of the one that `load` would return."""
     fake = FakeEngine()
-    monkeypatch.setattr("mlx_eagle.engine.load", lambda *args, **options: fake)
+    monkeypatch.setattr("mlx_eagle.loading.load", lambda *args, **options: fake)
     return fake
 
 
@@ -172,7 +173,7 @@ def test_an_error_cannot_send_escape_sequences_to_the_terminal(
     def load(*args: Any, **options: Any) -> None:
         raise CheckpointError("unknown tensor \x1b]0;evil\x07\nand \x9bmore")
 
-    monkeypatch.setattr("mlx_eagle.engine.load", load)
+    monkeypatch.setattr("mlx_eagle.loading.load", load)
     assert run(["generate", "a"]) == 1
     assert capsys.readouterr().err.endswith("error: unknown tensor ?]0;evil? and ?more\n")
 
@@ -254,7 +255,7 @@ def test_options_of_loading_reach_the_engine_under_its_names(
         asked.update(options)
         return FakeEngine()
 
-    monkeypatch.setattr("mlx_eagle.engine.load", load)
+    monkeypatch.setattr("mlx_eagle.loading.load", load)
     line = "chat -p a --kv-bits 8 --head-window 64 --max-context 512 --memory 1.5"
     run(line.split())
     assert asked["kv_bits"] == 8

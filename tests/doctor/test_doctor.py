@@ -22,9 +22,9 @@ from mlx_eagle.doctor.doctor import (
     repair_head,
 )
 from mlx_eagle.doctor.score import STEPS, Evidence, Score, collect, score
-from mlx_eagle.engine import load
 from mlx_eagle.errors import CheckpointError
 from mlx_eagle.heads.load import load_head, read_head_config
+from mlx_eagle.loading import load
 from mlx_eagle.target.load import load_target
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import TreeShape

@@ -7,7 +7,7 @@ import pytest
 
 from mlx_eagle.cli.options import SOURCE_PARSERS, ModelSource
 from mlx_eagle.cli.settings import Settings, Tree
-from mlx_eagle.engine import load
+from mlx_eagle.loading import load
 
 DEMO = ModelSource(None, None, None)
 

@@ -15,6 +15,7 @@ from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.config import HeadConfig
 from mlx_eagle.heads.eagle import EagleHead
+from mlx_eagle.speculation import Speculation
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, TreeShape
 
@@ -118,9 +119,9 @@ def test_a_second_turn_reuses_rows_and_answers_as_a_fresh_conversation(
     session = demo.session()
     options = {"max_tokens": 40, "tree": TreeShape.chain(3)}  # the same rounds whatever they take
     first = "".join(r.text for r in session.ask(prompts[1], **options))
-    held = session.context.cache
+    held = session.prefix.cache
     second = list(session.ask(prompts[2], **options))
-    assert session.context.cache is held, "the second turn started over"
+    assert session.prefix.cache is held, "the second turn started over"
     messages = [
         {"role": "user", "content": prompts[1]},
         {"role": "assistant", "content": first},
@@ -242,7 +243,7 @@ def test_a_target_that_cannot_hold_a_tree_still_decodes_plainly(tiny_target: Any
     session = make_session(target)
     assert [r.token for r in session.stream_generate(prompt, max_tokens=20)] == want
     assert [r.token for r in session.stream_generate(prompt, max_tokens=20)] == want
-    info = EngineInfo("", "", "", "", "off: no head was given", "", False)
+    info = EngineInfo("", "", "", "", Speculation.off("no head was given"), "", False)
     stats = Engine(target, NoText(), None, info).generate(prompt, max_tokens=3).stats
     assert stats.speculation == "off: no head was given"
 

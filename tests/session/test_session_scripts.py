@@ -17,6 +17,7 @@ from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.heads.config import HeadConfig
 from mlx_eagle.heads.eagle import EagleHead
+from mlx_eagle.speculation import ON
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, TreeShape
 
@@ -30,7 +31,7 @@ def make_engine(model: nn.Module, head_config: HeadConfig) -> Engine:
     mx.random.seed(4)
     head = EagleHead(replace(head_config, **sizes, **words))
     target = Target(model, taps=head.config.taps)
-    info = EngineInfo("tiny", "", "tiny", "", "on", "", False)
+    info = EngineInfo("tiny", "", "tiny", "", ON, "", False)
     return Engine(target, Letters(), head, info, Planners())
 
 

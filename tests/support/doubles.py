@@ -6,8 +6,9 @@ import mlx.core as mx
 
 from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.drafters.base import Drafter, Level
-from mlx_eagle.session.request import Resources
+from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.session.session import Session
+from mlx_eagle.speculation import ON, Speculation
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import DraftTree, TreeShape
 
@@ -169,5 +170,8 @@ def make_session(
     planners: Planners | None = None,
 ) -> Session:
     """Return a conversation whose text nobody reads, without a drafter if none is made."""
-    speculation = "on" if make_drafter else "off: no head was given"
-    return Session(Resources(target, NoText(), make_drafter, speculation, planners or Planners()))
+    status = ON if make_drafter else Speculation.off("no head was given")
+    info = EngineInfo("", "", "", "", status, "", False)
+    engine = Engine(target, NoText(), None, info, planners)
+    engine.make_drafter = make_drafter or (lambda: None)
+    return engine.session()

@@ -53,9 +53,9 @@ def load(*args, **options):
     )
     return SimpleNamespace(info=info, session=Session, tokenizer=tokenizer)
 
-engine = types.ModuleType("mlx_eagle.engine")
-engine.load = load
-sys.modules["mlx_eagle.engine"] = engine
+loading = types.ModuleType("mlx_eagle.loading")
+loading.load = load
+sys.modules["mlx_eagle.loading"] = loading
 tree = types.ModuleType("mlx_eagle.tree")
 tree.TreeShape = tuple
 sys.modules["mlx_eagle.tree"] = tree

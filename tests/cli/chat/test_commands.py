@@ -13,6 +13,7 @@ from mlx_eagle.cli.chat.commands import ALIASES, COMMANDS, NAMES, find
 from mlx_eagle.cli.chat.completion import CommandCompleter
 from mlx_eagle.cli.chat.setting_actions import SETTINGS, SHOWS
 from mlx_eagle.cli.settings import Settings, Tree
+from mlx_eagle.speculation import Speculation
 
 
 def test_help_names_every_command_that_works(chat: Any) -> None:
@@ -289,7 +290,7 @@ def test_show_says_so_if_there_will_be_nothing_to_see(chat: Any) -> None:
     chat.say("/speculate off")
     assert "nothing is drafted: /speculate on" in chat.say("/show tree")
     chat.say("/speculate on")
-    chat.conversation.info = chat.conversation.info._replace(speculation="off: no head")
+    chat.conversation.info = chat.conversation.info._replace(status=Speculation.off("no head"))
     assert "speculation is off: no head" in chat.say("/show drafts")
 
 
