@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from cases import broad
 from mlx_eagle.cli.doctor import command, verdict
 from mlx_eagle.convert.heads import convert_head
 from mlx_eagle.doctor.doctor import (
@@ -30,10 +31,10 @@ from mlx_eagle.target.target import Target
 from mlx_eagle.tree import TreeShape
 
 # The fact, the planted value, and what the trained head has.
-PLANTED: list[tuple[str, Any, Any]] = [
+PLANTED: list[Any] = [
     ("taps", [3, 5, 6], [2, 4, 5]),
-    ("taps", [1, 3, 4], [2, 4, 5]),
-    ("taps", [2, 5, 6], [2, 4, 5]),
+    broad("taps", [1, 3, 4], [2, 4, 5]),
+    broad("taps", [2, 5, 6], [2, 4, 5]),
     ("rope_theta", 1e6, 10000.0),
     ("rope_interleaved", True, False),
     ("norm_before_residual", True, False),
@@ -52,13 +53,13 @@ def target(fixtures: Path) -> Target:
 
 
 @pytest.fixture(scope="module")
-def evidence(target: Target, engine: Any) -> list[Evidence]:
+def evidence(target: Target, engine: Any, is_quick: bool) -> list[Evidence]:
     questions = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
     ids = [
         engine.tokenizer.apply_chat_template(question, add_generation_prompt=True)
         for question in questions
     ]
-    return collect(target, ids, 96, silent)
+    return collect(target, ids, 40 if is_quick else 96, silent)
 
 
 @pytest.fixture(scope="module")
