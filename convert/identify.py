@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from mlx_eagle.convert import dialects
-from mlx_eagle.convert.dialects import Dialect, rename
+from mlx_eagle.convert.dialects import Dialect, parameter_name
 from mlx_eagle.files.quoting import quote_value
 from mlx_eagle.files.safetensors import TensorInfo
 from mlx_eagle.heads.config import ALGORITHMS, MODEL_TYPE
@@ -55,12 +55,12 @@ _SPECULATORS: dict[str, Kind] = {
 }
 
 
-def recognise(config: dict[str, Any], manifest: Manifest) -> Kind:
+def identify_kind(config: dict[str, Any], manifest: Manifest) -> Kind:
     """Return what a folder with this configuration and these tensors is."""
     if config.get("model_type") == MODEL_TYPE:
         name = str(config.get("algorithm"))
         return Kind(f"converted {ALGORITHMS.get(name, 'head')}", "head")
-    shapes = {rename(name): info.shape for name, info in manifest.items()}
+    shapes = {parameter_name(name): info.shape for name, info in manifest.items()}
     if kind := _announced(config, shapes):
         return kind
     if not _is_head(shapes, manifest):

@@ -19,7 +19,7 @@ import numpy as np
 from mlx_eagle.convert.checkpoint import read_weights
 from mlx_eagle.convert.heads import convert_head
 from mlx_eagle.convert.taps import plausible_taps
-from mlx_eagle.convert.targets import TargetFacts, read_facts
+from mlx_eagle.convert.target_facts import TargetFacts, read_target_facts
 from mlx_eagle.doctor.score import CLEARLY, Evidence, Progress, Score, collect, score, z_score
 from mlx_eagle.drafters.make import check_fit
 from mlx_eagle.errors import CheckpointError
@@ -82,7 +82,7 @@ def diagnose_head(head: Path, target: Path, progress: Progress) -> Diagnosis:
         if not is_converted(head):
             convert_head(head, target, Path(scratch) / "head", bits=None)
             head = Path(scratch) / "head"
-        config = _checked(read_head_config(head), read_facts(target))
+        config = _checked(read_head_config(head), read_target_facts(target))
         weights = read_weights(head / "model.safetensors")
         network = load_head(head)
         mx.eval(weights, network.parameters())
