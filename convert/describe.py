@@ -4,6 +4,7 @@ It describes; whether a description is good enough to convert or run is decided 
 """
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mlx_eagle.convert.tensor_shapes import FLOATS, read_sizes
 from mlx_eagle.errors import CheckpointError
 from mlx_eagle.files.folders import find_weights, source_name
 from mlx_eagle.files.json_files import language_config, read_count, read_json
+from mlx_eagle.files.quoting import one_line
 from mlx_eagle.heads.config import MODEL_TYPE
 
 _TARGET_KEYS = ("model_type", "num_hidden_layers", "hidden_size", "vocab_size")
@@ -112,7 +114,7 @@ def _suspicions(
     name = named if isinstance(named, str) else ""
     last = name.rstrip("/").rpartition("/")[2]
     if last and last.lower() not in target.name.lower():
-        found.append(f"it says that it was made for {name[:120]}, not {target.name}")
+        found.append(f"it says that it was made for {one_line(name, 120)}, not {target.name}")
     return found
 
 
@@ -170,5 +172,5 @@ def _count_parameters(manifest: Manifest, quantization: Any) -> int:
 
 def _count_types(manifest: Manifest) -> dict[str, int]:
     """Return how many tensors there are of each type, the most frequent first."""
-    dtypes = [info.dtype for info in manifest.values()]
-    return {dtype: dtypes.count(dtype) for dtype in sorted(set(dtypes), key=dtypes.count)[::-1]}
+    counts = Counter(info.dtype for info in manifest.values())
+    return dict(counts.most_common())

@@ -27,6 +27,7 @@ from mlx_eagle.files.atomic import new_folder
 from mlx_eagle.files.folders import find_weights, source_name
 from mlx_eagle.files.json_files import read_json
 from mlx_eagle.files.plain_files import hash_file
+from mlx_eagle.files.quoting import one_line
 from mlx_eagle.heads.config import FORMAT_VERSION, MODEL_TYPE
 from mlx_eagle.heads.load import Head, assemble
 
@@ -81,7 +82,8 @@ def _assembled(facts: dict[str, Fact], weights: dict[str, mx.array]) -> Head:
     try:
         return assemble(facts_as_json(facts, {}), weights)
     except (ValueError, LookupError, TypeError) as error:
-        raise CheckpointError(f"the tensors do not fit the facts: {str(error)[:800]}") from error
+        reason = one_line(error, 800)
+        raise CheckpointError(f"the tensors do not fit the facts: {reason}") from error
 
 
 class Published(NamedTuple):

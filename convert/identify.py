@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from mlx_eagle.convert import dialects
 from mlx_eagle.convert.dialects import Dialect, parameter_name
-from mlx_eagle.files.quoting import quote_value
+from mlx_eagle.files.quoting import one_line, quote_value
 from mlx_eagle.files.safetensors import TensorInfo
 from mlx_eagle.heads.config import ALGORITHMS, MODEL_TYPE
 
@@ -120,7 +120,7 @@ def _quantized(config: dict[str, Any], shapes: Shapes) -> str:
     """Return the method by which another library quantized a head, or nothing."""
     settings = config.get("quantization_config")
     if isinstance(settings, dict) and settings:
-        return str(settings.get("quant_method") or settings.get("quant_algo") or "unknown")[:40]
+        return one_line(settings.get("quant_method") or settings.get("quant_algo") or "unknown", 40)
     scaled = any(name.endswith(("weight_scale", "input_scale", "weight_packed")) for name in shapes)
     return "FP8 or NVFP4" if scaled else ""
 

@@ -38,6 +38,7 @@ _ABSENCES = {
 # Keys that announce a part, which then has to be there.
 _PRESENCES = {"norm_before_fc": "input_norm.weight", "fc_norm": "fc_norm.0.weight"}
 
+
 def resolve_facts(
     config: dict[str, Any],
     manifest: Manifest,

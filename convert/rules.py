@@ -40,7 +40,6 @@ _PARTS = {
 _OLD_NORM_OUTPUT = "the key meant a norm before lm_head until September 2026, then normed feedback"
 
 
-
 class _AttentionHeads(NamedTuple):
     """How the rows of the projections are divided into attention heads."""
 

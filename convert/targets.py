@@ -23,6 +23,7 @@ from mlx_eagle.files.atomic import new_folder
 from mlx_eagle.files.folders import PICKLES, find_weights
 from mlx_eagle.files.json_files import read_json
 from mlx_eagle.files.plain_files import check_file
+from mlx_eagle.files.quoting import one_line
 
 # What a tokenizer, a chat template and a configuration are made of; code is not among it.
 _COMPANIONS = ("*.json", "*.jsonl", "*.jinja", "*.txt", "*.tiktoken", "*.model")
@@ -111,10 +112,9 @@ def _mlx_lm_errors(checked: Source, staged: Path) -> Iterator[None]:
             yield
     except Exception as error:  # mlx-lm, transformers and the tokenizers share no error type
         text = f"{type(error).__name__}: {error}".replace(str(staged), checked.name)
-        reason = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
         advice = f"; it is quantized as {checked.method}: convert its 16-bit original"
         raise CheckpointError(
-            f"mlx-lm could not convert {checked.name}: {reason[:300]}"
+            f"mlx-lm could not convert {checked.name}: {one_line(text)}"
             f"{advice if checked.method else ''}"
         ) from error
 

@@ -173,7 +173,9 @@ def test_parameters_are_counted_alike_before_and_after_quantization(
     fixtures: Path, converted: tuple[Path, Result]
 ) -> None:
     shapes = mx.load(str(fixtures / "pydoc-llama" / "model.safetensors"))
-    assert describe_folder(fixtures / "pydoc-llama")["parameters"] == sum(a.size for a in shapes.values())
+    assert describe_folder(fixtures / "pydoc-llama")["parameters"] == sum(
+        a.size for a in shapes.values()
+    )
     published = describe_folder(fixtures / "pydoc-eagle3")
     assert published["parameters"] == describe_folder(converted[0])["parameters"] == 1_639_424
 
