@@ -92,7 +92,7 @@ REFUSED_HEADERS: dict[str, tuple[dict[str, Any], str]] = {
     "nine axes": ({"header": {"x": entry(shape=[2] + [1] * 8)}}, "malformed"),
     "three offsets": ({"header": {"x": entry(offsets=[0, 4, 8])}}, "expected 2 elements"),
     "size that differs": ({"header": {"x": entry(shape=[3])}}, "invalid shape"),
-    "offsets backwards": ({"header": {"x": entry(offsets=[8, 0])}}, "invalid offset for tensor `x`"),
+    "offsets backwards": ({"header": {"x": entry(offsets=[8, 0])}}, "invalid offset .* `x`"),
     "beyond the file": ({"header": {"x": entry()}, "n_bytes": 7}, "file not fully covered"),
     "bytes left over": ({"header": {"x": entry()}, "n_bytes": 9}, "file not fully covered"),
     "overlap": ({"header": {"x": entry(), "y": entry()}}, "invalid offset for tensor `[xy]`"),
