@@ -37,8 +37,9 @@ PLANTED: list[Any] = [
     broad("taps", [2, 5, 6], [2, 4, 5]),
     ("rope_theta", 1e6, 10000.0),
     ("rope_interleaved", True, False),
-    ("norm_before_residual", True, False),
-    ("norm_output", True, False),
+    # By default the tests below plant these two in other ways.
+    broad("norm_before_residual", True, False),
+    broad("norm_output", True, False),
 ]
 
 
@@ -54,12 +55,14 @@ def target(fixtures: Path) -> Target:
 
 @pytest.fixture(scope="module")
 def evidence(target: Target, engine: Any, is_quick: bool) -> list[Evidence]:
-    questions = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+    questions = [
+        [{"role": "user", "content": prompt}] for prompt in PROMPTS[: 2 if is_quick else 4]
+    ]
     ids = [
         engine.tokenizer.apply_chat_template(question, add_generation_prompt=True)
         for question in questions
     ]
-    return record_evidence(target, ids, 40 if is_quick else 96, silent)
+    return record_evidence(target, ids, 96, silent)
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +207,7 @@ def zeroed(tmp_path: Path, fixtures: Path) -> Path:
 
 
 @pytest.mark.torch
+@pytest.mark.usefixtures("short_doctor")
 def test_zeroed_d2t_is_rebuilt_from_t2d_and_named(
     zeroed: Path, fixtures: Path, trained_head: Path, tmp_path: Path
 ) -> None:
@@ -217,6 +221,7 @@ def test_zeroed_d2t_is_rebuilt_from_t2d_and_named(
     assert "draft ids: rebuilt from t2d, because d2t is not usable" in result.stdout
 
 
+@pytest.mark.usefixtures("short_doctor")
 def test_command_names_the_error_and_mends_it(
     tmp_path: Path, trained_head: Path, fixtures: Path
 ) -> None:
