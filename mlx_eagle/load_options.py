@@ -1,0 +1,93 @@
+"""What is decided when a model is loaded: one frozen set of options, checked when it is made.
+
+`load`, the command line and the mlx-lm API read the same descriptions. MLX is not imported here.
+"""
+
+from dataclasses import dataclass
+
+from mlx_eagle.errors import EagleError
+from mlx_eagle.option import Bytes, Choice, Switch, Whole, check_options, option
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a target and its head are loaded.
+
+    Attributes:
+        dtype: "float32", "float16" or "bfloat16" for everything that is not quantized; None
+            keeps the stored type on a GPU and takes float32 on a CPU, where 16 bits are slow.
+        calibrate: measure what rounds cost on this machine if that is not on record yet, for a
+            few seconds; otherwise published costs stand in, corrected as they prove wrong.
+        kv_bits: 8 or 4 quantizes every row of the target's KV cache as it is written, drafted rows
+            too, so that speculation changes nothing; that takes less memory.
+        kv_group_size: numbers that share a scale in it.
+        max_kv_size: rows that the target's cache keeps: the first four and the newest.
+        head_window: tokens that the head attends to, so that drafting stays as good and as cheap
+            as it was on the texts that the head was trained on; 0 is all of them, None is chosen
+            for the head.
+        max_context: tokens that a conversation may have; None is what the model was made for.
+        memory_limit: bytes that MLX may use before a conversation is refused or ended; None is
+            what the device recommends.
+
+    Raises:
+        EagleError: naming the first option that is out of range, when it is made.
+    """
+
+    dtype: str | None = option(
+        None,
+        "Cast what is not quantized: float32, float16 or bfloat16.",
+        Choice(("float32", "float16", "bfloat16")),
+        unset="auto",
+        in_chat=False,
+    )
+    calibrate: bool = option(
+        True,
+        "Measure this machine before the first chat with a pair, for a few seconds, so that "
+        "drafting never costs more than it gives.",
+        Switch(),
+        in_chat=False,
+    )
+    kv_bits: int | None = option(
+        None,
+        "Bits of a number in the cache. Default: the model's own precision.",
+        Choice((4, 8)),
+        unset="none",
+    )
+    kv_group_size: int = option(
+        64,
+        "Numbers of a quantized cache that share a scale.",
+        Choice((32, 64, 128)),
+        is_flag=False,
+        in_chat=False,
+    )
+    max_kv_size: int | None = option(
+        None,
+        "Rows that the cache keeps: the first four and the newest. Default: all.",
+        Whole(16),
+        unset="none",
+        is_flag=False,
+        in_chat=False,
+    )
+    head_window: int | None = option(
+        None,
+        "Newest tokens that the head attends to; 0: all. Default: chosen for the head.",
+        Whole(0),
+        unset="auto",
+    )
+    max_context: int | None = option(
+        None,
+        "Tokens that a conversation may have. Default: what the model was made for.",
+        Whole(2),
+        unset="auto",
+    )
+    memory_limit: int | None = option(
+        None,
+        "Memory that MLX may use. Default: what the device recommends.",
+        Bytes(),
+        flags=("--memory",),
+        name="memory",
+        unset="auto",
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self, error=EagleError)
