@@ -11,6 +11,7 @@ from mlx_eagle.session.limits import Budget, Limits
 from mlx_eagle.session.options import GenerationOptions
 from mlx_eagle.session.prefix import Context
 from mlx_eagle.session.prompt import Prompt, check_ids, encode, is_messages, turns_dropped
+from mlx_eagle.session.selector import make_processors, make_sampler
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import TreeShape
 
@@ -88,7 +89,8 @@ def check_request(
     if target.vocab_size is not None:
         options.check_bias(target.vocab_size)
     constraint = resources.constrain(options) if resources.constrain else None
-    selector = TokenSelector(options.make_sampler(), options.processors(), constraint, ids[:-1])
+    sampler, processors = make_sampler(options), make_processors(options)
+    selector = TokenSelector(sampler, processors, constraint, ids[:-1])
     return Request(ids, options, budget, n_dropped, selector)
 
 
