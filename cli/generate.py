@@ -162,7 +162,7 @@ def stream_answer(
 
 def show_plan(answer: "Answer", console: "Console") -> None:
     """Say why the answer was drafted as it was."""
-    from mlx_eagle.cli.explain import explain
+    from mlx_eagle.cli.terminal.plan_report import explain
 
     if answer.stats is not None:
         console.print(explain(answer.stats), markup=False, highlight=False)
