@@ -14,11 +14,29 @@ from mlx_eagle.session.detokenize import TextStream
 
 
 class DraftedTree(NamedTuple):
-    """What a round drafted and what of it stood; node 0 is the root, `path` the accepted nodes."""
+    """What a round drafted and what of it stood; node 0 is the root.
+
+    Attributes:
+        tokens: of the nodes.
+        parents: of the nodes; the root is its own.
+        path: the accepted nodes, from the root.
+        log_probs: of the nodes, the drafter's log-probability of the path from the root; zeros
+            where it was not asked for them.
+    """
 
     tokens: list[int]
     parents: list[int]
     path: list[int]
+    log_probs: list[float]
+
+    def confidences(self) -> list[float]:
+        """Return the drafter's probability of every token after the tokens above it; 1 for roots.
+
+        The shares of siblings are told apart by the paths: exp(path of the node - path of its
+        parent).
+        """
+        pairs = zip(self.log_probs, self.parents, strict=True)
+        return [math.exp(value - self.log_probs[parent]) for value, parent in pairs]
 
 
 class GenerationResponse(NamedTuple):
@@ -180,4 +198,5 @@ def _drafted(round_: Round) -> DraftedTree | None:
         return None
     tree = round_.tree
     tokens = cast(list[int], tree.tokens.tolist())
-    return DraftedTree(tokens, tree.structure(), round_.path)
+    log_probs = cast(list[float], tree.log_probs.tolist())
+    return DraftedTree(tokens, tree.structure(), round_.path, log_probs)

@@ -7,7 +7,7 @@ import pytest
 
 from command_line import run_here
 from mlx_eagle.cli.calibrate import curve, gains
-from mlx_eagle.cli.explain import explain
+from mlx_eagle.cli.terminal.plan_report import explain
 from mlx_eagle.decoding.stats import GenerationStats, Planned
 from mlx_eagle.planner.cost_model import Costs
 from mlx_eagle.planner.policy import Forecast, Review
