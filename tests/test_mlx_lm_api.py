@@ -11,6 +11,7 @@ import pytest
 from mlx_lm.models.cache import make_prompt_cache as stock_cache
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
+from cases import broad
 from mlx_eagle import mlx_lm_api as drop_in
 from mlx_eagle.errors import EagleError
 from mlx_eagle.session.options import GenerationOptions
@@ -84,7 +85,7 @@ def test_a_prompt_cache_goes_on_where_it_was(
     assert ours.tokens == ours.session.prefix.tokens
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 13])
+@pytest.mark.parametrize("n", [1, broad(2), 3, broad(5), 8, broad(13)])
 @pytest.mark.parametrize("tree", [TreeShape.chain(4), TreeShape(5, 4, 16)])
 def test_a_cache_holds_what_was_given_and_not_what_a_round_found_beyond(
     n: int, tree: TreeShape, demo: Any

@@ -142,7 +142,9 @@ def test_a_fork_has_checkpoints_of_its_own() -> None:
     for _ in range(2):
         run(module, cache, 3, 3)
         cache.checkpoint()
+    run(module, cache, 2, 2)
     before = restore_points(cache)
+    assert before == [3, 6, 7, 8]
     twin = cache.fork()
     for _ in range(3):
         run(module, twin, 1, 1)
