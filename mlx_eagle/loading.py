@@ -1,4 +1,4 @@
-"""`load`: a model is found, read, paired with its head, and told what rounds cost here."""
+"""`load`: find target and head, read them, pair them, and learn what rounds cost here."""
 
 from functools import partial
 from pathlib import Path

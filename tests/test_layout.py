@@ -127,4 +127,4 @@ def test_python_started_in_a_checkout_finds_all_parts() -> None:
     code = "import mlx_eagle.convert.heads, mlx_eagle.cli.main; print(mlx_eagle.load.__module__)"
     command = [sys.executable, "-S", "-c", f"import sys; sys.path[1:1] = {sys.path!r}; {code}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "mlx_eagle.engine", done.stderr
+    assert done.stdout.strip() == "mlx_eagle.loading", done.stderr

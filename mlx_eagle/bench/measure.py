@@ -1,6 +1,6 @@
-"""Running: every contestant on every prompt, in alternating order, in one process.
+"""Runs every contestant on every prompt, in alternating order, in one process.
 
-What the times mean, `summary.py` says. Nothing is printed here.
+What the times mean is in `metrics.py`. Nothing is printed here.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""How a target remembers a conversation: every row as it is, quantized, or only so many rows."""
+"""What the target's KV cache keeps: every row as it is, every row quantized, or only so many."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,10 +1,10 @@
-"""Measuring what a round costs on this machine, with this target and head: a few seconds, once.
+"""Calibration: how many seconds a round takes on this machine with this target and head.
 
-Every time is that of work which waits for the work before it, read back as a round reads it back:
-launches that do not depend on each other overlap, and cost less than they will. Passes over all
-numbers of rows alternate and medians are kept, so that a busy moment spoils one sample of each and
-not all samples of one. Long contexts are made of empty cache rows: attention reads them all the
-same, and no long prompt has to be run.
+It takes a few seconds, once. Each measured step depends on the step before it and is copied to the
+host as in a real round, because independent steps overlap and look cheaper than they are. Passes
+over all numbers of rows alternate and medians are kept, so that a busy moment spoils one sample of
+each and not all samples of one. Long contexts are made of empty cache rows: attention reads them
+all the same, and no long prompt has to be run.
 """
 
 import time

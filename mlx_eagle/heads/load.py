@@ -1,4 +1,4 @@
-"""A converted folder becomes a head: configuration and weights read strictly."""
+"""Loading a converted head: configuration and weights are read strictly."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a prompt may be, and its token ids."""
+"""A prompt becomes token ids: text, ids or chat messages."""
 
 import operator
 from collections.abc import Iterator, Sequence

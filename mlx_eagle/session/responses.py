@@ -1,4 +1,4 @@
-"""The stream of an answer: rounds of tokens turned into one response per token, with statistics."""
+"""The stream of an answer: each round's tokens become one response per token, with statistics."""
 
 import math
 import threading

@@ -1,10 +1,10 @@
-"""What does this target verify: trees, or chains only? Asked with a few tokens, at load time.
+"""Whether a loaded target verifies trees, or chains only: tried with a few tokens.
 
-Model code is mlx-lm's and changes; what a cache or rope class does with a vector of positions, or
-a layer with a state that goes back, cannot be read off its name. So a loaded target is asked: every
-root-to-node path of a small tree must give the logits that the path gives as a plain sequence with
-mlx-lm's own caches. Where that fails, chains are tried: some of their tokens are rejected, and what
-comes after must give the logits of the accepted ones alone.
+Model code is mlx-lm's and changes. What a cache or rope class does with a vector of positions, or
+whether the state of a layer can go back, cannot be read off its name. So it is tried at load time:
+every root-to-node path of a small tree must give the logits that the path gives as a plain sequence
+with mlx-lm's own caches. Where that fails, chains are tried: some of their tokens are rejected, and
+the tokens after them must get the logits that they get after the accepted ones alone.
 """
 
 from collections.abc import Sequence
