@@ -127,6 +127,15 @@ def demo() -> Any:
 
 
 @pytest.fixture
+def short_doctor(is_quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default the doctor judges a head by half of its prompts."""
+    from mlx_eagle.doctor import doctor
+
+    if is_quick:
+        monkeypatch.setattr(doctor, "PROMPTS", doctor.PROMPTS[:2])
+
+
+@pytest.fixture
 def save_checkpoint(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
     """Write a head's files and a target of which only config.json exists."""
     return Publisher(tmp_path).save

@@ -1,7 +1,6 @@
 """Caches against lists: what is committed stays, what is not leaves no trace."""
 
 import mlx.core as mx
-import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,6 +9,7 @@ from mlx_eagle.cache.model_cache import TreeCache
 from mlx_eagle.cache.stock import StockCache
 from mlx_eagle.cache.window import WindowKVCache
 from mlx_eagle.tree import DraftTree
+from serial_rows import rows, serials
 
 # (rows of a round, which of them are accepted)
 Rounds = list[tuple[int, list[int]]]
@@ -28,16 +28,6 @@ def rounds(draw: st.DrawFn) -> Rounds:
             later = draw(st.sets(st.integers(1, n - 1))) if n > 1 else set()
             out.append((n, [0, *sorted(later)]))
     return out
-
-
-def rows(first: int, n: int) -> mx.array:
-    """Rows that carry their own serial number: [1, 2, n, 4]."""
-    serial = mx.arange(first, first + n, dtype=mx.float32)[None, None, :, None]
-    return mx.broadcast_to(serial, (1, 2, n, 4))
-
-
-def serials(fetched: mx.array) -> list[int]:
-    return [int(x) for x in np.array(fetched)[0, 1, :, 3]]
 
 
 @given(rounds())
@@ -124,6 +114,38 @@ def test_trimming_goes_back_and_a_window_says_when_it_cannot() -> None:
     window.trim(950)
     keys, _ = window.update_and_fetch(rows(5000, 1), rows(5000, 1))
     assert serials(keys) == [947, 948, 949, 5000]
+
+
+def test_neither_of_two_forks_sees_what_the_other_adds() -> None:
+    cache = KVCache()
+    cache.update_and_fetch(rows(0, 5), rows(0, 5))
+    cache.commit(range(5))
+    twin = cache.fork()
+    for branch, first in ((cache, 10), (twin, 20)):
+        branch.update_and_fetch(rows(first, 2), rows(first, 2))
+        branch.commit([0, 1])
+    for branch, first in ((cache, 10), (twin, 20)):
+        want = [0, 1, 2, 3, 4, first, first + 1]
+        assert [serials(array) for array in branch.arrays().values()] == [want, want]
+
+
+def test_what_was_forgotten_is_no_branch_any_more() -> None:
+    cache = TreeCache([KVCache()])
+    cache.layers[0].update_and_fetch(rows(0, 3), rows(0, 3))
+    cache.commit([0, 1, 2])
+    cache.open(DraftTree.static(mx.array([7, 8, 5]), [0, 0, 0]))
+    cache.open(DraftTree.chain(mx.array([7, 8])))
+    assert cache.layers[0].offset == 3
+    assert cache.layers[0].make_mask(2) == "causal"
+
+
+def test_layers_go_back_only_where_all_of_them_can() -> None:
+    cache = TreeCache([KVCache(), WindowKVCache(4)])
+    for layer in cache.layers:
+        layer.update_and_fetch(rows(0, 1000), rows(0, 1000))
+    cache.commit(range(1000))
+    assert cache.can_trim(990)
+    assert not cache.can_trim(500)
 
 
 def test_nbytes_counts_every_buffer() -> None:

@@ -150,17 +150,18 @@ def test_tokens_and_cache_are_those_of_mlx_lm(
 
 @pytest.mark.parametrize("shape", ["chain of 3", "tree of 16", *MACHINES])
 def test_the_cache_equals_plain_decoding_after_every_single_commit(
-    shape: str, engine: Any, plain: Callable[..., Any], prompts: list[str]
+    shape: str, engine: Any, plain: Callable[..., Any], prompts: list[str], is_quick: bool
 ) -> None:
+    n_rounds = 12 if is_quick else 20
     prompt = engine.tokenizer.encode(prompts[1])
-    _, state = plain(tuple(prompt), 150)
+    _, state = plain(tuple(prompt), 7 * n_rounds + 10)
     drafter = EagleDrafter(engine.head, engine.target)
     decoder = Decoder(
         engine.target, engine.target.make_cache(), drafter, TokenSelector(SeededSampler())
     )
     prefill(decoder, prompt)
     stream = rounds(decoder, prompt[-1], make_policy(shape))
-    for _ in zip(range(20), stream, strict=False):
+    for _ in zip(range(n_rounds), stream, strict=False):
         held = decoder.cache.rows
         for ours, theirs in zip(decoder.cache.layers, state, strict=True):
             assert mx.array_equal(ours.keys[..., :held, :], theirs.keys[..., :held, :])
@@ -168,7 +169,7 @@ def test_the_cache_equals_plain_decoding_after_every_single_commit(
 
 
 def test_sampled_text_with_speculation_equals_sampled_text_without(
-    engine: Any, prompts: list[str]
+    engine: Any, prompts: list[str], is_quick: bool
 ) -> None:
     for index, options in enumerate(
         [
@@ -178,7 +179,7 @@ def test_sampled_text_with_speculation_equals_sampled_text_without(
         ]
     ):
         message = [{"role": "user", "content": prompts[index]}]
-        common = {"max_tokens": 100, "ignore_eos": True, **options}
+        common = {"max_tokens": 40 if is_quick else 100, "ignore_eos": True, **options}
         want = engine.generate(message, speculate=False, **common).tokens
         for shape in (TreeShape.chain(3), TreeShape(4, 4, 8)):
             result = engine.generate(message, tree=shape, **common)

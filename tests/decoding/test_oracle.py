@@ -19,24 +19,27 @@ def test_accepted_counts_and_tokens_are_those_of_the_original(
     n_runs: int,
     fixtures: Path,
     engine: Any,
-    request: pytest.FixtureRequest,
+    is_quick: bool,
 ) -> None:
+    """All rounds of the reference, or, by default, those of the first tokens of some runs."""
     oracle = json.loads((fixtures / f"oracle-{name}.json").read_text())
-    full = request.config.getoption("--exactness") != "quick"
-    runs = oracle["runs"] if full else oracle["runs"][:: 4 if name != "tree59" else 7]
+    runs = oracle["runs"][:: (4 if name != "tree59" else 7) if is_quick else 1]
     assert len(oracle["runs"]) == n_runs
     counts: list[int] = []
     for run in runs:
         result = engine.generate(
             run["prompt_ids"],
             # The last round of the original may run past its last token.
-            max_tokens=len(run["tokens"]) + 8,
+            max_tokens=48 if is_quick else len(run["tokens"]) + 8,
             ignore_eos=True,
             tree=TreeShape(**oracle["shape"]),
         )
-        n = len(run["n_accepted"])
-        assert result.tokens[: len(run["tokens"])] == run["tokens"]
-        assert result.stats.n_accepted_per_round[:n] == run["n_accepted"]
-        counts += result.stats.n_accepted_per_round[:n]
-    if full:
+        n = min(len(result.tokens), len(run["tokens"]))
+        assert result.tokens[:n] == run["tokens"][:n]
+        # The last round may have been cut short.
+        found = result.stats.n_accepted_per_round[:-1][: len(run["n_accepted"])]
+        assert found == run["n_accepted"][: len(found)]
+        counts += found
+    assert len(counts) > 20
+    if not is_quick:
         assert sum(counts) / len(counts) + 1 == pytest.approx(acceptance_length, abs=0.005)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from cases import broad
 from mlx_eagle.cli.doctor import command, verdict
 from mlx_eagle.convert.heads import convert_head
 from mlx_eagle.doctor.alternatives import candidate_taps
@@ -30,14 +31,15 @@ from mlx_eagle.target.target import Target
 from mlx_eagle.tree import TreeShape
 
 # The fact, the planted value, and what the trained head has.
-PLANTED: list[tuple[str, Any, Any]] = [
+PLANTED: list[Any] = [
     ("taps", [3, 5, 6], [2, 4, 5]),
-    ("taps", [1, 3, 4], [2, 4, 5]),
-    ("taps", [2, 5, 6], [2, 4, 5]),
+    broad("taps", [1, 3, 4], [2, 4, 5]),
+    broad("taps", [2, 5, 6], [2, 4, 5]),
     ("rope_theta", 1e6, 10000.0),
     ("rope_interleaved", True, False),
-    ("norm_before_residual", True, False),
-    ("norm_output", True, False),
+    # By default the tests below plant these two in other ways.
+    broad("norm_before_residual", True, False),
+    broad("norm_output", True, False),
 ]
 
 
@@ -52,8 +54,10 @@ def target(fixtures: Path) -> Target:
 
 
 @pytest.fixture(scope="module")
-def evidence(target: Target, engine: Any) -> list[Evidence]:
-    questions = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+def evidence(target: Target, engine: Any, is_quick: bool) -> list[Evidence]:
+    questions = [
+        [{"role": "user", "content": prompt}] for prompt in PROMPTS[: 2 if is_quick else 4]
+    ]
     ids = [
         engine.tokenizer.apply_chat_template(question, add_generation_prompt=True)
         for question in questions
@@ -203,6 +207,7 @@ def zeroed(tmp_path: Path, fixtures: Path) -> Path:
 
 
 @pytest.mark.torch
+@pytest.mark.usefixtures("short_doctor")
 def test_zeroed_d2t_is_rebuilt_from_t2d_and_named(
     zeroed: Path, fixtures: Path, trained_head: Path, tmp_path: Path
 ) -> None:
@@ -216,6 +221,7 @@ def test_zeroed_d2t_is_rebuilt_from_t2d_and_named(
     assert "draft ids: rebuilt from t2d, because d2t is not usable" in result.stdout
 
 
+@pytest.mark.usefixtures("short_doctor")
 def test_command_names_the_error_and_mends_it(
     tmp_path: Path, trained_head: Path, fixtures: Path
 ) -> None:

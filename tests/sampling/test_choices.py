@@ -23,7 +23,6 @@ from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.config import HeadConfig
 from mlx_eagle.heads.eagle import EagleHead
-from mlx_eagle.sampling.samplers import SeededSampler
 from mlx_eagle.sampling.token_selector import TokenSelector
 from mlx_eagle.session.options import GenerationOptions
 from mlx_eagle.session.session import Session
@@ -130,23 +129,6 @@ def test_samplers_and_processors_of_mlx_lm_choose_the_tokens_that_they_choose_th
         assert response.logprob == logprobs[token].item()
         top = response.top_logprobs(5)
         assert [p for _, p in top] == sorted(logprobs.tolist(), reverse=True)[:5]
-
-
-def test_a_node_is_processed_with_its_own_path_and_nothing_else() -> None:
-    seen: list[list[int]] = []
-
-    def note(tokens: mx.array, logits: mx.array) -> mx.array:
-        seen.append(tokens.tolist())
-        return logits
-
-    selector = TokenSelector(SeededSampler(), [note], history=[1, 2])
-    tree = DraftTree.static(mx.array([3, 8, 5, 9]), [0, 0, 0, 1])
-    selector(mx.zeros((4, 12)), tree, 2)
-    assert seen == [[1, 2, 3], [1, 2, 3, 8], [1, 2, 3, 5], [1, 2, 3, 8, 9]]
-    selector.commit(tree, [0, 2])
-    seen.clear()
-    selector(mx.zeros((1, 12)), DraftTree.chain(mx.array([7])), 4)
-    assert seen == [[1, 2, 3, 5, 7]]
 
 
 VOCABULARY = 12

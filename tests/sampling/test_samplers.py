@@ -39,10 +39,20 @@ def test_draws_follow_the_softmax(temperature: float) -> None:
 
 @pytest.mark.parametrize(
     ("filters", "kept"),
-    [({"top_k": 2}, {0, 1}), ({"top_p": 0.7}, {0, 1}), ({"min_p": 0.2}, {0, 1, 2})],
+    [
+        ({"top_k": 2}, {0, 1}),
+        ({"top_p": 0.7}, {0, 1}),
+        ({"min_p": 0.2}, {0, 1, 2}),
+        # Of the two likeliest alone the first would have more than 0.6.
+        ({"top_p": 0.6, "top_k": 2}, {0, 1}),
+        # At this temperature three tokens would be needed for 0.7, and four were above 0.2.
+        ({"top_p": 0.7, "temperature": 2.0}, {0, 1}),
+        ({"min_p": 0.2, "temperature": 2.0}, {0, 1, 2}),
+    ],
 )
 def test_filters_leave_only_the_tokens_they_keep(filters: dict[str, float], kept: set[int]) -> None:
-    assert set(draws(SeededSampler(1.0, **filters), 400).tolist()) == kept
+    """They work on the distribution at temperature 1, top-p before top-k, as in mlx-lm."""
+    assert set(draws(SeededSampler(**{"temperature": 1.0} | filters), 400).tolist()) == kept
 
 
 def test_the_draw_depends_on_seed_and_position_only() -> None:

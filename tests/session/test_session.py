@@ -26,13 +26,19 @@ def ask(prompts: list[str], index: int) -> list[dict[str, str]]:
     return [{"role": "user", "content": prompts[index]}]
 
 
+@pytest.fixture(scope="module")
+def plain_answers(demo: Any, prompts: list[str], is_quick: bool) -> list[Any]:
+    """What plain decoding answers to the first prompts."""
+    n = 3 if is_quick else 6
+    return [demo.generate(ask(prompts, i), max_tokens=120, speculate=False) for i in range(n)]
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_end_token_inside_a_round_ends_the_answer_as_in_plain_decoding(
-    shape: TreeShape, demo: Any, prompts: list[str]
+    shape: TreeShape, demo: Any, prompts: list[str], plain_answers: list[Any]
 ) -> None:
     ended = 0
-    for index in range(6):
-        want = demo.generate(ask(prompts, index), max_tokens=120, speculate=False)
+    for index, want in enumerate(plain_answers):
         got = demo.generate(ask(prompts, index), max_tokens=120, tree=shape)
         assert got.tokens == want.tokens
         assert got.text == want.text

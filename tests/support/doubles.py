@@ -1,4 +1,4 @@
-"""Stand-ins of the tests: drafters that follow a script, tokenizers without a model, sessions."""
+"""Stand-ins of the tests: scripted drafters and policies, tokenizers without a model, sessions."""
 
 from collections.abc import Callable, Generator, Sequence
 
@@ -7,10 +7,11 @@ import mlx.core as mx
 from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.drafters.base import Drafter, Level
 from mlx_eagle.engine import Engine, EngineInfo
+from mlx_eagle.planner.policy import Outcome, Plan
 from mlx_eagle.session.session import Session
 from mlx_eagle.speculation import ON, Speculation
 from mlx_eagle.target.target import Target
-from mlx_eagle.tree import DraftTree, TreeShape
+from mlx_eagle.tree import PLAIN, DraftTree, TreeShape
 
 # Of the likeliest tokens of a level; a planner asks for at most so many.
 CONFIDENCES = [0.6, 0.3, 0.06, 0.04]
@@ -80,6 +81,22 @@ class ScriptedDrafter:
             path = true if level < n_right else true + width
             levels.append([(t % self.max_width) for t in (*range(true + 1, true + width), path)])
         return levels
+
+
+class Cycle:
+    """Another shape every round, plain rounds included."""
+
+    def __init__(self, shapes: Sequence[TreeShape]) -> None:
+        self.next = list(shapes)
+
+    def plan(self, context: int) -> Plan:
+        self.next = [*self.next[1:], self.next[0]]
+        return Plan(self.next[-1])
+
+    def stays_plain(self) -> bool:
+        return self.next[0] == PLAIN
+
+    def record(self, outcome: Outcome) -> None: ...
 
 
 class NoText:

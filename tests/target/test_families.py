@@ -23,7 +23,7 @@ from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 
 from cases import broad
-from doubles import ScriptedDrafter, always_right, always_wrong
+from doubles import Cycle, ScriptedDrafter, always_right, always_wrong
 from mlx_eagle.cache.recurrent import RecurrentCache
 from mlx_eagle.decoding.loop import rounds
 from mlx_eagle.decoding.prefill import prefill_steps
@@ -32,12 +32,12 @@ from mlx_eagle.errors import UnsupportedTargetError
 from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import Costs, LiveCosts
 from mlx_eagle.planner.planner import CHILDREN, Planner
-from mlx_eagle.planner.policy import Outcome, Plan, Policy
+from mlx_eagle.planner.policy import Policy
 from mlx_eagle.sampling.samplers import SeededSampler
 from mlx_eagle.sampling.token_selector import TokenSelector
 from mlx_eagle.target.self_check import check_tree_verification
 from mlx_eagle.target.target import Target
-from mlx_eagle.tree import PLAIN, TreeShape
+from mlx_eagle.tree import TreeShape
 
 KINDS = json.loads((Path(__file__).parents[1] / "data" / "families.json").read_text())
 FAMILIES = {name: config for kind in KINDS.values() for name, config in kind.items()}
@@ -54,22 +54,6 @@ def scripted(name: str, truth: list[int]) -> ScriptedDrafter:
     rules = {"oracle": always_right, "always wrong": always_wrong}
     n_right = rules.get(name, lambda position: int(random.integers(0, 5)))
     return ScriptedDrafter(truth, n_right, VOCABULARY)
-
-
-class Cycle:
-    """Another shape every round, plain rounds included."""
-
-    def __init__(self, shapes: Sequence[TreeShape]) -> None:
-        self.next = list(shapes)
-
-    def plan(self, context: int) -> Plan:
-        self.next = [*self.next[1:], self.next[0]]
-        return Plan(self.next[-1])
-
-    def stays_plain(self) -> bool:
-        return self.next[0] == PLAIN
-
-    def record(self, outcome: Outcome) -> None: ...
 
 
 def awake(model: nn.Module) -> nn.Module:
