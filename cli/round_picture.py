@@ -165,7 +165,12 @@ def _count(n: int) -> str:
 
 def shown(text: str) -> str:
     """Return a token's text on one line: spaces visible, cut if it is long."""
-    line = _line(text).replace(" ", "·")
+    return _cut(text).replace(" ", "·")
+
+
+def _cut(text: str) -> str:
+    """Return a token's text on one line, cut if it is long."""
+    line = _line(text)
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
 
 
@@ -179,7 +184,7 @@ def _end(text: str, room: float) -> str:
     line, n = _line(text.replace("\n", " \n ")), int(room / CHAR)
     if cell_len(line) <= n:
         return line
-    while cell_len(line) > n - 1:
+    while line and cell_len(line) > n - 1:
         line = line[1:]
     return f"…{line}"
 
@@ -219,7 +224,7 @@ def _legend(y: float) -> list[str]:
 def _outcome(before: str, tokens: list[Token], width: float, y: float) -> list[str]:
     """Return the last lines: the end of the text after the round, and what the round did."""
     kept = [token for token in tokens if token.kind is not Kind.REJECTED]
-    texts = [_line(token.text) for token in kept]
+    texts = [_cut(token.text) for token in kept]
     room = width - 2 * MARGIN - CHAR * cell_len("".join(texts))
     spans = "".join(
         f'<tspan class="ink-{token.kind}">{escape(text)}</tspan>'
