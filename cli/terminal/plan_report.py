@@ -1,4 +1,4 @@
-"""Why an answer was drafted as it was: what the planner chose, expected and got."""
+"""The planner's report on an answer: rows and levels it chose, tokens and time it expected and got."""
 
 from typing import TYPE_CHECKING
 
