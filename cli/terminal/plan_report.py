@@ -1,4 +1,4 @@
-"""The planner's report on an answer: rows and levels it chose, tokens and time it expected and got."""
+"""The planner's report on an answer: what it chose, and what it expected and got of that."""
 
 from typing import TYPE_CHECKING
 
