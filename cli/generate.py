@@ -114,7 +114,7 @@ def load_engine(source: ModelSource, console: "Console") -> "Engine":
     from mlx_eagle.cli.terminal.display import Loading, printable
 
     with Loading(console) as loading:
-        from mlx_eagle.engine import load
+        from mlx_eagle.loading import load
 
         return load(
             source.model,

@@ -15,8 +15,9 @@ if os.path.isfile(os.path.join(_beside, "convert", "heads.py")):
 
 if TYPE_CHECKING:
     from mlx_eagle.decoding.stats import GenerationStats
-    from mlx_eagle.engine import Engine, load
+    from mlx_eagle.engine import Engine
     from mlx_eagle.errors import CheckpointError, EagleError, HubError, UnsupportedTargetError
+    from mlx_eagle.loading import load
     from mlx_eagle.session.options import GenerationOptions
     from mlx_eagle.session.responses import GenerationResponse, GenerationResult
     from mlx_eagle.session.session import Session
@@ -31,7 +32,7 @@ _HOME = {
     "DraftTree": "tree",
     "TreeShape": "tree",
     "Engine": "engine",
-    "load": "engine",
+    "load": "loading",
     "Session": "session.session",
     "GenerationResponse": "session.responses",
     "GenerationResult": "session.responses",

@@ -10,8 +10,8 @@ import pytest
 from mlx.utils import tree_flatten
 
 import mlx_eagle
-from mlx_eagle.engine import DEMO
 from mlx_eagle.errors import CheckpointError, EagleError, HubError
+from mlx_eagle.loading import DEMO
 from mlx_eagle.tree import TreeShape
 
 
@@ -62,7 +62,7 @@ def test_on_a_cpu_sixteen_bits_are_computed_in_float32(demo: Any) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_head_and_target_compute_in_the_same_type(dtype: str) -> None:
     engine = mlx_eagle.load(dtype=dtype, calibrate=False)
-    drafter = engine.session().context.drafter
+    drafter = engine.session().prefix.drafter
     assert drafter is not None
     taps = engine.target.extend(mx.array([5, 6, 7]), engine.target.make_cache())
     assert taps is not None

@@ -1,6 +1,6 @@
 """The tooling that every change must pass: ruff, its formatter, and mypy in strict mode."""
 
-import shutil
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+SUPPORT = runpy.run_path(str(ROOT / "tests" / "support" / "installed_tree.py"))
+copy_installed_tree = SUPPORT["copy_installed_tree"]
 FOLDERS = ["mlx_eagle", "convert", "cli", "examples", "tests", "benchmarks"]
 
 
@@ -27,14 +29,8 @@ def test_ruff_finds_nothing(command: list[str]) -> None:
 def test_mypy_finds_nothing_in_strict_mode(tmp_path: Path) -> None:
     """Mypy does not follow the mapping in pyproject.toml, so it gets the tree as installed."""
     pytest.importorskip("mypy", reason="install the dev extra")
-    shutil.copytree(ROOT / "mlx_eagle", tmp_path / "mlx_eagle", ignore=_no_demo)
-    for folder in ("convert", "cli"):
-        shutil.copytree(ROOT / folder, tmp_path / "mlx_eagle" / folder)
+    copy_installed_tree(tmp_path)
     config = ("--config-file", str(ROOT / "pyproject.toml"))
     run("mypy", *config, "-p", "mlx_eagle", cwd=tmp_path)
     apps = sorted(str(file) for file in (ROOT / "examples").glob("*.py"))
     run("mypy", *config, *apps, cwd=tmp_path)
-
-
-def _no_demo(_: str, names: list[str]) -> set[str]:
-    return {"demo", "__pycache__"} & set(names)

@@ -83,6 +83,6 @@ def converse(
 
 def load(source: ModelSource, progress: "Progress") -> "Engine":
     """Load a model and a head, which are on this machine."""
-    from mlx_eagle.engine import load
+    from mlx_eagle.loading import load
 
     return load(source.model, source.head, progress=progress, **vars(source.loading))

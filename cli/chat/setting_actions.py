@@ -13,6 +13,7 @@ from mlx_eagle.cli.terminal.views import Show
 from mlx_eagle.load_options import LoadOptions
 from mlx_eagle.option import Option, options_of
 from mlx_eagle.session.options import GenerationOptions
+from mlx_eagle.speculation import ON
 
 if TYPE_CHECKING:
     from mlx_eagle.cli.chat.repl import Repl
@@ -108,11 +109,11 @@ def choose_show(repl: "Repl", rest: str) -> None:
 
 def _say_why_nothing(repl: "Repl") -> None:
     """Say so if there will be nothing to see, because nothing is drafted."""
-    spoken = repl.conversation.wait().speculation if repl.conversation.is_loaded else "on"
+    status = repl.conversation.wait().status if repl.conversation.is_loaded else ON
     if not repl.settings.speculate:
         repl.note("but nothing is drafted: /speculate on")
-    elif spoken != "on":
-        repl.note(f"but nothing is drafted; speculation is {spoken}")
+    elif not status.is_on:
+        repl.note(f"but nothing is drafted; speculation is {status}")
 
 
 def suggestion(word: str, known: list[str]) -> str:

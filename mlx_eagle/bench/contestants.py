@@ -19,6 +19,7 @@ from mlx_eagle.bench.specs import Spec
 from mlx_eagle.decoding.stats import GenerationStats
 from mlx_eagle.engine import Engine
 from mlx_eagle.errors import EagleError
+from mlx_eagle.speculation import ON, Speculation
 from mlx_eagle.target.load import load_target
 
 
@@ -188,7 +189,7 @@ def _drain(
         generation_tokens=len(tokens),
         generation_seconds=seconds,
         peak_memory_bytes=mx.get_peak_memory(),
-        speculation="on" if n_draft else "off: not asked for",
+        status=ON if n_draft else Speculation.off("not asked for"),
     )
     # Without drafting the first token comes with the prompt; with it a whole round does.
     _count_rounds(stats, drafted if n_draft else drafted[1:], n_draft, setting.max_tokens)

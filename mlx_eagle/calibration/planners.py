@@ -14,6 +14,7 @@ from mlx_eagle.errors import EagleError
 from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import Costs, LiveCosts
 from mlx_eagle.planner.planner import CHILDREN, Planner
+from mlx_eagle.speculation import ON, Speculation
 from mlx_eagle.target.target import Target
 
 GREEDY, SAMPLED = "greedy", "sampled"
@@ -97,6 +98,7 @@ class Planners:
         self.calibration = calibration
         self._costs = LiveCosts(calibration.costs, is_measured=calibration.is_measured)
         self.max_depth, self.records, self.watch = max_depth, records, watch
+        self.chains_only = chains_only
         self._n_children = 1 if chains_only else CHILDREN
         self._planners: dict[str, Planner] = {}
         self._kept_at = 0
@@ -108,6 +110,13 @@ class Planners:
             known = self.records.acceptance(kind) if self.records else Acceptance()
             self._planners[kind] = Planner(self._costs, known, self.max_depth, self._n_children)
         return self._planners[kind]
+
+    def outlook(self, context: int) -> Speculation:
+        """Say whether any tree could pay with `context` cached tokens, were the head perfect."""
+        planner = self.planner(0.0)
+        if planner.is_hopeless(context):
+            return Speculation.off(planner.why_hopeless(context))
+        return ON
 
     def keep(self) -> None:
         """Record what was learnt of the head, once it is worth it and as long as that works."""

@@ -1,10 +1,9 @@
-"""The loop: draft, verify, accept, commit. It knows token ids only; text is `text.py`'s matter.
+"""The loop: draft, verify, accept, commit. Start reading here.
 
-One round builds a single lazy graph and reads one small array back; a round whose plan looks at
-confidences reads every drafted level as well. (On a CPU it waits for the draft, to tell drafting
-from verifying.) While text is generated nothing else waits. What is drafted, `planner.py` says.
-The algorithm is EAGLE's (arXiv 2401.15077, 2406.16858, 2503.01840); every token that comes out is
-the target's own choice over its full vocabulary.
+Each round is one target forward (`rounds.py`); which tree it drafts, a policy says (`planner/`),
+and its tokens become text elsewhere (`session/`). The algorithm is EAGLE's (arXiv 2401.15077,
+2406.16858, 2503.01840): every token that comes out is the target's own choice over its full
+vocabulary, so the text is that of plain decoding.
 """
 
 import time
@@ -14,15 +13,13 @@ import mlx.core as mx
 
 from mlx_eagle.decoding.rounds import (
     Decoder,
+    InFlight,
     Round,
-    _commit,
-    _Flight,
-    _land,
-    _launch,
-    _outcome,
-    _round,
+    finish,
+    outcome,
+    round_times,
+    submit,
 )
-from mlx_eagle.drafters.pending import PendingRows
 from mlx_eagle.planner.policy import Plan, Policy
 from mlx_eagle.tree import PLAIN
 
@@ -37,36 +34,39 @@ def rounds(decoder: Decoder, root: int, policy: Policy) -> Generator[Round]:
         root: the newest committed token.
         policy: what each round drafts; with no drafter every round is plain.
     """
-    pending = PendingRows(decoder.drafter)
     first = Plan(PLAIN)
-    flight = _launch(decoder, mx.array([root], dtype=mx.int32), first, pending)
-    read, idle = flight.start, 0.0  # when the round before was read; what the caller took since
+    in_flight = submit(decoder, mx.array([root], dtype=mx.int32), first)
+    last_read, caller_seconds = in_flight.start, 0.0
     try:
         while True:
-            ahead = None
-            if _may_look_ahead(decoder, flight, policy):
-                # Without a tree the next root is known to the device, so it need not wait for us.
-                _commit(decoder, flight, [0])
-                plan = policy.plan(decoder.cache.rows)
-                ahead = _launch(decoder, flight.target_tokens.tokens, plan, pending, is_ahead=True)
-            landing = _land(decoder, flight, pending, is_committed=ahead is not None)
+            following = _submit_ahead(decoder, in_flight, policy)
+            done = finish(decoder, in_flight, is_committed=following is not None)
+            times = round_times(in_flight, done, last_read)
             review = None
-            if flight.plan is not first:
-                review = policy.record(_outcome(flight, landing, read, idle))
-            yield _round(flight, landing, read, review)
-            read, idle = landing.read, time.perf_counter() - landing.end
-            flight = ahead or _launch(
-                decoder,
-                mx.array(landing.tokens[-1:], dtype=mx.int32),
-                policy.plan(decoder.cache.rows),
-                pending,
+            if in_flight.plan is not first:
+                review = policy.record(outcome(in_flight, done, times, caller_seconds))
+            target_tokens = in_flight.target_tokens
+            yield Round(
+                done.tokens, in_flight.tree, done.path, done.depth, target_tokens, times, review
             )
+            last_read, caller_seconds = done.read, time.perf_counter() - done.end
+            if following is None:
+                next_root = mx.array(done.tokens[-1:], dtype=mx.int32)
+                following = submit(decoder, next_root, policy.plan(decoder.cache.rows))
+            in_flight = following
     finally:
-        pending.observe()
+        decoder.pending.observe()
 
 
-def _may_look_ahead(decoder: Decoder, flight: _Flight, policy: Policy) -> bool:
-    """Say whether the next round can be submitted before this one is read."""
-    if decoder.selector.waits or flight.plan.shape != PLAIN:
-        return False
-    return decoder.drafter is None or policy.stays_plain()
+def _submit_ahead(decoder: Decoder, in_flight: InFlight, policy: Policy) -> InFlight | None:
+    """Submit the round after a plain one before that is read; None where that cannot be done.
+
+    Without a tree the next root is known to the device, so it need not wait for the host.
+    """
+    if decoder.selector.waits or in_flight.plan.shape != PLAIN:
+        return None
+    if decoder.drafter is not None and not policy.stays_plain():
+        return None
+    decoder.commit(in_flight.tree, [0])
+    plan = policy.plan(decoder.cache.rows)
+    return submit(decoder, in_flight.target_tokens.tokens, plan, is_overlapped=True)

@@ -28,7 +28,7 @@ def prefill_steps(
         prompt: token ids.
         step: most tokens per forward.
     """
-    target, cache, drafter, _ = decoder
+    target, cache, drafter = decoder.target, decoder.cache, decoder.drafter
     ids = mx.array(list(prompt), dtype=mx.int32)
     last = len(prompt) - 1
     yield cache.rows

@@ -1,6 +1,16 @@
-"""One round: submitted, finished, timed."""
+"""One round: submitted, finished, timed.
+
+There are three kinds. A *plain* round drafts nothing. An *unchecked* one drafts a tree of a fixed
+shape, so drafting and verification form one lazy graph and one small array comes back. A *checked*
+one copies each drafted level to the host before the next is drafted, because its plan stops
+drafting by confidence. On a CPU an unchecked round waits for the draft as well: no submission to a
+device is lost there, and it tells drafting from verifying.
+"""
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -16,42 +26,88 @@ from mlx_eagle.sampling.token_selector import TargetTokens, TokenSelector
 from mlx_eagle.target.target import Target, Verified
 from mlx_eagle.tree import PLAIN, DraftTree, check_structure
 
-BUSY = 0.2  # share of a plain round that the caller may take before its time tells nothing
+# Share of a plain round that the caller may take before the round's time tells nothing.
+MOST_CALLER_SHARE = 0.2
 
 
-class Decoder(NamedTuple):
-    """The parties to a round: who proposes, who decides, and what the target remembers."""
+@dataclass
+class Decoder:
+    """The parties to a round: who verifies, remembers, proposes and decides.
+
+    Attributes:
+        target: the target.
+        cache: the target's, with the rows of everything before the root.
+        drafter: None for plain decoding.
+        selector: the target's choice after every node.
+        pending: committed tokens that the drafter has not observed yet.
+    """
 
     target: Target
     cache: AnyCache
     drafter: Drafter | None
     selector: TokenSelector
 
+    def __post_init__(self) -> None:
+        self.pending = PendingRows(self.drafter)
+
+    def commit(self, tree: DraftTree, path: Sequence[int]) -> None:
+        """Keep the accepted nodes `path` of a tree, in the cache and for the choices to come."""
+        self.cache.commit(path)
+        self.selector.commit(tree, path)
+
+
+class RoundKind(Enum):
+    """Whether a round drafts, and whether it looks at what it drafts."""
+
+    PLAIN = "plain"
+    UNCHECKED = "unchecked"
+    CHECKED = "checked"
+
 
 class RoundTimes(NamedTuple):
-    """Seconds of one round; draft and verify are None where they were not told apart."""
+    """Seconds of one round.
+
+    Attributes:
+        draft: drafting; None where the device did not tell it from verification.
+        verify: verification, likewise.
+        host: in which the device had nothing to do.
+        until_read: from the start until the target's tokens were on the host; of a round that was
+            submitted before the last one was read, from the moment of that reading.
+        total: until the round was committed as well.
+    """
 
     draft: float | None
     verify: float | None
     host: float
+    until_read: float
+    total: float
 
 
 class Round(NamedTuple):
     """What one target forward gave: the accepted tokens, then the target's own next token.
 
-    `target_tokens` are those of all nodes, of which `path` was accepted. `seconds` are all of the
-    round's time. `review` is what a planner says to it, if it drafted.
+    Attributes:
+        tokens: what is emitted.
+        tree: what was drafted, the root included.
+        path: the accepted nodes of it, the root first.
+        depth: drafted levels that were verified.
+        target_tokens: what the target puts after every node.
+        times: seconds.
+        review: what a planner expected of the round, if it drafted.
     """
 
     tokens: list[int]
-    n_drafted: int
-    depth: int
-    times: RoundTimes
-    target_tokens: TargetTokens
-    path: list[int]
     tree: DraftTree
-    seconds: float = 0.0
+    path: list[int]
+    depth: int
+    target_tokens: TargetTokens
+    times: RoundTimes
     review: Review | None = None
+
+    @property
+    def n_drafted(self) -> int:
+        """Drafted tokens that were verified."""
+        return self.tree.num_draft_tokens
 
     @property
     def n_accepted(self) -> int:
@@ -64,11 +120,18 @@ class Round(NamedTuple):
         return self.target_tokens.log_probs(self.path)
 
 
-class _Flight(NamedTuple):
-    """A round that has been submitted and not yet read.
+class InFlight(NamedTuple):
+    """A round that has been submitted and not read yet.
 
-    `start`, `drafted` and `submitted` are moments in seconds; blindly drafted trees are known to
-    be complete only when they were submitted, if at all. `is_ahead`: before the last one was read.
+    Attributes:
+        plan: what it was to draft.
+        tree: what it drafts; lazy in an unchecked round.
+        verified: what the target says about the tree.
+        target_tokens: what follows from that.
+        packed: all that is read back, in one array.
+        is_overlapped: submitted before the last round was read.
+        start, drafted, submitted: moments in seconds; an unchecked draft is complete, if that is
+            known at all, only when the round was submitted.
     """
 
     plan: Plan
@@ -76,19 +139,19 @@ class _Flight(NamedTuple):
     verified: Verified
     target_tokens: TargetTokens
     packed: mx.array
+    is_overlapped: bool
     start: float
     drafted: float
     submitted: float
-    is_ahead: bool
 
     @property
-    def is_blind(self) -> bool:
-        """Whether a tree was drafted without looking at it."""
-        return _is_blind(self.plan, self.tree)
+    def kind(self) -> RoundKind:
+        """Whether it drafts, and looks at what it drafts."""
+        return _kind(self.plan, self.tree)
 
 
-class _Landing(NamedTuple):
-    """What was read of a round; `read` and `end` are moments in seconds."""
+class Finished(NamedTuple):
+    """A round that was read and committed; `levels` is an unchecked chain, level by level."""
 
     tokens: list[int]
     path: list[int]
@@ -98,118 +161,131 @@ class _Landing(NamedTuple):
     end: float
 
 
-def _commit(decoder: Decoder, flight: _Flight, path: list[int]) -> None:
-    """Keep the accepted nodes `path` of a round, in the cache and for the choices to come."""
-    decoder.cache.commit(path)
-    decoder.selector.commit(flight.tree, path)
-
-
-def _launch(
-    decoder: Decoder, root: mx.array, plan: Plan, pending: PendingRows, *, is_ahead: bool = False
-) -> _Flight:
-    """Submit one round: draft below `root` [1], verify, choose; only a check is waited for."""
-    target, cache, drafter, selector = decoder
+def submit(
+    decoder: Decoder, root: mx.array, plan: Plan, *, is_overlapped: bool = False
+) -> InFlight:
+    """Submit one round: draft below `root` [1], verify, choose; only checks are waited for."""
     start = time.perf_counter()
     if plan.shape != PLAIN:
-        pending.observe()
-    tree = draft_as_planned(drafter, root, plan)
+        decoder.pending.observe()
+    tree = draft_as_planned(decoder.drafter, root, plan)
     drafted = time.perf_counter()
-    is_blind = _is_blind(plan, tree)
-    if is_blind:
+    is_unchecked = _kind(plan, tree) is RoundKind.UNCHECKED
+    if is_unchecked:
         # The device drafts while the verification graph is being built.
         mx.async_eval(tree.tokens, tree.parents)
-    verified = target.verify(tree, cache)
-    target_tokens = selector(verified.logits, tree, cache.rows)
-    packed = target_tokens.tokens  # plain decoding knows what it drafted: nothing
-    if tree.num_draft_tokens:
-        scores = tree.log_probs.astype(mx.float32).view(mx.int32)
-        packed = mx.concatenate([tree.tokens, tree.parents, target_tokens.tokens, scores])
-    if is_blind and mx.default_device() == mx.cpu:
-        # There is no submission to a GPU to save here, and it tells drafting from verifying.
+    verified = decoder.target.verify(tree, decoder.cache)
+    target_tokens = decoder.selector(verified.logits, tree, decoder.cache.rows)
+    packed = _pack(tree, target_tokens)
+    if is_unchecked and _tells_drafting():
         mx.eval(tree.tokens, tree.parents)
     submitted = time.perf_counter()
     mx.async_eval(packed)
-    return _Flight(plan, tree, verified, target_tokens, packed, start, drafted, submitted, is_ahead)
+    moments = (start, drafted, submitted)
+    return InFlight(plan, tree, verified, target_tokens, packed, is_overlapped, *moments)
 
 
-def _is_blind(plan: Plan, tree: DraftTree) -> bool:
-    """Say whether a tree was drafted without looking at it."""
-    return tree.num_draft_tokens > 0 and plan.check is None
+def finish(decoder: Decoder, in_flight: InFlight, *, is_committed: bool = False) -> Finished:
+    """Read one round back and commit what the target accepts of it.
 
-
-def _land(
-    decoder: Decoder, flight: _Flight, pending: PendingRows, *, is_committed: bool
-) -> _Landing:
-    """Read one round back and commit what it accepted."""
-    packed, tree, taps = np.array(flight.packed), flight.tree, flight.verified.taps
+    Args:
+        decoder: as it submitted the round.
+        in_flight: the round.
+        is_committed: whether a round without drafts was committed before it was read.
+    """
+    tree, taps = in_flight.tree, in_flight.verified.taps
+    packed = np.array(in_flight.packed)
     read = time.perf_counter()
     if not tree.num_draft_tokens:
         if not is_committed:
-            _commit(decoder, flight, [0])
-        pending.add(taps, flight.target_tokens.tokens)
+            decoder.commit(tree, [0])
+        decoder.pending.add(taps, in_flight.target_tokens.tokens)
         decoder.selector.advance(packed.tolist())
-        return _Landing(packed.tolist(), [0], 0, [], read, time.perf_counter())
+        return Finished(packed.tolist(), [0], 0, [], read, time.perf_counter())
     tokens, parents, target_tokens, scores = packed.reshape(4, -1)
     path, token = accept(tokens.tolist(), parents.tolist(), target_tokens.tolist())
     emitted = [*tokens[path[1:]].tolist(), token]
-    _commit(decoder, flight, path)
+    decoder.commit(tree, path)
     decoder.selector.advance(emitted)
     kept = None if taps is None else taps[mx.array(path)]
-    pending.add(kept, mx.array(emitted, dtype=mx.int32))
+    decoder.pending.add(kept, mx.array(emitted, dtype=mx.int32))
     levels = _chain_levels(tokens, scores.view(np.float32)) if tree.is_chain else []
     depth = max(check_structure(parents.tolist()))
-    return _Landing(emitted, path, depth, levels, read, time.perf_counter())
+    return Finished(emitted, path, depth, levels, read, time.perf_counter())
+
+
+def round_times(in_flight: InFlight, finished: Finished, last_read: float) -> RoundTimes:
+    """Turn clock readings into the seconds that users see and planners learn from.
+
+    Args:
+        in_flight: the round as it was submitted.
+        finished: the round as it was read.
+        last_read: the moment at which the round before was read.
+    """
+    start, drafted, submitted = in_flight.start, in_flight.drafted, in_flight.submitted
+    began = last_read if in_flight.is_overlapped else start
+    until_read, total = finished.read - began, finished.end - began
+    if in_flight.is_overlapped:
+        return RoundTimes(0.0, until_read, 0.0, until_read, total)
+    drafting, building = drafted - start, submitted - drafted
+    if in_flight.kind is RoundKind.UNCHECKED:
+        # Building the draft's graph comes first; the device drafts while the other one is built.
+        drafting, building = building, drafting
+    host = building + finished.end - finished.read
+    if in_flight.kind is RoundKind.UNCHECKED and not _tells_drafting():
+        return RoundTimes(None, None, host, until_read, total)
+    return RoundTimes(drafting, finished.read - submitted, host, until_read, total)
+
+
+def outcome(
+    in_flight: InFlight, finished: Finished, times: RoundTimes, caller_seconds: float
+) -> Outcome:
+    """Return what a planner learns of a round.
+
+    Only a checked round tells the planner what drafting took apart from the rest. A plain round
+    tells something only where it was submitted ahead and the caller took little of its time.
+
+    Args:
+        in_flight: the round as it was submitted.
+        finished: the round as it was read.
+        times: what `round_times` makes of them.
+        caller_seconds: what the caller took since the round before.
+    """
+    tokens, seconds = finished.tokens, times.until_read
+    if in_flight.kind is RoundKind.UNCHECKED:
+        return Outcome(tokens, None, seconds, finished.levels)
+    if in_flight.kind is RoundKind.CHECKED:
+        assert times.draft is not None, "a checked draft was waited for"
+        return Outcome(tokens, times.draft, seconds - times.draft)
+    is_clean = in_flight.is_overlapped and caller_seconds < MOST_CALLER_SHARE * seconds
+    return Outcome(tokens, None, seconds if is_clean else None)
+
+
+def _kind(plan: Plan, tree: DraftTree) -> RoundKind:
+    """Return the kind of a round with this plan that drafts this tree."""
+    if plan.check is not None:
+        return RoundKind.CHECKED
+    return RoundKind.UNCHECKED if tree.num_draft_tokens else RoundKind.PLAIN
+
+
+def _tells_drafting() -> bool:
+    """Say whether unchecked drafts are waited for, so that they can be timed apart."""
+    return mx.default_device() == mx.cpu
+
+
+def _pack(tree: DraftTree, target_tokens: TargetTokens) -> mx.array:
+    """Return what is read back, int32: [1] of a plain round, else [4 * N].
+
+    That is tokens, parents, the target's tokens, and the bits of the path log-probabilities. A
+    plain round has drafted nothing, so the target's token is all there is to read.
+    """
+    if not tree.num_draft_tokens:
+        return target_tokens.tokens
+    scores = tree.log_probs.astype(mx.float32).view(mx.int32)
+    return mx.concatenate([tree.tokens, tree.parents, target_tokens.tokens, scores])
 
 
 def _chain_levels(tokens: np.ndarray, scores: np.ndarray) -> list[Level]:
     """Return a drafted chain as levels of one child: tokens [N], path log-probabilities [N]."""
     confidences = np.nan_to_num(np.exp(np.diff(scores)))
     return [Level([t], [c]) for t, c in zip(tokens[1:].tolist(), confidences.tolist(), strict=True)]
-
-
-def _outcome(flight: _Flight, landing: _Landing, since: float, idle: float) -> Outcome:
-    """Return what a planner learns of a round.
-
-    Args:
-        flight: the round as it was submitted.
-        landing: the round as it was read.
-        since: the moment at which the round before was read.
-        idle: seconds that the caller took since then.
-    """
-    if flight.is_blind:
-        return Outcome(landing.tokens, None, landing.read - flight.start, landing.levels)
-    if flight.plan.check is not None:
-        drafting, verifying = flight.drafted - flight.start, landing.read - flight.drafted
-        return Outcome(landing.tokens, drafting, verifying)
-    seconds = landing.read - since
-    is_clean = flight.is_ahead and idle < BUSY * seconds
-    return Outcome(landing.tokens, None, seconds if is_clean else None)
-
-
-def _round(flight: _Flight, landing: _Landing, since: float, review: Review | None) -> Round:
-    """Return what the caller sees of a round; `since`: when the round before was read."""
-    host = landing.end - landing.read
-    if flight.is_ahead:
-        times = RoundTimes(0.0, landing.read - since, 0.0)
-    elif not flight.is_blind:
-        host += flight.submitted - flight.drafted
-        drafting = flight.drafted - flight.start
-        times = RoundTimes(drafting, landing.read - flight.submitted, host)
-    else:
-        host += flight.drafted - flight.start
-        is_timed = mx.default_device() == mx.cpu
-        drafting, verifying = flight.submitted - flight.drafted, landing.read - flight.submitted
-        times = RoundTimes(drafting, verifying, host) if is_timed else RoundTimes(None, None, host)
-    n_drafted = flight.tree.num_draft_tokens
-    seconds = landing.end - (since if flight.is_ahead else flight.start)
-    return Round(
-        landing.tokens,
-        n_drafted,
-        landing.depth,
-        times,
-        flight.target_tokens,
-        landing.path,
-        flight.tree,
-        seconds,
-        review,
-    )

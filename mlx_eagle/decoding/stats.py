@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from mlx_eagle.planner.policy import Review
+from mlx_eagle.speculation import ON, Speculation
 
 
 @dataclass
@@ -85,7 +86,8 @@ class GenerationStats:
     `host_seconds` is the part of the rounds in which the device had nothing to do. `advice` is
     a line for the user, once, where a head drafts so badly that it must be run wrongly. `planned`
     is None where no planner was asked. `ended_by` says what was full if an answer ended before
-    `max_tokens`; `dropped_messages` were left out of the prompt because they did not fit.
+    `max_tokens`; `status` says whether anything was drafted, and `speculation` the same in words;
+    `dropped_messages` were left out of the prompt because they did not fit.
     """
 
     prompt_tokens: int = 0
@@ -100,11 +102,16 @@ class GenerationStats:
     verify_seconds: float | None = 0.0
     host_seconds: float = 0.0
     peak_memory_bytes: int = 0
-    speculation: str = "on"
+    status: Speculation = ON
     advice: str = ""
     ended_by: str = ""
     dropped_messages: int = 0
     planned: Planned | None = None
+
+    @property
+    def speculation(self) -> str:
+        """Whether anything was drafted: "on", or "off: reason"."""
+        return str(self.status)
 
     @property
     def rounds(self) -> int:
@@ -141,7 +148,10 @@ class GenerationStats:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields and derived figures, ready for JSON."""
-        return asdict(self) | {
+        fields = asdict(self)
+        del fields["status"]
+        return fields | {
+            "speculation": self.speculation,
             "rounds": self.rounds,
             "accepted": self.accepted,
             "acceptance_length": self.acceptance_length,

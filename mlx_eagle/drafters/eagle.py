@@ -17,7 +17,7 @@ from mlx_eagle.drafters.base import Level
 from mlx_eagle.drafters.ranking import Candidates, best, join, likeliest, to_tree
 from mlx_eagle.heads.eagle import EagleHead, HeadOutput
 from mlx_eagle.target.target import Target
-from mlx_eagle.tree import MAX_NODES, PLAIN, DraftTree, TreeShape
+from mlx_eagle.tree import PLAIN, DraftTree, TreeShape
 
 PIECE = 512  # rows of a prompt that a head with a window observes at a time
 
@@ -48,7 +48,7 @@ class EagleDrafter:
     @property
     def max_depth(self) -> int:
         """The head steps as often as it is asked to."""
-        return MAX_NODES
+        return self.head.max_depth
 
     @property
     def rows(self) -> int:

@@ -1,5 +1,8 @@
 """A head becomes the drafter for its kind, once it is known to fit the target."""
 
+from collections.abc import Callable
+from typing import Any
+
 import mlx.core as mx
 
 from mlx_eagle.drafters.base import Drafter
@@ -8,8 +11,15 @@ from mlx_eagle.drafters.medusa import MedusaDrafter
 from mlx_eagle.drafters.p_eagle import PEagleDrafter
 from mlx_eagle.errors import CheckpointError
 from mlx_eagle.heads.load import Head
-from mlx_eagle.heads.medusa import MedusaHead
 from mlx_eagle.target.target import Target
+
+# By the algorithm of a head's configuration: what drafts with it.
+DRAFTERS: dict[str, Callable[[Any, Target, int | None], Drafter]] = {
+    "eagle": EagleDrafter,
+    "eagle3": EagleDrafter,
+    "p-eagle": PEagleDrafter,
+    "medusa": MedusaDrafter,
+}
 
 
 def check_fit(head: Head, target: Target) -> None:
@@ -23,7 +33,7 @@ def check_fit(head: Head, target: Target) -> None:
     found = {"hidden size": (config.target_hidden_size, hidden)}
     found["vocabulary"] = (config.target_vocab_size, vocab)
     wrong = [f"{what} {a} (target: {b})" for what, (a, b) in found.items() if a != b]
-    if config.hidden_size != hidden and _borrows(head):
+    if config.hidden_size != hidden and head.borrows:
         wrong.append(f"own hidden size {config.hidden_size} (target: {hidden})")
     if wrong:
         raise CheckpointError(
@@ -31,13 +41,6 @@ def check_fit(head: Head, target: Target) -> None:
             "give the target that the head was trained for"
         )
     head.set_dtype(sample.dtype)
-
-
-def _borrows(head: Head) -> bool:
-    """Say whether a head uses the target's embedding or output layer, which fix its width."""
-    if isinstance(head, MedusaHead):
-        return True
-    return not (head.config.own_embedding and head.config.own_lm_head)
 
 
 def make_drafter(head: Head, target: Target, window: int | None = None) -> Drafter:
@@ -48,7 +51,4 @@ def make_drafter(head: Head, target: Target, window: int | None = None) -> Draft
         target: for which it drafts.
         window: tokens that the head attends to; None or 0 for all.
     """
-    if isinstance(head, MedusaHead):
-        return MedusaDrafter(head, target)
-    kind = PEagleDrafter if head.config.algorithm == "p-eagle" else EagleDrafter
-    return kind(head, target, window)
+    return DRAFTERS[head.config.algorithm](head, target, window)

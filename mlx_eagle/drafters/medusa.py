@@ -14,12 +14,12 @@ from mlx_eagle.tree import PLAIN, DraftTree, TreeShape
 
 
 class MedusaDrafter:
-    """Medusa heads on the newest hidden state of the target; they keep no cache."""
+    """Medusa heads on the newest hidden state of the target; they keep no cache to bound."""
 
     buffers: tuple[mx.array, ...] = ()
     nbytes = 0
 
-    def __init__(self, head: MedusaHead, target: Target) -> None:
+    def __init__(self, head: MedusaHead, target: Target, window: int | None = None) -> None:
         self.head = head
         self.unembed = target.unembed
         self.rows = 0
@@ -33,7 +33,7 @@ class MedusaDrafter:
     @property
     def max_depth(self) -> int:
         """One token for each head."""
-        return self.head.config.num_heads
+        return self.head.max_depth
 
     def observe(self, taps: mx.array | None, next_tokens: mx.array) -> None:
         """Keep the last of L hidden states [L, D]."""

@@ -18,6 +18,9 @@ from mlx_eagle.cache.kv import KVCache
 from mlx_eagle.cache.model_cache import TreeCache
 from mlx_eagle.heads.config import HeadConfig
 from mlx_eagle.target.positions import accept_node_positions, keep_fractional_bounds
+from mlx_eagle.tree import MAX_NODES
+
+TRAINED_LENGTH = 2048  # tokens of a text, at most, that most heads were trained on
 
 
 def _norm(size: int, config: HeadConfig, present: bool = True) -> nn.Module:
@@ -156,6 +159,29 @@ class EagleHead(nn.Module):
             return [DecoderLayer(config, windows[0], config.input_layernorm), *later]
         return [FirstLayer(config, windows[0]), *later]
 
+    @property
+    def max_depth(self) -> int:
+        """Levels that it can draft: it steps as often as it is asked to."""
+        return MAX_NODES
+
+    @property
+    def borrows(self) -> bool:
+        """Whether it uses the target's embedding or output layer, which fix its width."""
+        return not (self.config.own_embedding and self.config.own_lm_head)
+
+    @property
+    def default_window(self) -> int:
+        """The window for `make_cache` where the user has not chosen one.
+
+        A head proposes ever worse where it attends over distances that it was not trained on. How
+        long its training texts were, its configuration does not say: `max_position_embeddings` is
+        2048 in EAGLE's own heads, which are trained on texts of that length, and often just the
+        target's in others, whose texts are about as long. So it counts only below that. Rope
+        itself has no end: every kind that heads have turns by an angle in proportion to the
+        position, with no table.
+        """
+        return max(LEAST, min(self.config.max_position_embeddings, TRAINED_LENGTH))
+
     def make_cache(self, window: int | None = None) -> TreeCache:
         """Return an empty KV cache for one conversation.
 
@@ -214,18 +240,3 @@ class EagleHead(nn.Module):
             x = layer(x, layer_cache)
         normed = self.norm(x)
         return HeadOutput(normed, normed if self.config.norm_output else x)
-
-
-TRAINED = 2048  # tokens of a text, at most, that most heads were trained on
-
-
-def default_head_window(config: HeadConfig) -> int:
-    """Return the window for `EagleHead.make_cache` where the user has not chosen one.
-
-    A head proposes ever worse where it attends over distances that it was not trained on. How long
-    its training texts were, its configuration does not say: `max_position_embeddings` is 2048 in
-    EAGLE's own heads, which are trained on texts of that length, and often just the target's in
-    others, whose texts are about as long. So it counts only below that. Rope itself has no end:
-    all kinds that heads have turn by an angle in proportion to the position, with no table.
-    """
-    return max(LEAST, min(config.max_position_embeddings, TRAINED))

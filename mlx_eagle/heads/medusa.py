@@ -52,6 +52,21 @@ class MedusaHead(nn.Module):
         self.draft_to_target = mx.arange(config.draft_vocab_size, dtype=mx.int32)
         self.freeze()
 
+    @property
+    def max_depth(self) -> int:
+        """Levels that it can draft: one for each head."""
+        return self.config.num_heads
+
+    @property
+    def borrows(self) -> bool:
+        """Whether its width is the target's: it reads the target's hidden state."""
+        return True
+
+    @property
+    def default_window(self) -> int:
+        """Tokens that it attends to: it attends to none, so no window bounds it."""
+        return 0
+
     def __call__(self, hidden: mx.array, unembed: Any = None, depth: int | None = None) -> mx.array:
         """Return logits [K, W] of the first K heads.
 

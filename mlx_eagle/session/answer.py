@@ -1,12 +1,13 @@
-"""One answer: a request checked before anything runs, then the stream of its responses.
+"""One answer: the prompt is read, rounds run, and their tokens are streamed as responses.
 
-It reads the prompt, lets rounds run and keeps the context true: after an answer, however it ended,
-the context holds the prompt and the tokens that the caller was given, and nothing else.
+It keeps the prefix true: after an answer, however it ended,
+the prefix holds the prompt and the tokens that the caller was given, and nothing else.
 """
 
 import threading
 import time
 from contextlib import closing
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
@@ -17,34 +18,38 @@ from mlx_eagle.decoding.stats import GenerationStats, Planned
 from mlx_eagle.planner.planner import Planner
 from mlx_eagle.planner.policy import FixedShape, Policy
 from mlx_eagle.session.detokenize import TextStream
-from mlx_eagle.session.prefix import Context
-from mlx_eagle.session.request import Request, Resources
+from mlx_eagle.session.prefix import CachedPrefix
+from mlx_eagle.session.request import Request
 from mlx_eagle.session.responses import Ends, Responses, responses
+from mlx_eagle.speculation import ON, Speculation
 from mlx_eagle.tree import PLAIN
+
+if TYPE_CHECKING:
+    from mlx_eagle.engine import Engine
 
 
 class Answering:
     """The answering of one request.
 
     Args:
-        resources: of the engine.
-        context: of the conversation; changed.
+        engine: which answers.
+        prefix: of the conversation; changed.
         request: what `check_request` returned for them.
         cancelled: ends it after its round once it is set.
     """
 
     def __init__(
-        self, resources: Resources, context: Context, request: Request, cancelled: threading.Event
+        self, engine: "Engine", prefix: CachedPrefix, request: Request, cancelled: threading.Event
     ) -> None:
-        self._resources, self._context = resources, context
+        self._engine, self._prefix = engine, prefix
         self._request, self._cancelled = request, cancelled
-        speculation = resources.speculation
-        self._stats = GenerationStats(prompt_tokens=len(request.ids), speculation=speculation)
+        status = engine.info.status
+        self._stats = GenerationStats(prompt_tokens=len(request.ids), status=status)
         self._stats.dropped_messages = request.n_dropped
 
     def stream(self) -> Responses:
         """Read the prompt, then turn rounds into responses until something ends the answer."""
-        context, before = self._context, list(self._context.tokens)
+        prefix, before = self._prefix, list(self._prefix.tokens)
         n_given = 0
         try:
             # Closed first: the head's rows must be complete before they are trimmed.
@@ -56,12 +61,12 @@ class Answering:
             raise
         except BaseException:
             # Caches may be half-written: their tokens are read again when they are needed.
-            held = [*context.tokens] if n_given else before
-            context.reset()
-            context.tokens = held
+            held = [*prefix.tokens] if n_given else before
+            prefix.reset()
+            prefix.tokens = held
             raise
         finally:
-            context.trim_to_tokens()
+            prefix.trim_to_tokens()
             self._request.selector.end(n_given)
 
     def read(self) -> bool:
@@ -69,24 +74,24 @@ class Answering:
         try:
             return self._read(self._decoder(speculate=True))
         except BaseException:
-            self._context.reset()
+            self._prefix.reset()
             raise
 
     def _stream(self) -> Responses:
-        request, context, stats = self._request, self._context, self._stats
+        request, prefix, stats = self._request, self._prefix, self._stats
         policy = self._policy()
         mx.reset_peak_memory()
         started = time.perf_counter()
         decoder = self._decoder(speculate=policy is not None)
-        stats.cached_tokens = context.cache.rows
+        stats.cached_tokens = prefix.cache.rows
         if not self._read(decoder):
             return
-        text = TextStream(self._resources.tokenizer, request.options.stop)
+        text = TextStream(self._engine.tokenizer, request.options.stop)
         ends, report = self._ends(), request.options.progress
         n_prompt = len(request.ids)
         with closing(rounds(decoder, request.ids[-1], policy or FixedShape(PLAIN))) as stream:
             for response in responses(stream, text, stats, ends, started):
-                context.tokens.append(response.token)
+                prefix.tokens.append(response.token)
                 if report is not None and response.generation_tokens == 1:
                     report(n_prompt, n_prompt)
                 if response.finish_reason is not None:
@@ -95,28 +100,28 @@ class Answering:
 
     def _decoder(self, *, speculate: bool) -> Decoder:
         """Go back to what is held of the prompt, and return the parties to its rounds."""
-        context, request = self._context, self._request
-        context.reuse(request.ids, speculate)
-        drafter = context.drafter if speculate else None
-        return Decoder(self._resources.target, context.cache, drafter, request.selector)
+        prefix, request = self._prefix, self._request
+        prefix.reuse(request.ids, speculate)
+        drafter = prefix.drafter if speculate else None
+        return Decoder(self._engine.target, prefix.cache, drafter, request.selector)
 
     def _read(self, decoder: Decoder) -> bool:
         """Read what is new of the prompt; returns False if somebody cancelled it."""
         ids, options = self._request.ids, self._request.options
         for done in prefill_steps(decoder, ids, options.prefill_step_size):
-            self._context.tokens = ids[:done]
+            self._prefix.tokens = ids[:done]
             if options.progress is not None:
                 options.progress(done, len(ids))
             if self._cancelled.is_set():
                 return False
-        self._context.tokens = list(ids)
+        self._prefix.tokens = list(ids)
         decoder.cache.checkpoint()
         return True
 
     def _ends(self) -> Ends:
         """Return what ends the answer: end tokens, the limits, or somebody who has had enough."""
         options, budget, ids = self._request.options, self._request.budget, self._request.ids
-        eos = set() if options.ignore_eos else set(self._resources.tokenizer.eos_token_ids)
+        eos = set() if options.ignore_eos else set(self._engine.tokenizer.eos_token_ids)
         left, full = options.max_tokens, ""
         if budget is not None and budget.tokens - len(ids) < left:
             left, full = budget.tokens - len(ids), budget.reason
@@ -124,37 +129,37 @@ class Answering:
 
     def _policy(self) -> Policy | None:
         """Return what decides on the trees, or None, and note which and why."""
-        options, stats, context = self._request.options, self._stats, self._context
+        options, stats, prefix = self._request.options, self._stats, self._prefix
         if not options.speculate:
-            stats.speculation = "off: not asked for"
+            stats.status = Speculation.off("not asked for")
         elif options.tree == PLAIN:
-            stats.speculation = "off: the tree has no nodes"
-        elif context.drafter is not None and options.tree is not None:
-            stats.speculation = "on"
+            stats.status = Speculation.off("the tree has no nodes")
+        elif prefix.drafter is not None and options.tree is not None:
+            stats.status = ON
             return FixedShape(options.tree)
-        elif context.drafter is not None:
+        elif prefix.drafter is not None:
             return self._planner()
         return None
 
     def _planner(self) -> Planner | None:
         """Return the planner, or None where no tree could pay."""
-        stats, context, planners = self._stats, self._context, self._resources.planners
+        stats, prefix, planners = self._stats, self._prefix, self._engine.planners
         n_tokens = stats.prompt_tokens
         planner = planners.planner(0.0 if self._request.options.is_greedy else 1.0)
         stats.planned = Planned(planners.calibration.source, planner.costs.plain(n_tokens))
-        context.is_hopeless = context.is_hopeless or planner.is_hopeless(n_tokens)
-        hopeless = context.is_hopeless
-        stats.speculation = f"off: {planner.why_hopeless(n_tokens)}" if hopeless else "on"
-        return None if hopeless else planner
+        if prefix.outlook.is_on:
+            prefix.outlook = planners.outlook(n_tokens)
+        stats.status = prefix.outlook
+        return planner if prefix.outlook.is_on else None
 
     def _conclude(self, policy: Policy | None) -> None:
         """Complete the statistics, and keep what was learnt."""
-        stats, planners = self._stats, self._resources.planners
+        stats, planners = self._stats, self._engine.planners
         if isinstance(policy, Planner):
             if stats.planned is not None and stats.planned.is_mostly_plain:
-                stats.speculation = f"off: {policy.why_plain(stats.prompt_tokens)}"
+                stats.status = Speculation.off(policy.why_plain(stats.prompt_tokens))
             if stats.planned is not None:
-                stats.planned.plain_seconds = policy.costs.plain(len(self._context.tokens))
+                stats.planned.plain_seconds = policy.costs.plain(len(self._prefix.tokens))
             planners.keep()
         if planners.watch is not None:
             stats.advice = planners.watch.advise(stats)

@@ -1,38 +1,46 @@
-"""What target and head hold of one conversation: committed tokens and the rows computed from them.
+"""What of a prompt is already cached: the tokens of a conversation and the rows computed from them.
 
-A new prompt keeps the rows that it shares with what is held and forgets the rest. It knows tokens
-and caches; messages and streams are `session.py`'s matter.
+A new prompt keeps the rows of the prefix that it shares with these tokens and forgets the rest. It
+knows tokens and caches; messages and streams are in `session.py`.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
 from mlx_eagle.cache.model_cache import AnyCache
 from mlx_eagle.drafters.base import Drafter
-from mlx_eagle.target.target import Target
+from mlx_eagle.speculation import ON
+
+if TYPE_CHECKING:
+    from mlx_eagle.engine import Engine
 
 TARGET, HEAD = "target.", "head."  # whose arrays they are, in a file
 
 
-class Context:
+class CachedPrefix:
     """Tokens and caches, kept in step.
+
+    Args:
+        engine: whose target and head they are of.
 
     Attributes:
         tokens: committed; the caches hold rows of all but the newest.
         cache: the target's.
         drafter: with the head's; None without a head.
         is_shared: whether a fork holds the same rows; the first to go on copies them.
-        is_hopeless: whether drafting was given up; the head no longer follows the tokens then.
+        outlook: whether drafting could pay; once off it stays off, because the head no longer
+            follows the tokens then.
     """
 
-    def __init__(self, target: Target, make_drafter: Callable[[], Drafter] | None) -> None:
-        self._target, self._make_drafter = target, make_drafter
+    def __init__(self, engine: "Engine") -> None:
+        self._engine = engine
         self.tokens: list[int]
         self.cache: AnyCache
         self.drafter: Drafter | None
-        self.is_hopeless = False
+        self.outlook = ON
         self.reset()
 
     @property
@@ -44,8 +52,8 @@ class Context:
         """Start with empty caches."""
         self.tokens = []
         self.is_shared = False
-        self.cache = self._target.make_cache()
-        self.drafter = self._make_drafter() if self._make_drafter else None
+        self.cache = self._engine.target.make_cache()
+        self.drafter = self._engine.make_drafter()
 
     def reuse(self, ids: Sequence[int], speculate: bool) -> None:
         """Go back to the rows that are held of the prompt `ids`, or to none.
@@ -85,7 +93,7 @@ class Context:
             self.reset()
             self.tokens = tokens
 
-    def fork(self) -> "Context":
+    def fork(self) -> "CachedPrefix":
         """Return a copy that shares the rows held so far, and then goes its own way."""
         twin = copy.copy(self)
         twin.tokens, twin.cache = list(self.tokens), self.cache.fork()
@@ -102,7 +110,7 @@ class Context:
     def restore(
         self, tokens: list[int], arrays: dict[str, mx.array], rows: int, head_rows: int
     ) -> None:
-        """Hold what `arrays` returned of a context with so many rows.
+        """Hold what `arrays` returned of a prefix with so many rows.
 
         Raises:
             ValueError: if the arrays are not those of these caches.
@@ -118,10 +126,10 @@ class Context:
         if self.drafter is not None:
             self.drafter.restore(_part(arrays, HEAD), head_rows)
 
-    def _sample(self) -> "Context":
-        """Return a context of one row, which is never computed: it shows shapes and types."""
-        sample = Context(self._target, self._make_drafter)
-        taps = self._target.extend(mx.array([0]), sample.cache)
+    def _sample(self) -> "CachedPrefix":
+        """Return a prefix of one row, which is never computed: it shows shapes and types."""
+        sample = CachedPrefix(self._engine)
+        taps = self._engine.target.extend(mx.array([0]), sample.cache)
         if sample.drafter is not None:
             sample.drafter.observe(taps, mx.array([0]))
         return sample

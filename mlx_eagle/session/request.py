@@ -1,49 +1,32 @@
-"""A request, checked before anything runs."""
+"""A request, checked before anything runs, so that what is refused loses nothing."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.drafters.base import Drafter
 from mlx_eagle.errors import EagleError
-from mlx_eagle.sampling.token_selector import TokenSelector, TreeConstraint
-from mlx_eagle.session.limits import Budget, Limits
+from mlx_eagle.sampling.token_selector import TokenSelector
+from mlx_eagle.session.limits import Budget
 from mlx_eagle.session.options import GenerationOptions
-from mlx_eagle.session.prefix import Context
+from mlx_eagle.session.prefix import CachedPrefix
 from mlx_eagle.session.prompt import Prompt, check_ids, encode, is_messages, turns_dropped
 from mlx_eagle.session.selector import make_processors, make_sampler
-from mlx_eagle.target.target import Target
 from mlx_eagle.tree import TreeShape
 
+if TYPE_CHECKING:
+    from mlx_eagle.engine import Engine
 
-class Resources(NamedTuple):
-    """What the conversations of an engine share.
-
-    Attributes:
-        target: the target.
-        tokenizer: mlx-lm's wrapper of its tokenizer.
-        make_drafter: makes a drafter with an empty cache; None if there is no head.
-        speculation: "on", or "off: reason".
-        planners: what plans the trees.
-        limits: how long conversations may become.
-        constrain: returns what constrains an answer, by its options; None: nothing can.
-        identity: returns what a saved conversation must agree with, in words by what they are of.
-    """
-
-    target: Target
-    tokenizer: Any
-    make_drafter: Callable[[], Drafter] | None
-    speculation: str
-    planners: Planners
-    limits: Limits = Limits()
-    constrain: Callable[[GenerationOptions], TreeConstraint | None] | None = None
-    identity: Callable[[], dict[str, str]] | None = None
+ANSWER_SHARE = 4  # an answer should have room: at least one in so many tokens of the budget
 
 
 class Request(NamedTuple):
-    """A checked request: the token ids of its prompt, its options, and how many tokens it may take.
+    """A request that can be answered.
 
-    `n_dropped` messages were left out because they did not fit.
+    Attributes:
+        ids: token ids of its prompt.
+        options: how to answer.
+        budget: how many tokens it may take; None: unbounded.
+        n_dropped: messages that were left out because they did not fit.
+        selector: chooses the tokens of the answer.
     """
 
     ids: list[int]
@@ -54,13 +37,13 @@ class Request(NamedTuple):
 
 
 def check_request(
-    resources: Resources, context: Context, prompt: Prompt, options: GenerationOptions
+    engine: "Engine", prefix: CachedPrefix, prompt: Prompt, options: GenerationOptions
 ) -> Request:
     """Return a request that can be answered.
 
     Args:
-        resources: of the engine.
-        context: in which it will be answered; not changed.
+        engine: which will answer it.
+        prefix: of the conversation in which it will be answered; not changed.
         prompt: a string or token ids, used as they are, or chat messages for the template.
         options: how to answer.
 
@@ -68,30 +51,44 @@ def check_request(
         EagleError: if the prompt is empty, of another kind or too long, or something that was
             asked for cannot be done.
     """
-    target, tokenizer = resources.target, resources.tokenizer
-    budget = resources.limits.budget(0 if context.is_shared else context.cache.rows)
-    ids, n_dropped = encode(tokenizer, prompt), 0
-    can_drop = is_messages(prompt) and any(turns_dropped(prompt))
-    if budget is not None and can_drop and options.overflow == "truncate":
-        # An answer should fit, but a high limit must not cost the conversation.
-        most = budget.tokens - min(options.max_tokens, budget.tokens // 4)
-        candidates = turns_dropped(prompt) if len(ids) > most else iter(())
-        for kept in candidates:
-            n_dropped, ids = len(prompt) - len(kept), encode(tokenizer, kept)
-            if len(ids) <= most:
-                break
-    check_ids(ids, target.vocab_size)
+    budget = engine.limits.budget(0 if prefix.is_shared else prefix.cache.rows)
+    ids, n_dropped = _fit(engine, prompt, options, budget)
+    vocab_size = engine.target.vocab_size
+    check_ids(ids, vocab_size)
     if budget is not None:
-        budget.check(len(ids), can_drop and options.overflow == "refuse")
-    if options.tree is not None and context.drafter is not None:
-        target.check_shape(options.tree)
-        _check_tree(options.tree, context.drafter)
-    if target.vocab_size is not None:
-        options.check_bias(target.vocab_size)
-    constraint = resources.constrain(options) if resources.constrain else None
+        budget.check(len(ids), _can_drop(prompt) and options.overflow == "refuse")
+    if options.tree is not None and prefix.drafter is not None:
+        engine.target.check_shape(options.tree)
+        _check_tree(options.tree, prefix.drafter)
+    if vocab_size is not None:
+        options.check_bias(vocab_size)
+    constraint = engine.constraint(options)
     sampler, processors = make_sampler(options), make_processors(options)
     selector = TokenSelector(sampler, processors, constraint, ids[:-1])
     return Request(ids, options, budget, n_dropped, selector)
+
+
+def _fit(
+    engine: "Engine", prompt: Prompt, options: GenerationOptions, budget: Budget | None
+) -> tuple[list[int], int]:
+    """Return the token ids of a prompt, and how many messages were left out to make it fit.
+
+    An answer should fit after it, but a high limit of tokens must not cost the conversation.
+    """
+    ids, n_dropped = encode(engine.tokenizer, prompt), 0
+    if budget is None or options.overflow != "truncate" or not is_messages(prompt):
+        return ids, n_dropped
+    most = budget.tokens - min(options.max_tokens, budget.tokens // ANSWER_SHARE)
+    for kept in turns_dropped(prompt):
+        if len(ids) <= most:
+            break
+        n_dropped, ids = len(prompt) - len(kept), encode(engine.tokenizer, kept)
+    return ids, n_dropped
+
+
+def _can_drop(prompt: Prompt) -> bool:
+    """Say whether a prompt has turns that could be left out."""
+    return is_messages(prompt) and any(turns_dropped(prompt))
 
 
 def _check_tree(tree: TreeShape, drafter: Drafter) -> None:

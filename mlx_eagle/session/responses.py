@@ -4,7 +4,7 @@ import math
 import threading
 import time
 from collections.abc import Generator, Iterator
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 
@@ -156,18 +156,25 @@ def responses(
                 token=token,
                 logprobs=None if log_probs is None else log_probs[place],
                 from_draft=place < round_.n_accepted,
-                prompt_tokens=stats.prompt_tokens,
-                prompt_tps=stats.prompt_tps,
-                generation_tokens=stats.generation_tokens,
-                generation_tps=stats.generation_tps,
-                peak_memory=mx.get_peak_memory() / 1e9,
                 finish_reason=reason,
-                n_accepted=stats.accepted,
                 tree=None if place else tree,
                 stats=stats if reason else None,
+                **_so_far(stats),
             )
             if reason:
                 return
+
+
+def _so_far(stats: GenerationStats) -> dict[str, Any]:
+    """Return the fields of a response that count what has been generated so far."""
+    return {
+        "prompt_tokens": stats.prompt_tokens,
+        "prompt_tps": stats.prompt_tps,
+        "generation_tokens": stats.generation_tokens,
+        "generation_tps": stats.generation_tps,
+        "peak_memory": mx.get_peak_memory() / 1e9,
+        "n_accepted": stats.accepted,
+    }
 
 
 def _rows(array: mx.array) -> list[mx.array]:
@@ -180,9 +187,9 @@ def _rows(array: mx.array) -> list[mx.array]:
 def _count(stats: GenerationStats, round_: Round) -> None:
     """Add a round to the statistics."""
     stats.add_round(round_.depth, round_.n_drafted, round_.n_accepted)
-    stats.add_times(round_.times)
+    stats.add_times(round_.times[:3])
     if stats.planned is not None:
-        stats.planned.add(len(round_.tokens), round_.seconds, round_.review)
+        stats.planned.add(len(round_.tokens), round_.times.total, round_.review)
 
 
 def _drafted(round_: Round) -> DraftedTree | None:

@@ -1,25 +1,29 @@
 """A conversation: messages, and streams of answers that reuse what is held of them.
 
-It knows messages. What target and head hold is `context.py`'s matter, one answer `answers.py`'s,
-files are `session_file.py`'s.
+It knows messages. What target and head hold of them is in `prefix.py`, one answer in `answer.py`,
+the file of a conversation in `session_file.py`.
 """
 
 import threading
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlx.core as mx
 
 from mlx_eagle.errors import EagleError
 from mlx_eagle.session.answer import Answering
 from mlx_eagle.session.options import GenerationOptions
-from mlx_eagle.session.prefix import Context
+from mlx_eagle.session.prefix import CachedPrefix
 from mlx_eagle.session.prompt import Message, Prompt
-from mlx_eagle.session.request import Resources, check_request
+from mlx_eagle.session.request import check_request
 from mlx_eagle.session.responses import Responses
 from mlx_eagle.session.session_file import About, read_session, write_session
+from mlx_eagle.speculation import ON
+
+if TYPE_CHECKING:
+    from mlx_eagle.engine import Engine
 
 
 class Usage(NamedTuple):
@@ -34,20 +38,20 @@ class Session:
     """One conversation with an engine.
 
     Args:
-        resources: of the engine.
+        engine: that answers.
         system: the system prompt, or None.
 
     Attributes:
         messages: the conversation so far, as chat messages, without the system prompt.
         system: the system prompt, or None.
-        context: what target and head hold of it.
+        prefix: what target and head hold of it.
     """
 
-    def __init__(self, resources: Resources, system: str | None = None) -> None:
+    def __init__(self, engine: "Engine", system: str | None = None) -> None:
         self.system = system
         self.messages: list[Message] = []
-        self.context = Context(resources.target, resources.make_drafter)
-        self._resources = resources
+        self.prefix = CachedPrefix(engine)
+        self._engine = engine
         self._open: Responses | None = None
         self._cancelled = threading.Event()
 
@@ -96,8 +100,8 @@ class Session:
         """Forget the conversation and free its caches; the system prompt stays."""
         self._finish()
         self.messages = []
-        self.context.reset()
-        self.context.is_hopeless = False
+        self.prefix.reset()
+        self.prefix.outlook = ON
         mx.clear_cache()
 
     def cancel(self) -> None:
@@ -109,8 +113,8 @@ class Session:
 
     def usage(self) -> Usage:
         """Return what the conversation takes."""
-        held = self.context
-        return Usage(len(held.tokens), self._resources.limits.max_context, held.nbytes)
+        held = self.prefix
+        return Usage(len(held.tokens), self._engine.limits.max_context, held.nbytes)
 
     def fork(self) -> "Session":
         """Return a second conversation that begins with this one; a stream that is open ends.
@@ -123,7 +127,7 @@ class Session:
         twin = Session.__new__(Session)
         vars(twin).update(vars(self))
         twin.messages = list(self.messages)
-        twin.context = self.context.fork()
+        twin.prefix = self.prefix.fork()
         twin._open, twin._cancelled = None, threading.Event()
         return twin
 
@@ -134,20 +138,18 @@ class Session:
             EagleError: if the file cannot be written; an older file of that name is still whole.
         """
         self._finish()
-        identity = self._resources.identity
-        about = About(self.system, self.messages, identity() if identity else {})
-        write_session(_path(path), about, self.context)
+        about = About(self.system, self.messages, self._engine.identity)
+        write_session(_path(path), about, self.prefix)
 
     @classmethod
-    def load(cls, path: str | Path, resources: Resources) -> "Session":
+    def load(cls, path: str | Path, engine: "Engine") -> "Session":
         """Return the conversation in a file that `save` wrote.
 
         Raises:
             EagleError: if the file is damaged, or of another target, head or version.
         """
-        session = cls(resources)
-        identity = resources.identity
-        about = read_session(_path(path), identity() if identity else {}, session.context)
+        session = cls(engine)
+        about = read_session(_path(path), engine.identity, session.prefix)
         session.system, session.messages = about.system, about.messages
         return session
 
@@ -189,10 +191,10 @@ class Session:
     def _answering(self, prompt: Prompt, options: dict[str, Any]) -> Answering:
         """Check a request, then end the stream that is open."""
         chosen = GenerationOptions(**options)
-        request = check_request(self._resources, self.context, prompt, chosen)
+        request = check_request(self._engine, self.prefix, prompt, chosen)
         self._finish()
         self._cancelled = threading.Event()
-        return Answering(self._resources, self.context, request, self._cancelled)
+        return Answering(self._engine, self.prefix, request, self._cancelled)
 
     def _last_turn(self) -> tuple[list[Message], Message]:
         """Return the messages before the last question, and the question, once nothing is open."""

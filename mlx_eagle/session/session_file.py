@@ -8,10 +8,8 @@ import errno
 import hashlib
 import json
 import os
-import secrets
 import zlib
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -21,9 +19,11 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_eagle.errors import CheckpointError, EagleError
+from mlx_eagle.files.atomic import new_file
 from mlx_eagle.files.json_files import parse_json
+from mlx_eagle.files.quoting import one_line
 from mlx_eagle.files.safetensors import read_header
-from mlx_eagle.session.prefix import Context
+from mlx_eagle.session.prefix import CachedPrefix
 from mlx_eagle.session.prompt import Message
 
 FORMAT, VERSION = "mlx-eagle session", 1
@@ -58,45 +58,38 @@ def identify(network: nn.Module) -> str:
     return digest.hexdigest()[:32]
 
 
-def write_session(path: Path, about: About, context: Context) -> None:
+def write_session(path: Path, about: About, prefix: CachedPrefix) -> None:
     """Write a conversation; the file appears whole or stays as it was.
 
     Raises:
         EagleError: if it cannot be written.
     """
     path = Path(os.path.realpath(os.path.expanduser(path)))
-    drafter = context.drafter
+    drafter = prefix.drafter
     facts = about._asdict() | {
-        "rows": context.cache.rows,
+        "rows": prefix.cache.rows,
         "head_rows": drafter.rows if drafter else 0,
     }
-    arrays = context.arrays() | {TOKENS: mx.array(context.tokens, dtype=mx.int32)}
-    # mx.save_safetensors insists on the ending; the last step gives the file its own name.
-    partial = path.parent / f".{secrets.token_hex(8)}.partial.safetensors"
+    arrays = prefix.arrays() | {TOKENS: mx.array(prefix.tokens, dtype=mx.int32)}
     metadata = {"format": FORMAT, "version": str(VERSION), "about": json.dumps(facts)}
     metadata["crc32"] = _checksum(arrays)
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
-        partial.touch(mode=0o600)  # what was said is nobody else's business
-        mx.save_safetensors(str(partial), arrays, metadata)
-        with partial.open("rb") as stream:
-            os.fsync(stream.fileno())
-        partial.replace(path)
+        # What was said is nobody else's business. mx.save_safetensors insists on the ending.
+        with new_file(path, mode=0o600, suffix=".safetensors") as partial:
+            mx.save_safetensors(str(partial), arrays, metadata)
     except (OSError, RuntimeError) as error:
         raise EagleError(f"cannot write {path}: {_reason(error)}") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
-def read_session(path: Path, identity: Mapping[str, str], context: Context) -> About:
-    """Fill an empty context from a file.
+def read_session(path: Path, identity: Mapping[str, str], prefix: CachedPrefix) -> About:
+    """Fill an empty prefix from a file.
 
     Args:
         path: what `write_session` wrote.
         identity: of the weights that will go on with it.
-        context: new and empty; left so where the file is refused.
+        prefix: new and empty; left so where the file is refused.
 
     Raises:
         EagleError: if the file does not exist, is damaged, or belongs to something else.
@@ -117,9 +110,9 @@ def read_session(path: Path, identity: Mapping[str, str], context: Context) -> A
                 f"{expected[:12]}); load the one that it was saved with"
             )
     try:
-        _fill(context, arrays, facts)
+        _fill(prefix, arrays, facts)
     except (ValueError, KeyError, TypeError) as error:
-        context.reset()
+        prefix.reset()
         raise EagleError(f"{path.name} is damaged: {error}") from error
     return about
 
@@ -169,7 +162,7 @@ def _is_text(fields: dict[str, Any]) -> bool:
     return all(isinstance(value, str) for value in fields.values())
 
 
-def _fill(context: Context, arrays: dict[str, mx.array], facts: dict[str, Any]) -> None:
+def _fill(prefix: CachedPrefix, arrays: dict[str, mx.array], facts: dict[str, Any]) -> None:
     """Restore tokens and rows; raises ValueError where they do not fit together."""
     tokens = arrays.pop(TOKENS)
     rows, head_rows = facts.get("rows"), facts.get("head_rows")
@@ -179,7 +172,7 @@ def _fill(context: Context, arrays: dict[str, mx.array], facts: dict[str, Any]) 
         raise ValueError("it does not say how many rows it has")
     if not 0 <= head_rows <= rows <= tokens.size:
         raise ValueError(f"it has {rows} rows and {head_rows} of the head for {tokens.size} tokens")
-    context.restore(cast(list[int], tokens.tolist()), arrays, rows, head_rows)
+    prefix.restore(cast(list[int], tokens.tolist()), arrays, rows, head_rows)
 
 
 def _checksum(arrays: dict[str, mx.array]) -> str:
@@ -192,4 +185,4 @@ def _checksum(arrays: dict[str, mx.array]) -> str:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(getattr(error, "strerror", None) or error).split())
+    return one_line(getattr(error, "strerror", None) or error)

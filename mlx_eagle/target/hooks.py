@@ -1,4 +1,7 @@
-"""What is put on single module instances of a target: methods wrapped, parameters left alone."""
+"""Methods wrapped on single module instances of a target, and taken off again.
+
+Parameters, their paths, attributes, quantization and saving stay as they were.
+"""
 
 import inspect
 from collections.abc import Callable
@@ -9,14 +12,19 @@ import mlx.nn as nn
 
 from mlx_eagle.cache.recurrent import RecurrentCache, Update
 
+Undo = Callable[[], None]
 
-def wrap_method(module: nn.Module, name: str, method: Callable[..., Any]) -> None:
+
+def wrap_method(module: nn.Module, name: str, method: Callable[..., Any]) -> Undo:
     """Give one instance a subclass in which a method is `method(plain, module, ...)`.
 
     Args:
         module: changed in place; its parameters keep their paths.
         name: the method to replace.
         method: receives the class's present method first, then the module and the arguments.
+
+    Returns:
+        What gives the instance its class back; hooks on one instance are undone in reverse.
     """
     kind = type(module)
     plain = getattr(kind, name)
@@ -28,16 +36,26 @@ def wrap_method(module: nn.Module, name: str, method: Callable[..., Any]) -> Non
     own = {name: wrapped, "__module__": kind.__module__}
     module.__class__ = type(kind.__name__, (kind,), own)
 
+    def undo() -> None:
+        module.__class__ = kind
 
-def note_updates(model: nn.Module) -> None:
+    return undo
+
+
+def note_updates(model: nn.Module) -> list[Undo]:
     """Let every module that is given a `RecurrentCache` tell it what it was run on.
 
     Args:
         model: changed in place; parameters and results stay as they were.
+
+    Returns:
+        What undoes it.
     """
-    for _, module in model.named_modules():
-        if "cache" in inspect.signature(type(module).__call__).parameters:
-            wrap_method(module, "__call__", _noting)
+    return [
+        wrap_method(module, "__call__", _noting)
+        for _, module in model.named_modules()
+        if "cache" in inspect.signature(type(module).__call__).parameters
+    ]
 
 
 def _noting(plain: Any, module: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_eagle.target.hooks import wrap_method
+from mlx_eagle.target.hooks import Undo, wrap_method
 
 
 def is_rope(module: nn.Module) -> bool:
@@ -23,10 +23,15 @@ def is_rope(module: nn.Module) -> bool:
     return takes_offset and not module.children()
 
 
-def accept_node_positions(rope: nn.Module) -> None:
-    """Let one rope instance take `offset` as a vector [N], a position per row of its input."""
-    if type(rope).__call__.__name__ != _rotate.__name__:
-        wrap_method(rope, "__call__", _rotate)
+def accept_node_positions(rope: nn.Module) -> list[Undo]:
+    """Let one rope instance take `offset` as a vector [N], a position per row of its input.
+
+    Returns:
+        What undoes it; nothing where the instance did so already.
+    """
+    if type(rope).__call__.__name__ == _rotate.__name__:
+        return []
+    return [wrap_method(rope, "__call__", _rotate)]
 
 
 def rotates_rows_alike(rope: nn.Module) -> bool:

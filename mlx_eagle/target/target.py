@@ -9,6 +9,7 @@ saving are as before.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -21,7 +22,7 @@ from mlx_eagle.cache.recurrent import RecurrentCache
 from mlx_eagle.cache.stock import StockCache
 from mlx_eagle.cache.window import WindowKVCache
 from mlx_eagle.errors import UnsupportedTargetError
-from mlx_eagle.target.hooks import note_updates, wrap_method
+from mlx_eagle.target.hooks import Undo, note_updates, wrap_method
 from mlx_eagle.target.positions import accept_node_positions, is_rope
 from mlx_eagle.tree import DraftTree, TreeShape
 
@@ -43,8 +44,8 @@ class Target:
 
     Attributes:
         chains_only: whether no tree may branch, because a layer is recurrent or trees were tried
-            and came out wrong (`probe.py`).
-        kv: what caches made from now on keep; try it with `probe.check_kv_options`.
+            and came out wrong (`self_check.py`).
+        kv: what caches made from now on keep; try it with `self_check.check_kv_options`.
 
     Raises:
         UnsupportedTargetError: if the model cannot be tapped there or cannot verify anything.
@@ -57,17 +58,30 @@ class Target:
         self.kv = WHOLE
         self._recorded: dict[int, mx.array] = {}
         self.chains_only = self.make_cache().chains_only  # refuses models with unknown caches
-        if not speculate:
-            return
-        if self.chains_only:
-            note_updates(model)
-        for boundary in self.taps:
-            self._tap(boundary)
-        for _, module in model.named_modules():
-            if is_rope(module):
-                accept_node_positions(module)
+        self._hooks: list[Undo] = []
+        if speculate:
+            self._put_hooks_on()
 
-    @property
+    def release(self) -> None:
+        """Take everything off the model that was put on it, so that it is as it was loaded."""
+        while self._hooks:
+            self._hooks.pop()()
+
+    def _put_hooks_on(self) -> None:
+        """Let the model hand out taps and take a position per node; all or nothing."""
+        try:
+            if self.chains_only:
+                self._hooks += note_updates(self.model)
+            for boundary in self.taps:
+                self._hooks.append(self._tap(boundary))
+            for _, module in self.model.named_modules():
+                if is_rope(module):
+                    self._hooks += accept_node_positions(module)
+        except UnsupportedTargetError:
+            self.release()
+            raise
+
+    @cached_property
     def vocab_size(self) -> int | None:
         """Token ids the target knows, padding included; None where the embedding is not clear."""
         try:
@@ -76,7 +90,7 @@ class Target:
             return None
         return rows
 
-    @property
+    @cached_property
     def embedding(self) -> nn.Module:
         """The token embedding: [..] ids to [.., D]; heads share it.
 
@@ -93,7 +107,7 @@ class Target:
             "which one reads the tokens is not clear"
         )
 
-    @property
+    @cached_property
     def unembed(self) -> Callable[[mx.array], mx.array]:
         """The output layer: [.., D] hidden states after the final norm to [.., V] logits.
 
@@ -115,7 +129,7 @@ class Target:
                 "only (it has recurrent layers, or code that trees break); ask for a width of 1"
             )
 
-    def _tap(self, boundary: int) -> None:
+    def _tap(self, boundary: int) -> Undo:
         """Make the layer at `boundary` record the residual stream whenever it runs."""
         layers, recorded = self.model.layers, self._recorded
         if not 0 <= boundary <= len(layers) + 1:
@@ -136,11 +150,11 @@ class Target:
         if boundary > len(layers):
             # The output layer is given what the final norm gives (minicpm scales it in between).
             output = _output_layer(self.model, self.vocab_size)
-            wrap_method(output or self.embedding, "__call__" if output else "as_linear", note_input)
-        elif boundary == 0:
-            wrap_method(layers[0], "__call__", note_input)
-        else:
-            wrap_method(layers[boundary - 1], "__call__", note_output)
+            name = "__call__" if output else "as_linear"
+            return wrap_method(output or self.embedding, name, note_input)
+        if boundary == 0:
+            return wrap_method(layers[0], "__call__", note_input)
+        return wrap_method(layers[boundary - 1], "__call__", note_output)
 
     def make_cache(self) -> AnyCache:
         """Return an empty cache for one conversation.

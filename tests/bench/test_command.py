@@ -20,8 +20,8 @@ from mlx_eagle.bench.report_markdown import as_table, to_markdown
 from mlx_eagle.bench.specs import parse_spec
 from mlx_eagle.bench.text_comparison import judge_by
 from mlx_eagle.cli.main import run
-from mlx_eagle.engine import DEMO
 from mlx_eagle.errors import EagleError
+from mlx_eagle.loading import DEMO
 
 SHORT = ["-n", "8", "--warmup", "0", "--compare", "chain:2", "--no-calibrate"]
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -42,7 +42,7 @@ def questions(tmp_path: Path) -> Path:
 @pytest.fixture
 def loaded(demo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo pair in the place of what `load` would load: the same, but sooner."""
-    monkeypatch.setattr("mlx_eagle.engine.load", lambda *args, **options: demo)
+    monkeypatch.setattr("mlx_eagle.loading.load", lambda *args, **options: demo)
 
 
 @pytest.fixture
@@ -214,7 +214,7 @@ def test_an_existing_folder_is_refused_before_anything_is_loaded(
     def load(*args: Any, **options: Any) -> None:
         raise AssertionError("loaded")
 
-    monkeypatch.setattr("mlx_eagle.engine.load", load)
+    monkeypatch.setattr("mlx_eagle.loading.load", load)
     assert run(["bench", "--no-plots", "--out", str(tmp_path)]) == 1
     assert "exists and is never overwritten" in capsys.readouterr().err
 
@@ -225,7 +225,7 @@ def test_a_run_that_fails_leaves_nothing_behind(
     def load(*args: Any, **options: Any) -> None:
         raise EagleError("no such thing")
 
-    monkeypatch.setattr("mlx_eagle.engine.load", load)
+    monkeypatch.setattr("mlx_eagle.loading.load", load)
     assert run(["bench", "--no-plots", "--out", str(tmp_path / "out")]) == 1
     assert capsys.readouterr().err == "error: no such thing\n"
     assert list(tmp_path.iterdir()) == []

@@ -19,7 +19,7 @@ MESSAGES = [{"role": "user", "content": "What is the signature of shutil.copyfil
 @pytest.fixture
 def pair(demo: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The demo pair in the place of what `load` would return."""
-    monkeypatch.setattr("mlx_eagle.engine.load", lambda *args, **options: demo)
+    monkeypatch.setattr("mlx_eagle.loading.load", lambda *args, **options: demo)
     return demo
 
 

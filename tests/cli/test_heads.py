@@ -136,7 +136,7 @@ def test_a_known_head_is_left_to_load_unless_nothing_will_be_drafted(
         heads.append(head)
         raise EagleError("that was all")
 
-    monkeypatch.setattr("mlx_eagle.engine.load", load)
+    monkeypatch.setattr("mlx_eagle.loading.load", load)
     assert run([*command, *options]) == 1
     assert heads == [head]
 
@@ -148,7 +148,7 @@ def test_what_is_downloaded_is_told_on_stderr_without_control_characters(
         notify("fetching \x1b[31m[bold]a/b[/bold]: 5 MB")
         raise EagleError("that was all")
 
-    monkeypatch.setattr("mlx_eagle.engine.load", load)
+    monkeypatch.setattr("mlx_eagle.loading.load", load)
     run(["generate", "x", "--model", "a/b"])
     out, err = capsys.readouterr()
     assert out == ""

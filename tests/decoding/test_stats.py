@@ -5,6 +5,7 @@ import pytest
 from mlx_eagle.calibration.head_health import HeadWatch
 from mlx_eagle.decoding.stats import GenerationStats, Planned
 from mlx_eagle.planner.policy import Forecast, Review
+from mlx_eagle.speculation import Speculation
 
 
 def test_acceptance_length_counts_the_bonus_token() -> None:
@@ -47,7 +48,7 @@ def test_times_that_were_not_told_apart_stay_unknown() -> None:
 
 
 def test_the_json_form_has_every_field_and_derived_figure() -> None:
-    values = GenerationStats(speculation="off: not asked for").to_dict()
+    values = GenerationStats(status=Speculation.off("not asked for")).to_dict()
     counts = ["prompt_tokens", "generation_tokens", "rounds", "drafted", "accepted"]
     times = ["prompt_seconds", "generation_seconds", "draft_seconds", "verify_seconds"]
     rest = ["acceptance_length", "acceptance_by_depth", "n_accepted_per_round", "host_seconds"]

@@ -15,7 +15,7 @@ from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.drafters.p_eagle import PEagleDrafter
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.config import HeadConfig
-from mlx_eagle.heads.eagle import EagleHead, default_head_window
+from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.tree import TreeShape
 
 
@@ -119,7 +119,7 @@ def test_the_default_window_is_what_heads_are_trained_on(
     length: int, window: int, head_config: HeadConfig
 ) -> None:
     config = replace(head_config, max_position_embeddings=length)
-    assert default_head_window(config) == window
+    assert EagleHead(config).default_window == window
 
 
 @pytest.mark.parametrize(("window", "most"), [(None, 1300), (64, 64), (2048, 512)])

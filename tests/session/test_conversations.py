@@ -211,26 +211,26 @@ def test_what_is_held_is_what_was_given(
     session = demo.session()
     ids = demo.tokenizer.encode("def join(a, b):\n    ")
     given = [r.token for r in session.stream_generate(ids, max_tokens=n, tree=tree)]
-    assert session.context.tokens == [*ids, *given]
-    assert session.context.drafter.rows <= session.context.cache.rows <= len(ids) + n
+    assert session.prefix.tokens == [*ids, *given]
+    assert session.prefix.drafter.rows <= session.prefix.cache.rows <= len(ids) + n
     stream = session.stream_generate(ids, max_tokens=60, ignore_eos=True, tree=tree)
     given = [next(stream).token for _ in range(n)]
     stream.close()
-    assert session.context.tokens == [*ids, *given]
-    assert session.context.drafter.rows <= session.context.cache.rows <= len(ids) + n
+    assert session.prefix.tokens == [*ids, *given]
+    assert session.prefix.drafter.rows <= session.prefix.cache.rows <= len(ids) + n
 
 
 def test_an_error_in_the_middle_forgets_rows_but_no_tokens(demo: Engine) -> None:
     session = demo.session()
     list(session.stream_generate([5, 6, 7], max_tokens=4, tree=TREE))
-    before = list(session.context.tokens)
+    before = list(session.prefix.tokens)
 
     def fail(tokens: mx.array, logits: mx.array) -> mx.array:
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError, match="no"):
         list(session.stream_generate([*before, 9], logits_processors=[fail]))
-    assert session.context.tokens == before
+    assert session.prefix.tokens == before
     want = demo.generate([*before, 9], max_tokens=6).tokens
     assert [r.token for r in session.stream_generate([*before, 9], max_tokens=6)] == want
 
@@ -263,9 +263,9 @@ def test_a_question_must_be_text_and_answers_alone_cannot_be_undone(demo: Engine
 
 def test_usage_says_what_is_held(talk: Session, tmp_path: Path) -> None:
     usage = talk.usage()
-    assert usage.tokens == len(talk.context.tokens) > 60
+    assert usage.tokens == len(talk.prefix.tokens) > 60
     assert usage.max_context == 2048
-    assert usage.cache_bytes == talk.context.nbytes > 0
+    assert usage.cache_bytes == talk.prefix.nbytes > 0
     talk.clear()
     assert talk.usage() == (0, 2048, 0)
 

@@ -149,7 +149,7 @@ def test_a_folder_that_is_not_there_is_one_clear_error(demo: Engine, tmp_path: P
 
 
 def test_another_head_or_target_is_named(saved: Path, tmp_path: Path) -> None:
-    headless = mlx_eagle.load(mlx_eagle.engine.DEMO / "target", "none", calibrate=False)
+    headless = mlx_eagle.load(mlx_eagle.loading.DEMO / "target", "none", calibrate=False)
     with pytest.raises(EagleError, match="saved with another head .*none"):
         headless.load_session(saved)
     other = mlx_eagle.load(dtype="bfloat16", calibrate=False)
@@ -210,7 +210,7 @@ def test_a_file_of_another_kind_or_version_is_refused_with_the_reason(
 def test_random_damage_never_gets_past_a_typed_error(saved: Path, demo: Engine) -> None:
     """100 files with bytes changed, cut off or added; what loads says what the sound one does."""
     rng, sound = random.Random(7), saved.read_bytes()
-    held = demo.load_session(saved).context
+    held = demo.load_session(saved).prefix
     tokens, values = held.tokens, held.cache.layers[3].values
     refused = 0
     for _ in range(100):
@@ -229,8 +229,8 @@ def test_random_damage_never_gets_past_a_typed_error(saved: Path, demo: Engine) 
         except EagleError:
             refused += 1
         else:
-            assert session.context.tokens == tokens
-            assert mx.array_equal(session.context.cache.layers[3].values, values)
+            assert session.prefix.tokens == tokens
+            assert mx.array_equal(session.prefix.cache.layers[3].values, values)
     assert refused > 90
 
 

@@ -14,6 +14,7 @@ from mlx_eagle.cli.chat.completion import CommandCompleter
 from mlx_eagle.cli.chat.setting_actions import SETTINGS, SHOWS
 from mlx_eagle.cli.option_types import usage
 from mlx_eagle.session.options import GenerationOptions
+from mlx_eagle.speculation import Speculation
 from mlx_eagle.tree_shape import TreeShape
 
 
@@ -300,7 +301,7 @@ def test_show_says_so_if_there_will_be_nothing_to_see(chat: Any) -> None:
     chat.say("/speculate off")
     assert "nothing is drafted: /speculate on" in chat.say("/show tree")
     chat.say("/speculate on")
-    chat.conversation.info = chat.conversation.info._replace(speculation="off: no head")
+    chat.conversation.info = chat.conversation.info._replace(status=Speculation.off("no head"))
     assert "speculation is off: no head" in chat.say("/show drafts")
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,8 +11,7 @@ from typing import Any
 import pytest
 
 from mlx_eagle.cli.chat.commands import COMMANDS
-
-Terminal = runpy.run_path(str(Path(__file__).parents[2] / "pseudo_terminal.py"))["Terminal"]
+from pseudo_terminal import Terminal
 
 CHAT = """
 import fcntl, sys, termios

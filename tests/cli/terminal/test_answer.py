@@ -3,6 +3,7 @@
 from mlx_eagle.cli.terminal.answer import Answer
 from mlx_eagle.decoding.stats import GenerationStats
 from mlx_eagle.session.responses import GenerationResponse
+from mlx_eagle.speculation import Speculation
 
 
 class Silent:
@@ -65,7 +66,7 @@ def test_an_answer_whose_end_did_not_come_is_summed_up_from_its_tokens() -> None
 
 
 def test_the_summary_says_when_the_limit_or_missing_speculation_shaped_the_answer() -> None:
-    stats = GenerationStats(generation_tokens=1, speculation="off: no head was given")
+    stats = GenerationStats(generation_tokens=1, status=Speculation.off("no head was given"))
     assert answered(piece(stats=stats, reason="length")).summary() == (
         "1 token · 8.0 tokens/s · speculation off: no head was given · ended by max_tokens"
     )
@@ -93,12 +94,10 @@ def test_messages_that_were_left_out_are_counted_and_advice_is_passed_on() -> No
 
 
 def test_a_long_reason_is_not_told_after_every_answer() -> None:
-    long = (
-        "off: verifying 5 tokens takes 3.70 times as long as decoding one here, drafting them 0.95"
-    )
+    long = "verifying 5 tokens takes 3.70 times as long as decoding one here, drafting them 0.95"
     for reason, shown in (
         (long, "off (/stats or --explain: why)"),
-        ("off: no head", "off: no head"),
+        ("no head", "off: no head"),
     ):
-        answer = answered(piece(stats=GenerationStats(speculation=reason)))
+        answer = answered(piece(stats=GenerationStats(status=Speculation.off(reason))))
         assert f"speculation {shown}" in answer.summary()

@@ -10,8 +10,9 @@ from mlx_eagle.cli.terminal import display
 from mlx_eagle.cli.terminal.display import Loading, Prefill, about, details, printable, terminal
 from mlx_eagle.decoding.stats import GenerationStats
 from mlx_eagle.engine import EngineInfo
+from mlx_eagle.speculation import ON
 
-INFO = EngineInfo("toy", "8-bit, group 64", "head", "4-bit, group 64", "on", "CPU", True)
+INFO = EngineInfo("toy", "8-bit, group 64", "head", "4-bit, group 64", ON, "CPU", True)
 
 
 def test_a_model_cannot_send_escape_sequences_to_the_terminal() -> None:

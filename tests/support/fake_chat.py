@@ -21,8 +21,9 @@ from mlx_eagle.errors import EagleError
 from mlx_eagle.session.options import GenerationOptions
 from mlx_eagle.session.responses import GenerationResponse
 from mlx_eagle.session.session import Usage
+from mlx_eagle.speculation import ON
 
-INFO = EngineInfo("toy", "8-bit, group 64", "head", "4-bit, group 64", "on", "CPU", True)
+INFO = EngineInfo("toy", "8-bit, group 64", "head", "4-bit, group 64", ON, "CPU", True)
 
 
 def piece(text: str, n: int = 1, stats: GenerationStats | None = None) -> GenerationResponse:

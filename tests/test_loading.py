@@ -1,0 +1,78 @@
+"""Loading: a pair that fits, and what is left of one that does not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+
+from mlx_eagle.errors import EagleError
+from mlx_eagle.hub.head_choice import HeadChoice
+from mlx_eagle.loading import DEMO, load, pair_up
+from mlx_eagle.target.target import Target
+
+FAMILIES = json.loads((Path(__file__).parent / "data" / "families.json").read_text())
+LFM2: dict[str, Any] = FAMILIES["recurrent"]["lfm2"]
+
+
+def classes(model: Any) -> list[type]:
+    """The class of every module: a hook gives one instance a class of its own."""
+    return [type(module) for _, module in model.named_modules()]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "lfm2"])
+def test_released_hooks_leave_the_model_as_it_was(architecture: str, tiny_target: Any) -> None:
+    sizes: dict[str, Any] = {} if architecture == "llama" else LFM2
+    model = tiny_target(architecture, **sizes)
+    before = classes(model)
+    target = Target(model, taps=(0, 1, 3, 5))
+    assert classes(model) != before
+    target.release()
+    assert classes(model) == before
+
+
+def test_a_tap_that_is_not_there_leaves_nothing_on_the_model(tiny_target: Any) -> None:
+    model = tiny_target("llama")
+    before = classes(model)
+    with pytest.raises(EagleError, match="boundary 9"):
+        Target(model, taps=(0, 9))
+    assert classes(model) == before
+
+
+def test_a_known_head_that_does_not_fit_leaves_no_taps_on_the_target(tiny_target: Any) -> None:
+    choice = HeadChoice(DEMO / "head", "owner/head")
+    pair = pair_up(tiny_target("llama"), choice)
+    assert pair.head is None
+    assert not pair.status.is_on
+    assert pair.status.reason.startswith("owner/head: the head was made for another target")
+    assert pair.target.taps == ()
+    layers = pair.target.model.layers
+    assert len({type(layer) for layer in layers}) == 1, "a tap gives its layer a class of its own"
+
+
+def test_a_head_that_was_named_and_does_not_fit_is_refused(tiny_target: Any) -> None:
+    model = tiny_target("llama")
+    before = classes(model)
+    with pytest.raises(EagleError, match="made for another target"):
+        pair_up(model, HeadChoice(DEMO / "head", "mine", is_named=True))
+    assert classes(model) == before
+
+
+def test_an_option_that_does_not_exist_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="kv_bit"):
+        load(tmp_path / "nowhere", kv_bit=4)
+
+
+def test_progress_counts_loading_in_steps() -> None:
+    seen: list[tuple[str, int, int]] = []
+    load(head="none", progress=lambda *step: seen.append(step))
+    assert [step for step in seen if step[0] == "load"] == [("load", n, 2) for n in (0, 1, 2)]
+
+
+def test_the_parameters_of_a_loaded_pair_are_computed() -> None:
+    engine = load(calibrate=False)
+    assert engine.head is not None
+    arrays = dict(tree_flatten(engine.head.parameters())).values()
+    assert all(isinstance(array, mx.array) and array.size for array in arrays)
