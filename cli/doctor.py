@@ -1,4 +1,4 @@
-"""`mlx-eagle doctor`: measures how a head wants to be run, and mends what its files got wrong."""
+"""`mlx-eagle doctor`: which taps, rope and norms a head drafts best with; corrects its files."""
 
 from pathlib import Path
 from shlex import quote

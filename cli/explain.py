@@ -1,4 +1,4 @@
-"""`mlx-eagle explain`: a picture of one round, from an answer that is generated for it."""
+"""`mlx-eagle explain`: one round as an SVG picture; an answer is generated until it has it."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing

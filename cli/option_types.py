@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import click
 
 from mlx_eagle import option
+from mlx_eagle.tree_shape import TreeShape
 
 GIGABYTE = 1_000_000_000  # bytes
 
@@ -100,8 +101,6 @@ class TreeSizes(click.ParamType[Any]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Parse the sizes, or fail with the reason."""
-        from mlx_eagle.tree_shape import TreeShape
-
         try:
             return TreeShape.parse(value)
         except ValueError as error:

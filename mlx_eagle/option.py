@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, fields
 from numbers import Real
 from typing import Any, Protocol
 
+from mlx_eagle.tree_shape import TreeShape
+
 METADATA = "mlx_eagle.option"
 GROUPS = ("length", "sampling", "content", "drafting", "loading")  # in the order of help
 
@@ -149,8 +151,6 @@ class TreeSizes:
 
     def fault(self, value: Any) -> str:
         """Return what `value` must be instead, or ""."""
-        from mlx_eagle.tree_shape import TreeShape
-
         is_shape = isinstance(value, TreeShape)
         return "" if is_shape else "give a TreeShape, or None for the planner"
 
