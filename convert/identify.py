@@ -69,13 +69,13 @@ def identify_kind(config: dict[str, Any], manifest: Manifest) -> Kind:
         return _BLOCK
     if any("kv_a_proj_with_mqa" in name or "q_a_proj" in name for name in shapes):
         return _MLA
-    if method := _quantized(config, shapes):
+    if method := _quantization_method(config, shapes):
         return Kind(
             f"EAGLE head quantized as {method}",
             "head",
             refusal="MLX cannot read these weights; use the publisher's 16-bit head",
         )
-    dialect = _eagle(config, shapes, manifest)
+    dialect = _eagle_dialect(config, shapes, manifest)
     return Kind(dialect.label, "head", dialect)
 
 
@@ -116,7 +116,7 @@ def _is_head(shapes: Shapes, manifest: Manifest) -> bool:
     return len(queries) == len(output) == 2 and queries[1] == 2 * output[0]
 
 
-def _quantized(config: dict[str, Any], shapes: Shapes) -> str:
+def _quantization_method(config: dict[str, Any], shapes: Shapes) -> str:
     """Return the method by which another library quantized a head, or nothing."""
     settings = config.get("quantization_config")
     if isinstance(settings, dict) and settings:
@@ -125,7 +125,7 @@ def _quantized(config: dict[str, Any], shapes: Shapes) -> str:
     return "FP8 or NVFP4" if scaled else ""
 
 
-def _eagle(config: dict[str, Any], shapes: Shapes, manifest: Manifest) -> Dialect:
+def _eagle_dialect(config: dict[str, Any], shapes: Shapes, manifest: Manifest) -> Dialect:
     """Return the dialect of a head of the EAGLE family."""
     fc, queries = shapes.get("fc.weight", ()), shapes.get("layers.0.self_attn.q_proj.weight", ())
     if len(fc) == len(queries) == 2 and fc[1] == 2 * fc[0] and queries[1] == fc[0]:
