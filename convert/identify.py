@@ -1,4 +1,4 @@
-"""What a folder is, told by the names and shapes of its tensors: a target, or a head and its dialect.
+"""What a folder is, told by the names and shapes of its tensors: a target, or a head of a dialect.
 
 A configuration is believed only where tensors leave a choice: published architectures are often
 wrong. What is known and cannot be run is refused by name, with the reason. A new dialect gets its
