@@ -65,14 +65,13 @@ def convert_head(
     with new_folder(out) as folder:
         weights, table_source = _read_tensors(source, published)
         head = _quantized(_assembled(published.facts, weights), quantization)
-        written = {"model_type": MODEL_TYPE, "format_version": FORMAT_VERSION} | facts_as_json(
-            published.facts,
-            {
-                "quantization": quantization,
-                "source": _provenance(source, published) | {"draft_to_target": table_source},
-                "target": target_facts._asdict(),
-            },
-        )
+        about = {
+            "quantization": quantization,
+            "source": _provenance(source, published.dialect, table_source),
+            "target": target_facts._asdict(),
+        }
+        written: dict[str, Any] = {"model_type": MODEL_TYPE, "format_version": FORMAT_VERSION}
+        written |= facts_as_json(published.facts, about)
         _save(head, written, folder)
     return written
 
@@ -154,16 +153,17 @@ def _quantized(head: Head, quantization: dict[str, int] | None) -> Head:
     return head
 
 
-def _provenance(source: Path, published: Published) -> dict[str, Any]:
-    """Return where a head comes from: format, name, and the files with their checksums."""
+def _provenance(source: Path, dialect: Dialect, table_source: str) -> dict[str, Any]:
+    """Return where a head comes from: format, name, files with their checksums, its draft ids."""
     files = [source / "config.json", *find_weights(source)]
     return {
-        "format": published.dialect.format,
+        "format": dialect.format,
         "name": source_name(source),
         "files": [
             {"name": file.name, "bytes": file.stat().st_size, "sha256": hash_file(file)}
             for file in files
         ],
+        "draft_to_target": table_source,
     }
 
 
