@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from mlx_eagle.cli.option_types import Number, reading
 from mlx_eagle.cli.options import ModelSource, model_options
-from mlx_eagle.cli.settings import PARSERS, Number
 from mlx_eagle.errors import EagleError
+from mlx_eagle.option import options_of
+from mlx_eagle.sampling.options import SamplingOptions
 
 if TYPE_CHECKING:
     from mlx_eagle.bench.contestants import Contestant
@@ -116,7 +118,7 @@ OPTIONS = [
     click.option(
         "--seed",
         metavar="N",
-        type=PARSERS["seed"],
+        type=reading(options_of(SamplingOptions)["seed"].kind).type,
         default=0,
         show_default=True,
         help="Prompt i is sampled with seed N + i.",

@@ -44,7 +44,7 @@ def command(source: ModelSource, plot: Path | None, as_json: bool) -> None:
     if plot is not None:
         check_plot(plot)
     console = terminal(stderr=True)
-    engine = load_engine(source._replace(calibrate=False), console)
+    engine = load_engine(source.with_loading(calibrate=False), console)
     with Loading(console, "calibrate") as loading:
         found = engine.calibrate(lambda done, total: loading.update("calibrate", done, total))
     if as_json:

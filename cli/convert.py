@@ -152,11 +152,11 @@ def _calibrate(out: Path, target: str) -> None:
 def _convert_target(source: str, out: Path, options: dict[str, str | None]) -> str:
     """Convert a target and return the summary."""
     quantization = _quantization(options)
-    from mlx_eagle.convert.describe import describe
+    from mlx_eagle.convert.describe import describe_folder
     from mlx_eagle.convert.targets import convert_target
 
     convert_target(fetch_shown(source), out, quantization, dtype=options["dtype"])
-    facts = describe(out)
+    facts = describe_folder(out)
     return (
         f"{out}: {facts['model_type']} target, {_target_precision(facts['quantization'])}, "
         f"{facts['num_hidden_layers']} layers, {facts['parameters']:,} parameters"

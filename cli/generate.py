@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from mlx_eagle.cli.options import ModelSource, model_options, settings_options
-from mlx_eagle.cli.settings import Settings
+from mlx_eagle.cli.options import ModelSource, as_keywords, model_options, settings_options
+from mlx_eagle.session.options import GenerationOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +33,6 @@ Examples:
 @click.option("--raw", is_flag=True, help="Use the prompt as it is, without the chat template.")
 @model_options
 @settings_options(max_tokens=256)
-@click.option("--ignore-eos", is_flag=True, help="Go on to --max-tokens whatever the model says.")
 @click.option("--json", "as_json", is_flag=True, help="Print text, tokens and statistics as JSON.")
 @click.option(
     "--logprobs",
@@ -49,7 +48,7 @@ def command(
     system: str | None,
     raw: bool,
     source: ModelSource,
-    settings: Settings,
+    settings: GenerationOptions,
     as_json: bool,
     logprobs: int | None,
     verbose: bool,
@@ -122,14 +121,14 @@ def load_engine(source: ModelSource, console: "Console") -> "Engine":
             source.head,
             progress=loading.update,
             notify=lambda line: console.print(printable(line)),
-            **source.load_options(),
+            **vars(source.loading),
         )
 
 
 def stream_answer(
     engine: "Engine",
     prompt: Prompt,
-    settings: Settings,
+    settings: GenerationOptions,
     console: "Console",
     out: TextIO | None = None,
     *,
@@ -146,7 +145,7 @@ def stream_answer(
 
     view = open_view(terminal(out), Show(markdown=markdown))
     with Answer(view) as answer, Prefill(console) as prefill:
-        options = settings.engine_options()
+        options = as_keywords(settings)
         if logprobs is not None:
             options["logprobs"] = True
         for piece in engine.stream_generate(prompt, progress=prefill.update, **options):
@@ -163,7 +162,7 @@ def stream_answer(
 
 def show_plan(answer: "Answer", console: "Console") -> None:
     """Say why the answer was drafted as it was."""
-    from mlx_eagle.cli.explain import explain
+    from mlx_eagle.cli.terminal.plan_report import explain
 
     if answer.stats is not None:
         console.print(explain(answer.stats), markup=False, highlight=False)

@@ -26,10 +26,10 @@ def command(source: str, target: str | None, as_json: bool) -> None:
     It is a head or a target, converted or as published. Each fact about a head comes with its
     origin: a file, the shape of a tensor, a default or a guess.
     """
-    from mlx_eagle.convert.describe import describe
+    from mlx_eagle.convert.describe import describe_folder
 
     folder = fetch_shown(source)
-    facts = describe(folder, fetch_shown(target, ["config.json"]) if target else None)
+    facts = describe_folder(folder, fetch_shown(target, ["config.json"]) if target else None)
     click.echo(json.dumps(facts, indent=2) if as_json else _as_text(facts))
 
 

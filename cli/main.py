@@ -30,9 +30,12 @@ COMMANDS = {
     "calibrate": Entry("mlx_eagle.cli.calibrate", "Measure what drafting costs on this machine."),
     "convert": Entry("mlx_eagle.cli.convert", "Port a PyTorch draft head or target to MLX."),
     "doctor": Entry("mlx_eagle.cli.doctor", "Measure how a head wants to be run, and mend it."),
+    "explain": Entry("mlx_eagle.cli.explain", "Draw one round: drafted, accepted, gained."),
     "heads": Entry("mlx_eagle.cli.heads", "List published draft heads by target."),
     "inspect": Entry("mlx_eagle.cli.inspect", "Say what a folder with a model or head holds."),
 }
+
+LIBRARIES = ("mlx", "mlx-lm")
 
 # What libraries print on import or while loading is noise here; users can still ask for it.
 QUIET = {
@@ -87,9 +90,10 @@ class LazyGroup(click.Group):
 
 
 def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    """Print the version and leave."""
+    """Print the version, and those of the libraries that texts and speeds depend on; leave."""
     if value and not ctx.resilient_parsing:
-        click.echo(f"mlx-eagle {metadata.version('mlx-eagle')}")
+        libraries = ", ".join(f"{name} {metadata.version(name)}" for name in LIBRARIES)
+        click.echo(f"mlx-eagle {metadata.version('mlx-eagle')} ({libraries})")
         ctx.exit()
 
 
@@ -104,7 +108,7 @@ def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> No
     is_eager=True,
     expose_value=False,
     callback=_show_version,
-    help="Show the version and exit.",
+    help="Show the versions and exit.",
 )
 def group() -> None:
     """Chat with a model on this machine, sooner: drafted by a head, verified by the model."""

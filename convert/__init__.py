@@ -1,6 +1,8 @@
 """Conversion of published heads and targets into folders that mlx-eagle runs.
 
-`opcodes`, `pickles` and `checkpoint` read untrusted files, `dialects` knows how publishers name
-things, `heads` and `targets` convert, `write` makes the result appear whole or not at all, and
-`inspect` says what a folder is. Nothing here runs a model.
+From files to facts: `checkpoint` reads weights, safetensors or through `torch_files` and
+`pickle_reader` PyTorch's; `identify` says what a folder is and which of the `dialects` a head is
+written in; `tensor_shapes` and `medusa` read its sizes; `resolve_config` and the `rules` find its
+facts, with `taps`, `rope_config` and `draft_ids`. `heads` and `targets` convert; `describe` says
+what a folder holds. Nothing here runs a model.
 """

@@ -4,27 +4,29 @@ It describes; whether a description is good enough to convert or run is decided 
 """
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from mlx_eagle.convert.checkpoint import read_manifest
 from mlx_eagle.convert.dialects import Dialect
-from mlx_eagle.convert.facts import Facts
-from mlx_eagle.convert.identify import Kind, Manifest, recognise
-from mlx_eagle.convert.medusa import measure_medusa, resolve_medusa
-from mlx_eagle.convert.resolve_config import resolve
-from mlx_eagle.convert.targets import TargetFacts, read_facts
-from mlx_eagle.convert.tensor_shapes import FLOATS, measure
+from mlx_eagle.convert.facts import facts_as_json
+from mlx_eagle.convert.identify import Kind, Manifest, identify_kind
+from mlx_eagle.convert.medusa import read_medusa_sizes
+from mlx_eagle.convert.resolve_config import resolve_facts
+from mlx_eagle.convert.target_facts import TargetFacts, read_target_facts
+from mlx_eagle.convert.tensor_shapes import FLOATS, read_sizes
 from mlx_eagle.errors import CheckpointError
 from mlx_eagle.files.folders import find_weights, source_name
 from mlx_eagle.files.json_files import language_config, read_count, read_json
+from mlx_eagle.files.quoting import one_line
 from mlx_eagle.heads.config import MODEL_TYPE
 
 _TARGET_KEYS = ("model_type", "num_hidden_layers", "hidden_size", "vocab_size")
 _BOOKKEEPING = ("model_type", "quantization", "origins", "doubts")
 
 
-def describe(folder: Path, target: Path | None = None) -> dict[str, Any]:
+def describe_folder(folder: Path, target: Path | None = None) -> dict[str, Any]:
     """Return the facts about a head or target, converted or not, ready for JSON.
 
     Always there: `name`, `kind`, `role` ("head" or "target"), `converted`, `parameters`, `bytes`
@@ -40,7 +42,7 @@ def describe(folder: Path, target: Path | None = None) -> dict[str, Any]:
         CheckpointError: if a folder has no configuration or weights, or they are malformed.
     """
     config, manifest = read_json(folder / "config.json"), read_manifest(folder)
-    kind = recognise(config, manifest)
+    kind = identify_kind(config, manifest)
     is_converted_head = config.get("model_type") == MODEL_TYPE
     found: dict[str, Any] = {
         "name": source_name(folder),
@@ -69,7 +71,7 @@ def _converted_head(config: dict[str, Any], target: Path | None) -> dict[str, An
     }
     if target is None:
         return found
-    made_for, facts = config.get("target"), read_facts(target)
+    made_for, facts = config.get("target"), read_target_facts(target)
     wrong = [] if isinstance(made_for, dict) else ["the head does not say what it was made for"]
     for key in ("hidden_size", "vocab_size", "num_hidden_layers"):
         if isinstance(made_for, dict) and made_for.get(key) != getattr(facts, key):
@@ -87,16 +89,13 @@ def _published_head(
     try:
         if target is None:
             return {"convertible": True, "widths": _sizes(manifest, kind.dialect)}
-        facts = read_facts(target)
-        if kind.dialect.algorithm == "medusa":
-            resolved = resolve_medusa(config, measure_medusa(manifest), facts)
-        else:
-            widths = measure(manifest, kind.dialect)
-            resolved = resolve(config, widths, kind.dialect, facts, {})
+        target_facts = read_target_facts(target)
+        facts = resolve_facts(config, manifest, kind.dialect, target_facts, {})
     except CheckpointError as error:
         return {"convertible": False, "reason": str(error)}
-    found = _suspicions(config, read_json(target / "config.json"), facts)
-    return {"convertible": True, "fits": True, "suspicious": found, **_resolved(resolved, facts)}
+    suspicious = _suspicions(config, read_json(target / "config.json"), target_facts)
+    verdict = {"convertible": True, "fits": True, "suspicious": suspicious}
+    return verdict | facts_as_json(facts, {"target": target_facts._asdict()})
 
 
 def _suspicions(
@@ -115,7 +114,7 @@ def _suspicions(
     name = named if isinstance(named, str) else ""
     last = name.rstrip("/").rpartition("/")[2]
     if last and last.lower() not in target.name.lower():
-        found.append(f"it says that it was made for {name[:120]}, not {target.name}")
+        found.append(f"it says that it was made for {one_line(name, 120)}, not {target.name}")
     return found
 
 
@@ -125,15 +124,11 @@ def _listed(value: Any) -> list[Any]:
 
 def _sizes(manifest: Manifest, dialect: Dialect) -> dict[str, int]:
     """Return what the shapes of a published head tell without its target."""
-    is_medusa = dialect.algorithm == "medusa"
-    sizes = (measure_medusa(manifest) if is_medusa else measure(manifest, dialect))._asdict()
+    if dialect.algorithm == "medusa":
+        sizes = read_medusa_sizes(manifest)._asdict()
+    else:
+        sizes = read_sizes(manifest, dialect)._asdict()
     return {name: size for name, size in sizes.items() if type(size) is int and size}
-
-
-def _resolved(facts: Facts, target: TargetFacts) -> dict[str, Any]:
-    """Return resolved facts in the form that a converted head's configuration has."""
-    doubts = {name: doubt._asdict() for name, doubt in facts.doubts.items()}
-    return {**facts.values, "target": target._asdict(), "origins": facts.origins, "doubts": doubts}
 
 
 def _shallow(value: Any, depth: int = 4) -> Any:
@@ -177,5 +172,5 @@ def _count_parameters(manifest: Manifest, quantization: Any) -> int:
 
 def _count_types(manifest: Manifest) -> dict[str, int]:
     """Return how many tensors there are of each type, the most frequent first."""
-    dtypes = [info.dtype for info in manifest.values()]
-    return {dtype: dtypes.count(dtype) for dtype in sorted(set(dtypes), key=dtypes.count)[::-1]}
+    counts = Counter(info.dtype for info in manifest.values())
+    return dict(counts.most_common())

@@ -1,8 +1,8 @@
-"""One table per publisher: what its heads are called, and what their configurations mean.
+"""How publishers write their heads down: names of tensors, keys and flags of configurations.
 
-A `Dialect` says how a publisher's tensors and configuration keys are to be read; it holds no code.
-Which dialect a folder speaks is `recognise`'s matter, shapes are `shapes`', and what follows for
-the forward pass `resolve`'s.
+A `Dialect` is a row of data for each publisher. Which dialect a folder speaks is decided in
+`identify.py`, its shapes are read in `tensor_shapes.py`, and what follows for the forward pass is
+decided in `rules.py`. A new publisher needs a row here and its sign in `identify.py`.
 """
 
 import re
@@ -23,6 +23,13 @@ _RENAMES = (
     (re.compile(r"^(layers\.[1-9]\d*)\.hidden_norm\."), r"\1.input_layernorm."),
 )
 
+# Keys under which tap ids are written. These name the layers whose output is read ...
+OUTPUT_KEYS = ("target_layer_ids", "aux_hidden_states_layer_ids")
+# ... and this one boundaries at the top level, and either inside `eagle_config`.
+BOUNDARY_KEY = "eagle_aux_hidden_state_layer_ids"
+# Keys under which the token is written that a P-EAGLE head reads for those it has not seen.
+MASK_TOKEN_KEYS = ("mask_token_id", "pard_token", "ptd_token_id")
+
 
 class Dialect(NamedTuple):
     """How one publisher's heads are to be read.
@@ -37,6 +44,7 @@ class Dialect(NamedTuple):
             output), "lm_head" (a norm stands before lm_head: EAGLE-3 always has one), or
             "nothing".
         trained_rope_theta: the base that training used whatever the configuration says, or None.
+        llama4_interleaved: heads for Llama 4 rotate pairs of neighbouring dimensions.
         optional: parameters that heads of this publisher may lack.
         doubted: facts that files of this publisher are known to get wrong.
     """
@@ -48,6 +56,7 @@ class Dialect(NamedTuple):
     norm_before_residual: bool = False
     norm_output: Literal["feedback", "lm_head", "nothing"] = "nothing"
     trained_rope_theta: float | None = None
+    llama4_interleaved: bool = False
     optional: tuple[str, ...] = ()
     doubted: tuple[str, ...] = ()
 
@@ -78,6 +87,7 @@ MODELOPT = Dialect(
     "modelopt-eagle3",
     "NVIDIA ModelOpt EAGLE-3 head",
     norm_output="feedback",
+    llama4_interleaved=True,
     optional=(
         "fc.weight",
         "layers.0.hidden_norm.weight",
@@ -106,13 +116,14 @@ PEAGLE = MODELOPT._replace(
     format="p-eagle",
     label="P-EAGLE head",
     algorithm="p-eagle",
+    llama4_interleaved=False,
     optional=("lm_head.weight",),
     doubted=("taps",),
 )
 MEDUSA = Dialect("medusa", "Medusa heads", algorithm="medusa")
 
 
-def rename(name: str) -> str:
+def parameter_name(name: str) -> str:
     """Return the parameter of `EagleHead`, or the table, that a published name stands for."""
     while name.startswith(PREFIXES):
         name = name.partition(".")[2]

@@ -1,7 +1,7 @@
-"""Published heads turned into folders that `mlx_eagle.heads.eagle` loads.
+"""Published heads converted to folders that `heads/load.py` loads.
 
-The order of work: read the headers, recognise the publisher, measure the shapes, resolve the
-facts, read the weights, write. Running a head is not done here.
+The order of work: read the headers, identify the dialect, read the sizes, resolve the facts, read
+the weights, write. Running a head is not done here.
 """
 
 import json
@@ -14,24 +14,20 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_eagle.convert.checkpoint import read_manifest, read_weights, require_finite
-from mlx_eagle.convert.dialects import Dialect, rename
+from mlx_eagle.convert.dialects import Dialect, parameter_name
 from mlx_eagle.convert.draft_ids import draft_to_target
-from mlx_eagle.convert.facts import Facts
-from mlx_eagle.convert.identify import recognise
-from mlx_eagle.convert.medusa import (
-    measure_medusa,
-    rename_medusa,
-    resolve_medusa,
-    token_map_offsets,
-)
-from mlx_eagle.convert.resolve_config import resolve
-from mlx_eagle.convert.targets import TargetFacts, read_facts
-from mlx_eagle.convert.tensor_shapes import TABLES, measure
+from mlx_eagle.convert.facts import Fact, facts_as_json
+from mlx_eagle.convert.identify import identify_kind
+from mlx_eagle.convert.medusa import medusa_parameters, token_map_offsets
+from mlx_eagle.convert.resolve_config import resolve_facts
+from mlx_eagle.convert.target_facts import TargetFacts, read_target_facts
+from mlx_eagle.convert.tensor_shapes import TABLES
 from mlx_eagle.errors import CheckpointError, EagleError
 from mlx_eagle.files.atomic import new_folder
 from mlx_eagle.files.folders import find_weights, source_name
 from mlx_eagle.files.json_files import read_json
 from mlx_eagle.files.plain_files import hash_file
+from mlx_eagle.files.quoting import one_line
 from mlx_eagle.heads.config import FORMAT_VERSION, MODEL_TYPE
 from mlx_eagle.heads.load import Head, assemble
 
@@ -53,7 +49,7 @@ def convert_head(
         out: folder to create; it must not exist.
         bits: 4 or 8 to quantize all linear layers, None to keep the published type.
         group_size: weights that share a scale when quantized.
-        settings: facts that the caller decides, by the names in `resolve.SETTABLE`.
+        settings: facts that the caller decides, by the names in `resolve_config.SETTABLE`.
 
     Returns:
         The configuration that was written.
@@ -63,59 +59,54 @@ def convert_head(
             fit the target.
         EagleError: if `out` exists, or the head cannot be quantized that way.
     """
-    facts = read_facts(target)
-    published = _read_head(source, facts, settings or {})
+    target_facts = read_target_facts(target)
+    published = _read_head(source, target_facts, settings or {})
     quantization = None if bits is None else {"group_size": group_size, "bits": bits}
     with new_folder(out) as folder:
-        written: dict[str, Any] = {
-            "model_type": MODEL_TYPE,
-            "format_version": FORMAT_VERSION,
-            **published.facts.values,
-            "quantization": quantization,
-        }
         weights, table_source = _read_tensors(source, published)
-        head = _quantized(_assembled(written, weights), quantization)
-        written["source"] = _provenance(source, published) | {"draft_to_target": table_source}
-        written["target"] = facts._asdict()
-        written["origins"] = published.facts.origins
-        written["doubts"] = {n: d._asdict() for n, d in published.facts.doubts.items()}
+        head = _quantized(_assembled(published.facts, weights), quantization)
+        written = {"model_type": MODEL_TYPE, "format_version": FORMAT_VERSION} | facts_as_json(
+            published.facts,
+            {
+                "quantization": quantization,
+                "source": _provenance(source, published) | {"draft_to_target": table_source},
+                "target": target_facts._asdict(),
+            },
+        )
         _save(head, written, folder)
     return written
 
 
-def _assembled(config: dict[str, Any], weights: dict[str, mx.array]) -> Head:
+def _assembled(facts: dict[str, Fact], weights: dict[str, mx.array]) -> Head:
     """Return the head, not quantized; what does not fit is one error."""
     try:
-        return assemble(config | {"quantization": None}, weights)
+        return assemble(facts_as_json(facts, {}), weights)
     except (ValueError, LookupError, TypeError) as error:
-        raise CheckpointError(f"the tensors do not fit the facts: {str(error)[:800]}") from error
+        reason = one_line(error, 800)
+        raise CheckpointError(f"the tensors do not fit the facts: {reason}") from error
 
 
 class Published(NamedTuple):
     """A published head as far as its headers and its configuration tell."""
 
     dialect: Dialect
-    facts: Facts
+    facts: dict[str, Fact]
 
 
 def _read_head(source: Path, target: TargetFacts, settings: dict[str, Any]) -> Published:
-    """Recognise, measure and resolve a head; no weights are read."""
+    """Identify a head, read its sizes and resolve its facts; no weights are read."""
     config, manifest = read_json(source / "config.json"), read_manifest(source)
     if config.get("model_type") == MODEL_TYPE:
         raise CheckpointError(f"{source_name(source)} is converted already: use it as it is")
-    kind = recognise(config, manifest)
+    kind = identify_kind(config, manifest)
     if kind.role == "target":
         raise CheckpointError(f"{source_name(source)} is a target, not a draft head")
     if kind.dialect is None:
         raise CheckpointError(
             f"{source_name(source)} is a {kind.label}, not supported: {kind.refusal}"
         )
-    if kind.dialect.algorithm == "medusa":
-        if settings:
-            raise CheckpointError("Medusa heads have no facts to set")
-        return Published(kind.dialect, resolve_medusa(config, measure_medusa(manifest), target))
-    widths = measure(manifest, kind.dialect)
-    return Published(kind.dialect, resolve(config, widths, kind.dialect, target, settings))
+    facts = resolve_facts(config, manifest, kind.dialect, target, settings)
+    return Published(kind.dialect, facts)
 
 
 def _read_tensors(source: Path, published: Published) -> tuple[dict[str, mx.array], str]:
@@ -124,15 +115,18 @@ def _read_tensors(source: Path, published: Published) -> tuple[dict[str, mx.arra
     tensors: dict[str, mx.array] = {}
     for file in find_weights(source):
         part = read_weights(file)
-        tensors |= rename_medusa(part) if is_medusa else {rename(n): a for n, a in part.items()}
+        if is_medusa:
+            tensors |= medusa_parameters(part)
+        else:
+            tensors |= {parameter_name(name): array for name, array in part.items()}
     tables = {name: np.array(tensors.pop(name)) for name in TABLES if name in tensors}
     if "token_map" in tensors:
         tables["d2t"] = np.array(token_map_offsets(tensors.pop("token_map")))
     require_finite(tensors)
     if "mask_hidden" in tensors:
         tensors["mask_hidden"] = tensors["mask_hidden"].reshape(-1)
-    values = published.facts.values
-    n_draft, n_target = values["draft_vocab_size"], values["target_vocab_size"]
+    facts = published.facts
+    n_draft, n_target = facts["draft_vocab_size"].value, facts["target_vocab_size"].value
     ids, label = draft_to_target(tables.get("d2t"), tables.get("t2d"), n_draft, n_target)
     return tensors | {"draft_to_target": mx.array(ids)}, label
 

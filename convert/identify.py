@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from mlx_eagle.convert import dialects
-from mlx_eagle.convert.dialects import Dialect, rename
-from mlx_eagle.files.quoting import quote_value
+from mlx_eagle.convert.dialects import Dialect, parameter_name
+from mlx_eagle.files.quoting import one_line, quote_value
 from mlx_eagle.files.safetensors import TensorInfo
 from mlx_eagle.heads.config import ALGORITHMS, MODEL_TYPE
 
@@ -55,12 +55,12 @@ _SPECULATORS: dict[str, Kind] = {
 }
 
 
-def recognise(config: dict[str, Any], manifest: Manifest) -> Kind:
+def identify_kind(config: dict[str, Any], manifest: Manifest) -> Kind:
     """Return what a folder with this configuration and these tensors is."""
     if config.get("model_type") == MODEL_TYPE:
         name = str(config.get("algorithm"))
         return Kind(f"converted {ALGORITHMS.get(name, 'head')}", "head")
-    shapes = {rename(name): info.shape for name, info in manifest.items()}
+    shapes = {parameter_name(name): info.shape for name, info in manifest.items()}
     if kind := _announced(config, shapes):
         return kind
     if not _is_head(shapes, manifest):
@@ -120,7 +120,7 @@ def _quantized(config: dict[str, Any], shapes: Shapes) -> str:
     """Return the method by which another library quantized a head, or nothing."""
     settings = config.get("quantization_config")
     if isinstance(settings, dict) and settings:
-        return str(settings.get("quant_method") or settings.get("quant_algo") or "unknown")[:40]
+        return one_line(settings.get("quant_method") or settings.get("quant_algo") or "unknown", 40)
     scaled = any(name.endswith(("weight_scale", "input_scale", "weight_packed")) for name in shapes)
     return "FP8 or NVFP4" if scaled else ""
 

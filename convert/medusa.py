@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlx_eagle.convert.facts import Facts
+from mlx_eagle.convert.facts import Fact
 from mlx_eagle.convert.identify import Manifest
-from mlx_eagle.convert.targets import TargetFacts
+from mlx_eagle.convert.target_facts import TargetFacts
 from mlx_eagle.convert.tensor_shapes import FLOATS
 from mlx_eagle.errors import CheckpointError
 from mlx_eagle.files.quoting import listed, quote, quote_value
@@ -27,7 +27,7 @@ _SHARED_OUTPUT = "lm_head.weight"
 _TARGETS_OWN = re.compile(r"(model\.|lm_head\.)")
 
 
-class Blocks(NamedTuple):
+class MedusaSizes(NamedTuple):
     """The sizes of a Medusa checkpoint; `draft` is 0 if it has no output layers."""
 
     hidden: int
@@ -35,9 +35,10 @@ class Blocks(NamedTuple):
     n_heads: int
     n_layers: int
     block_bias: bool
+    own_lm_heads: bool
 
 
-def rename_medusa(tensors: Mapping[str, Any]) -> dict[str, Any]:
+def medusa_parameters(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Return tensors, or anything else by name, under the names of `MedusaHead`.
 
     A token map keeps its name; the tensors of the target are left out.
@@ -47,7 +48,7 @@ def rename_medusa(tensors: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in tensors.items():
         if with_target and _TARGETS_OWN.match(name):
             continue
-        renamed[_rename(name)] = value
+        renamed[_parameter_name(name)] = value
     shared = renamed.pop(_SHARED_OUTPUT, None)
     if shared is not None:
         heads = {name.split(".")[1] for name in renamed if name.startswith("depths.")}
@@ -55,7 +56,7 @@ def rename_medusa(tensors: Mapping[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-def _rename(name: str) -> str:
+def _parameter_name(name: str) -> str:
     if match := _BLOCK.fullmatch(name) or _VLLM_BLOCK.fullmatch(name):
         head, block, kind = match.groups()
         return f"depths.{int(head)}.blocks.{int(block)}.linear.{kind}"
@@ -64,30 +65,26 @@ def _rename(name: str) -> str:
     return name
 
 
-def measure_medusa(manifest: Manifest) -> Blocks:
+def read_medusa_sizes(manifest: Manifest) -> MedusaSizes:
     """Check every tensor of a Medusa checkpoint.
 
     Raises:
         CheckpointError: listing all tensors that are unknown, missing or misshapen.
     """
-    found: Manifest = rename_medusa(manifest)
+    found: Manifest = medusa_parameters(manifest)
     blocks = [re.fullmatch(r"depths\.(\d+)\.blocks\.(\d+)\.linear\.weight", name) for name in found]
     pairs = [(int(match[1]), int(match[2])) for match in blocks if match]
     if not pairs:
         raise CheckpointError("Medusa heads need at least one block: no *.linear.weight was found")
-    n_heads, n_layers = max(i for i, _ in pairs) + 1, max(j for _, j in pairs) + 1
-    hidden = found["depths.{}.blocks.{}.linear.weight".format(*pairs[0])].shape[0]
-    own = any(name.endswith("lm_head.weight") for name in found)
-    draft = next((i.shape[0] for n, i in found.items() if n.endswith("lm_head.weight")), 0)
-    bias = any(name.endswith("linear.bias") for name in found)
-    expected: dict[str, tuple[int, ...]] = {}
-    for i in range(n_heads):
-        for j in range(n_layers):
-            expected[f"depths.{i}.blocks.{j}.linear.weight"] = (hidden, hidden)
-            if bias:
-                expected[f"depths.{i}.blocks.{j}.linear.bias"] = (hidden,)
-        if own:
-            expected[f"depths.{i}.lm_head.weight"] = (draft, hidden)
+    sizes = MedusaSizes(
+        hidden=found["depths.{}.blocks.{}.linear.weight".format(*pairs[0])].shape[0],
+        draft=next((i.shape[0] for n, i in found.items() if n.endswith("lm_head.weight")), 0),
+        n_heads=max(i for i, _ in pairs) + 1,
+        n_layers=max(j for _, j in pairs) + 1,
+        block_bias=any(name.endswith("linear.bias") for name in found),
+        own_lm_heads=any(name.endswith("lm_head.weight") for name in found),
+    )
+    expected = expected_shapes(sizes)
     problems = [f"missing {name}" for name in expected if name not in found]
     for name, info in found.items():
         if name == "token_map":
@@ -100,37 +97,52 @@ def measure_medusa(manifest: Manifest) -> Blocks:
             )
     if problems:
         raise CheckpointError(f"not Medusa heads as expected: {listed(problems)}")
-    return Blocks(hidden, draft, n_heads, n_layers, bias)
+    return sizes
 
 
-def resolve_medusa(config: dict[str, Any], blocks: Blocks, target: TargetFacts) -> Facts:
+def expected_shapes(sizes: MedusaSizes) -> dict[str, tuple[int, ...]]:
+    """Return the parameters of a `MedusaHead` of these sizes, and their shapes."""
+    hidden, expected = sizes.hidden, dict[str, tuple[int, ...]]()
+    for i in range(sizes.n_heads):
+        for j in range(sizes.n_layers):
+            expected[f"depths.{i}.blocks.{j}.linear.weight"] = (hidden, hidden)
+            if sizes.block_bias:
+                expected[f"depths.{i}.blocks.{j}.linear.bias"] = (hidden,)
+        if sizes.own_lm_heads:
+            expected[f"depths.{i}.lm_head.weight"] = (sizes.draft, hidden)
+    return expected
+
+
+def resolve_medusa_facts(
+    config: dict[str, Any], sizes: MedusaSizes, target: TargetFacts
+) -> dict[str, Fact]:
     """Return all facts about Medusa heads: nearly everything is in the shapes.
 
     Raises:
         CheckpointError: if they do not fit the target.
     """
-    draft = blocks.draft or target.vocab_size
-    if blocks.hidden != target.hidden_size or draft > target.vocab_size:
+    draft = sizes.draft or target.vocab_size
+    if sizes.hidden != target.hidden_size or draft > target.vocab_size:
         raise CheckpointError(
-            f"the heads are not for {target.name}: they have hidden size {blocks.hidden} and "
+            f"the heads are not for {target.name}: they have hidden size {sizes.hidden} and "
             f"{draft} tokens, not {target.hidden_size} and {target.vocab_size}"
         )
-    facts = Facts()
-    claimed = config.get("medusa_num_heads")
-    origin = "tensors"
-    if claimed is not None and claimed != blocks.n_heads:
+    claimed, origin = config.get("medusa_num_heads"), "tensors"
+    if claimed is not None and claimed != sizes.n_heads:
         origin = f"tensors, though config.json says {quote_value(claimed)}"
-    facts.put("algorithm", "medusa", "the tensors are those of Medusa heads")
-    facts.put("hidden_size", blocks.hidden, "shape of linear.weight")
-    facts.put("target_hidden_size", target.hidden_size, "target")
-    facts.put("target_vocab_size", target.vocab_size, "target")
-    facts.put("draft_vocab_size", draft, "shape of the output layer" if blocks.draft else "target")
-    facts.put("num_heads", blocks.n_heads, origin)
-    facts.put("num_layers", blocks.n_layers, "tensors")
-    facts.put("block_bias", blocks.block_bias, "tensors")
-    facts.put("own_lm_heads", blocks.draft > 0, "tensors")
-    facts.put("taps", [target.num_hidden_layers + 1], "Medusa reads the final norm's output")
-    return facts
+    taps = [target.num_hidden_layers + 1]
+    return {
+        "algorithm": Fact("medusa", "the tensors are those of Medusa heads"),
+        "hidden_size": Fact(sizes.hidden, "shape of linear.weight"),
+        "target_hidden_size": Fact(target.hidden_size, "target"),
+        "target_vocab_size": Fact(target.vocab_size, "target"),
+        "draft_vocab_size": Fact(draft, "shape of the output layer" if sizes.draft else "target"),
+        "num_heads": Fact(sizes.n_heads, origin),
+        "num_layers": Fact(sizes.n_layers, "tensors"),
+        "block_bias": Fact(sizes.block_bias, "tensors"),
+        "own_lm_heads": Fact(sizes.draft > 0, "tensors"),
+        "taps": Fact(taps, "Medusa reads the final norm's output"),
+    }
 
 
 def token_map_offsets(token_map: mx.array) -> mx.array:

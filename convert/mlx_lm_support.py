@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlx_eagle.convert.checkpoint import read_manifest
-from mlx_eagle.convert.identify import recognise
+from mlx_eagle.convert.identify import identify_kind
 from mlx_eagle.errors import CheckpointError
 from mlx_eagle.files.folders import source_name
 from mlx_eagle.files.json_files import language_config, read_json
@@ -51,7 +51,7 @@ def check_source(folder: Path) -> Source:
     """
     config, manifest = read_json(folder / "config.json"), read_manifest(folder)
     name = source_name(folder)
-    kind = recognise(config, manifest)
+    kind = identify_kind(config, manifest)
     if kind.role == "head":
         raise CheckpointError(f"{name} is a {kind.label}: to convert it, name its target as well")
     if "quantization" in config:

@@ -5,7 +5,7 @@ instructions that `torch.save` needs for a dict of dense tensors, on inert value
 others. No name in the program is ever imported or called: the few that are known stand for a
 dict, a storage type or a tensor. Views are checked to lie within their storage.
 
-It is not the zip side (`pickles`): whether the bytes of a storage exist is not known here.
+It is not the zip side (`torch_files.py`): whether the bytes of a storage exist is not known here.
 """
 
 import io
@@ -57,7 +57,7 @@ class _Global(NamedTuple):
     name: str
 
 
-def interpret(program: bytes) -> dict[str, View]:
+def read_state_dict(program: bytes) -> dict[str, View]:
     """Return the tensors, by name, that a pickled state dict describes.
 
     Raises:

@@ -6,14 +6,13 @@ that an exporter added afterwards, an interleaved layout that no key mentions.
 
 from typing import Any
 
-from mlx_eagle.convert.dialects import Dialect
-from mlx_eagle.convert.facts import Facts
-from mlx_eagle.convert.targets import TargetFacts
+from mlx_eagle.convert.facts import Fact, PublishedHead, origin_of
 from mlx_eagle.errors import CheckpointError
 from mlx_eagle.files.json_files import read_count, read_number
 from mlx_eagle.files.quoting import quote_value
 
 DEFAULT_THETA = 10000.0
+DEFAULT_LENGTH = 2048  # positions that EAGLE's own heads were trained on, where no key says it
 
 # The numbers that each scaling of mlx-lm reads; True for those that must be there.
 _SCALINGS: dict[str, dict[str, bool]] = {
@@ -37,61 +36,57 @@ _SCALINGS: dict[str, dict[str, bool]] = {
 _PLAIN = ("default", "mrope", "dynamic")
 
 
-def resolve_rope(
-    facts: Facts, config: dict[str, Any], dialect: Dialect, target: TargetFacts
-) -> None:
-    """Note everything about rope.
+def rope_theta(head: PublishedHead) -> Fact:
+    """Return the base; what a trainer used wins over what its files say."""
+    dialect, rope = head.dialect, rope_parameters(head.layer_config)
+    config = head.layer_config | {k: v for k, v in rope.items() if k == "rope_theta"}
+    configured = read_number(config, "rope_theta", DEFAULT_THETA)
+    fact = Fact(configured, origin_of(config, "rope_theta"))
+    trained = dialect.trained_rope_theta
+    if trained is not None and configured != trained:
+        origin = f"publisher: trained with {trained:g} though config.json says {configured:g}"
+        fact = Fact(trained, origin)
+    if "rope_theta" not in dialect.doubted:
+        return fact
+    theirs = head.target.rope_theta
+    others = [configured, DEFAULT_THETA, *([theirs] if theirs else [])]
+    reason = "this publisher's trainers have used another base than their files name"
+    return fact.doubted(reason, list(dict.fromkeys(others)))
 
-    Args:
-        facts: `head_dim` is known already.
-        config: the layer's own configuration.
-        dialect: whose head it is.
-        target: its rope base is an alternative, and Llama 4's layout a fact of its heads.
+
+def rope_scaling(head: PublishedHead) -> Fact:
+    """Return how positions are scaled, in mlx-lm's form, or None for plain rope.
 
     Raises:
         CheckpointError: if the scaling is malformed, or not one that mlx-lm has.
     """
-    rope = _parameters(config)
+    config = head.layer_config
+    trained = read_count(config, "max_position_embeddings", DEFAULT_LENGTH)
+    scaling = read_scaling(rope_parameters(config), trained)
     where = next((key for key in ("rope_parameters", "rope_scaling") if config.get(key)), "")
-    _put_base(facts, config | {k: v for k, v in rope.items() if k == "rope_theta"}, dialect, target)
-    scaling = read_scaling(rope, read_count(config, "max_position_embeddings", 2048))
-    facts.put("rope_scaling", scaling, f"config.json: {where}" if where else "default")
-    if scaling is not None and "rope_scaling" in dialect.doubted:
-        reason = "exporters add a scaling, and trainers ignored it, at some dates"
-        facts.doubt("rope_scaling", reason, [None])
-    part = read_number(rope | config, "partial_rotary_factor", 1.0)
-    dims = int(facts.values["head_dim"] * min(part, 1.0)) // 2 * 2
-    facts.put("rope_dims", dims, "shape of q_proj" if part >= 1 else "config.json")
-    _put_layout(facts, dialect, target)
+    fact = Fact(scaling, f"config.json: {where}" if where else "default")
+    if scaling is None or "rope_scaling" not in head.dialect.doubted:
+        return fact
+    return fact.doubted("exporters add a scaling, and trainers ignored it, at some dates", [None])
 
 
-def _put_base(facts: Facts, config: dict[str, Any], dialect: Dialect, target: TargetFacts) -> None:
-    """Note the base; what a trainer used wins over what its files say."""
-    configured = read_number(config, "rope_theta", DEFAULT_THETA)
-    origin = "config.json: rope_theta" if config.get("rope_theta") is not None else "default"
-    theta = configured
-    if dialect.trained_rope_theta is not None and configured != dialect.trained_rope_theta:
-        theta = dialect.trained_rope_theta
-        origin = f"publisher: trained with {theta:g} though config.json says {configured:g}"
-    facts.put("rope_theta", theta, origin)
-    if "rope_theta" in dialect.doubted:
-        others = [configured, DEFAULT_THETA, *([target.rope_theta] if target.rope_theta else [])]
-        reason = "this publisher's trainers have used another base than their files name"
-        facts.doubt("rope_theta", reason, list(dict.fromkeys(others)))
+def rotated_part(head: PublishedHead) -> float:
+    """Return the share of an attention head's dimensions that rope rotates, from 0 to 1."""
+    settings = rope_parameters(head.layer_config) | head.layer_config
+    return min(read_number(settings, "partial_rotary_factor", 1.0), 1.0)
 
 
-def _put_layout(facts: Facts, dialect: Dialect, target: TargetFacts) -> None:
-    """Note whether pairs of rotated dimensions are neighbours; no configuration says it."""
-    is_llama4 = target.model_type.startswith("llama4")
-    interleaved = is_llama4 and dialect.format.startswith("modelopt")
+def rope_interleaved(head: PublishedHead) -> Fact:
+    """Return whether pairs of rotated dimensions are neighbours; no configuration says it."""
+    if not head.target.model_type.startswith("llama4"):
+        return Fact(False, "default")
+    interleaved = head.dialect.llama4_interleaved
     origin = "publisher: NVIDIA's heads for Llama 4 are" if interleaved else "default"
-    facts.put("rope_interleaved", interleaved, origin)
-    if is_llama4:
-        reason = "heads for Llama 4 exist in both layouts"
-        facts.doubt("rope_interleaved", reason, [not interleaved])
+    reason = "heads for Llama 4 exist in both layouts"
+    return Fact(interleaved, origin).doubted(reason, [not interleaved])
 
 
-def _parameters(config: dict[str, Any]) -> dict[str, Any]:
+def rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
     """Return the rope settings under either of the two names that configurations give them."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(rope, dict):

@@ -5,42 +5,28 @@ the index of the layer whose output is read (b - 1), under several keys; the def
 explicit ids do not. A wrong tap costs most of the acceptance and is no error anywhere.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
-from mlx_eagle.convert.facts import Doubt
+from mlx_eagle.convert.dialects import BOUNDARY_KEY, OUTPUT_KEYS
+from mlx_eagle.convert.facts import Fact
 from mlx_eagle.errors import CheckpointError
 from mlx_eagle.files.quoting import quote_value
 
-_IDS = "eagle_aux_hidden_state_layer_ids"
-# Keys whose ids always name the layer whose output is read.
-_OUTPUT_KEYS = ("target_layer_ids", "aux_hidden_states_layer_ids")
 
-
-class Taps(NamedTuple):
-    """Boundaries, ascending, with where they came from, and the doubt there may be."""
-
-    boundaries: tuple[int, ...]
-    origin: str
-    doubt: Doubt | None = None
-
-
-def resolve_taps(config: dict[str, Any], n_layers: int, n_taps: int) -> Taps:
-    """Return the boundaries that a head of `n_taps` taps reads of a target of `n_layers` layers.
+def resolve_taps(config: dict[str, Any], n_layers: int, n_taps: int) -> Fact:
+    """Return the boundaries, ascending, that a head of `n_taps` taps reads.
 
     Args:
         config: the published configuration.
         n_layers: n, decoder layers of the target.
-        n_taps: T, as the shape of fc tells.
+        n_taps: A, as the shape of fc tells.
 
     Raises:
-        CheckpointError: if ids are malformed, are not T, or do not fit the target.
+        CheckpointError: if ids are malformed, are not A, or do not fit the target.
     """
     taps = _read(config, n_layers, n_taps)
-    check_taps(list(taps.boundaries), taps.origin, n_layers, n_taps)
-    if taps.doubt is None:
-        return taps
-    others = [t for t in taps.doubt.alternatives if is_possible(t, n_layers)]
-    return taps._replace(doubt=Doubt(taps.doubt.reason, [list(t) for t in others]))
+    check_taps(taps.value, taps.origin, n_layers, n_taps)
+    return taps
 
 
 def check_taps(boundaries: Any, origin: str, n_layers: int, n_taps: int) -> None:
@@ -75,62 +61,65 @@ def plausible_taps(taps: tuple[int, ...], n_layers: int) -> list[tuple[int, ...]
     return [t for t in found if t != taps and is_possible(t, n_layers)]
 
 
-def _read(config: dict[str, Any], n_layers: int, n_taps: int) -> Taps:
+def _read(config: dict[str, Any], n_layers: int, n_taps: int) -> Fact:
     """Return the boundaries by the first key that names any."""
-    for key in _OUTPUT_KEYS:
+    for key in OUTPUT_KEYS:
         if ids := _ids(config, key):
-            return Taps(_after(ids), f"config.json: {key}, layers whose output is read")
-    if ids := _ids(config, _IDS):
+            return Fact(_after(ids), f"config.json: {key}, layers whose output is read")
+    if ids := _ids(config, BOUNDARY_KEY):
         return _top_level(ids, n_layers)
     nested = config.get("eagle_config")
-    if isinstance(nested, dict) and (ids := _ids(nested, _IDS)):
+    if isinstance(nested, dict) and (ids := _ids(nested, BOUNDARY_KEY)):
         return _nested(ids, n_layers)
     if n_taps != 3:
         raise CheckpointError(
             f"the head reads {n_taps} taps and its config.json does not say which; name the "
             "boundaries with --set taps=..."
         )
-    return Taps(default_taps(n_layers), "default: after 2, half and all but 3 of the layers")
+    default = list(default_taps(n_layers))
+    return Fact(default, "default: after 2, half and all but 3 of the layers")
 
 
-def _top_level(ids: tuple[int, ...], n_layers: int) -> Taps:
+def _top_level(ids: list[int], n_layers: int) -> Fact:
     """Read ids at the top level: boundaries, unless they are the usual output ids, copied there."""
-    where = f"config.json: {_IDS}"
-    if ids == (1, n_layers // 2 - 1, n_layers - 4):
-        doubt = Doubt(
-            "these ids are the default layers whose output is read, copied to a key that holds "
-            "boundaries",
-            [ids],
-        )
-        return Taps(_after(ids), f"{where}, read as layers whose output is read", doubt)
-    return Taps(ids, f"{where}, boundaries")
+    where = f"config.json: {BOUNDARY_KEY}"
+    if _after(ids) != list(default_taps(n_layers)):
+        return Fact(ids, f"{where}, boundaries")
+    reason = (
+        "these ids are the default layers whose output is read, copied to a key that holds "
+        "boundaries"
+    )
+    fact = Fact(_after(ids), f"{where}, read as layers whose output is read")
+    return fact.doubted(reason, [ids])
 
 
-def _nested(ids: tuple[int, ...], n_layers: int) -> Taps:
+def _nested(ids: list[int], n_layers: int) -> Fact:
     """Read ids inside eagle_config, where publishers have written both conventions."""
-    where = f"config.json: eagle_config.{_IDS}"
-    if max(ids) == n_layers or ids == default_taps(n_layers):
-        return Taps(ids, f"{where}, boundaries")
+    where = f"config.json: eagle_config.{BOUNDARY_KEY}"
+    default = list(default_taps(n_layers))
+    if max(ids) == n_layers or ids == default:
+        return Fact(ids, f"{where}, boundaries")
     if ids[0] == 1:
-        doubt = Doubt("some publishers write boundaries under this key", [ids])
-        sure = ids == (1, n_layers // 2 - 1, n_layers - 4)
-        return Taps(_after(ids), f"{where}, layers whose output is read", None if sure else doubt)
-    doubt = Doubt("publishers write boundaries as well as layer numbers under this key", [ids])
-    return Taps(_after(ids), f"guess: {where} are layers whose output is read", doubt)
+        fact = Fact(_after(ids), f"{where}, layers whose output is read")
+        reason = "some publishers write boundaries under this key"
+        return fact if fact.value == default else fact.doubted(reason, [ids])
+    reason = "publishers write boundaries as well as layer numbers under this key"
+    fact = Fact(_after(ids), f"guess: {where} are layers whose output is read")
+    return fact.doubted(reason, [ids])
 
 
-def _after(ids: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(i + 1 for i in ids)
+def _after(ids: list[int]) -> list[int]:
+    return [i + 1 for i in ids]
 
 
-def _ids(config: dict[str, Any], key: str) -> tuple[int, ...]:
+def _ids(config: dict[str, Any], key: str) -> list[int]:
     """Return the ids under a key, ascending; none if it is absent or null."""
     ids = config.get(key)
     if ids is None:
-        return ()
+        return []
     if not isinstance(ids, list) or not 0 < len(ids) <= 64 or not all(_is_id(i) for i in ids):
         raise CheckpointError(f"config.json: {key} is {quote_value(ids)}, not a list of layers")
-    return tuple(sorted(ids))
+    return sorted(ids)
 
 
 def _is_id(value: Any) -> bool:

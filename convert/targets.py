@@ -1,8 +1,8 @@
-"""Targets turned into mlx-lm folders, by mlx-lm's own converter; a target's own facts.
+"""Targets converted to mlx-lm folders, by mlx-lm's own converter.
 
 What is added to mlx-lm: it sees only files that were checked, PyTorch's are read without PyTorch,
 no code in the folder is run or copied, and the result appears whole or not at all, once mlx-lm has
-loaded it. What can be converted is decided in `supported`; nothing here knows an architecture.
+loaded it. What can be converted is decided in `mlx_lm_support.py`; no architecture is known here.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
 
@@ -20,58 +20,13 @@ from mlx_eagle.convert.mlx_lm_support import Source, check_source
 from mlx_eagle.convert.quantization import DTYPES, Quantization, choose_quantization
 from mlx_eagle.errors import CheckpointError, EagleError
 from mlx_eagle.files.atomic import new_folder
-from mlx_eagle.files.folders import PICKLES, find_weights, source_name
-from mlx_eagle.files.json_files import language_config, read_count, read_json, read_number
-from mlx_eagle.files.plain_files import check_file, hash_file
+from mlx_eagle.files.folders import PICKLES, find_weights
+from mlx_eagle.files.json_files import read_json
+from mlx_eagle.files.plain_files import check_file
+from mlx_eagle.files.quoting import one_line
 
 # What a tokenizer, a chat template and a configuration are made of; code is not among it.
 _COMPANIONS = ("*.json", "*.jsonl", "*.jinja", "*.txt", "*.tiktoken", "*.model")
-
-
-class TargetFacts(NamedTuple):
-    """What a head must know about its target, and what identifies the target's configuration."""
-
-    name: str
-    model_type: str
-    num_hidden_layers: int
-    hidden_size: int
-    vocab_size: int
-    config_sha256: str
-    rope_theta: float | None = None
-
-
-def read_facts(folder: Path) -> TargetFacts:
-    """Return the facts in a target's `config.json`, Hugging Face's or mlx-lm's.
-
-    Raises:
-        CheckpointError: if it is missing, malformed or not that of a target.
-    """
-    config = read_json(folder / "config.json")
-    name = source_name(folder)
-    if "draft_vocab_size" in config or "speculators_model_type" in config:
-        raise CheckpointError(f"{name} is a draft head, not a target")
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str):
-        raise CheckpointError(f"{name}: config.json has no model_type")
-    language = language_config(config)
-    return TargetFacts(
-        name=name,
-        model_type=model_type,
-        num_hidden_layers=read_count(language, "num_hidden_layers"),
-        hidden_size=read_count(language, "hidden_size"),
-        vocab_size=read_count(language, "vocab_size"),
-        config_sha256=hash_file(folder / "config.json"),
-        rope_theta=_rope_theta(language),
-    )
-
-
-def _rope_theta(language: dict[str, Any]) -> float | None:
-    """Return the rope base of a language model, or None if it names none, or one for each layer."""
-    for part in (language, language.get("rope_parameters")):
-        if isinstance(part, dict) and part.get("rope_theta") is not None:
-            theta: float = read_number(part, "rope_theta", 0.0)
-            return theta
-    return None
 
 
 def convert_target(
@@ -157,10 +112,9 @@ def _mlx_lm_errors(checked: Source, staged: Path) -> Iterator[None]:
             yield
     except Exception as error:  # mlx-lm, transformers and the tokenizers share no error type
         text = f"{type(error).__name__}: {error}".replace(str(staged), checked.name)
-        reason = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
         advice = f"; it is quantized as {checked.method}: convert its 16-bit original"
         raise CheckpointError(
-            f"mlx-lm could not convert {checked.name}: {reason[:300]}"
+            f"mlx-lm could not convert {checked.name}: {one_line(text)}"
             f"{advice if checked.method else ''}"
         ) from error
 

@@ -1,13 +1,15 @@
 """What the shapes of a head's tensors say: all its sizes, and which parts it has.
 
 Every tensor is compared with the parameters of `EagleHead`; unknown, missing and misshapen ones
-are reported together. No weights are read.
+are reported together. No weights are read. The parameters stand here as a table, because the
+module imports mlx-lm, which takes seconds, and `mlx-eagle inspect` does without; a test compares
+the table with the module.
 """
 
 import re
 from typing import NamedTuple
 
-from mlx_eagle.convert.dialects import Dialect, rename
+from mlx_eagle.convert.dialects import Dialect, parameter_name
 from mlx_eagle.convert.identify import Manifest
 from mlx_eagle.errors import CheckpointError
 from mlx_eagle.files.quoting import listed, quote
@@ -60,7 +62,7 @@ MAX_LAYERS = 64
 MAX_TAPS = 64
 
 
-class Widths(NamedTuple):
+class HeadSizes(NamedTuple):
     """What the tensors of a head tell: sizes (0 where there is nothing to tell), and its parts.
 
     `parts` are the names of all parameters, renamed; `taps` is the width of fc's input.
@@ -78,7 +80,7 @@ class Widths(NamedTuple):
     parts: frozenset[str]
 
 
-def measure(manifest: Manifest, dialect: Dialect) -> Widths:
+def read_sizes(manifest: Manifest, dialect: Dialect) -> HeadSizes:
     """Check every tensor of a head against the parameters of `EagleHead`.
 
     Args:
@@ -88,15 +90,9 @@ def measure(manifest: Manifest, dialect: Dialect) -> Widths:
     Raises:
         CheckpointError: listing all tensors that are unknown, missing or misshapen.
     """
-    found: Manifest = {}
-    problems = []
-    for published, info in manifest.items():
-        name = rename(published)
-        if name in found:
-            problems.append(f"{quote(published)} is a second {name}")
-        found[name] = info
+    found, problems = _by_parameter(manifest)
     n_layers = _count_layers(found)
-    required, optional = _expected(dialect, found, n_layers)
+    required, optional = expected_axes(dialect, found, n_layers)
     axes = required | optional
     problems += [
         f"unknown {quote(name)} {list(info.shape)}"
@@ -108,18 +104,39 @@ def measure(manifest: Manifest, dialect: Dialect) -> Widths:
     for name in [*axes, *TABLES]:
         if name in found:
             problems += _misfits(name, found[name], axes.get(name, (name,)), sizes)
+    problems += _contradicting_norms(found, axes, sizes)
+    if problems:
+        raise CheckpointError(f"not a {dialect.label} as expected: {listed(problems, most=24)}")
+    return HeadSizes(
+        **{axis: sizes.get(axis, 0) for axis in HeadSizes._fields[:8]},
+        n_layers=n_layers,
+        parts=frozenset(found) & frozenset(axes),
+    )
+
+
+def _by_parameter(manifest: Manifest) -> tuple[Manifest, list[str]]:
+    """Return tensors by the names of parameters, and the problem of each name that comes twice."""
+    found: Manifest = {}
+    problems = []
+    for published, info in manifest.items():
+        name = parameter_name(published)
+        if name in found:
+            problems.append(f"{quote(published)} is a second {name}")
+        found[name] = info
+    return found, problems
+
+
+def _contradicting_norms(
+    found: Manifest, axes: dict[str, tuple[str, ...]], sizes: dict[str, int]
+) -> list[str]:
+    """Return what is wrong with the norms in front of fc: one for each tap, or one for all."""
     n_norms = sum(name.startswith("fc_norm.") for name in axes)
+    problems = []
     if n_norms and n_norms * sizes.get("one tap", 0) != sizes.get("taps", 0):
         problems.append(f"{n_norms} norms of {sizes.get('one tap')} for fc's {sizes.get('taps')}")
     if n_norms and "input_norm.weight" in found:
         problems.append("input_norm and fc_norm exclude each other")
-    if problems:
-        raise CheckpointError(f"not a {dialect.label} as expected: {listed(problems, most=24)}")
-    return Widths(
-        **{axis: sizes.get(axis, 0) for axis in Widths._fields[:8]},
-        n_layers=n_layers,
-        parts=frozenset(found) & frozenset(axes),
-    )
+    return problems
 
 
 def _count_layers(found: Manifest) -> int:
@@ -131,14 +148,14 @@ def _count_layers(found: Manifest) -> int:
     return max(n_layers, 1)
 
 
-class _Axes(NamedTuple):
+class ExpectedAxes(NamedTuple):
     """The axes of the parameters that must be there, and of those that may."""
 
     required: dict[str, tuple[str, ...]]
     optional: dict[str, tuple[str, ...]]
 
 
-def _expected(dialect: Dialect, found: Manifest, n_layers: int) -> _Axes:
+def expected_axes(dialect: Dialect, found: Manifest, n_layers: int) -> ExpectedAxes:
     """Return what a head of this publisher consists of, given which options it has."""
     # The first tensor with an axis defines its size: begin with one that has the hidden size.
     required = {"layers.0.self_attn.o_proj.weight": _LAYER["self_attn.o_proj.weight"]}
@@ -161,7 +178,7 @@ def _expected(dialect: Dialect, found: Manifest, n_layers: int) -> _Axes:
             required[f"layers.{i}.{name}"] = mine
         if i > 0:
             required[f"layers.{i}.input_layernorm.weight"] = ("hidden",)
-    return _Axes(required, optional)
+    return ExpectedAxes(required, optional)
 
 
 def _layer(found: Manifest) -> dict[str, tuple[str, ...]]:

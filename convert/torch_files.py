@@ -1,8 +1,8 @@
 """Tensors out of PyTorch's zip files, `.bin` or `.pt`, without PyTorch and without unpickling.
 
 Such a file is a zip archive: `<prefix>/data.pkl` is a pickle that describes the tensors, which
-`opcodes` interprets without executing anything, and `<prefix>/data/<key>` are their raw bytes.
-Every size is compared with the bytes that are really there before memory is allocated for it.
+`pickle_reader.py` interprets without executing anything, and `<prefix>/data/<key>` are their raw
+bytes. Every size is compared with the bytes that are really there before memory is allocated.
 
 It is not a reader of anything else that PyTorch can save: sparse, quantized and scripted tensors,
 objects, and the format from before PyTorch 1.6 are refused.
@@ -20,9 +20,9 @@ from typing import BinaryIO
 import mlx.core as mx
 import numpy as np
 
-from mlx_eagle.convert.pickle_reader import Storage, View, interpret
+from mlx_eagle.convert.pickle_reader import Storage, View, read_state_dict
 from mlx_eagle.errors import CheckpointError
-from mlx_eagle.files.quoting import quote
+from mlx_eagle.files.quoting import one_line, quote
 from mlx_eagle.files.safetensors import TensorInfo
 
 MAX_FILE_BYTES = 64 << 30
@@ -117,7 +117,7 @@ def _open_archive(file: Path | BinaryIO, max_bytes: int) -> Iterator["_Archive"]
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from error
     except _ZIP_ERRORS as error:
-        raise CheckpointError(f"{name} is damaged or cut short: {str(error)[:200]}") from error
+        raise CheckpointError(f"{name} is damaged or cut short: {one_line(error)}") from error
 
 
 @contextmanager
@@ -206,7 +206,7 @@ class _Archive:
 
     def views(self) -> dict[str, View]:
         """Return the tensors that `data.pkl` describes, each within the bytes of its storage."""
-        views = interpret(bytes(self.read("data.pkl", MAX_READ_BYTES)))
+        views = read_state_dict(bytes(self.read("data.pkl", MAX_READ_BYTES)))
         storages = {view.storage for view in views.values()}
         if len({storage.key for storage in storages}) < len(storages):
             raise CheckpointError("data.pkl describes one storage in two ways")

@@ -19,6 +19,7 @@ from mlx_eagle.session.limits import Limits, bytes_per_row
 from mlx_eagle.session.options import GenerationOptions
 from mlx_eagle.session.prompt import Prompt
 from mlx_eagle.session.responses import GenerationResult, Responses
+from mlx_eagle.session.selector import make_grammar
 from mlx_eagle.session.session import Session
 from mlx_eagle.session.session_file import identify
 from mlx_eagle.speculation import Speculation
@@ -130,7 +131,7 @@ class Engine:
 
     def constraint(self, options: GenerationOptions) -> Constraint | None:
         """Return what constrains an answer, or None."""
-        grammar = options.grammar()
+        grammar = make_grammar(options)
         return None if grammar is None else self._vocabulary.constraint(grammar)
 
     def calibrate(self, report: Report | None = None) -> Calibration:

@@ -35,8 +35,9 @@ class LoadOptions:
 
     dtype: str | None = option(
         None,
-        "Cast what is not quantized: float32, float16 or bfloat16.",
+        "Cast what is not quantized.",
         Choice(("float32", "float16", "bfloat16")),
+        "loading",
         unset="auto",
         in_chat=False,
     )
@@ -45,18 +46,21 @@ class LoadOptions:
         "Measure this machine before the first chat with a pair, for a few seconds, so that "
         "drafting never costs more than it gives.",
         Switch(),
+        "loading",
         in_chat=False,
     )
     kv_bits: int | None = option(
         None,
         "Bits of a number in the cache. Default: the model's own precision.",
         Choice((4, 8)),
+        "loading",
         unset="none",
     )
     kv_group_size: int = option(
         64,
         "Numbers of a quantized cache that share a scale.",
         Choice((32, 64, 128)),
+        "loading",
         is_flag=False,
         in_chat=False,
     )
@@ -64,6 +68,7 @@ class LoadOptions:
         None,
         "Rows that the cache keeps: the first four and the newest. Default: all.",
         Whole(16),
+        "loading",
         unset="none",
         is_flag=False,
         in_chat=False,
@@ -72,18 +77,21 @@ class LoadOptions:
         None,
         "Newest tokens that the head attends to; 0: all. Default: chosen for the head.",
         Whole(0),
+        "loading",
         unset="auto",
     )
     max_context: int | None = option(
         None,
         "Tokens that a conversation may have. Default: what the model was made for.",
         Whole(2),
+        "loading",
         unset="auto",
     )
     memory_limit: int | None = option(
         None,
         "Memory that MLX may use. Default: what the device recommends.",
         Bytes(),
+        "loading",
         flags=("--memory",),
         name="memory",
         unset="auto",

@@ -85,14 +85,7 @@ def load(
     """
     chosen = LoadOptions(**options)
     found = find(model, head, progress, notify)
-    report = partial(progress, "load") if progress else _silent
-    report(0, STEPS)
-    network, tokenizer = load_target(found.folder, chosen.dtype)
-    report(1, STEPS)
-    maybe_set_recommended_wired_limit()
-    pair = pair_up(network, found.head, kv_options(chosen))
-    mx.eval(network.parameters(), pair.head.parameters() if pair.head else [])
-    report(2, STEPS)
+    pair, tokenizer = _read_pair(found, chosen, progress)
     info, limits = _describe(found, pair), _limits(found, pair, chosen)
     if pair.head is None:
         return Engine(pair.target, tokenizer, None, info, limits=limits)
@@ -115,6 +108,19 @@ def find(
     folder = fetch(model, progress=progress)
     choice = choose_head(model, head, folder, progress=progress, notify=notify)
     return Found(model, folder, choice, is_demo)
+
+
+def _read_pair(found: Found, options: LoadOptions, progress: Progress | None) -> tuple[Pair, Any]:
+    """Return target and head with all weights read, and the tokenizer."""
+    report = partial(progress, "load") if progress else _silent
+    report(0, STEPS)
+    network, tokenizer = load_target(found.folder, options.dtype)
+    report(1, STEPS)
+    maybe_set_recommended_wired_limit()
+    pair = pair_up(network, found.head, kv_options(options))
+    mx.eval(network.parameters(), pair.head.parameters() if pair.head else [])
+    report(2, STEPS)
+    return pair, tokenizer
 
 
 def pair_up(network: nn.Module, choice: HeadChoice, kv: KVOptions = WHOLE) -> Pair:

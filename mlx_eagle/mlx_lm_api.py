@@ -15,7 +15,7 @@ quantized as it is written, where mlx-lm reads the first chunk of a prompt in fu
 Options of ours, such as `seed`, `json_schema` or `tree`, are taken as well.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +25,6 @@ import mlx.core as mx
 from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.engine import Engine
 from mlx_eagle.loading import load as load_engine
-from mlx_eagle.sampling.token_selector import LogitsProcessor
 from mlx_eagle.session.prompt import Prompt, encode
 from mlx_eagle.session.responses import Responses
 from mlx_eagle.session.session import Session
@@ -54,11 +53,31 @@ class PromptCache:
         """Prompts and answers so far, as they were given and returned."""
         return self.session.prefix.tokens
 
-    def follow(self, n_known: int, stream: Responses) -> Responses:
-        """Pass on an answer; its prompt counts without the `n_known` tokens before it."""
-        with closing(stream):
-            for response in stream:
-                yield response._replace(prompt_tokens=response.prompt_tokens - n_known)
+    def stream(
+        self, ids: list[int], report: Callable[[int, int], None] | None, **options: Any
+    ) -> Responses:
+        """Answer a prompt that goes on after what was seen; only its own tokens are counted.
+
+        Args:
+            ids: of the new prompt.
+            report: called with (prompt tokens done, prompt tokens in all).
+            **options: the fields of `GenerationOptions`.
+        """
+        n_known = len(self.tokens)
+
+        def progress(done: int, total: int) -> None:
+            if report is not None and done >= n_known:
+                report(done - n_known, total - n_known)
+
+        options = {"logprobs": True, "progress": progress} | options
+        return _counted(self.session.stream_generate([*self.tokens, *ids], **options), n_known)
+
+
+def _counted(stream: Responses, n_known: int) -> Responses:
+    """Pass on an answer whose prompt counts without the `n_known` tokens that were seen before."""
+    with closing(stream):
+        for response in stream:
+            yield response._replace(prompt_tokens=response.prompt_tokens - n_known)
 
 
 def make_prompt_cache(model: Engine, max_kv_size: int | None = None) -> PromptCache:
@@ -93,13 +112,7 @@ def stream_generate(
     max_tokens: int = 256,
     draft_model: None = None,
     *,
-    sampler: Callable[[mx.array], mx.array] | None = None,
-    logits_processors: Sequence[LogitsProcessor] | None = None,
-    max_kv_size: int | None = None,
     prompt_cache: PromptCache | None = None,
-    prefill_step_size: int = 2048,
-    kv_bits: int | None = None,
-    kv_group_size: int = 64,
     prompt_progress_callback: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Responses:
@@ -111,15 +124,10 @@ def stream_generate(
         prompt: text, token ids or, beyond mlx-lm, chat messages.
         max_tokens: most tokens to generate; -1 for as many as the context holds.
         draft_model: mlx-lm's way to speculate; the engine has its own, so only None is taken.
-        sampler: from log-probabilities [1, V] to a token [1]; None takes the likeliest.
-        logits_processors: functions of tokens [T] and logits [1, V].
-        max_kv_size: rows that the KV cache keeps.
         prompt_cache: the prompt goes on after what this one has seen.
-        prefill_step_size: prompt tokens per forward.
-        kv_bits: 8 or 4 quantizes the KV cache, from its first row on.
-        kv_group_size: numbers that share a scale in it.
         prompt_progress_callback: called with (prompt tokens done, prompt tokens in all).
-        **options: further fields of `GenerationOptions`.
+        **options: `kv_bits`, `kv_group_size` and `max_kv_size` for a new cache; `sampler`,
+            `logits_processors`, `prefill_step_size` and other fields of `GenerationOptions`.
 
     Raises:
         TypeError: if an option does not exist.
@@ -130,31 +138,26 @@ def stream_generate(
         raise ValueError("draft_model was given, but the engine drafts with its own head")
     if tokenizer is not None and tokenizer is not model.tokenizer:
         raise ValueError("tokenizer is not the engine's own; give engine.tokenizer or None")
+    cache = _choose_cache(model, prompt_cache, options)
+    given = cast(list[int], prompt.tolist()) if isinstance(prompt, mx.array) else prompt
+    ids = encode(model.tokenizer, given)
+    limit = UNLIMITED if max_tokens == -1 else max_tokens
+    return cache.stream(ids, prompt_progress_callback, max_tokens=limit, **options)
+
+
+def _choose_cache(
+    model: Engine, prompt_cache: PromptCache | None, options: dict[str, Any]
+) -> PromptCache:
+    """Return the caller's cache, or a new one made by the options for one, which are taken out."""
     if prompt_cache is not None and not isinstance(prompt_cache, PromptCache):
         raise ValueError("prompt_cache is not from make_prompt_cache of mlx_eagle.mlx_lm_api")
-    kv = KVOptions(kv_bits, kv_group_size, max_kv_size) if kv_bits or max_kv_size else None
-    if prompt_cache is not None and kv is not None:
+    bits, size = options.pop("kv_bits", None), options.pop("max_kv_size", None)
+    group_size = options.pop("kv_group_size", 64)
+    if not bits and not size:
+        return prompt_cache or PromptCache(model.session())
+    if prompt_cache is not None:
         raise ValueError("kv_bits and max_kv_size are for a new cache; leave out prompt_cache")
-    if isinstance(prompt, mx.array):
-        prompt = cast(list[int], prompt.tolist())
-    ids = encode(model.tokenizer, prompt)
-    cache = prompt_cache or PromptCache((model.with_kv(kv) if kv else model).session())
-    n_known = len(cache.tokens)
-
-    def report(done: int, total: int) -> None:
-        if prompt_progress_callback is not None and done >= n_known:
-            prompt_progress_callback(done - n_known, total - n_known)
-
-    stream = cache.session.stream_generate(
-        [*cache.tokens, *ids],
-        max_tokens=UNLIMITED if max_tokens == -1 else max_tokens,
-        sampler=sampler,
-        logits_processors=logits_processors or (),
-        prefill_step_size=prefill_step_size,
-        progress=report,
-        **({"logprobs": True} | options),
-    )
-    return cache.follow(n_known, stream)
+    return PromptCache(model.with_kv(KVOptions(bits, group_size, size)).session())
 
 
 def generate(

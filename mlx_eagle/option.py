@@ -12,6 +12,7 @@ from numbers import Real
 from typing import Any, Protocol
 
 METADATA = "mlx_eagle.option"
+GROUPS = ("length", "sampling", "content", "drafting", "loading")  # in the order of help
 
 
 class Kind(Protocol):
@@ -62,12 +63,12 @@ class Number:
             return f"it must be a finite number{self._limits()}"
         if not self.is_bound or (self.or_zero and value == 0):
             return ""
-        is_low = self.least is not None and (value < self.least or self._is_excluded(value))
-        is_high = self.most is not None and value > self.most
+        number = float(value)
+        is_low = self.least is not None and (
+            number < self.least or (self.is_open and number == self.least)
+        )
+        is_high = self.most is not None and number > self.most
         return f"it must be a number{self._limits()}" if is_low or is_high else ""
-
-    def _is_excluded(self, value: Real) -> bool:
-        return self.is_open and value == self.least
 
     def _limits(self) -> str:
         """Return the limits in words, with the space before them."""
@@ -148,7 +149,7 @@ class TreeSizes:
 
     def fault(self, value: Any) -> str:
         """Return what `value` must be instead, or ""."""
-        from mlx_eagle.tree import TreeShape
+        from mlx_eagle.tree_shape import TreeShape
 
         is_shape = isinstance(value, TreeShape)
         return "" if is_shape else "give a TreeShape, or None for the planner"
@@ -161,6 +162,7 @@ class Option:
     Attributes:
         help: what it means, a sentence or two, as `--help` and `/help set` show it.
         kind: what its values are.
+        group: one of GROUPS, which says where help lists it.
         flags: its names on the command line; () for the field's name, `--top-p` for `top_p`.
         name: its name in `/set`; "" for the field's.
         short: the chat's command that is short for `/set NAME`, without its slash; "" for none.
@@ -171,6 +173,7 @@ class Option:
 
     help: str
     kind: Kind
+    group: str
     flags: tuple[str, ...] = ()
     name: str = ""
     short: str = ""
@@ -183,22 +186,23 @@ class Option:
         return "" if value is None and self.unset else self.kind.fault(value)
 
 
-def option(default: Any, help: str, kind: Kind, **names: Any) -> Any:
+def option(default: Any, help: str, kind: Kind, group: str, **names: Any) -> Any:
     """Return a dataclass field with its default and description.
 
     Args:
         default: its value where nobody says otherwise.
         help: what it means.
         kind: what its values are.
+        group: one of GROUPS.
         **names: further attributes of `Option`.
     """
-    return field(default=default, metadata={METADATA: Option(help, kind, **names)})
+    return field(default=default, metadata={METADATA: Option(help, kind, group, **names)})
 
 
 def options_of(owner: Any) -> dict[str, Option]:
-    """Return the descriptions of a dataclass or an instance of one, by the names of the fields."""
-    described = (f for f in fields(owner) if METADATA in f.metadata)
-    return {f.name: f.metadata[METADATA] for f in described}
+    """Return the descriptions of a dataclass by field, in the order in which help lists them."""
+    described = {f.name: f.metadata[METADATA] for f in fields(owner) if METADATA in f.metadata}
+    return dict(sorted(described.items(), key=lambda item: GROUPS.index(item[1].group)))
 
 
 def check_options(owner: Any, error: type[Exception] = ValueError) -> None:

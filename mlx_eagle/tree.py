@@ -2,7 +2,8 @@
 
 Node 0 is the root, the newest committed token, whose keys and values are not cached yet. Parents
 come before children. A chain is a tree; plain decoding is the tree of one node. This module knows
-arrays only: no model, no cache. Follows EAGLE-2 (arXiv 2406.16858), section 4.
+arrays only: no model, no cache. How large a tree may become, `tree_shape.py` says. Follows EAGLE-2
+(arXiv 2406.16858), section 4.
 
 Worked example, the root 7 with two continuations, "8 then 9" and "5":
 
@@ -21,55 +22,16 @@ from typing import cast
 
 import mlx.core as mx
 
-# A tree must fit the slack of a window cache, and ranking compares all pairs of candidates. The
-# largest trees in use, EAGLE-2's on datacenter GPUs, verify 60 nodes of 710 candidates.
-MAX_NODES = 255
-MAX_CANDIDATES = 4096
+from mlx_eagle.tree_shape import MAX_CANDIDATES, MAX_NODES, PLAIN, TreeShape
 
-
-@dataclass(frozen=True)
-class TreeShape:
-    """How large a tree may become.
-
-    Attributes:
-        depth: levels below the root, i.e. the most tokens that one round can accept.
-        width: children considered per node, and nodes expanded per level; 1 makes a chain.
-        nodes: drafted nodes to verify (the root not counted); 0 means plain decoding.
-    """
-
-    depth: int
-    width: int
-    nodes: int
-
-    def __post_init__(self) -> None:
-        if (self.depth, self.width, self.nodes) == (0, 1, 0):
-            return
-        if min(self.depth, self.width, self.nodes) < 1:
-            raise ValueError(f"{self} has a part below 1; plain decoding is TreeShape(0, 1, 0)")
-        if self.nodes > self.n_candidates:
-            raise ValueError(
-                f"{self} asks for {self.nodes} nodes, but depth {self.depth} and width "
-                f"{self.width} draft only {self.n_candidates}; raise depth or width"
-            )
-        if self.nodes > MAX_NODES or self.n_candidates > MAX_CANDIDATES:
-            raise ValueError(
-                f"{self} scores {self.n_candidates} candidates for {self.nodes} nodes; at most "
-                f"{MAX_CANDIDATES} candidates (width + (depth - 1) * width * width) and "
-                f"{MAX_NODES} nodes are possible"
-            )
-
-    @classmethod
-    def chain(cls, depth: int) -> "TreeShape":
-        """Return the shape of a chain of `depth` tokens; 0 is plain decoding."""
-        return cls(depth, 1, depth)
-
-    @property
-    def n_candidates(self) -> int:
-        """Nodes that are scored before the best `nodes` are kept."""
-        return self.width + (self.depth - 1) * self.width**2 if self.depth else 0
-
-
-PLAIN = TreeShape.chain(0)
+__all__ = [
+    "MAX_CANDIDATES",
+    "MAX_NODES",
+    "PLAIN",
+    "DraftTree",
+    "TreeShape",
+    "check_structure",
+]
 
 
 @dataclass(frozen=True)

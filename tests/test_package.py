@@ -1,4 +1,4 @@
-"""The wheel holds every file and runs where the checkout is not; the sdist holds the tests."""
+"""The wheel holds all that is here and runs away from the checkout; the sdist holds the tests."""
 
 import email
 import os

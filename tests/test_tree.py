@@ -3,7 +3,7 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_eagle.tree import PLAIN, DraftTree, TreeShape, check_structure
@@ -42,21 +42,18 @@ def test_the_worked_example_of_the_module() -> None:
     assert not tree.is_chain
 
 
-@settings(max_examples=200, deadline=None)
 @given(parent_lists())
 def test_ancestors_are_the_closure_of_the_parents(parents: list[int]) -> None:
     tree = DraftTree.static(mx.zeros((len(parents),), dtype=mx.int32), parents)
     np.testing.assert_array_equal(np.array(tree.ancestors()), ancestors_by_walking(parents))
 
 
-@settings(max_examples=100, deadline=None)
 @given(parent_lists())
 def test_depths_count_the_steps_to_the_root(parents: list[int]) -> None:
     assert check_structure(parents) == (ancestors_by_walking(parents).sum(axis=1) - 1).tolist()
 
 
 @given(st.integers(1, 30))
-@settings(deadline=None)
 def test_a_chain_is_a_causal_tree(n: int) -> None:
     tree = DraftTree.chain(mx.arange(n, dtype=mx.int32))
     np.testing.assert_array_equal(np.array(tree.ancestors()), np.tri(n, dtype=bool))

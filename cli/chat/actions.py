@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_eagle.cli.chat.clipboard import copy
-from mlx_eagle.cli.explain import explain
 from mlx_eagle.cli.terminal.display import count, details, gigabytes, printable, table
+from mlx_eagle.cli.terminal.plan_report import explain
 
 if TYPE_CHECKING:
     from mlx_eagle.cli.chat.repl import Repl

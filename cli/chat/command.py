@@ -8,7 +8,7 @@ import click
 
 from mlx_eagle.cli.generate import load_engine, read_stdin, stream_answer, to_messages
 from mlx_eagle.cli.options import ModelSource, model_options, settings_options
-from mlx_eagle.cli.settings import Settings
+from mlx_eagle.session.options import GenerationOptions
 
 if TYPE_CHECKING:
     from mlx_eagle.engine import Engine
@@ -29,13 +29,13 @@ Examples:
 @click.option("--system", "-s", metavar="TEXT", help="System prompt.")
 @click.option("--markdown", is_flag=True, help="Render answers as Markdown on a terminal.")
 @model_options
-@settings_options(max_tokens=2048)
+@settings_options(max_tokens=2048, without=["ignore_eos"])
 def command(
     prompt: str | None,
     system: str | None,
     markdown: bool,
     source: ModelSource,
-    settings: Settings,
+    settings: GenerationOptions,
 ) -> None:
     """Talk with a model. Without --model: a demo pair that needs no download.
 
@@ -61,7 +61,7 @@ def command(
 
 
 def converse(
-    source: ModelSource, settings: Settings, system: str | None, markdown: bool = False
+    source: ModelSource, settings: GenerationOptions, system: str | None, markdown: bool = False
 ) -> None:
     """Run the conversation loop while the engine loads behind the prompt."""
     from mlx_eagle.cli.chat.editor import history_path
@@ -85,4 +85,4 @@ def load(source: ModelSource, progress: "Progress") -> "Engine":
     """Load a model and a head, which are on this machine."""
     from mlx_eagle.loading import load
 
-    return load(source.model, source.head, progress=progress, **source.load_options())
+    return load(source.model, source.head, progress=progress, **vars(source.loading))

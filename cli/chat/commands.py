@@ -1,21 +1,29 @@
 """The commands of the chat, as a table; help and completion are made from it."""
 
 from collections.abc import Callable
+from textwrap import wrap
 from typing import TYPE_CHECKING, NamedTuple
 
 from mlx_eagle.cli.chat import actions, setting_actions
-from mlx_eagle.cli.chat.completion import Complete, files, heads, models, named, nothing, words
+from mlx_eagle.cli.chat.completion import (
+    Complete,
+    files,
+    heads,
+    models,
+    named,
+    nothing,
+    values_of,
+    words,
+)
+from mlx_eagle.cli.option_types import usage
 
 if TYPE_CHECKING:
     from mlx_eagle.cli.chat.repl import Repl
 
-VALUES: dict[str, Complete] = dict.fromkeys(setting_actions.SETTINGS, nothing) | {
-    "json_schema": files,
-    "overflow": words("refuse", "truncate"),
-    "speculate": words("on", "off"),
-    "tree": words("auto"),
-    "kv_bits": words("4", "8", "none"),
+VALUES: dict[str, Complete] = {
+    name: values_of(option) for name, option in setting_actions.SETTINGS.items()
 }
+HELP_COLUMN, HELP_WIDTH = 30, 86  # of what a setting means, in the list of settings
 SHORT = "short for /set"
 
 
@@ -58,10 +66,30 @@ def show_help(repl: "Repl", rest: str) -> None:
         repl.print("\n" + "\n".join(f"  {line}" for line in command.details.splitlines()))
 
 
-def _short(name: str, setting: str, values: str, complete: Complete = nothing) -> Command:
-    """Return a command that is short for /set."""
-    run, summary = setting_actions.short_form(setting), f"/set {setting}"
-    return Command(name, values, summary, run, SHORT, complete)
+def _short_forms() -> list[Command]:
+    """Return the commands that are short for /set."""
+    return [
+        Command(
+            f"/{short}",
+            f"[{usage(setting_actions.SETTINGS[name])}]",
+            f"/set {name}",
+            setting_actions.short_form(name),
+            SHORT,
+            VALUES[name],
+        )
+        for short, name in setting_actions.ALIASES.items()
+    ]
+
+
+def _all_settings() -> str:
+    """Return what every setting takes and means."""
+    lines = []
+    for name, option in setting_actions.SETTINGS.items():
+        use = f"{name} {usage(option)}"
+        margin = " " * HELP_COLUMN
+        lines += wrap(f"{use:<{HELP_COLUMN}}{option.help}", HELP_WIDTH, subsequent_indent=margin)
+    reloading = ", ".join(setting_actions.LOADING)
+    return "\n".join([*lines, f"Changing {reloading} loads the model anew."])
 
 
 TALK, MODEL, VIEW, REST = "conversation", "model and answers", "display", "chat"
@@ -153,28 +181,9 @@ COMMANDS = (
         setting_actions.set_value,
         MODEL,
         named(VALUES),
-        "max_tokens N        longest answer\n"
-        "temperature N       0 takes the likeliest token; also top_p, top_k, min_p, seed\n"
-        "repetition_penalty  also presence_penalty, frequency_penalty; none turns one off\n"
-        "json_schema FILE    answers are JSON that the schema allows; none ends it\n"
-        "regex PATTERN       answers match the pattern as a whole; none ends it\n"
-        "overflow truncate   leave out the oldest turns when the context is full; or refuse\n"
-        "speculate off       decode plainly; on drafts\n"
-        "tree 4 2 8          draft such a tree every round: depth, width, nodes; or auto\n"
-        "kv_bits 8           these load the model anew: kv_bits, head_window, max_context,\n"
-        "                    memory (in GB)",
+        _all_settings(),
     ),
-    _short("/temp", "temperature", "[N]"),
-    _short("/top_p", "top_p", "[N]"),
-    _short("/top_k", "top_k", "[N]"),
-    _short("/min_p", "min_p", "[N]"),
-    _short("/seed", "seed", "[N]"),
-    _short("/tokens", "max_tokens", "[N]"),
-    _short("/penalty", "repetition_penalty", "[N|none]", words("none")),
-    _short("/speculate", "speculate", "[on|off]", VALUES["speculate"]),
-    _short("/tree", "tree", "[DEPTH [WIDTH [NODES]] | auto]", VALUES["tree"]),
-    _short("/schema", "json_schema", "[FILE|none]", files),
-    _short("/regex", "regex", "[PATTERN|none]", words("none")),
+    *_short_forms(),
     Command(
         "/show",
         "[NAME [on|off]]",

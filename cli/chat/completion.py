@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 
+from mlx_eagle.cli.option_types import reading
+from mlx_eagle.option import JsonSchema, Option
+
 if TYPE_CHECKING:
     from mlx_eagle.cli.chat.commands import Command
 
@@ -60,6 +63,14 @@ def heads(rest: str) -> Iterator[Completion]:
     known = sorted({head.repo for heads in all_heads() for head in heads})
     yield from among(rest, ["none", "auto", *known])
     yield from files(rest)
+
+
+def values_of(option: Option) -> Complete:
+    """Return what offers the values of a setting, where they are few or files."""
+    if isinstance(option.kind, JsonSchema):
+        return files
+    candidates = reading(option.kind).words
+    return words(*candidates, option.unset) if option.unset else words(*candidates)
 
 
 def named(values: Mapping[str, Complete]) -> Complete:

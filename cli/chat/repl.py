@@ -23,6 +23,7 @@ from mlx_eagle.cli.chat.editor import is_text, prompt_session, unfenced
 from mlx_eagle.cli.chat.fetching import fetch_models
 from mlx_eagle.cli.chat.keyboard import listening
 from mlx_eagle.cli.chat.setting_actions import suggestion
+from mlx_eagle.cli.options import as_keywords
 from mlx_eagle.cli.terminal.answer import Answer
 from mlx_eagle.cli.terminal.display import DEMO_NOTE, TITLES, Loading, Prefill, about, printable
 from mlx_eagle.cli.terminal.views import Show, open_view
@@ -31,7 +32,7 @@ from mlx_eagle.errors import EagleError
 if TYPE_CHECKING:
     from mlx_eagle.cli.chat.engine_thread import Conversation
     from mlx_eagle.cli.options import ModelSource
-    from mlx_eagle.cli.settings import Settings
+    from mlx_eagle.session.options import GenerationOptions
     from mlx_eagle.session.responses import GenerationResponse
     from mlx_eagle.worker import Stream
 
@@ -56,7 +57,7 @@ class Repl:
     def __init__(
         self,
         conversation: "Conversation",
-        settings: "Settings",
+        settings: "GenerationOptions",
         console: Console,
         show: Show = Show(),  # noqa: B008 (it is frozen)
     ) -> None:
@@ -198,7 +199,7 @@ class Repl:
         """
         self.announce()
         prefill = Prefill(self.console)
-        options = self.settings.engine_options() | changes | {"progress": prefill.update}
+        options = as_keywords(self.settings) | changes | {"progress": prefill.update}
         talk = self.conversation
         answer = Answer(open_view(self.console, self.show, talk.marks, talk.spell))
         pieces = start(*text, **options)

@@ -7,21 +7,25 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlx_eagle.cli.options import SOURCE_PARSERS, ModelSource
-from mlx_eagle.cli.settings import EXCLUSIVE, NOTHING, PARSERS
+from mlx_eagle.cli.settings import EXCLUSIVE, fields_by_name, takes_back, text_of, with_text
 from mlx_eagle.cli.terminal.display import table
 from mlx_eagle.cli.terminal.views import Show
+from mlx_eagle.load_options import LoadOptions
+from mlx_eagle.option import Option, options_of
+from mlx_eagle.session.options import GenerationOptions
+from mlx_eagle.speculation import ON
 
 if TYPE_CHECKING:
     from mlx_eagle.cli.chat.repl import Repl
 
-ALIASES = {
-    "temp": "temperature",
-    "tokens": "max_tokens",
-    "schema": "json_schema",
-    "penalty": "repetition_penalty",
+# By the names that users type: the fields of the options, and their descriptions.
+GENERATION, LOADING = fields_by_name(GenerationOptions), fields_by_name(LoadOptions)
+FIELDS = GENERATION | LOADING
+SETTINGS: dict[str, Option] = {
+    name: (options_of(GenerationOptions) | options_of(LoadOptions))[field]
+    for name, field in FIELDS.items()
 }
-SETTINGS = [*PARSERS, "tree", *SOURCE_PARSERS]
+ALIASES = {option.short: name for name, option in SETTINGS.items() if option.short}
 SHOWS = [field.name for field in fields(Show)]
 SWITCH = {"on": True, "off": False}
 DEMO = "demo"
@@ -68,17 +72,19 @@ def short_form(name: str) -> Callable[["Repl", str], None]:
 
 def change(repl: "Repl", name: str, text: str) -> None:
     """Change one setting, if there is something to change it to, and show it."""
+    field = FIELDS[name]
     try:
-        if text and name in SOURCE_PARSERS:
+        if text and name in LOADING:
             repl.announce()
-            repl.reload(repl.conversation.source.with_text(name, text))
+            source = repl.conversation.source
+            repl.reload(source._replace(loading=with_text(source.loading, field, text)))
         elif text:
-            repl.settings = repl.settings.with_text(name, text)
+            repl.settings = with_text(repl.settings, field, text)
     except click.UsageError as error:
         repl.note(f"{name}: {error.message}")
         return
     names = [name]
-    if name in EXCLUSIVE and text and text not in NOTHING:
+    if name in EXCLUSIVE and text and not takes_back(SETTINGS[name], text):
         names.append(EXCLUSIVE[name])
     repl.print(table({name: _text(repl, name) for name in names}))
 
@@ -103,11 +109,11 @@ def choose_show(repl: "Repl", rest: str) -> None:
 
 def _say_why_nothing(repl: "Repl") -> None:
     """Say so if there will be nothing to see, because nothing is drafted."""
-    spoken = repl.conversation.wait().speculation if repl.conversation.is_loaded else "on"
+    status = repl.conversation.wait().status if repl.conversation.is_loaded else ON
     if not repl.settings.speculate:
         repl.note("but nothing is drafted: /speculate on")
-    elif spoken != "on":
-        repl.note(f"but nothing is drafted; speculation is {spoken}")
+    elif not status.is_on:
+        repl.note(f"but nothing is drafted; speculation is {status}")
 
 
 def suggestion(word: str, known: list[str]) -> str:
@@ -118,10 +124,8 @@ def suggestion(word: str, known: list[str]) -> str:
 
 def _text(repl: "Repl", name: str) -> str:
     """Return a setting as a user would type it."""
-    if name not in SOURCE_PARSERS:
-        return repl.settings.text(name)
-    source: ModelSource = repl.conversation.source
-    return source.text(name)
+    owner = repl.conversation.source.loading if name in LOADING else repl.settings
+    return text_of(owner, FIELDS[name])
 
 
 def _on_off(value: bool) -> str:

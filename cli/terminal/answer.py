@@ -51,7 +51,7 @@ class Answer(AbstractContextManager["Answer"]):
         last = self.pieces[-1]
         parts = ["stopped"] if last.finish_reason == "cancelled" else []
         parts += [count(last.generation_tokens, "token"), f"{last.generation_tps:.1f} tokens/s"]
-        if last.stats and last.stats.speculation != "on":
+        if last.stats and not last.stats.status.is_on:
             reason = printable(last.stats.speculation)
             short = reason if len(reason) <= SHORT_REASON else "off (/stats or --explain: why)"
             parts.append(f"speculation {short}")

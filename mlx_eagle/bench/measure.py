@@ -8,14 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
-from jinja2 import TemplateError
-
 from mlx_eagle.bench.contestants import Contestant, Setting
 from mlx_eagle.bench.metrics import Probe, Sample
 from mlx_eagle.bench.prompts import BenchPrompt
-from mlx_eagle.drafters.make import make_drafter
 from mlx_eagle.engine import Engine
 from mlx_eagle.errors import EagleError
+from mlx_eagle.session.prompt import encode as encode_prompt
 from mlx_eagle.tree import TreeShape
 
 PROBE_DEPTH = 5  # tokens of the chain by which n-alpha is measured
@@ -83,16 +81,12 @@ def encode(tokenizer: Any, prompts: Sequence[BenchPrompt]) -> list[list[int]]:
 
 
 def _encode(tokenizer: Any, prompt: BenchPrompt) -> list[int]:
-    if not tokenizer.has_chat_template:
-        return list(tokenizer.encode(prompt.text))
     try:
-        ids: list[int] = tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True)
-    except (TemplateError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise EagleError(
-            f"the target's chat template refuses the prompt {prompt.text[:40]!r}: {error}; "
-            "give prompts whose roles it knows"
-        ) from error
-    return ids
+        return encode_prompt(
+            tokenizer, prompt.messages if tokenizer.has_chat_template else prompt.text
+        )
+    except EagleError as error:
+        raise EagleError(f"the prompt {prompt.text[:40]!r} cannot be asked: {error}") from error
 
 
 def warm_up(contestants: Sequence[Contestant], prompt: list[int], trial: Trial) -> None:
@@ -168,4 +162,4 @@ def probe(
 def _probe_depth(engine: Engine) -> int:
     """Return the length of the chain, which some heads cannot make as long."""
     assert engine.head is not None, "a contestant that drafts has a head"
-    return min(PROBE_DEPTH, make_drafter(engine.head, engine.target).max_depth)
+    return min(PROBE_DEPTH, engine.head.max_depth)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mlx_eagle.bench.metrics import ALL
 from mlx_eagle.bench.specs import PLAIN
 from mlx_eagle.errors import EagleError
+from mlx_eagle.files.quoting import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -161,4 +162,4 @@ def _short(name: str) -> str:
 
 def _label(text: str) -> str:
     """Return text without what matplotlib would take for formulas or cannot draw."""
-    return "".join(c if c.isprintable() else "?" for c in text).replace("$", r"\$")
+    return printable(text).replace("$", r"\$")

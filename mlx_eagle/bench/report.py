@@ -56,12 +56,11 @@ def build_report(
     counts: dict[str, int] = {}
     for prompt in inputs.prompts:
         counts[prompt.category] = counts.get(prompt.category, 0) + 1
-    info = inputs.info._asdict()
     return {
         "command": inputs.command,
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "machine": describe_machine(),
-        "models": {key: info[key] for key in MODEL_KEYS},
+        "models": {key: getattr(inputs.info, key) for key in MODEL_KEYS},
         "prompts": {"source": inputs.source, "categories": counts},
         "contestants": list(inputs.contestants),
         "trial": inputs.trial._asdict(),

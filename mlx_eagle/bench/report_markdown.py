@@ -8,6 +8,7 @@ from mlx_eagle.bench.measure import PROBE_DEPTH
 from mlx_eagle.bench.metrics import ALL
 from mlx_eagle.bench.specs import PLAIN
 from mlx_eagle.bench.text_comparison import BUG, TOLERANCES
+from mlx_eagle.files.quoting import printable
 
 Report = Mapping[str, Any]
 Table = Sequence[Sequence[str]]
@@ -174,8 +175,7 @@ def as_table(rows: Table) -> str:
 
 def _text(text: str) -> str:
     """Return text that cannot leave its cell or send control characters."""
-    clean = "".join(c if c.isprintable() else "?" for c in text)
-    return clean.replace("|", "\\|")
+    return printable(text).replace("|", "\\|")
 
 
 def _cell(value: Any) -> str:

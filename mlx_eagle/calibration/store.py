@@ -7,8 +7,6 @@ cannot be read, is as good as none: what it holds is measured again.
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from datetime import date
 from importlib import metadata
@@ -18,6 +16,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from mlx_eagle.errors import EagleError
+from mlx_eagle.files.atomic import new_file
 from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import Costs
 
@@ -114,16 +113,11 @@ def _write(file: Path, fields: dict[str, Any]) -> None:
     Raises:
         EagleError: if the folder cannot be written to.
     """
-    temporary = None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".part")
-        with os.fdopen(handle, "w") as out:
-            out.write(json.dumps({"version": VERSION, **fields}, indent=1))
-        os.replace(temporary, file)
+        with new_file(file, mode=0o600) as partial:
+            partial.write_text(json.dumps({"version": VERSION, **fields}, indent=1))
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise EagleError(
             f"{file.parent} cannot keep what was measured ({error.strerror}); "
             "MLX_EAGLE_CACHE names another folder"

@@ -1,28 +1,40 @@
-"""Finds out by measuring how a head wants to be run: taps, rope, norms, draft vocabulary.
+"""The doctor: finds the facts of a head by measuring it: taps, rope, norms, draft vocabulary.
 
-A head that is run with a wrong fact about its training drafts, only badly, and nothing fails. So
-every plausible value of every doubtful fact is tried on a text that the target wrote, and what
-makes the head foresee the target better is kept, one fact after the other. How a head is measured
-is in `score.py`. No weights are changed.
+A head that is run with a wrong fact about its training drafts badly, and nothing fails. So every
+plausible value of every fact (`alternatives.py`) is tried on texts that the target wrote, scored by
+how the head would have drafted them (`score.py`), and the best value is kept, one fact after the
+other, until no change helps. No weights are changed but the table of draft ids.
 """
 
 import json
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-import numpy as np
 
 from mlx_eagle.convert.checkpoint import read_weights
 from mlx_eagle.convert.heads import convert_head
-from mlx_eagle.convert.taps import plausible_taps
-from mlx_eagle.convert.targets import TargetFacts, read_facts
-from mlx_eagle.doctor.score import CLEARLY, Evidence, Progress, Score, collect, score, z_score
+from mlx_eagle.convert.target_facts import TargetFacts, read_target_facts
+from mlx_eagle.doctor.alternatives import (
+    Weights,
+    boundaries_to_tap,
+    plausible_values,
+    with_fact,
+)
+from mlx_eagle.doctor.score import (
+    CLEARLY,
+    Evidence,
+    Progress,
+    Score,
+    record_evidence,
+    score_head,
+    z_score,
+)
 from mlx_eagle.drafters.make import check_fit
 from mlx_eagle.errors import CheckpointError
+from mlx_eagle.files.atomic import new_file
 from mlx_eagle.files.json_files import read_json
 from mlx_eagle.heads.config import MODEL_TYPE
 from mlx_eagle.heads.load import assemble, load_head, read_head_config
@@ -82,16 +94,16 @@ def diagnose_head(head: Path, target: Path, progress: Progress) -> Diagnosis:
         if not is_converted(head):
             convert_head(head, target, Path(scratch) / "head", bits=None)
             head = Path(scratch) / "head"
-        config = _checked(read_head_config(head), read_facts(target))
+        config = _checked(read_head_config(head), read_target_facts(target))
         weights = read_weights(head / "model.safetensors")
         network = load_head(head)
         mx.eval(weights, network.parameters())
     model, tokenizer = load_target(target)
-    tapped = Target(model, _boundaries(config))
+    tapped = Target(model, boundaries_to_tap(config))
     check_fit(network, tapped)
     prompts = [_encode(tokenizer, prompt) for prompt in PROMPTS]
-    evidence = collect(tapped, prompts, N_TOKENS, progress)
-    return diagnose(tapped, evidence, config, weights, progress)
+    evidence = record_evidence(tapped, prompts, N_TOKENS, progress)
+    return search_facts(tapped, evidence, config, weights, progress)
 
 
 def repair_head(folder: Path, diagnosis: Diagnosis) -> None:
@@ -99,7 +111,7 @@ def repair_head(folder: Path, diagnosis: Diagnosis) -> None:
     config = read_head_config(folder)
     weights = read_weights(folder / "model.safetensors")
     for change in diagnosis.changes:
-        config, weights = apply(config, weights, change.fact, change.value)
+        config, weights = with_fact(config, weights, change.fact, change.value)
         config.setdefault("origins", {})[change.fact] = "measured by the doctor"
     # What was measured is no longer in doubt, whether it was changed or not.
     config["doubts"] = {}
@@ -109,12 +121,10 @@ def repair_head(folder: Path, diagnosis: Diagnosis) -> None:
         "positions": len(diagnosis.after.likelihoods),
     }
     if any(change.fact == "draft_to_target" for change in diagnosis.changes):
-        partial = folder / ".partial.safetensors"
-        mx.save_safetensors(str(partial), weights, metadata={"format": "mlx"})
-        os.replace(partial, folder / "model.safetensors")
-    partial = folder / ".partial.json"
-    partial.write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, folder / "config.json")
+        with new_file(folder / "model.safetensors") as partial:
+            mx.save_safetensors(str(partial), weights, metadata={"format": "mlx"})
+    with new_file(folder / "config.json") as partial:
+        partial.write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _checked(config: dict[str, Any], target: TargetFacts) -> dict[str, Any]:
@@ -153,53 +163,55 @@ def is_converted(folder: Path) -> bool:
     return config.get("model_type") == MODEL_TYPE
 
 
-def _boundaries(config: dict[str, Any]) -> list[int]:
-    """Return every boundary that a calibration may come to read: two changes of the taps."""
-    if config["algorithm"] == "medusa" or not config["fuse_taps"]:
-        return list(config["taps"])
-    found = [tuple(config["taps"]), *candidate_taps(config)]
-    found += [taps for first in found[1:] for taps in candidate_taps(config | {"taps": first})]
-    return sorted({boundary for taps in found for boundary in taps})
-
-
-def diagnose(
+def search_facts(
     target: Target,
     evidence: Sequence[Evidence],
     config: dict[str, Any],
-    weights: dict[str, mx.array],
+    weights: Weights,
     progress: Progress,
 ) -> Diagnosis:
-    """Try every plausible value of every doubtful fact; keep what helps, until nothing does.
+    """Try every plausible value of every fact; keep the best one, until no change helps.
 
     Args:
         target: its embedding and output layer are used where the head borrows them.
-        evidence: what `collect` recorded, with all boundaries of `candidate_taps`.
+        evidence: what `record_evidence` returned, with all boundaries of `candidate_taps`.
         config: the configuration of the converted head.
         weights: its tensors.
         progress: called with ("measure", done, in all).
     """
-    before = score(target, evidence, assemble(config, weights))
+    before = score_head(target, evidence, assemble(config, weights))
     trials, best = [Trial("", None, before)], before
     changes: list[Trial] = []
     while len(changes) < MAX_CHANGES:
-        tried = []
-        known = set(evidence[0].taps)
-        options = [o for o in alternatives(config, weights) if o[0] != "taps" or known >= set(o[1])]
-        for done, (fact, value) in enumerate(options):
-            progress("measure", done, len(options))
-            head = assemble(*apply(config, weights, fact, value))
-            tried.append(Trial(fact, value, score(target, evidence, head, best)))
-        progress("measure", len(options), len(options))
+        tried = _try_values(target, evidence, (config, weights), best, progress)
         if len(trials) == 1:
             trials += tried
         better = [trial for trial in tried if is_better(trial.score, best)]
         if not better:
             break
         winner = max(better, key=lambda trial: trial.score.dense_acceptance_length)
-        config, weights = apply(config, weights, winner.fact, winner.value)
+        config, weights = with_fact(config, weights, winner.fact, winner.value)
         changes.append(winner)
         best = winner.score
     return Diagnosis(trials, changes, before, best, _draft_ids(config))
+
+
+def _try_values(
+    target: Target,
+    evidence: Sequence[Evidence],
+    head: tuple[dict[str, Any], Weights],
+    best: Score,
+    progress: Progress,
+) -> list[Trial]:
+    """Score a head, its configuration and tensors, with each single fact changed."""
+    recorded, tried = set(evidence[0].taps), []
+    options = [o for o in plausible_values(*head) if o[0] != "taps" or recorded >= set(o[1])]
+    for done, (fact, value) in enumerate(options):
+        progress("measure", done, len(options))
+        changed = assemble(*with_fact(*head, fact, value))
+        tried.append(Trial(fact, value, score_head(target, evidence, changed, best)))
+    progress("measure", len(options), len(options))
+    return tried
 
 
 def _draft_ids(config: dict[str, Any]) -> str:
@@ -214,59 +226,3 @@ def is_better(new: Score, old: Score) -> bool:
         return False  # it was given up on the way
     enough = new.dense_acceptance_length > old.dense_acceptance_length * (1 + MIN_GAIN)
     return enough and z_score(new.likelihoods, old.likelihoods) > CLEARLY
-
-
-def alternatives(config: dict[str, Any], weights: dict[str, mx.array]) -> list[tuple[str, Any]]:
-    """Return (fact, value) for everything that is plausible and not what the head has."""
-    if config["algorithm"] == "medusa":
-        return []
-    doubts = config.get("doubts") or {}
-    found: list[tuple[str, Any]] = [("taps", list(taps)) for taps in candidate_taps(config)]
-    theirs = (config.get("target") or {}).get("rope_theta")
-    known = [*doubts.get("rope_theta", {}).get("alternatives", []), 10000.0, theirs]
-    found += [("rope_theta", theta) for theta in dict.fromkeys(known) if theta]
-    found += [("rope_scaling", None)]
-    found += [("rope_scaling", s) for s in doubts.get("rope_scaling", {}).get("alternatives", [])]
-    flags = ["rope_interleaved"]
-    if config["algorithm"] != "eagle":
-        flags += ["norm_output"]
-        flags += ["norm_before_residual"] if config["hidden_norm"] else []
-        flags += ["double_norm"] if config["hidden_norm"] and config["input_layernorm"] else []
-        flags += ["final_norm"] if "final_norm" in doubts and "norm.weight" in weights else []
-    found += [(flag, not config[flag]) for flag in flags]
-    found += [("draft_to_target", name) for name in _other_readings(config, weights)]
-    return [(fact, value) for fact, value in found if config.get(fact) != value]
-
-
-def candidate_taps(config: dict[str, Any]) -> list[tuple[int, ...]]:
-    """Return the taps to try besides the head's own; none for heads without `fc` over taps."""
-    n_layers = config["target"]["num_hidden_layers"]
-    if not config.get("fuse_taps"):
-        return []
-    doubted = (config.get("doubts") or {}).get("taps", {}).get("alternatives", [])
-    found = [*(tuple(t) for t in doubted), *plausible_taps(tuple(config["taps"]), n_layers)]
-    return list(dict.fromkeys(found))
-
-
-def apply(
-    config: dict[str, Any], weights: dict[str, mx.array], fact: str, value: Any
-) -> tuple[dict[str, Any], dict[str, mx.array]]:
-    """Return configuration and weights with one fact changed."""
-    if fact == "draft_to_target":
-        table = _other_readings(config, weights)[value]
-        return config, weights | {"draft_to_target": table}
-    return config | {fact: value}, weights
-
-
-def _other_readings(config: dict[str, Any], weights: dict[str, mx.array]) -> dict[str, mx.array]:
-    """Return other meanings of the table of draft ids, of those that name each token once."""
-    table, n_tokens = weights["draft_to_target"], config["target_vocab_size"]
-    if table.size == n_tokens:
-        return {}
-    index = mx.arange(table.size, dtype=mx.int32)
-    readings = {"offsets": table + index, "ids counted twice": table - index}
-    return {
-        name: ids
-        for name, ids in readings.items()
-        if ids.min() >= 0 and ids.max() < n_tokens and len(np.unique(np.array(ids))) == ids.size
-    }

@@ -1,8 +1,9 @@
-"""How well a head foresees its target: measured on a text that the target wrote.
+"""The teacher-forced draft score of a head: how it drafts a text that its target wrote.
 
-The head is asked what it would have drafted at every token of the text, all positions in one pass
-per step, as in training-time test (EAGLE-3, arXiv 2503.01840, section 3.2): true tokens stand in
-for drafted ones, which is exact as far as a draft is accepted.
+The head drafts at every token of the text, all positions in one pass per step, as in training-time
+test (EAGLE-3, arXiv 2503.01840, section 3.2). True tokens stand in for drafted ones, which is exact
+as far as a draft is accepted. One text so gives a score at hundreds of positions, where decoding
+would give one per round.
 """
 
 import math
@@ -47,7 +48,7 @@ class Evidence(NamedTuple):
 
 
 class Score(NamedTuple):
-    """How well a head foresees the target.
+    """The teacher-forced draft score of a head on some texts.
 
     Attributes:
         agreement: share of positions whose first drafted token is the target's.
@@ -71,7 +72,7 @@ class _DraftScores(NamedTuple):
     log_probs: np.ndarray  # [STEPS, P]
 
 
-def collect(
+def record_evidence(
     target: Target, prompts: Sequence[Sequence[int]], n_tokens: int, progress: Progress
 ) -> list[Evidence]:
     """Let the target continue each prompt by `n_tokens` and record its taps along the way."""
@@ -85,7 +86,7 @@ def collect(
         tokens = [*prompt, *written]
         cache = target.make_cache()
         taps = target.extend(mx.array(tokens[:-1], dtype=mx.int32), cache)
-        assert taps is not None, "the target of a calibration is tapped"
+        assert taps is not None, "the target that the doctor measures is tapped"
         by_boundary = dict(zip(target.taps, mx.split(taps, len(target.taps), axis=-1), strict=True))
         mx.eval(by_boundary)
         found.append(Evidence(tokens, len(prompt), by_boundary))
@@ -93,10 +94,10 @@ def collect(
     return found
 
 
-def score(
+def score_head(
     target: Target, evidence: Sequence[Evidence], head: Head, rival: Score | None = None
 ) -> Score:
-    """Measure a head; the target's embedding and output layer are what it borrows.
+    """Score a head; where it has no embedding or output layer it borrows the target's.
 
     Args:
         target: the target that wrote the texts.
@@ -175,7 +176,7 @@ def _log_probs(logits: mx.array, truth: np.ndarray, n_tokens: int) -> np.ndarray
 def _step_everywhere(
     head: EagleHead, target: Target, taps: mx.array, next_tokens: mx.array
 ) -> list[mx.array]:
-    """Return the logits [L, W] of each of STEPS drafting steps after each of L tokens.
+    """Return, for each of STEPS drafting steps, the logits [L, W] after each of L tokens.
 
     Step j of start t sees the true rows up to t, and its own rows of the steps before.
     """
@@ -195,6 +196,6 @@ def _step_everywhere(
             hidden, tokens = head.masked(n)
         else:
             hidden = out.feedback
-            # The last start runs off the end; nobody looks at it.
+            # The last start has no next token; its logits are not scored.
             tokens = mx.concatenate([tokens[:, 1:], tokens[:, -1:]], axis=1)
     return levels

@@ -1,7 +1,4 @@
-"""A folder that appears whole or not at all.
-
-It does not know what is written; `heads` and `targets` do.
-"""
+"""Folders and files that appear whole or not at all; what is written is the caller's matter."""
 
 import os
 import secrets
@@ -9,7 +6,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -45,6 +42,34 @@ def new_folder(out: Path) -> Iterator[Path]:
                 shutil.rmtree(partial)
 
 
+@contextmanager
+def new_file(file: Path, *, mode: int = 0o666, suffix: str | None = None) -> Iterator[Path]:
+    """Yield an empty file that takes the place of `file` when the block ends without an exception.
+
+    Until then it is a hidden sibling of `file`, and `file` stays as it was, or absent. It is
+    removed on any failure.
+
+    Args:
+        file: what to write; its folder must exist.
+        mode: who may read it, less what the umask forbids.
+        suffix: ending of the hidden file's name, which some writers insist on; None for that of
+            `file`.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    ending = file.suffix if suffix is None else suffix
+    partial = file.parent / f".{secrets.token_hex(8)}.partial{ending}"
+    try:
+        partial.touch(mode=mode)
+        yield partial
+        _flush_file(partial)
+        os.replace(partial, file)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
 def _refuse_existing(out: Path) -> None:
     """Raise if there is anything at `out`, a dangling link included."""
     if os.path.lexists(out):
@@ -54,11 +79,16 @@ def _refuse_existing(out: Path) -> None:
 
 
 def _flush(folder: Path) -> None:
-    """Wait until every file is on the disk: a power cut after the rename must not empty them."""
+    """Wait until every file of a folder is on the disk."""
     for file in folder.rglob("*"):
         if file.is_file():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
+            _flush_file(file)
+
+
+def _flush_file(file: Path) -> None:
+    """Wait until a file is on the disk: a power cut after the rename must not empty it."""
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
 
 
 @contextmanager

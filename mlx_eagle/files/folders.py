@@ -1,4 +1,4 @@
-"""Which files of a folder are its weights, and whether they are plain files of that folder."""
+"""Which files of a folder are its weights, what a folder is called, and where caches are kept."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""How text from files that nobody vouches for is shown in messages."""
+"""How text from files, libraries and users that nobody vouches for is shown in messages."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -24,3 +24,13 @@ def listed(items: Iterable[str], most: int = 8) -> str:
     texts = list(items)
     more = len(texts) - most
     return ", ".join(texts[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def printable(text: str) -> str:
+    """Return text with a question mark for each character that would control a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def one_line(text: object, most: int = 300) -> str:
+    """Return the beginning of a text on one line: what a library says about a file may quote it."""
+    return printable(" ".join(str(text).split())[:most])

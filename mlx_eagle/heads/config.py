@@ -1,13 +1,14 @@
 """What the forward pass of a draft head must know, as it stands in a converted head's config.json.
 
 Plain data and its validation: no arrays, no files, so that tools can describe a head without
-loading MLX's models. Every flag is explicit; `convert/` decides them, `head.py` obeys them.
+loading MLX's models. Every flag is explicit; `convert/` decides them, `eagle.py` obeys them.
 """
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 from mlx_eagle.errors import CheckpointError
+from mlx_eagle.files.quoting import one_line
 
 MODEL_TYPE = "mlx_eagle_head"
 FORMAT_VERSION = 2
@@ -151,7 +152,7 @@ def read_fields(kind: Any, config: dict[str, Any]) -> dict[str, Any]:
 def problems(kind: Any, values: dict[str, Any]) -> list[str]:
     """Return what is impossible in the values of a dataclass' fields, alone or together."""
     wrong = [
-        f"{field.name} is {values[field.name]!r:.40}"
+        f"{field.name} is {one_line(repr(values[field.name]), 40)}"
         for field in fields(kind)
         if not _is_sound(field.name, field.type, values[field.name])
     ]

@@ -9,7 +9,7 @@ import mlx.nn as nn
 
 from mlx_eagle.errors import CheckpointError
 from mlx_eagle.files.json_files import read_json
-from mlx_eagle.files.quoting import quote_value
+from mlx_eagle.files.quoting import one_line, quote_value
 from mlx_eagle.files.safetensors import read_tensors
 from mlx_eagle.heads.config import FORMAT_VERSION, MODEL_TYPE, HeadConfig, MedusaConfig
 from mlx_eagle.heads.eagle import EagleHead
@@ -31,7 +31,7 @@ def load_head(folder: Path) -> Head:
     except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(
             f"{folder.name}/model.safetensors does not fit its config.json "
-            f"({type(error).__name__}: {str(error)[:800]}); convert the head again"
+            f"({type(error).__name__}: {one_line(error, 800)}); convert the head again"
         ) from error
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_eagle.errors import EagleError
+from mlx_eagle.files.quoting import printable
 
 # The command line starts without waiting for llguidance, which is imported where it is used.
 if TYPE_CHECKING:
@@ -341,7 +342,7 @@ def _reason(report: str) -> str:
 def _one_line(text: str) -> str:
     """Return the beginning of a text, printable and on one line."""
     line = " ".join(text[: 10 * MAX_REASON].split())
-    shown = "".join(c if c.isprintable() else "?" for c in line[:MAX_REASON])
+    shown = printable(line[:MAX_REASON])
     return shown + ("..." if len(line) > MAX_REASON else "")
 
 

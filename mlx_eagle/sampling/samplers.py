@@ -7,18 +7,16 @@ top-k on the untempered distribution, then the temperature. What changes the log
 what a round keeps of them, is in `token_selector.py`.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import mlx.core as mx
 from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
 
 from mlx_eagle.errors import EagleError
+from mlx_eagle.sampling.options import SamplingOptions
 from mlx_eagle.tree import DraftTree
 
-COLDEST = 1e-6  # temperature; below it float32 has no room for the scores
 NO_TOKEN = -1  # what a caller's sampler chose where that is no token of the target
 
 
@@ -35,29 +33,8 @@ class Sampler(Protocol):
         """Go back before the last `n` draws of the path that was committed last."""
 
 
-@dataclass(frozen=True)
-class SeededSampler:
-    """How the next token follows from the logits; temperature 0 is greedy decoding."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.temperature != 0 and not COLDEST <= self.temperature < math.inf:
-            raise ValueError(
-                f"temperature is {self.temperature}; it must be 0 or a number from {COLDEST} on"
-            )
-        if not 0 <= self.seed < 1 << 32:
-            raise ValueError(f"seed is {self.seed}; it must be 0 or more and below 2**32")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
-        if not 0 <= self.min_p <= 1:
-            raise ValueError(f"min_p is {self.min_p}; it must be between 0 and 1")
-        if self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}; it must be 0 (off) or more")
+class SeededSampler(SamplingOptions):
+    """Draws as the options say, by seed and position; the filters are mlx-lm's."""
 
     def __call__(self, logits: mx.array, tree: DraftTree, offset: int) -> mx.array:
         """Choose the token after every node.

@@ -4,7 +4,7 @@ import math
 import threading
 import time
 from collections.abc import Generator, Iterator
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 
@@ -14,11 +14,29 @@ from mlx_eagle.session.detokenize import TextStream
 
 
 class DraftedTree(NamedTuple):
-    """What a round drafted and what of it stood; node 0 is the root, `path` the accepted nodes."""
+    """What a round drafted and what of it stood; node 0 is the root.
+
+    Attributes:
+        tokens: of the nodes.
+        parents: of the nodes; the root is its own.
+        path: the accepted nodes, from the root.
+        log_probs: of the nodes, the drafter's log-probability of the path from the root; zeros
+            where it was not asked for them.
+    """
 
     tokens: list[int]
     parents: list[int]
     path: list[int]
+    log_probs: list[float]
+
+    def confidences(self) -> list[float]:
+        """Return the drafter's probability of every token after the tokens above it; 1 for roots.
+
+        The shares of siblings are told apart by the paths: exp(path of the node - path of its
+        parent).
+        """
+        pairs = zip(self.log_probs, self.parents, strict=True)
+        return [math.exp(value - self.log_probs[parent]) for value, parent in pairs]
 
 
 class GenerationResponse(NamedTuple):
@@ -138,18 +156,25 @@ def responses(
                 token=token,
                 logprobs=None if log_probs is None else log_probs[place],
                 from_draft=place < round_.n_accepted,
-                prompt_tokens=stats.prompt_tokens,
-                prompt_tps=stats.prompt_tps,
-                generation_tokens=stats.generation_tokens,
-                generation_tps=stats.generation_tps,
-                peak_memory=mx.get_peak_memory() / 1e9,
                 finish_reason=reason,
-                n_accepted=stats.accepted,
                 tree=None if place else tree,
                 stats=stats if reason else None,
+                **_so_far(stats),
             )
             if reason:
                 return
+
+
+def _so_far(stats: GenerationStats) -> dict[str, Any]:
+    """Return the fields of a response that count what has been generated so far."""
+    return {
+        "prompt_tokens": stats.prompt_tokens,
+        "prompt_tps": stats.prompt_tps,
+        "generation_tokens": stats.generation_tokens,
+        "generation_tps": stats.generation_tps,
+        "peak_memory": mx.get_peak_memory() / 1e9,
+        "n_accepted": stats.accepted,
+    }
 
 
 def _rows(array: mx.array) -> list[mx.array]:
@@ -173,4 +198,5 @@ def _drafted(round_: Round) -> DraftedTree | None:
         return None
     tree = round_.tree
     tokens = cast(list[int], tree.tokens.tolist())
-    return DraftedTree(tokens, tree.structure(), round_.path)
+    log_probs = cast(list[float], tree.log_probs.tolist())
+    return DraftedTree(tokens, tree.structure(), round_.path, log_probs)

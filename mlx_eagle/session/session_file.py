@@ -8,10 +8,8 @@ import errno
 import hashlib
 import json
 import os
-import secrets
 import zlib
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -21,7 +19,9 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_eagle.errors import CheckpointError, EagleError
+from mlx_eagle.files.atomic import new_file
 from mlx_eagle.files.json_files import parse_json
+from mlx_eagle.files.quoting import one_line
 from mlx_eagle.files.safetensors import read_header
 from mlx_eagle.session.prefix import CachedPrefix
 from mlx_eagle.session.prompt import Message
@@ -71,23 +71,16 @@ def write_session(path: Path, about: About, prefix: CachedPrefix) -> None:
         "head_rows": drafter.rows if drafter else 0,
     }
     arrays = prefix.arrays() | {TOKENS: mx.array(prefix.tokens, dtype=mx.int32)}
-    # mx.save_safetensors insists on the ending; the last step gives the file its own name.
-    partial = path.parent / f".{secrets.token_hex(8)}.partial.safetensors"
     metadata = {"format": FORMAT, "version": str(VERSION), "about": json.dumps(facts)}
     metadata["crc32"] = _checksum(arrays)
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
-        partial.touch(mode=0o600)  # what was said is nobody else's business
-        mx.save_safetensors(str(partial), arrays, metadata)
-        with partial.open("rb") as stream:
-            os.fsync(stream.fileno())
-        partial.replace(path)
+        # What was said is nobody else's business. mx.save_safetensors insists on the ending.
+        with new_file(path, mode=0o600, suffix=".safetensors") as partial:
+            mx.save_safetensors(str(partial), arrays, metadata)
     except (OSError, RuntimeError) as error:
         raise EagleError(f"cannot write {path}: {_reason(error)}") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def read_session(path: Path, identity: Mapping[str, str], prefix: CachedPrefix) -> About:
@@ -192,4 +185,4 @@ def _checksum(arrays: dict[str, mx.array]) -> str:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(getattr(error, "strerror", None) or error).split())
+    return one_line(getattr(error, "strerror", None) or error)

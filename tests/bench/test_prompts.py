@@ -71,7 +71,7 @@ def test_a_plain_file_is_one_prompt_per_line(tmp_path: Path) -> None:
         ("p.json", b'[{"prompt": "a"}, 3]', "row 2: expected an object, found int"),
         ("p.json", b"[{]", "is not JSON"),
         ("p.jsonl.gz", b"no gzip", "cannot be read"),
-        ("p.jsonl.gz", gzip.compress(b'{"prompt": "a"}')[:-9], "cannot be read"),
+        ("p.jsonl.gz", gzip.compress(b'{"prompt": "a"}', mtime=0)[:-9], "cannot be read"),
         ("p.txt", b"\n \n", "holds no prompts"),
     ],
 )

@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mlx_lm.models.rope_utils import initialize_rope
 
@@ -191,7 +191,6 @@ def check_script(data: st.DataObject, model: Model) -> None:
             each.check_layout()
 
 
-@settings(max_examples=150, deadline=None)
 @given(st.data(), st.sampled_from([0, 1, 4]), st.sampled_from([1, 5, 20]), st.integers(1, 9))
 def test_every_query_sees_the_sinks_and_its_window_whatever_came_before(
     data: st.DataObject, sinks: int, window: int, slack: int
@@ -201,7 +200,6 @@ def test_every_query_sees_the_sinks_and_its_window_whatever_came_before(
     check_script(data, Model(cache, []))
 
 
-@settings(max_examples=150, deadline=None)
 @given(st.data(), st.sampled_from([0, 1, 4]), st.sampled_from([16, 17, 40]))
 def test_moving_sinks_stand_right_before_the_window_whatever_came_before(
     data: st.DataObject, sinks: int, reach: int

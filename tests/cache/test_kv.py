@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_eagle.cache.kv import KVCache
@@ -40,7 +40,6 @@ def serials(fetched: mx.array) -> list[int]:
     return [int(x) for x in np.array(fetched)[0, 1, :, 3]]
 
 
-@settings(max_examples=60, deadline=None)
 @given(rounds())
 def test_the_cache_holds_what_was_committed_and_shows_what_is_pending(plan: Rounds) -> None:
     cache, kept, made = KVCache(), [], 0
@@ -54,7 +53,6 @@ def test_the_cache_holds_what_was_committed_and_shows_what_is_pending(plan: Roun
         assert serials(cache.keys[..., : cache.rows, :]) == kept
 
 
-@settings(max_examples=60, deadline=None)
 @given(rounds(), st.sampled_from([1, 5, 40, 300]))
 def test_a_window_cache_shows_exactly_the_window_and_holds_no_history(
     plan: Rounds, window: int

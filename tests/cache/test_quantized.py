@@ -3,7 +3,7 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mlx_lm.models import cache as stock
 
@@ -64,7 +64,6 @@ class Model:
         return Model(twin, self.kept)
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.data(), st.sampled_from([(8, 64), (4, 32)]))
 def test_any_script_leaves_what_a_list_would_hold(
     data: st.DataObject, kind: tuple[int, int]

@@ -1,30 +1,28 @@
 """States of recurrent layers: always that of the committed rows, wherever rounds and turns end."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mlx_lm.generate import generate_step
 
+from doubles import ScriptedDrafter, always_right, make_session, wrong_every
 from mlx_eagle.cache.recurrent import RecurrentCache
 from mlx_eagle.calibration import measure as calibration
 from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.drafters.eagle import EagleDrafter
-from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.config import HeadConfig
 from mlx_eagle.heads.eagle import EagleHead
-from mlx_eagle.session.session import Session
-from mlx_eagle.speculation import ON
 from mlx_eagle.target.hooks import note_updates
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import DraftTree, TreeShape
@@ -80,7 +78,6 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
 @given(steps, st.sampled_from([Hashing, Twice]))
 def test_the_state_is_always_that_of_the_committed_rows(
     plan: list[tuple[int, int, str]], kind: type[nn.Module]
@@ -201,45 +198,13 @@ def test_a_conversation_forks_is_restored_and_goes_back(family: str, tiny_target
         np.testing.assert_allclose(logits_after(held, rows), expected(rows), rtol=1e-3, atol=1e-4)
 
 
-class Oracle:
-    """Drafts the true text, which the test may change, and a wrong token every fifth place."""
-
-    buffers: Sequence[mx.array] = ()
-    nbytes, max_width, max_depth = 0, 128, 255
-
-    def __init__(self, truth: list[int]) -> None:
-        self.truth, self.rows = truth, 0
-
-    def observe(self, taps: mx.array | None, next_tokens: mx.array) -> None:
-        self.rows += next_tokens.shape[0]
-
-    def draft(self, root: mx.array, shape: TreeShape) -> DraftTree:
-        at = range(self.rows + 1, self.rows + 1 + shape.depth)
-        tokens = [(self.truth[i] + (i % 5 == 0)) % 128 if i < len(self.truth) else 0 for i in at]
-        return DraftTree.chain(mx.concatenate([root, mx.array(tokens, dtype=mx.int32)]))
-
-    def trim(self, rows: int) -> None:
-        self.rows = rows
-
-
-def scripted_session(target: Target, tokenizer: Any, truth: list[int]) -> Session:
-    """A conversation whose drafter knows the true tokens."""
-    info, planners = EngineInfo("", "", "", "", ON, "", False), Planners(chains_only=True)
-    engine = Engine(target, tokenizer, None, info, planners)
-    engine.make_drafter = lambda: Oracle(truth)
-    return engine.session()
-
-
 def converse(
     model: nn.Module, turns: list[tuple[list[int], int]], speculate: bool = True
 ) -> list[int]:
     """Let one session answer prompts, each with some tokens; returns how many were reused."""
     truth, reused = list[int](), []
-    text = SimpleNamespace(eos_token_ids=frozenset(), last_segment="", detokenizer=None)
-    text.detokenizer = SimpleNamespace(
-        last_segment="", reset=lambda: None, add_token=lambda _: None, finalize=lambda: None
-    )
-    session = scripted_session(Target(model), text, truth)
+    drafter = partial(ScriptedDrafter, truth, wrong_every(5), 128)
+    session = make_session(Target(model), drafter, Planners(chains_only=True))
     for prompt, n in turns:
         steps = generate_step(mx.array(prompt), model, max_tokens=n + 4)
         expected = [int(token) for token, _ in steps]
@@ -286,7 +251,8 @@ def test_an_answer_that_ends_inside_a_chain_is_gone_on_from_there(n: int, tiny_t
 
 def test_a_tree_that_branches_is_refused_before_anything_runs(tiny_target: Any) -> None:
     target = Target(tiny_target("lfm2", **CONFIGS["lfm2"]))
-    session = scripted_session(target, None, [])
+    drafter = partial(ScriptedDrafter, [], always_right, 128)
+    session = make_session(target, drafter, Planners(chains_only=True))
     with pytest.raises(EagleError, match="width 2 was asked for.*verifies chains only"):
         session.stream_generate([1, 2], tree=TreeShape(4, 2, 8))
 

@@ -1,15 +1,13 @@
 """`mlx-eagle calibrate` and `--explain`, and that measuring happens once."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from command_line import run_here
 from mlx_eagle.cli.calibrate import curve, gains
-from mlx_eagle.cli.explain import explain
+from mlx_eagle.cli.terminal.plan_report import explain
 from mlx_eagle.decoding.stats import GenerationStats, Planned
 from mlx_eagle.planner.cost_model import Costs
 from mlx_eagle.planner.policy import Forecast, Review
@@ -18,20 +16,18 @@ from mlx_eagle.speculation import Speculation
 STEPPED = Costs((64,), {1: (1.0,), 2: (1.0,), 3: (1.0,), 4: (3.0,)}, (1.0,), (0.05, 0.1, 0.15), 0.0)
 
 
-def run(*args: str, cache: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "mlx_eagle.cli", *args],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"MLX_EAGLE_CACHE": str(cache)},
-        timeout=120,
-        check=False,
-    )
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine of which nothing is known yet; contexts are short, for they take time."""
+    monkeypatch.setenv("MLX_EAGLE_CACHE", str(tmp_path))
+    monkeypatch.setattr("mlx_eagle.calibration.measure.CONTEXTS", (64, 128))
+    monkeypatch.setattr("mlx_eagle.calibration.measure.ROWS", (1, 2, 3, 4))
+    return tmp_path
 
 
-def test_the_first_answer_measures_the_machine_and_the_second_does_not(tmp_path: Path) -> None:
+def test_the_first_answer_measures_the_machine_and_the_second_does_not(cache: Path) -> None:
     args = ("generate", "Explain io.", "--max-tokens", "4", "--explain")
-    first, second = run(*args, cache=tmp_path), run(*args, cache=tmp_path)
+    first, second = run_here(*args), run_here(*args)
     assert first.returncode == second.returncode == 0
     assert "measuring this machine, once" in first.stderr
     assert "measuring" not in second.stderr
@@ -40,26 +36,26 @@ def test_the_first_answer_measures_the_machine_and_the_second_does_not(tmp_path:
     assert first.stdout == second.stdout
 
 
-def test_measuring_can_be_left_out(tmp_path: Path) -> None:
+def test_measuring_can_be_left_out(cache: Path) -> None:
     args = ("generate", "Explain io.", "--max-tokens", "4", "--explain", "--no-calibrate")
-    done = run(*args, cache=tmp_path)
+    done = run_here(*args)
     assert "published for an M4 Pro, not measured here" in done.stderr
-    assert not (tmp_path / "costs").exists()
+    assert not (cache / "costs").exists()
 
 
-def test_calibrate_measures_anew_and_keeps_it(tmp_path: Path) -> None:
-    done = run("calibrate", "--json", cache=tmp_path)
+def test_calibrate_measures_anew_and_keeps_it(cache: Path) -> None:
+    done = run_here("calibrate", "--json")
     assert done.returncode == 0, done.stderr
     costs = Costs.from_dict(json.loads(done.stdout))
-    (file,) = (tmp_path / "costs").iterdir()
+    (file,) = (cache / "costs").iterdir()
     assert Costs.from_dict(json.loads(file.read_text())["costs"]) == costs
-    again = run("calibrate", cache=tmp_path)
+    again = run_here("calibrate")
     assert "rows verified at once" in again.stdout and "costs        measured now" in again.stdout
     assert Costs.from_dict(json.loads(file.read_text())["costs"]) != costs
 
 
-def test_without_a_head_there_is_nothing_to_calibrate(tmp_path: Path) -> None:
-    done = run("calibrate", "--head", "none", cache=tmp_path)
+def test_without_a_head_there_is_nothing_to_calibrate() -> None:
+    done = run_here("calibrate", "--head", "none")
     assert done.returncode == 1
     assert done.stderr.strip().endswith(
         "nothing to calibrate: speculation is off: no head was wanted"
@@ -71,19 +67,19 @@ def test_without_a_head_there_is_nothing_to_calibrate(tmp_path: Path) -> None:
     ("name", "told"), [("costs.jpg", "name it costs.png"), ("no/where/c.png", "there is no folder")]
 )
 def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_measured(
-    tmp_path: Path, name: str, told: str
+    cache: Path, name: str, told: str
 ) -> None:
-    done = run("calibrate", "--plot", str(tmp_path / name), cache=tmp_path)
+    done = run_here("calibrate", "--plot", str(cache / name))
     assert done.returncode == 2
     assert told in done.stderr
-    assert not (tmp_path / "costs").exists()
+    assert not (cache / "costs").exists()
 
 
-def test_nothing_is_measured_where_no_planner_is_asked(tmp_path: Path) -> None:
+def test_nothing_is_measured_where_no_planner_is_asked(cache: Path) -> None:
     for options in (["--no-speculate"], ["--depth", "2"]):
-        done = run("generate", "Explain io.", "--max-tokens", "3", *options, cache=tmp_path)
+        done = run_here("generate", "Explain io.", "--max-tokens", "3", *options)
         assert done.returncode == 0 and "measuring" not in done.stderr
-    assert not (tmp_path / "costs").exists()
+    assert not (cache / "costs").exists()
 
 
 def test_the_curve_has_a_bar_per_number_of_rows() -> None:

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from mlx_eagle.cli.convert import command as convert
 from mlx_eagle.cli.inspect import command as inspect
-from mlx_eagle.convert.describe import describe
+from mlx_eagle.convert.describe import describe_folder
 from mlx_eagle.errors import CheckpointError, EagleError, HubError
 from mlx_eagle.heads.config import HeadConfig
 
@@ -55,7 +55,7 @@ def test_target_is_converted_with_the_bits_that_were_asked_for(
     assert result.stdout == (
         f"{tmp_path / 't'}: llama target, 8-bit, 8 layers, 8,392,960 parameters\n"
     )
-    facts = describe(tmp_path / "t")
+    facts = describe_folder(tmp_path / "t")
     assert facts["quantization"]["bits"] == 8
     assert facts["kind"] == "MLX target"
 
@@ -80,7 +80,7 @@ def test_target_is_summed_up_with_its_mode_and_all_of_its_parameters(
     out = tmp_path / "t"
     result = run(convert, fixtures / "pydoc-llama", "--out", out, *options)
     assert result.stdout == f"{out}: llama target, {words}, 8 layers, 8,392,960 parameters\n"
-    found = describe(out)
+    found = describe_folder(out)
     assert (found["quantization"] or {}).items() >= (quantization or {}).items()
     if quantization is None:
         assert set(found["types"]) == {"F32"}
@@ -90,7 +90,7 @@ def test_no_quantization_can_be_asked_for(fixtures: Path, tmp_path: Path) -> Non
     options = ("--target", fixtures / "pydoc-llama", "--head-bits", "none")
     result = run(convert, fixtures / "pydoc-eagle3", *options, "--out", tmp_path / "h")
     assert "not quantized" in result.stdout
-    assert describe(tmp_path / "h")["quantization"] is None
+    assert describe_folder(tmp_path / "h")["quantization"] is None
 
 
 def test_head_and_target_that_are_mixed_up_are_told_apart(fixtures: Path, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_names_that_are_no_folder_come_from_the_hub(
     monkeypatch.setattr("mlx_eagle.hub.download.fetch", fetch)
     result = run(convert, "org/head", "--target", "org/target", "--out", tmp_path / "h")
     assert result.exit_code == 0
-    assert describe(tmp_path / "h")["source"]["name"] == "pydoc-eagle3"
+    assert describe_folder(tmp_path / "h")["source"]["name"] == "pydoc-eagle3"
     assert asked == {"org/head": None, "org/target": ["config.json"]}
 
 
@@ -161,7 +161,7 @@ def test_converted_head_is_described_with_every_choice_and_its_provenance(
     out, _ = converted
     facts = json.loads(run(inspect, out, "--json").stdout)
     config = json.loads((out / "config.json").read_text())
-    assert facts == describe(out)
+    assert facts == describe_folder(out)
     assert facts["kind"] == "converted EAGLE-3 head"
     assert facts["converted"] is True
     for key in [*HeadConfig.from_dict(config).to_dict(), "quantization", "source", "target"]:
@@ -173,21 +173,23 @@ def test_parameters_are_counted_alike_before_and_after_quantization(
     fixtures: Path, converted: tuple[Path, Result]
 ) -> None:
     shapes = mx.load(str(fixtures / "pydoc-llama" / "model.safetensors"))
-    assert describe(fixtures / "pydoc-llama")["parameters"] == sum(a.size for a in shapes.values())
-    published = describe(fixtures / "pydoc-eagle3")
-    assert published["parameters"] == describe(converted[0])["parameters"] == 1_639_424
+    assert describe_folder(fixtures / "pydoc-llama")["parameters"] == sum(
+        a.size for a in shapes.values()
+    )
+    published = describe_folder(fixtures / "pydoc-eagle3")
+    assert published["parameters"] == describe_folder(converted[0])["parameters"] == 1_639_424
 
 
 def test_published_head_and_target_are_described(fixtures: Path) -> None:
-    head = describe(fixtures / "pydoc-eagle3")
+    head = describe_folder(fixtures / "pydoc-eagle3")
     assert head | {"kind": "SafeAILab EAGLE-3 head", "role": "head", "converted": False} == head
     assert head["convertible"] is True
     assert (head["widths"]["hidden"], head["widths"]["draft"]) == (256, 2048)
-    resolved = describe(fixtures / "pydoc-eagle3", fixtures / "pydoc-llama")
+    resolved = describe_folder(fixtures / "pydoc-eagle3", fixtures / "pydoc-llama")
     assert (resolved["taps"], resolved["fits"], resolved["suspicious"]) == ([2, 4, 5], True, [])
     assert resolved["origins"]["taps"].startswith("default")
     assert head["types"] == {"F16": 13, "I64": 1, "BOOL": 1}
-    target = describe(fixtures / "pydoc-llama")
+    target = describe_folder(fixtures / "pydoc-llama")
     sizes = {"model_type": "llama", "num_hidden_layers": 8, "hidden_size": 256, "vocab_size": 4096}
     assert target | sizes | {"kind": "Hugging Face target", "quantization": None} == target
 
@@ -196,13 +198,13 @@ def test_head_that_cannot_be_converted_is_described_with_the_reason(tmp_path: Pa
     (tmp_path / "config.json").write_text(json.dumps({"dflash_config": {}}))
     file = str(tmp_path / "model.safetensors")
     mx.save_safetensors(file, {"0.0.linear.weight": mx.ones((2, 2))})
-    facts = describe(tmp_path)
+    facts = describe_folder(tmp_path)
     assert facts["convertible"] is False
     assert facts["kind"].startswith("block-diffusion drafter")
     assert "denoises a block" in facts["reason"]
     (tmp_path / "config.json").write_text("{}")
     mx.save_safetensors(file, {"midlayer.mlp.up_proj.weight": mx.ones((2, 2))})
-    assert "missing norm.weight" in describe(tmp_path)["reason"]
+    assert "missing norm.weight" in describe_folder(tmp_path)["reason"]
 
 
 def test_description_as_text_is_one_fact_a_line_without_control_characters(tmp_path: Path) -> None:
@@ -254,7 +256,7 @@ def test_fact_can_be_decided_by_hand(fixtures: Path, tmp_path: Path) -> None:
     options = ("--set", "taps=1,3,6", "--set", "rope_theta=5e5", "--set", "norm_output=true")
     result = run(convert, head, "--target", target, "--out", tmp_path / "h", *options)
     assert result.exit_code == 0
-    facts = describe(tmp_path / "h")
+    facts = describe_folder(tmp_path / "h")
     assert (facts["taps"], facts["rope_theta"], facts["norm_output"]) == ([1, 3, 6], 5e5, True)
     assert facts["origins"]["taps"] == "set by the user"
 
@@ -303,7 +305,7 @@ def test_calibration_corrects_what_was_set_wrong(fixtures: Path, tmp_path: Path)
     result = run(convert, head, "--target", target, "--out", tmp_path / "h", *options)
     assert result.exit_code == 0
     assert "norm_before_residual no: 1." in result.stdout
-    facts = describe(tmp_path / "h")
+    facts = describe_folder(tmp_path / "h")
     assert facts["norm_before_residual"] is False
     assert facts["calibration"]["acceptance_length"] > 2
 
@@ -321,5 +323,5 @@ def test_inspect_says_what_does_not_fit_the_target(
     assert ours["fits"] is False
     assert "hidden_size is 512, not 256" in ours["reason"]
     (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": 99}))
-    suspicious = describe(fixtures / "pydoc-eagle3", tmp_path)["suspicious"]
+    suspicious = describe_folder(fixtures / "pydoc-eagle3", tmp_path)["suspicious"]
     assert suspicious == ["eos_token_id is 2, the target's 99: another tokenizer?"]

@@ -158,12 +158,12 @@ def test_what_is_downloaded_is_told_on_stderr_without_control_characters(
 @pytest.mark.parametrize(
     ("source", "fetched", "chosen"),
     [
-        (ModelSource(None, None, None), [], []),
-        (ModelSource(None, "none", None), [], []),
-        (ModelSource(None, "c/d", None), ["c/d"], []),
-        (ModelSource("a/b", None, None), ["a/b"], [("a/b", None)]),
-        (ModelSource("a/b", "c/d", None), ["a/b"], [("a/b", "c/d")]),
-        (ModelSource("a/b", "none", None), ["a/b"], [("a/b", "none")]),
+        (ModelSource(None, None), [], []),
+        (ModelSource(None, "none"), [], []),
+        (ModelSource(None, "c/d"), ["c/d"], []),
+        (ModelSource("a/b", None), ["a/b"], [("a/b", None)]),
+        (ModelSource("a/b", "c/d"), ["a/b"], [("a/b", "c/d")]),
+        (ModelSource("a/b", "none"), ["a/b"], [("a/b", "none")]),
     ],
 )
 def test_a_chat_fetches_target_and_head_before_its_prompt(

@@ -1,4 +1,4 @@
-"""Settings: completed, parsed, and understood by the library."""
+"""Settings as they are typed and shown: parsed, refused, and understood by the library."""
 
 import json
 from pathlib import Path
@@ -7,33 +7,22 @@ from typing import Any
 import click
 import pytest
 
-from mlx_eagle.cli.settings import PARSERS, Schema, Settings, Tree, complete_tree
+from mlx_eagle.cli.option_types import Schema
+from mlx_eagle.cli.options import ModelSource, as_keywords
+from mlx_eagle.cli.settings import fields_by_name, text_of, with_text
+from mlx_eagle.load_options import LoadOptions
 from mlx_eagle.session.options import GenerationOptions
+from mlx_eagle.tree_shape import TreeShape
 
-
-@pytest.mark.parametrize(
-    ("sizes", "tree"),
-    [
-        ((None, None, None), None),
-        ((4, None, None), (4, 1, 4)),
-        ((4, 2, None), (4, 2, 8)),
-        ((4, None, 8), (4, 2, 8)),
-        ((4, None, 4), (4, 1, 4)),
-        ((3, None, 7), (3, 3, 7)),
-        ((1, 5, None), (1, 5, 5)),
-        ((6, 10, 59), (6, 10, 59)),
-    ],
-)
-def test_a_tree_is_completed_from_the_sizes_that_are_given(
-    sizes: tuple[int | None, ...], tree: tuple[int, int, int] | None
-) -> None:
-    assert complete_tree(*sizes) == tree
-    Settings(tree=complete_tree(*sizes)).engine_options()
+DEMO = ModelSource(None, None)
+DEFAULTS = GenerationOptions()
 
 
 def test_the_library_takes_every_setting_and_shares_its_defaults() -> None:
-    assert vars(GenerationOptions(**Settings().engine_options())) == vars(GenerationOptions())
-    assert set(PARSERS) < set(vars(Settings()))
+    assert GenerationOptions(**as_keywords(DEFAULTS)) == DEFAULTS
+    for name, field in fields_by_name(GenerationOptions).items():
+        assert name == field  # only what is loaded has names of its own
+        assert text_of(DEFAULTS, field)
 
 
 @pytest.mark.parametrize(
@@ -42,12 +31,13 @@ def test_the_library_takes_every_setting_and_shares_its_defaults() -> None:
         ("temperature", "0.7", 0.7),
         ("speculate", "off", False),
         ("seed", "12", 12),
-        ("tree", "4 1 4", Tree(4, 1, 4)),
+        ("tree", "4x1x4", TreeShape(4, 1, 4)),
         ("tree", "auto", None),
         ("repetition_penalty", "1.1", 1.1),
         ("presence_penalty", "-0.5", -0.5),
         ("frequency_penalty", "off", None),
         ("regex", "a  b|none", "a  b|none"),
+        ("regex", "auto", "auto"),
         ("regex", "none", None),
         ("overflow", "truncate", "truncate"),
     ],
@@ -55,10 +45,10 @@ def test_the_library_takes_every_setting_and_shares_its_defaults() -> None:
 def test_a_typed_setting_is_parsed_and_shown_as_it_was_typed(
     name: str, text: str, value: Any
 ) -> None:
-    before = Settings(tree=Tree(2, 1, 2), frequency_penalty=1.0, regex="x")
-    settings = before.with_text(name, text)
+    before = GenerationOptions(tree=TreeShape(2, 1, 2), frequency_penalty=1.0, regex="x")
+    settings = with_text(before, name, text)
     assert vars(settings)[name] == value
-    assert settings.text(name) == ("none" if text == "off" and value is None else text)
+    assert text_of(settings, name) == ("none" if text == "off" and value is None else text)
 
 
 @pytest.mark.parametrize(
@@ -70,8 +60,8 @@ def test_a_typed_setting_is_parsed_and_shown_as_it_was_typed(
         ("temperature", "none"),
         ("speculate", "maybe"),
         ("max_tokens", "0"),
-        ("tree", "4 1 9"),
-        ("tree", "4 1 4 1"),
+        ("tree", "4x1x9"),
+        ("tree", "4x1x4x1"),
         ("tree", "0"),
         ("repetition_penalty", "0"),
         ("presence_penalty", "3"),
@@ -81,19 +71,61 @@ def test_a_typed_setting_is_parsed_and_shown_as_it_was_typed(
 )
 def test_a_typed_setting_that_is_wrong_is_refused(name: str, text: str) -> None:
     with pytest.raises(click.UsageError):
-        Settings().with_text(name, text)
+        with_text(DEFAULTS, name, text)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("kv_bits", "8", 8),
+        ("kv_bits", "none", None),
+        ("head_window", "0", 0),
+        ("head_window", "auto", None),
+        ("max_context", "4096", 4096),
+        ("memory", "1.5", 1_500_000_000),
+        ("memory", "auto", None),
+    ],
+)
+def test_what_is_fixed_at_loading_is_parsed_and_shown_as_it_was_typed(
+    name: str, text: str, value: float | None
+) -> None:
+    field = fields_by_name(LoadOptions)[name]
+    before = LoadOptions(kv_bits=4, head_window=7, max_context=9, memory_limit=2 * 10**9)
+    loading = with_text(before, field, text)
+    assert vars(loading) == vars(before) | {field: value}
+    assert text_of(loading, field) == text
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [("kv_bits", "5"), ("head_window", "-1"), ("max_context", "one"), ("memory_limit", "0")],
+)
+def test_what_is_fixed_at_loading_is_refused_if_it_is_wrong(field: str, text: str) -> None:
+    with pytest.raises(click.UsageError):
+        with_text(LoadOptions(), field, text)
+
+
+def test_what_these_settings_do_not_need_is_not_loaded() -> None:
+    plain = GenerationOptions(speculate=False)
+    fixed = GenerationOptions(tree=TreeShape(2, 1, 2))
+    real = ModelSource("owner/model", None)
+    assert real.for_settings(DEFAULTS) == real
+    unmeasured = real.with_loading(calibrate=False)
+    assert real.for_settings(plain) == unmeasured._replace(head="none")
+    assert real.for_settings(fixed) == unmeasured
+    assert DEMO.for_settings(plain).head is None
 
 
 def test_a_schema_is_read_from_its_file_and_replaces_a_pattern(tmp_path: Path) -> None:
     file = tmp_path / "a schema.json"
     file.write_text('{"type": "object"}')
-    settings = Settings(regex="a+").with_text("json_schema", str(file))
+    settings = with_text(GenerationOptions(regex="a+"), "json_schema", str(file))
     assert settings.json_schema == Schema(str(file), '{"type": "object"}')
     assert settings.regex is None
-    assert settings.text("json_schema") == str(file)
-    assert json.loads(settings.engine_options()["json_schema"]) == {"type": "object"}
-    assert settings.with_text("regex", "b+").json_schema is None
-    assert settings.with_text("json_schema", "none").json_schema is None
+    assert text_of(settings, "json_schema") == str(file)
+    assert json.loads(as_keywords(settings)["json_schema"]) == {"type": "object"}
+    assert with_text(settings, "regex", "b+").json_schema is None
+    assert with_text(settings, "json_schema", "none").json_schema is None
 
 
 @pytest.mark.parametrize(
@@ -111,15 +143,15 @@ def test_a_file_that_holds_no_schema_is_refused(
     file = tmp_path / "schema.json"
     file.write_bytes(content)
     with pytest.raises(click.UsageError, match=reason):
-        Settings().with_text("json_schema", str(file))
+        with_text(DEFAULTS, "json_schema", str(file))
     with pytest.raises(click.UsageError, match="is a directory"):
-        Settings().with_text("json_schema", str(tmp_path))
+        with_text(DEFAULTS, "json_schema", str(tmp_path))
 
 
 def test_the_coldest_temperature_is_the_librarys() -> None:
     for text in ("1e-40", "9e-7"):
         with pytest.raises(click.UsageError, match="neither 0 nor 1e-06 or more"):
-            Settings().with_text("temperature", text)
+            with_text(DEFAULTS, "temperature", text)
     for text in ("0", "1e-6", "0.7"):
-        options = Settings().with_text("temperature", text).engine_options()
+        options = as_keywords(with_text(DEFAULTS, "temperature", text))
         assert GenerationOptions(**options).temperature == float(text)

@@ -64,34 +64,41 @@ REFUSED_HEADERS: dict[str, tuple[dict[str, Any], str]] = {
     "not UTF-8": ({"header": b'{"\xff":1}', "n_bytes": 0}, "sound"),
     "not an object": ({"header": []}, "not an object"),
     "nested without end": ({"header": b'{"x":' + b"[" * 200_000}, "recursion"),
-    "odd metadata": ({"header": {"__metadata__": {"a": 1}}}, "metadata"),
+    "odd metadata": ({"header": {"__metadata__": {"a": 1}}}, "integer `1`, expected a string"),
     "name twice": ({"header": b'{"x":1,"x":1}'}, "key 'x' comes twice"),
     "UTF-16": ({"header": "{}".encode("utf-16"), "n_bytes": 0}, "utf-8"),
     "millions of lists": ({"header": b'{"x":[' + b"[]," * 600_000}, "more than 500000"),
     "endless number": ({"header": {"x": entry(shape=[10**4000])}}, "integer of 4001 digits"),
     "name that is no text": ({"header": b'{"\\ud800":1}'}, "surrogates"),
-    "unknown type": ({"header": {"x": entry("F4")}}, "'F4', which MLX cannot load"),
-    "type that is a list": ({"header": {"x": entry(["F32"])}}, "list, which MLX cannot load"),
-    "entry that is a list": ({"header": {"x": []}}, "malformed"),
+    "type that MLX lacks": (
+        {"header": {"x": entry("F4", [16])}},
+        "'x' has the type F4, which MLX cannot load",
+    ),
+    "unknown type": ({"header": {"x": entry("F\\x1b5")}}, "unknown variant"),
+    "type that is a list": ({"header": {"x": entry(["F32"])}}, "sequence, expected string"),
+    "entry that is a list": ({"header": {"x": []}}, "expected struct TensorInfo"),
     "extra key": ({"header": {"x": entry() | {"y": 1}}}, "malformed"),
-    "negative size": ({"header": {"x": entry(shape=[-2])}}, "malformed"),
-    "size that is a float": ({"header": {"x": entry(shape=[2.0])}}, "malformed"),
-    "size that is a bool": ({"header": {"x": entry("F32", [2, True])}}, "malformed"),
-    "huge size": ({"header": {"x": entry(shape=[1 << 31])}}, "malformed"),
-    "sizes that overflow": ({"header": {"x": entry("U8", [1 << 30] * 3)}}, "for 1237940039285380"),
-    "huge offset": ({"header": {"x": entry(offsets=[0, 1 << 60])}}, "malformed"),
-    "negative offset": ({"header": {"x": entry(offsets=[-8, 0])}}, "malformed"),
-    "one axis too large, one empty": ({"header": {"x": entry(shape=[0, 1 << 40])}}, "malformed"),
+    "negative size": ({"header": {"x": entry(shape=[-2])}}, "integer `-2`"),
+    "size that is a float": ({"header": {"x": entry(shape=[2.0])}}, "floating point `2.0`"),
+    "size that is a bool": ({"header": {"x": entry("F32", [2, True])}}, "boolean `true`"),
+    "huge size": ({"header": {"x": entry(shape=[1 << 31])}}, "invalid shape"),
+    "sizes that overflow": ({"header": {"x": entry("U8", [1 << 30] * 3)}}, "overflow computing"),
+    "huge offset": ({"header": {"x": entry(offsets=[0, 1 << 60])}}, "invalid .* offset"),
+    "negative offset": ({"header": {"x": entry(offsets=[-8, 0])}}, "integer `-8`"),
+    "one axis too large, one empty": (
+        {"header": {"x": entry(shape=[0, 1 << 40], offsets=[0, 0])}, "n_bytes": 0},
+        "malformed",
+    ),
     "nine axes": ({"header": {"x": entry(shape=[2] + [1] * 8)}}, "malformed"),
-    "three offsets": ({"header": {"x": entry(offsets=[0, 4, 8])}}, "malformed"),
-    "size that differs": ({"header": {"x": entry(shape=[3])}}, "for 12 bytes"),
-    "offsets backwards": ({"header": {"x": entry(offsets=[8, 0])}}, "for 8 bytes"),
-    "beyond the file": ({"header": {"x": entry()}, "n_bytes": 7}, "take 8 bytes of 7"),
-    "bytes left over": ({"header": {"x": entry()}, "n_bytes": 9}, "take 8 bytes of 9"),
-    "overlap": ({"header": {"x": entry(), "y": entry()}}, "'y' begins at byte 0, expected 8"),
+    "three offsets": ({"header": {"x": entry(offsets=[0, 4, 8])}}, "expected 2 elements"),
+    "size that differs": ({"header": {"x": entry(shape=[3])}}, "invalid shape"),
+    "offsets backwards": ({"header": {"x": entry(offsets=[8, 0])}}, "invalid offset .* `x`"),
+    "beyond the file": ({"header": {"x": entry()}, "n_bytes": 7}, "file not fully covered"),
+    "bytes left over": ({"header": {"x": entry()}, "n_bytes": 9}, "file not fully covered"),
+    "overlap": ({"header": {"x": entry(), "y": entry()}}, "invalid offset for tensor `[xy]`"),
     "gap": (
         {"header": {"x": entry(), "y": entry(offsets=[12, 20])}, "n_bytes": 20},
-        "'y' begins at byte 12, expected 8",
+        "invalid offset for tensor `y`",
     ),
     "name with an escape": ({"header": {"\x1b[2J": entry()}}, "is not a name"),
 }
@@ -102,8 +109,9 @@ def test_odd_safetensors_header_is_refused(tmp_path: Path, name: str) -> None:
     options, message = REFUSED_HEADERS[name]
     file = write_safetensors(tmp_path / "model.safetensors", **options)
     for read in (read_header, read_weights):
-        with pytest.raises(CheckpointError, match=f"(?s)model.safetensors is not.*{message}"):
+        with pytest.raises(CheckpointError, match=f"model.safetensors is not.*{message}") as caught:
             read(file)
+        assert str(caught.value).isprintable()
 
 
 def test_file_without_a_header_is_refused(tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from mlx_eagle.convert import dialects
-from mlx_eagle.convert.dialects import Dialect, rename
-from mlx_eagle.convert.identify import recognise
-from mlx_eagle.convert.tensor_shapes import measure
+from mlx_eagle.convert.dialects import Dialect, parameter_name
+from mlx_eagle.convert.identify import identify_kind
+from mlx_eagle.convert.tensor_shapes import read_sizes
 from mlx_eagle.errors import CheckpointError
 from mlx_eagle.files.safetensors import TensorInfo
 
@@ -107,30 +107,30 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, TensorInfo], str]] = {
 @pytest.mark.parametrize("name", PUBLISHERS)
 def test_every_publisher_is_recognised(name: str) -> None:
     config, tensors, dialect = PUBLISHERS[name]
-    kind = recognise(config, tensors)
+    kind = identify_kind(config, tensors)
     assert (kind.role, kind.dialect, kind.label) == ("head", dialect, dialect.label)
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_head_that_cannot_be_run_is_known_by_name_and_reason(name: str) -> None:
     config, tensors, reason = REFUSED[name]
-    kind = recognise(config, tensors)
+    kind = identify_kind(config, tensors)
     assert (kind.role, kind.dialect) == ("head", None)
     assert reason in kind.refusal
 
 
 def test_one_tensor_is_enough_to_know_a_damaged_head() -> None:
     one = {"midlayer.mlp.up_proj.weight": info(2, 2)}
-    assert recognise({}, one).dialect is dialects.SAFEAILAB
+    assert identify_kind({}, one).dialect is dialects.SAFEAILAB
 
 
 def test_anything_else_is_a_target() -> None:
     layer = {"model.layers.0.self_attn.q_proj.weight": info(2, 2), "lm_head.weight": info(2, 2)}
-    kind = recognise({"architectures": ["LlamaForCausalLMEagle3"]}, layer)
+    kind = identify_kind({"architectures": ["LlamaForCausalLMEagle3"]}, layer)
     assert (kind.label, kind.role) == ("Hugging Face target", "target")
-    assert recognise({"quantization": {}}, layer).label == "MLX target"
+    assert identify_kind({"quantization": {}}, layer).label == "MLX target"
     deepseek = {"model.layers.0.self_attn.kv_a_proj_with_mqa.weight": info(2, 2)}
-    assert recognise({"block_size": 128}, deepseek).role == "target"
+    assert identify_kind({"block_size": 128}, deepseek).role == "target"
 
 
 @pytest.mark.parametrize(
@@ -148,12 +148,12 @@ def test_anything_else_is_a_target() -> None:
     ],
 )
 def test_published_names_become_the_parameters_of_the_head(published: str, ours: str) -> None:
-    assert rename(published) == ours
+    assert parameter_name(published) == ours
 
 
 def test_all_sizes_come_from_shapes() -> None:
-    widths = measure(HEAD, dialects.SAFEAILAB)
-    assert widths._asdict() | {"parts": None} == {
+    sizes = read_sizes(HEAD, dialects.SAFEAILAB)
+    assert sizes._asdict() | {"parts": None} == {
         "hidden": H,
         "taps": 3 * H,
         "queries": QUERIES,
@@ -165,18 +165,18 @@ def test_all_sizes_come_from_shapes() -> None:
         "n_layers": 1,
         "parts": None,
     }
-    assert widths.parts == set(LAYERS)
+    assert sizes.parts == set(LAYERS)
 
 
 @pytest.mark.parametrize("name", HEAD)
 def test_every_tensor_must_be_there_with_its_shape(name: str) -> None:
-    ours = rename(name)
+    ours = parameter_name(name)
     with pytest.raises(CheckpointError, match=f"missing {ours}"):
-        measure({k: v for k, v in HEAD.items() if k != name}, dialects.SAFEAILAB)
+        read_sizes({k: v for k, v in HEAD.items() if k != name}, dialects.SAFEAILAB)
     with pytest.raises(CheckpointError, match=f"{ours} has shape .*, expected . axes"):
-        measure(HEAD | {name: info(1, 2, 3)}, dialects.SAFEAILAB)
+        read_sizes(HEAD | {name: info(1, 2, 3)}, dialects.SAFEAILAB)
     with pytest.raises(CheckpointError, match="expected"):
-        measure(HEAD | {name: info(*(0 for _ in HEAD[name].shape))}, dialects.SAFEAILAB)
+        read_sizes(HEAD | {name: info(*(0 for _ in HEAD[name].shape))}, dialects.SAFEAILAB)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_part_of_an_option_is_an_error_that_names_it(
     extra: dict[str, TensorInfo], message: str
 ) -> None:
     with pytest.raises(CheckpointError, match=re.escape(message)):
-        measure(HEAD | extra, dialects.SAFEAILAB)
+        read_sizes(HEAD | extra, dialects.SAFEAILAB)
 
 
 def test_later_layers_need_their_norm_and_ordinary_widths() -> None:
@@ -207,11 +207,11 @@ def test_later_layers_need_their_norm_and_ordinary_widths() -> None:
         if "midlayer." in name and "hidden_norm" not in name
     }
     with pytest.raises(CheckpointError, match=r"layers\.1\.self_attn\.q_proj\.weight has shape"):
-        measure(HEAD | second, dialects.SAFEAILAB)
+        read_sizes(HEAD | second, dialects.SAFEAILAB)
     for name in ("q", "k", "v"):
         key = f"layers.1.self_attn.{name}_proj.weight"
         second[key] = info(second[key].shape[0], H)
-    assert measure(HEAD | second, dialects.SAFEAILAB).n_layers == 2
+    assert read_sizes(HEAD | second, dialects.SAFEAILAB).n_layers == 2
     del second["layers.1.input_layernorm.weight"]
     with pytest.raises(CheckpointError, match=r"missing layers\.1\.input_layernorm\.weight"):
-        measure(HEAD | second, dialects.SAFEAILAB)
+        read_sizes(HEAD | second, dialects.SAFEAILAB)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from mlx_eagle.convert.quantization import choose_quantization
-from mlx_eagle.convert.targets import TargetFacts, convert_target, read_facts
+from mlx_eagle.convert.target_facts import TargetFacts, read_target_facts
+from mlx_eagle.convert.targets import convert_target
 from mlx_eagle.errors import CheckpointError
 
 SIZES = {"model_type": "llama", "num_hidden_layers": 8, "hidden_size": 256, "vocab_size": 4096}
@@ -21,7 +22,7 @@ def folder_with(folder: Path, changes: dict[str, Any]) -> Path:
 
 def test_facts_are_the_same_before_and_after_conversion(fixtures: Path, tmp_path: Path) -> None:
     convert_target(fixtures / "pydoc-llama", tmp_path / "out", choose_quantization())
-    before, after = read_facts(fixtures / "pydoc-llama"), read_facts(tmp_path / "out")
+    before, after = read_target_facts(fixtures / "pydoc-llama"), read_target_facts(tmp_path / "out")
     assert before[:5] == ("pydoc-llama", "llama", 8, 256, 4096)
     assert after[1:5] == before[1:5]
     assert after.config_sha256 != before.config_sha256
@@ -43,13 +44,13 @@ def test_facts_are_the_same_before_and_after_conversion(fixtures: Path, tmp_path
 def test_rope_base_of_a_target_is_read_where_configurations_keep_it(
     tmp_path: Path, changes: dict[str, Any], theta: float | None
 ) -> None:
-    assert read_facts(folder_with(tmp_path, changes)).rope_theta == theta
+    assert read_target_facts(folder_with(tmp_path, changes)).rope_theta == theta
 
 
 def test_rope_base_that_is_no_number_is_refused(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, {"rope_theta": "high"})
     with pytest.raises(CheckpointError, match="rope_theta is 'high', not a positive number"):
-        read_facts(folder)
+        read_target_facts(folder)
 
 
 @pytest.mark.parametrize(
@@ -65,4 +66,4 @@ def test_configuration_of_no_target_is_refused(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
-        read_facts(folder_with(tmp_path, changes))
+        read_target_facts(folder_with(tmp_path, changes))

@@ -1,8 +1,9 @@
 """Files made to harm: planted attacks are refused by name, thousands of mutants do no harm.
 
 Every mutant gives a typed error or a right load: no other exception, no work beyond two seconds,
-no large allocation, nothing executed, no file outside the output folder. The default is 20,000
-mutants; MLX_EAGLE_MUTANTS sets another number. Mutant `i` is the same in every run.
+no large allocation, nothing executed, no file outside the output folder. By default 200 of every
+kind, with `--exactness broad` 20,000 in all; MLX_EAGLE_MUTANTS sets another number. Mutant `i` is
+the same in every run.
 """
 
 import contextlib
@@ -35,7 +36,6 @@ from mlx_eagle.errors import CheckpointError, EagleError
 from mlx_eagle.files.folders import find_weights
 from mlx_eagle.heads.load import load_head
 
-N_MUTANTS = int(os.environ.get("MLX_EAGLE_MUTANTS", "20000"))
 H, MLP, V, W = 16, 24, 32, 8
 TARGET = {"model_type": "llama", "hidden_size": H, "num_hidden_layers": 9, "vocab_size": V}
 HEAD = {
@@ -384,12 +384,21 @@ def attempt(read: Callable[[], None]) -> bool:
     return not message
 
 
+@pytest.fixture
+def n_mutants(is_quick: bool) -> int:
+    """How many mutants there are of every kind."""
+    n = int(os.environ.get("MLX_EAGLE_MUTANTS", 1800 if is_quick else 20_000))
+    return -(-n // len(MUTATIONS))
+
+
 @pytest.mark.parametrize("kind", MUTATIONS)
-def test_mutants_give_a_typed_error_or_a_right_load(folders: Folders, kind: str) -> None:
+def test_mutants_give_a_typed_error_or_a_right_load(
+    folders: Folders, kind: str, n_mutants: int
+) -> None:
     file, mutant = MUTATIONS[kind]
     folders.write_sound(file if file in (BIN, MAP) else SAFE)
     before = set(folders.root.rglob("*"))
-    for i in range(N_MUTANTS // len(MUTATIONS) + 1):
+    for i in range(n_mutants):
         folders.write(file, mutant(random.Random(f"{kind} {i}")))
         if file in (SAFE, BIN):
             attempt(lambda: read_all(folders.head))

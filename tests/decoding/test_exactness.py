@@ -1,11 +1,12 @@
 """The promise: whatever is drafted, the tokens are those of stock mlx-lm, and so is the cache.
 
 float32 on the CPU wheel, whose products are bitwise independent of the number of rows. By default
-every prompt, every shape and every drafter occurs, in rotation; `--exactness` runs more of them.
+every policy meets every drafter; `--exactness` asks for more prompts and more tokens.
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from mlx_lm import load as stock_load
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 
+from doubles import ScriptedDrafter, always_right, always_wrong
 from mlx_eagle.decoding.loop import rounds
 from mlx_eagle.decoding.prefill import prefill
 from mlx_eagle.decoding.rounds import Decoder
-from mlx_eagle.drafters.base import Drafter, Level
+from mlx_eagle.drafters.base import Drafter
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.planner.acceptance_model import Acceptance
@@ -28,7 +30,7 @@ from mlx_eagle.planner.planner import Planner
 from mlx_eagle.planner.policy import FixedShape, Policy
 from mlx_eagle.sampling.samplers import SeededSampler
 from mlx_eagle.sampling.token_selector import TokenSelector
-from mlx_eagle.tree import PLAIN, DraftTree, TreeShape
+from mlx_eagle.tree import TreeShape
 
 SHAPES: dict[str, TreeShape] = {f"chain of {n}": TreeShape.chain(n) for n in range(1, 8)} | {
     "tree of 8": TreeShape(4, 4, 8),
@@ -51,55 +53,6 @@ def make_policy(name: str) -> Policy:
     if name in SHAPES:
         return FixedShape(SHAPES[name])
     return Planner(LiveCosts(MACHINES[name]), Acceptance(), max_depth=8)
-
-
-class ScriptedDrafter:
-    """A bush: under each node of a greedy path `width` children, the last of which continues it.
-
-    Where the script knows the true tokens the greedy path is right and all else wrong; with an
-    empty script everything is wrong. Accepted nodes are then never neighbours in the cache.
-    """
-
-    buffers: Sequence[mx.array] = ()
-    nbytes = 0
-    max_width = VOCABULARY
-    max_depth = 255
-
-    def __init__(self, truth: list[int], start: int, right: bool) -> None:
-        self.truth, self.rows, self.right = truth, start, right
-
-    def observe(self, taps: mx.array | None, next_tokens: mx.array) -> None:
-        self.rows += next_tokens.shape[0]
-
-    def trim(self, rows: int) -> None:
-        self.rows = rows
-
-    def greedy_path(self, k: int, depth: int) -> Generator[Level]:
-        """Every third level the truth is the second likeliest, so the greedy path goes wrong."""
-        log_probs = mx.log(mx.array([0.6, 0.3, 0.06, 0.04]))[:k]
-        for level in range(depth):
-            at = self.rows + 1 + level
-            true = self.truth[at] if at < len(self.truth) else 0
-            tokens = [(true + j) % VOCABULARY for j in range(1, k + 1)]
-            if self.right:
-                tokens[level % 3 == 2] = true
-            yield log_probs, mx.array(tokens, dtype=mx.int32)
-
-    def draft(self, root: mx.array, shape: TreeShape) -> DraftTree:
-        if shape == PLAIN:
-            return DraftTree.chain(root)
-        tokens, parents, greedy_path = [], [0], 0
-        for level in range(shape.depth):
-            at = self.rows + 1 + level  # the root stands at position self.rows
-            true = self.truth[at] if at < len(self.truth) else 0
-            wrong = [(true + j) % VOCABULARY for j in range(1, shape.width)]
-            last = true if self.right else (true + shape.width) % VOCABULARY
-            room = shape.nodes - len(tokens)
-            children = [*wrong, last][-room:] if room else []
-            tokens += children
-            parents += [greedy_path] * len(children)
-            greedy_path = len(tokens)
-        return DraftTree.static(mx.concatenate([root, mx.array(tokens, dtype=mx.int32)]), parents)
 
 
 @pytest.fixture(scope="module")
@@ -127,13 +80,21 @@ def random_head(engine: Any) -> EagleHead:
 
 
 def combinations(extent: str) -> Iterator[tuple[int, str, str]]:
-    """(prompt, drafter, policy): all of them, or rotations in which each occurs."""
-    for index in range(60):
-        for turn, drafter in enumerate(DRAFTERS):
-            rotated = [POLICIES[(index + 3 * turn) % len(POLICIES)]]
-            if extent != "quick" or index % 4 == turn:
-                names = list(POLICIES) if extent == "full" else rotated
-                yield from ((index, drafter, name) for name in names)
+    """(prompt, drafter, policy): each policy with each drafter, or also all of the prompts."""
+    if extent == "quick":
+        for (index, policy), drafter in product(enumerate(POLICIES), DRAFTERS):
+            yield index, drafter, policy
+        return
+    for index, (turn, drafter) in product(range(60), enumerate(DRAFTERS)):
+        rotated = [POLICIES[(index + 3 * turn) % len(POLICIES)]]
+        yield from ((index, drafter, name) for name in (POLICIES if extent == "full" else rotated))
+
+
+def n_compared(drafter: str, extent: str) -> int:
+    """How many tokens are decoded: where nothing is accepted every one takes a round."""
+    if extent != "quick":
+        return 256
+    return 32 if drafter in ("real head", "oracle") else 12
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -153,7 +114,7 @@ def test_tokens_and_cache_are_those_of_mlx_lm(
     request: pytest.FixtureRequest,
 ) -> None:
     index, drafter_name, policy_name = combination
-    n = 64 if request.config.getoption("--exactness") == "quick" else 256
+    n = n_compared(drafter_name, request.config.getoption("--exactness"))
     message = [{"role": "user", "content": prompts[index]}]
     prompt = engine.tokenizer.apply_chat_template(message, add_generation_prompt=True)
     # mlx-lm runs one token ahead, so its cache covers every token that is compared.
@@ -162,8 +123,8 @@ def test_tokens_and_cache_are_those_of_mlx_lm(
     drafter: Drafter = {
         "real head": lambda: EagleDrafter(engine.head, engine.target),
         "random head": lambda: EagleDrafter(random_head, engine.target),
-        "always wrong": lambda: ScriptedDrafter(truth, 0, right=False),
-        "oracle": lambda: ScriptedDrafter(truth, 0, right=True),
+        "always wrong": lambda: ScriptedDrafter(truth, always_wrong, VOCABULARY),
+        "oracle": lambda: ScriptedDrafter(truth, always_right, VOCABULARY),
     }[drafter_name]()
     decoder = Decoder(
         engine.target, engine.target.make_cache(), drafter, TokenSelector(SeededSampler())

@@ -12,16 +12,16 @@ from click.testing import CliRunner
 
 from mlx_eagle.cli.doctor import command, verdict
 from mlx_eagle.convert.heads import convert_head
+from mlx_eagle.doctor.alternatives import candidate_taps
 from mlx_eagle.doctor.doctor import (
     PROMPTS,
     Diagnosis,
-    candidate_taps,
-    diagnose,
     diagnose_head,
     is_better,
     repair_head,
+    search_facts,
 )
-from mlx_eagle.doctor.score import STEPS, Evidence, Score, collect, score
+from mlx_eagle.doctor.score import STEPS, Evidence, Score, record_evidence, score_head
 from mlx_eagle.errors import CheckpointError
 from mlx_eagle.heads.load import load_head, read_head_config
 from mlx_eagle.loading import load
@@ -58,12 +58,12 @@ def evidence(target: Target, engine: Any) -> list[Evidence]:
         engine.tokenizer.apply_chat_template(question, add_generation_prompt=True)
         for question in questions
     ]
-    return collect(target, ids, 96, silent)
+    return record_evidence(target, ids, 96, silent)
 
 
 @pytest.fixture(scope="module")
 def truth(target: Target, evidence: list[Evidence], trained_head: Path) -> Score:
-    return score(target, evidence, load_head(trained_head))
+    return score_head(target, evidence, load_head(trained_head))
 
 
 def weights_of(folder: Path) -> dict[str, mx.array]:
@@ -81,7 +81,7 @@ def test_planted_error_is_named_and_its_loss_restored(
     trained_head: Path,
 ) -> None:
     config = read_head_config(trained_head) | {fact: wrong}
-    found = diagnose(target, evidence, config, weights_of(trained_head), silent)
+    found = search_facts(target, evidence, config, weights_of(trained_head), silent)
     assert found.before.dense_acceptance_length < 0.98 * truth.dense_acceptance_length
     assert [(change.fact, change.value) for change in found.changes] == [(fact, right)]
     assert found.after.acceptance_length >= 0.98 * truth.acceptance_length
@@ -91,7 +91,7 @@ def test_two_planted_errors_are_found_one_after_the_other(
     target: Target, evidence: list[Evidence], truth: Score, trained_head: Path
 ) -> None:
     config = read_head_config(trained_head) | {"norm_before_residual": True, "taps": [3, 5, 6]}
-    found = diagnose(target, evidence, config, weights_of(trained_head), silent)
+    found = search_facts(target, evidence, config, weights_of(trained_head), silent)
     assert {change.fact for change in found.changes} == {"norm_before_residual", "taps"}
     assert found.after.acceptance_length == truth.acceptance_length
 
@@ -102,7 +102,7 @@ def test_offsets_stored_as_ids_are_read_as_offsets(
     weights = weights_of(trained_head)
     table = weights["draft_to_target"]
     doubled = weights | {"draft_to_target": table - mx.arange(table.size, dtype=mx.int32)}
-    found = diagnose(target, evidence, read_head_config(trained_head), doubled, silent)
+    found = search_facts(target, evidence, read_head_config(trained_head), doubled, silent)
     assert [(c.fact, c.value) for c in found.changes] == [("draft_to_target", "offsets")]
     assert found.after.acceptance_length == truth.acceptance_length
 
@@ -110,7 +110,7 @@ def test_offsets_stored_as_ids_are_read_as_offsets(
 def test_a_sound_head_is_left_as_it_is(
     target: Target, evidence: list[Evidence], trained_head: Path
 ) -> None:
-    found = diagnose(
+    found = search_facts(
         target, evidence, read_head_config(trained_head), weights_of(trained_head), silent
     )
     assert found.changes == []
@@ -124,13 +124,13 @@ def test_score_is_what_the_loop_gives(engine: Any, target: Target, trained_head:
     prompt = engine.tokenizer.apply_chat_template(
         [{"role": "user", "content": PROMPTS[0]}], add_generation_prompt=True
     )
-    text = collect(target, [prompt], 60, silent)
+    text = record_evidence(target, [prompt], 60, silent)
     # The score's first round begins where the prompt's last token is not known yet.
     options = {"ignore_eos": True, "tree": TreeShape.chain(STEPS), "max_tokens": 61}
     result = engine.generate(prompt[:-1], **options)
     assert result.tokens[0] == prompt[-1], "the target would have said so too"
     assert [prompt[-1], *text[0].tokens[len(prompt) :]] == result.tokens
-    found = score(target, text, load_head(trained_head))
+    found = score_head(target, text, load_head(trained_head))
     rounds, start = [], 0
     for n_accepted in result.stats.n_accepted_per_round:
         if start < len(found.likelihoods):
@@ -178,7 +178,7 @@ def test_treatment_is_written_with_its_reason(
     config = read_head_config(folder) | {"norm_output": True}
     config["doubts"] = {"norm_output": {"reason": "x", "alternatives": [False]}}
     (folder / "config.json").write_text(json.dumps(config))
-    found: Diagnosis = diagnose(target, evidence, config, weights_of(folder), silent)
+    found: Diagnosis = search_facts(target, evidence, config, weights_of(folder), silent)
     repair_head(folder, found)
     after = read_head_config(folder)
     assert after["norm_output"] is False
@@ -276,5 +276,5 @@ def test_taps_far_off_are_followed_as_far_as_there_is_evidence(
 ) -> None:
     few = [text._replace(taps={b: text.taps[b] for b in (2, 3, 4, 5, 6)}) for text in evidence]
     config = read_head_config(trained_head) | {"taps": [3, 5, 6]}
-    found = diagnose(target, few, config, weights_of(trained_head), silent)
+    found = search_facts(target, few, config, weights_of(trained_head), silent)
     assert [(c.fact, c.value) for c in found.changes] == [("taps", [2, 4, 5])]

@@ -7,7 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_eagle.drafters.eagle import EagleDrafter
@@ -182,7 +182,6 @@ def test_trimming_forgets_later_tokens(
     assert trimmed.draft(mx.array([9]), shape).tokens.tolist() == fresh.tokens.tolist()
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.sampled_from([0.0, -1.0, -1.5, -2.0, -np.inf]), min_size=1, max_size=40), st.data()
 )
@@ -192,7 +191,6 @@ def test_best_breaks_ties_by_order(scores: list[float], data: st.DataObject) -> 
     assert sorted(best(mx.array(scores), n).tolist()) == sorted(expected)
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_ties_never_keep_a_child_without_its_parent(data: st.DataObject) -> None:
     """Log-probabilities of 0 and -inf, the hazards that the reference names."""

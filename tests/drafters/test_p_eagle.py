@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,20 +12,19 @@ import numpy as np
 import pytest
 from mlx_lm.generate import generate_step
 
+from doubles import make_session
 from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.drafters.make import make_drafter
 from mlx_eagle.drafters.medusa import MedusaDrafter
 from mlx_eagle.drafters.p_eagle import PEagleDrafter
 from mlx_eagle.drafters.ranking import independent_candidates
-from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.config import HeadConfig, MedusaConfig
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.heads.load import Head
 from mlx_eagle.heads.medusa import MedusaHead
 from mlx_eagle.session.session import Session
-from mlx_eagle.speculation import ON
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, TreeShape, check_structure
 
@@ -183,29 +183,11 @@ def heads(head_config: HeadConfig) -> dict[str, Head]:
 NAMES = ["eagle 1", "p-eagle", "last hidden", "window", "medusa", "medusa, target's output"]
 
 
-class NoText:
-    """A tokenizer that has ids and no text."""
-
-    bos_token = None
-    eos_token_ids: frozenset[int] = frozenset()
-
-    class detokenizer:  # noqa: D106, N801
-        last_segment = ""
-
-        @staticmethod
-        def reset() -> None: ...
-
-        @staticmethod
-        def add_token(token: int) -> None: ...
-
-        @staticmethod
-        def finalize() -> None: ...
-
-
 def session_of(target: Target, head: Head) -> Session:
     """A conversation whose text nobody reads."""
-    info, planners = EngineInfo("", "", "", "", ON, "", False), Planners(max_depth=head.max_depth)
-    return Engine(target, NoText(), head, info, planners).session()
+    make = partial(make_drafter, head, target)
+    planners = Planners(max_depth=make().max_depth)
+    return make_session(target, make, planners)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])

@@ -1,4 +1,4 @@
-"""A folder appears whole or not at all, however the writing ends."""
+"""Folders and files appear whole or not at all, however the writing ends."""
 
 import signal
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mlx_eagle.errors import EagleError
-from mlx_eagle.files.atomic import new_folder
+from mlx_eagle.files.atomic import new_file, new_folder
 
 
 def everything_in(folder: Path) -> list[str]:
@@ -100,3 +100,34 @@ def test_writing_works_outside_the_main_thread_and_restores_the_handler(tmp_path
     with new_folder(tmp_path / "other"):
         assert signal.getsignal(signal.SIGTERM) is not before
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_file_is_replaced_whole_with_the_mode_that_was_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    for text in ("1", "2"):
+        with new_file(file, mode=0o600) as partial:
+            assert partial.parent == tmp_path and partial.name.startswith(".")
+            assert partial.suffix == ".json"
+            partial.write_text(text)
+            assert not file.exists() or file.read_text() == "1"
+        assert file.read_text() == text
+        assert file.stat().st_mode & 0o777 == 0o600
+    assert everything_in(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, OSError])
+def test_failure_leaves_the_file_as_it_was(tmp_path: Path, error: type[BaseException]) -> None:
+    (tmp_path / "a").write_text("mine")
+
+    def fail() -> None:
+        with new_file(tmp_path / "a", suffix=".safetensors") as partial:
+            assert partial.suffix == ".safetensors"
+            partial.write_text("1")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert everything_in(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_text() == "mine"
+    with pytest.raises(FileNotFoundError), new_file(tmp_path / "none" / "a"):
+        pytest.fail("the block ran")

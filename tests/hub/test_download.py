@@ -204,10 +204,9 @@ def test_ctrl_c_ends_a_download_and_the_next_one_keeps_finished_files(
     ):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-    started = time.monotonic()
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
-    assert time.monotonic() - started < 20
+    assert fake_hub.n_sent < len(WEIGHTS) >> 20, "it was downloaded to the end"
     assert process.returncode != 0
     fake_hub.delay = 0
     fake_hub.requests.clear()

@@ -12,13 +12,14 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from mlx_eagle.loading import DEMO
 from mlx_eagle.sampling.grammar import Constraint, Grammar, Vocabulary
 from mlx_eagle.target.load import load_target
+from random_schemas import closing_bias, random_schema
 
 N_REAL = 4096  # tokens of the trained tokenizer
 N_PADDED = 4100
@@ -68,10 +69,10 @@ def accepts(constraint: Constraint, tokens: Sequence[int]) -> bool:
 
 @pytest.mark.parametrize("seed", range(100))
 def test_an_answer_under_a_random_schema_is_valid(
-    seed: int, vocabulary: Vocabulary, tokenizer: Any, schemas: SimpleNamespace
+    seed: int, vocabulary: Vocabulary, tokenizer: Any
 ) -> None:
-    schema = schemas.random_schema(random.Random(seed))
-    bias = np.pad(schemas.closing_bias(tokenizer, N_REAL), (0, N_PADDED - N_REAL))
+    schema = random_schema(random.Random(seed))
+    bias = np.pad(closing_bias(tokenizer, N_REAL), (0, N_PADDED - N_REAL))
     tokens = write(vocabulary.constraint(Grammar.json_schema(schema)), seed, bias)
     answer = json.loads(tokenizer.decode(tokens))
     checker = jsonschema.Draft202012Validator.FORMAT_CHECKER
@@ -161,7 +162,6 @@ def random_tree(
     return tokens, parents
 
 
-@settings(max_examples=50, deadline=None)
 @given(random=st.randoms(use_true_random=False), grammar=st.sampled_from(GRAMMARS))
 def test_a_mask_in_a_tree_is_the_mask_after_its_path_alone(
     vocabulary: Vocabulary, random: random.Random, grammar: Grammar

@@ -9,11 +9,13 @@ import mlx.nn as nn
 import pytest
 from mlx_lm.generate import generate_step
 
+from doubles import NoText, make_session
+from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.config import HeadConfig
 from mlx_eagle.heads.eagle import EagleHead
-from mlx_eagle.speculation import ON, Speculation
+from mlx_eagle.speculation import Speculation
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, TreeShape
 
@@ -238,29 +240,12 @@ def test_a_target_that_cannot_hold_a_tree_still_decodes_plainly(tiny_target: Any
     prompt = list(range(3, 20))
     want = [int(t) for t, _ in generate_step(mx.array(prompt), model, max_tokens=20)]
     target = Target(model, speculate=False)
+    session = make_session(target)
+    assert [r.token for r in session.stream_generate(prompt, max_tokens=20)] == want
+    assert [r.token for r in session.stream_generate(prompt, max_tokens=20)] == want
     info = EngineInfo("", "", "", "", Speculation.off("no head was given"), "", False)
-    session = Engine(target, _NoText(), None, info).session()
-    assert [r.token for r in session.stream_generate(prompt, max_tokens=20)] == want
-    assert [r.token for r in session.stream_generate(prompt, max_tokens=20)] == want
-    stats = Engine(target, _NoText(), None, info).generate(prompt, max_tokens=3).stats
+    stats = Engine(target, NoText(), None, info).generate(prompt, max_tokens=3).stats
     assert stats.speculation == "off: no head was given"
-
-
-class _NoText:
-    """A tokenizer whose tokens are invisible."""
-
-    eos_token_ids: frozenset[int] = frozenset()
-    last_segment = ""
-
-    @property
-    def detokenizer(self) -> "_NoText":
-        return self
-
-    def reset(self) -> None: ...
-
-    def add_token(self, token: int) -> None: ...
-
-    def finalize(self) -> None: ...
 
 
 def test_a_refused_question_leaves_the_conversation_as_it_was(
@@ -289,8 +274,7 @@ def test_conversations_over_many_architectures_decode_as_mlx_lm(
     mx.random.seed(4)
     head = EagleHead(replace(head_config, **sizes, **vocabularies))
     target = Target(model, taps=head.config.taps)
-    info = EngineInfo("", "", "", "", ON, "", False)
-    session = Engine(target, _NoText(), head, info).session()
+    session = make_session(target, lambda: EagleDrafter(head, target))
     for prompt, tokens in zip(prompts, want, strict=True):
         options = {"max_tokens": 30, "speculate": speculate, "tree": TreeShape(3, 3, 7)}
         assert [r.token for r in session.stream_generate(prompt, **options)] == tokens
@@ -342,7 +326,5 @@ def test_sixteen_bit_greedy_decoding_breaks_ties_as_mlx_lm_does(tiny_target: Any
     for start in range(3, 9):
         prompt = list(range(start, start + 20))
         want = [int(t) for t, _ in generate_step(mx.array(prompt), model, max_tokens=30)]
-        session = Engine(
-            Target(model), _NoText(), None, EngineInfo("", "", "", "", ON, "", False)
-        ).session()
+        session = make_session(Target(model))
         assert [r.token for r in session.stream_generate(prompt, max_tokens=30)] == want

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -12,6 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
+from doubles import Letters
 from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.heads.config import HeadConfig
@@ -20,50 +21,7 @@ from mlx_eagle.speculation import ON
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, TreeShape
 
-END, SYSTEM, USER, ASSISTANT = 1, 2, 3, 4
-LETTERS = "abcdefghijklmnopqrstuvwxyz .,"
 WORDS = ["why", "say it again", "no.", "a longer question, with commas, and words", "x"]
-
-
-class Letters:
-    """A tokenizer of 128 ids for 29 letters: an answer is tokenized anew otherwise than it came.
-
-    That is how tokenizers are, and a conversation must not reuse rows of other tokens.
-    """
-
-    bos_token = None
-    has_chat_template = True
-    eos_token_ids = frozenset({END})
-
-    def __init__(self) -> None:
-        self.last_segment = ""
-
-    @property
-    def detokenizer(self) -> "Letters":
-        return Letters()
-
-    def reset(self) -> None: ...
-
-    def finalize(self) -> None:
-        self.last_segment = ""
-
-    def add_token(self, token: int) -> None:
-        self.last_segment = LETTERS[token % len(LETTERS)]
-
-    def encode(self, text: str) -> list[int]:
-        # All but one in seven letters come back as a token of the lower half.
-        return [
-            8 + (LETTERS.index(c) - 8) % 29 + (29 if i % 7 == 0 else 0) for i, c in enumerate(text)
-        ]
-
-    def apply_chat_template(
-        self, messages: Sequence[dict[str, str]], add_generation_prompt: bool
-    ) -> list[int]:
-        roles = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
-        ids: list[int] = []
-        for message in messages:
-            ids += [roles[message["role"]], *self.encode(message["content"]), END]
-        return [*ids, ASSISTANT]
 
 
 def make_engine(model: nn.Module, head_config: HeadConfig) -> Engine:
@@ -168,14 +126,14 @@ CHAINS = [PLAIN, TreeShape.chain(1), TreeShape.chain(4), None]
 FAMILIES = json.loads((Path(__file__).parents[1] / "data" / "families.json").read_text())[
     "recurrent"
 ]
-ARCHITECTURES = [("llama", 200), ("gemma3_text", 150), ("qwen3_moe", 50), ("lfm2", 60)]
-ARCHITECTURES += [("qwen3_next", 40)]
+# How many scripts there are of each; by default a fifth of them.
+N_SCRIPTS = {"llama": 200, "gemma3_text": 150, "qwen3_moe": 50, "lfm2": 60, "qwen3_next": 40}
 
 
-@pytest.mark.parametrize(("architecture", "n_scripts"), ARCHITECTURES)
+@pytest.mark.parametrize("architecture", N_SCRIPTS)
 def test_after_any_script_the_next_answer_is_that_of_a_fresh_conversation(
     architecture: str,
-    n_scripts: int,
+    is_quick: bool,
     tiny_target: Callable[..., nn.Module],
     head_config: HeadConfig,
     tmp_path: Path,
@@ -183,7 +141,7 @@ def test_after_any_script_the_next_answer_is_that_of_a_fresh_conversation(
     model = tiny_target(architecture, **FAMILIES.get(architecture, {}))
     engine = make_engine(model, head_config)
     trees = CHAINS if engine.target.chains_only else [*CHAINS, TreeShape(3, 3, 7)]
-    reused = 0
+    n_scripts, reused = N_SCRIPTS[architecture] // (5 if is_quick else 1), 0
     for seed in range(n_scripts):
         script = Script(engine, seed, tmp_path, trees)
         script.run(script.rng.randint(2, 7))

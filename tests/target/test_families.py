@@ -2,14 +2,15 @@
 
 Tiny random float32 models of mlx-lm's own code; windows, sparse attention and prefill chunks are
 much shorter than the texts. `data/families.json` holds what each family needs beyond `SMALL` of
-conftest: "trees" verify trees, "recurrent" chains because of their states, "sequential" chains
-because branches break their code.
+tiny_models.py: "trees" verify trees, "recurrent" chains because of their states, "sequential"
+chains because branches break their code.
 """
 
 import json
 import re
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from mlx.utils import tree_flatten
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 
+from cases import broad
+from doubles import ScriptedDrafter, always_right, always_wrong
 from mlx_eagle.cache.recurrent import RecurrentCache
 from mlx_eagle.decoding.loop import rounds
 from mlx_eagle.decoding.prefill import prefill_steps
 from mlx_eagle.decoding.rounds import Decoder, Round
-from mlx_eagle.drafters.base import Level
 from mlx_eagle.errors import UnsupportedTargetError
 from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import Costs, LiveCosts
@@ -35,7 +37,7 @@ from mlx_eagle.sampling.samplers import SeededSampler
 from mlx_eagle.sampling.token_selector import TokenSelector
 from mlx_eagle.target.self_check import check_tree_verification
 from mlx_eagle.target.target import Target
-from mlx_eagle.tree import PLAIN, DraftTree, TreeShape
+from mlx_eagle.tree import PLAIN, TreeShape
 
 KINDS = json.loads((Path(__file__).parents[1] / "data" / "families.json").read_text())
 FAMILIES = {name: config for kind in KINDS.values() for name, config in kind.items()}
@@ -47,50 +49,11 @@ FREE = Costs((0,), dict.fromkeys(range(1, 9), (1.0,)), (1.0,), (0.01,) * 8, 0.0)
 Build = Callable[..., nn.Module]
 
 
-class Scripted:
-    """Drafts a greedy path of which as many tokens are right as `n_right` says, siblings beside it.
-
-    The greedy path is the last child of every level, so that accepted rows are seldom neighbours.
-    """
-
-    buffers: Sequence[mx.array] = ()
-    nbytes, max_width, max_depth = 0, VOCABULARY, 255
-
-    def __init__(self, truth: list[int], n_right: Callable[[], int]) -> None:
-        self.truth, self.n_right, self.rows = truth, n_right, 0
-
-    def observe(self, taps: mx.array | None, next_tokens: mx.array) -> None:
-        self.rows += next_tokens.shape[0]
-
-    def levels(self, depth: int, width: int) -> list[list[int]]:
-        """The tokens of every level; the greedy path is the true text, then wrong."""
-        n_right, after = self.n_right(), self.truth[self.rows + 1 :]
-        true = [*after[:depth], *[0] * (depth - len(after))]
-        greedy_path = [
-            t if level < n_right else (t + width) % VOCABULARY for level, t in enumerate(true)
-        ]
-        return [
-            [*((t + 1 + i) % VOCABULARY for i in range(width - 1)), s]
-            for t, s in zip(true, greedy_path, strict=True)
-        ]
-
-    def draft(self, root: mx.array, shape: TreeShape) -> DraftTree:
-        tokens, parents = list[int](), [0]
-        for level in self.levels(shape.depth, shape.width):
-            children = level[-(shape.nodes - len(tokens)) :] if len(tokens) < shape.nodes else []
-            parents += [len(tokens)] * len(children)
-            tokens += children
-        return DraftTree.static(mx.concatenate([root, mx.array(tokens, dtype=mx.int32)]), parents)
-
-    def greedy_path(self, k: int, depth: int) -> Generator[Level]:
-        for level in self.levels(depth, k):
-            yield mx.log(mx.array([0.7, 0.2, 0.05, 0.05][:k])), mx.array(level[::-1])
-
-
-def scripted(name: str, truth: list[int]) -> Scripted:
+def scripted(name: str, truth: list[int]) -> ScriptedDrafter:
     random = np.random.default_rng(5)
-    rules = {"oracle": lambda: 255, "always wrong": lambda: 0}
-    return Scripted(truth, rules.get(name, lambda: int(random.integers(0, 5))))
+    rules = {"oracle": always_right, "always wrong": always_wrong}
+    n_right = rules.get(name, lambda position: int(random.integers(0, 5)))
+    return ScriptedDrafter(truth, n_right, VOCABULARY)
 
 
 class Cycle:
@@ -141,7 +104,7 @@ def loaded(tiny_target: Build) -> Callable[[str], tuple[Target, list[int]]]:
     return load
 
 
-def decode(target: Target, drafter: Scripted, policy: Policy) -> tuple[list[Round], Decoder]:
+def decode(target: Target, drafter: ScriptedDrafter, policy: Policy) -> tuple[list[Round], Decoder]:
     selector = TokenSelector(SeededSampler(), [fresh], history=PROMPT[:-1])
     decoder = Decoder(target, target.make_cache(), drafter, selector)
     for _ in prefill_steps(decoder, PROMPT, 16):
@@ -154,8 +117,15 @@ def decode(target: Target, drafter: Scripted, policy: Policy) -> tuple[list[Roun
     return made, decoder
 
 
-@pytest.mark.parametrize("name", ["oracle", "always wrong", "now and then right"])
-@pytest.mark.parametrize("family", FAMILIES)
+def pairs() -> Iterator[Any]:
+    """(family, drafter): every family with one drafter, the first of each kind with all three."""
+    first = {next(iter(kind)) for kind in KINDS.values()}
+    for family, name in product(FAMILIES, ("now and then right", "oracle", "always wrong")):
+        few = family in first or name == "now and then right"
+        yield (family, name) if few else broad(family, name)
+
+
+@pytest.mark.parametrize(("family", "name"), list(pairs()))
 def test_tokens_and_states_are_those_of_mlx_lm(family: str, name: str, loaded: Any) -> None:
     target, expected = loaded(family)
     drafter = scripted(name, [*PROMPT, *expected])

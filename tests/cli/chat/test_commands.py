@@ -12,8 +12,9 @@ from mlx_eagle.cli.chat import actions
 from mlx_eagle.cli.chat.commands import ALIASES, COMMANDS, NAMES, find
 from mlx_eagle.cli.chat.completion import CommandCompleter
 from mlx_eagle.cli.chat.setting_actions import SETTINGS, SHOWS
-from mlx_eagle.cli.settings import Settings, Tree
+from mlx_eagle.session.options import GenerationOptions
 from mlx_eagle.speculation import Speculation
+from mlx_eagle.tree_shape import TreeShape
 
 
 def test_help_names_every_command_that_works(chat: Any) -> None:
@@ -47,7 +48,7 @@ def test_set_changes_what_the_next_answer_is_asked_with(chat: Any) -> None:
     chat.say("/set temperature 0.7")
     chat.say("/set temp 0.8")
     chat.say("/set speculate off")
-    assert "tree         4 1 4" in chat.say("/set tree 4 1 4")
+    assert "tree         4x1x4" in chat.say("/set tree 4x1x4")
     chat.say("hello")
     assert chat.conversation.options["temperature"] == 0.8
     assert chat.conversation.options["speculate"] is False
@@ -56,16 +57,16 @@ def test_set_changes_what_the_next_answer_is_asked_with(chat: Any) -> None:
 
 def test_set_refuses_a_wrong_value_and_keeps_the_old_one(chat: Any) -> None:
     assert "temperature: -1.0 is not in the range" in chat.say("/set temperature -1")
-    assert "tree: a tree of depth 4 and width 1" in chat.say("/set tree 4 1 9")
+    assert "tree: a tree of depth 4 and width 1" in chat.say("/set tree 4x1x9")
     assert "no setting temprature; did you mean temperature?" in chat.say("/set temprature 1")
-    assert chat.repl.settings == Settings()
+    assert chat.repl.settings == GenerationOptions()
 
 
 def test_set_alone_lists_all_settings(chat: Any) -> None:
-    chat.repl.settings = Settings(tree=Tree(4, 2, 8))
+    chat.repl.settings = GenerationOptions(tree=TreeShape(4, 2, 8))
     out = chat.say("/set")
-    assert [line.split()[0] for line in out.splitlines()] == SETTINGS
-    assert ["tree", "4", "2", "8"] in [line.split() for line in out.splitlines()]
+    assert [line.split()[0] for line in out.splitlines()] == [*SETTINGS]
+    assert ["tree", "4x2x8"] in [line.split() for line in out.splitlines()]
     assert ["kv_bits", "none"] in [line.split() for line in out.splitlines()]
 
 
@@ -112,7 +113,9 @@ def test_other_names_are_those_of_commands_and_no_name_is_taken_twice() -> None:
         ("/tokens 7", "max_tokens", 7),
         ("/penalty 1.1", "repetition_penalty", 1.1),
         ("/speculate off", "speculate", False),
-        ("/tree 3 1 3", "tree", Tree(3, 1, 3)),
+        ("/tree 3x1x3", "tree", TreeShape(3, 1, 3)),
+        ("/tree 3", "tree", TreeShape(3, 1, 3)),
+        ("/tree 4 2 8", "tree", TreeShape(4, 2, 8)),
         ("/regex [a-z ]+  x", "regex", "[a-z ]+  x"),
         ("/set presence_penalty -1", "presence_penalty", -1.0),
         ("/set overflow truncate", "overflow", "truncate"),
@@ -268,9 +271,9 @@ def test_a_model_that_cannot_be_loaded_leaves_the_one_in_use(chat: Any, line: st
 
 def test_what_is_fixed_at_loading_loads_anew(chat: Any) -> None:
     assert "target       demo" in chat.say("/set kv_bits 8")
-    assert chat.conversation.source.kv_bits == 8
+    assert chat.conversation.source.loading.kv_bits == 8
     assert "kv_bits: '5' is not one of" in chat.say("/set kv_bits 5")
-    assert chat.conversation.source.kv_bits == 8
+    assert chat.conversation.source.loading.kv_bits == 8
 
 
 def test_show_switches_what_is_shown(chat: Any) -> None:
@@ -297,7 +300,7 @@ def test_show_says_so_if_there_will_be_nothing_to_see(chat: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("/s", ["/system", "/save", "/set", "/seed", "/speculate", "/schema", "/show", "/stats"]),
+        ("/s", ["/system", "/save", "/set", "/seed", "/schema", "/speculate", "/show", "/stats"]),
         ("/set t", ["temperature", "top_p", "top_k", "tree"]),
         ("/set speculate ", ["on", "off"]),
         ("/speculate o", ["on", "off"]),
@@ -342,4 +345,4 @@ def test_tab_completes_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_defaults_are_those_of_the_library(chat: Any) -> None:
-    assert chat.repl.settings == Settings()
+    assert chat.repl.settings == GenerationOptions()

@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,8 +11,7 @@ from typing import Any
 import pytest
 
 from mlx_eagle.cli.chat.commands import COMMANDS
-
-Terminal = runpy.run_path(str(Path(__file__).parents[2] / "pseudo_terminal.py"))["Terminal"]
+from pseudo_terminal import Terminal
 
 CHAT = """
 import fcntl, sys, termios
@@ -134,7 +132,7 @@ def test_the_demo_pair_changes_its_head_and_model(screen: Any) -> None:
 
 def test_the_demo_pair_shows_drafts_trees_and_markdown(screen: Any) -> None:
     screen.expect("/clear", "forgotten")
-    screen.expect("/tree 3 2 6", "tree         3 2 6")
+    screen.expect("/tree 3x2x6", "tree         3x2x6")
     screen.expect("/show drafts", "drafts       on")
     assert "\x1b[36m" in screen.expect(QUESTION, " tokens/s")
     screen.expect("/show tree", "tree         on")
@@ -166,7 +164,7 @@ def test_the_demo_pair_is_interrupted_and_resized(screen: Any) -> None:
     screen.expect("/clear", "forgotten")
     screen.expect("/tokens 2000", "max_tokens   2000")
     screen.expect("/regex [a-z ]{9000}", "regex        [a-z ]{9000}")  # it never ends
-    screen.expect("/tree 3 2 6", "tree         3 2 6")  # a planner may draft nothing here
+    screen.expect("/tree 3x2x6", "tree         3x2x6")  # a planner may draft nothing here
     screen.expect("/show tree on", "tree         on")
     for columns in (30, 120):
         screen.press(f"{QUESTION}\r")

@@ -13,7 +13,7 @@ from mlx_eagle.cli.terminal.sections import COMMON, Marks
 from mlx_eagle.errors import CheckpointError, EagleError
 
 WORDS = ["It ", "joins ", "paths", "."]
-DEMO = ModelSource(None, None, None)
+DEMO = ModelSource(None, None)
 OTHER = DEMO._replace(model="other")
 TREE = SimpleNamespace(tokens=[5, 6], parents=[0, 0], path=[0])
 

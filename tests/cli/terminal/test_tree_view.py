@@ -11,7 +11,7 @@ WORDS = ["def", " zip", " map", "(", "a", "_longest", "\n\tvery long, this one"]
 
 
 def drawn(parents: list[int], path: list[int], most: int = 20) -> list[str]:
-    tree = DraftedTree(list(range(len(parents))), parents, path)
+    tree = DraftedTree(list(range(len(parents))), parents, path, [0.0] * len(parents))
     return [line.plain for line in draw(tree, WORDS.__getitem__, most)]
 
 
@@ -40,7 +40,7 @@ def test_more_branches_than_there_is_room_for_are_counted(most: int) -> None:
 
 
 def test_control_characters_of_a_token_are_not_drawn() -> None:
-    tree = DraftedTree([0, 1], [0, 0], [0])
+    tree = DraftedTree([0, 1], [0, 0], [0], [0.0, 0.0])
     lines = draw(tree, lambda token: "\x1b[2Jx", 5)
     assert lines[1].plain == "\ufffd[2Jx ── ○\ufffd[2Jx"
 
@@ -51,4 +51,5 @@ def test_a_deep_chain_can_be_drawn() -> None:
 
 def drawn_chain(depth: int) -> list[Any]:
     parents = [max(node - 1, 0) for node in range(depth + 1)]
-    return draw(DraftedTree([3] * (depth + 1), parents, [0]), WORDS.__getitem__, 10)
+    tree = DraftedTree([3] * (depth + 1), parents, [0], [0.0] * (depth + 1))
+    return draw(tree, WORDS.__getitem__, 10)

@@ -14,7 +14,7 @@ from rich.console import Console
 from mlx_eagle.cli.terminal.views import Show, open_view
 from mlx_eagle.session.responses import DraftedTree, GenerationResponse
 
-TREE = DraftedTree([0, 1, 2, 3], [0, 0, 0, 1], [0, 1])
+TREE = DraftedTree([0, 1, 2, 3], [0, 0, 0, 1], [0, 1], [0.0] * 4)
 DRAWN = ["last round: 1 of 3 drafted tokens accepted", "0 ┬─ ●1 ── ○3", "  └─ ○2"]
 STYLES = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -193,7 +193,7 @@ def test_the_newest_tree_stands_below_the_answer_while_it_comes() -> None:
 
 
 def test_a_terminal_of_few_rows_has_few_rows_below_the_text() -> None:
-    wide = DraftedTree(list(range(20)), [0] * 20, [0])
+    wide = DraftedTree(list(range(20)), [0] * 20, [0], [0.0] * 20)
     shown = show(Terminal(60), [piece("a", tree=wide)], close=False, tree=True)
     assert shown.splitlines()[1:] == [
         "last round: 0 of 19 drafted tokens accepted",

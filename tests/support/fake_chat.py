@@ -13,12 +13,12 @@ from prompt_toolkit.output import DummyOutput
 
 from mlx_eagle.cli.chat.repl import Repl
 from mlx_eagle.cli.options import ModelSource
-from mlx_eagle.cli.settings import Settings
 from mlx_eagle.cli.terminal.display import terminal
 from mlx_eagle.cli.terminal.sections import COMMON, Marks
 from mlx_eagle.decoding.stats import GenerationStats
 from mlx_eagle.engine import EngineInfo
 from mlx_eagle.errors import EagleError
+from mlx_eagle.session.options import GenerationOptions
 from mlx_eagle.session.responses import GenerationResponse
 from mlx_eagle.session.session import Usage
 from mlx_eagle.speculation import ON
@@ -58,7 +58,7 @@ class FakeConversation:
         self.closed = 0
         self.error: BaseException | None = None
         self.progress = ("load", 0, 2)
-        self.source = ModelSource(None, None, None)
+        self.source = ModelSource(None, None)
         self.info = INFO
 
     @property
@@ -157,7 +157,7 @@ class Chat:
         self.conversation = FakeConversation()
         self.screen = io.StringIO()
         conversation: Any = self.conversation
-        self.repl = Repl(conversation, Settings(), terminal(self.screen))
+        self.repl = Repl(conversation, GenerationOptions(), terminal(self.screen))
 
     def say(self, line: str) -> str:
         """Send one line and return what appeared, answer included."""

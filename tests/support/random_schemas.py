@@ -1,4 +1,4 @@
-"""Random JSON schemas, and what brings answers under them to an end; `schemas` in conftest."""
+"""Random JSON schemas, and what brings answers under them to an end."""
 
 import random
 from typing import Any

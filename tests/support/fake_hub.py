@@ -1,4 +1,4 @@
-"""A hub on loopback that holds one model, for tests of downloads; `conftest.py` starts it."""
+"""A hub on loopback that holds one model, for tests of downloads."""
 
 import hashlib
 import json
@@ -26,6 +26,7 @@ class FakeHub(ThreadingHTTPServer):
         self.requests: list[tuple[str, str, str | None]] = []
         self.cut_after = 0  # bytes after which the next download of weights is cut, once
         self.delay = 0.0  # seconds before every MB
+        self.n_sent = 0  # MB of files
 
     @property
     def url(self) -> str:
@@ -100,6 +101,7 @@ class Handler(BaseHTTPRequestHandler):
         for first in range(0, len(body), 1 << 20):
             time.sleep(self.server.delay)
             self.wfile.write(body[first : first + (1 << 20)])
+            self.server.n_sent += 1
         if cut:
             self.close_connection = True
             self.connection.close()

@@ -1,0 +1,155 @@
+"""How the command line and `/set` read the values of options: a click type for every kind.
+
+Nothing heavy is imported here.
+"""
+
+import json
+import math
+from typing import Any, NamedTuple
+
+import click
+
+from mlx_eagle import option
+
+GIGABYTE = 1_000_000_000  # bytes
+
+
+class Number(click.FloatRange):
+    """A finite number in a range: infinity and not-a-number are refused.
+
+    Args:
+        smallest: the smallest number above 0 that is right; None for any that the range has.
+        **limits: of `click.FloatRange`.
+    """
+
+    def __init__(self, *, smallest: float | None = None, **limits: Any) -> None:
+        super().__init__(**limits)
+        self._smallest = smallest
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse a number, or fail with what it may be."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        if self._smallest is not None and 0 < number < self._smallest:
+            self.fail(f"{value} is neither 0 nor {self._smallest:g} or more.", param, ctx)
+        return number
+
+
+class Gigabytes(Number):
+    """A size that is typed in GB and kept in bytes."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse a size, and return its bytes."""
+        return int(GIGABYTE * super().convert(value, param, ctx))
+
+
+class WholeChoice(click.Choice[str]):
+    """One of a few whole numbers."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse the number."""
+        return int(super().convert(str(value), param, ctx))
+
+
+class Schema(str):
+    """A JSON schema as text, and the file it was read from."""
+
+    file: str
+
+    def __new__(cls, file: str, text: str) -> "Schema":
+        """Return the text, which knows its file."""
+        schema = super().__new__(cls, text)
+        schema.file = file
+        return schema
+
+
+class SchemaFile(click.Path):
+    """A file with a JSON schema, read when it is named."""
+
+    name = "file"
+
+    def __init__(self) -> None:
+        super().__init__(exists=True, dir_okay=False, readable=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read the schema, or fail with the reason."""
+        file = str(super().convert(value, param, ctx))
+        try:
+            with open(file, encoding="utf-8") as stream:
+                text = stream.read()
+            schema = json.loads(text)
+        except OSError as error:
+            self.fail(f"{file}: {error.strerror}.", param, ctx)
+        except UnicodeDecodeError:
+            self.fail(f"{file} is not UTF-8 text.", param, ctx)
+        except (ValueError, RecursionError) as error:
+            self.fail(f"{file} is not JSON: {error}.", param, ctx)
+        if not isinstance(schema, dict):
+            self.fail(f"{file} is not a JSON schema: it holds no object.", param, ctx)
+        return Schema(file, text)
+
+
+class TreeSizes(click.ParamType[Any]):
+    """The sizes of a draft tree: 4x2x8."""
+
+    name = "tree"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse the sizes, or fail with the reason."""
+        from mlx_eagle.tree_shape import TreeShape
+
+        try:
+            return TreeShape.parse(value)
+        except ValueError as error:
+            self.fail(f"{error}.", param, ctx)
+
+
+class Reading(NamedTuple):
+    """How an option is read.
+
+    Attributes:
+        type: parses its values, on the command line and in `/set`.
+        metavar: what help writes for a value.
+        words: what Tab offers, where the values are few.
+    """
+
+    type: click.ParamType[Any]
+    metavar: str
+    words: tuple[str, ...] = ()
+
+
+def reading(kind: option.Kind) -> Reading:
+    """Return how the values of a kind are read."""
+    match kind:
+        case option.Whole(least, most):
+            return Reading(click.IntRange(least, most), "N")
+        case option.Number(least, most, is_open, or_zero):
+            low, smallest = (0, least) if or_zero else (least, None)
+            number = Number(min=low, max=most, min_open=is_open, smallest=smallest)
+            return Reading(number, "N")
+        case option.Choice(values):
+            words = tuple(map(str, values))
+            type_ = click.Choice(words) if isinstance(values[0], str) else WholeChoice(words)
+            return Reading(type_, "|".join(words), words)
+        case option.Switch():
+            return Reading(click.BOOL, "on|off", ("on", "off"))
+        case option.JsonSchema():
+            return Reading(SchemaFile(), "FILE")
+        case option.Bytes():
+            return Reading(Gigabytes(), "GB")
+        case option.TreeSizes():
+            return Reading(TreeSizes(), "DxWxN")
+        case option.Text(metavar):
+            return Reading(click.STRING, metavar)
+        case _:
+            return Reading(click.STRING, "TEXT")
+
+
+def usage(described: option.Option) -> str:
+    """Return what may be written for an option: N, on|off, FILE|none."""
+    metavar = reading(described.kind).metavar
+    return f"{metavar}|{described.unset}" if described.unset else metavar

@@ -1,0 +1,79 @@
+"""What a head may be instead of what its configuration says: every plausible value of each fact.
+
+The doctor tries them; a converter's doubts name some, the rest are the mistakes that published
+files are known for.
+"""
+
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_eagle.convert.taps import plausible_taps
+
+Weights = dict[str, mx.array]
+
+
+def boundaries_to_tap(config: dict[str, Any]) -> list[int]:
+    """Return every boundary that the search may come to read: two changes of the taps."""
+    if config["algorithm"] == "medusa" or not config["fuse_taps"]:
+        return list(config["taps"])
+    found = [tuple(config["taps"]), *candidate_taps(config)]
+    found += [taps for first in found[1:] for taps in candidate_taps(config | {"taps": first})]
+    return sorted({boundary for taps in found for boundary in taps})
+
+
+def plausible_values(config: dict[str, Any], weights: Weights) -> list[tuple[str, Any]]:
+    """Return (fact, value) for everything that is plausible and not what the head has."""
+    if config["algorithm"] == "medusa":
+        return []
+    doubts = config.get("doubts") or {}
+    found: list[tuple[str, Any]] = [("taps", list(taps)) for taps in candidate_taps(config)]
+    theirs = (config.get("target") or {}).get("rope_theta")
+    known = [*doubts.get("rope_theta", {}).get("alternatives", []), 10000.0, theirs]
+    found += [("rope_theta", theta) for theta in dict.fromkeys(known) if theta]
+    found += [("rope_scaling", None)]
+    found += [("rope_scaling", s) for s in doubts.get("rope_scaling", {}).get("alternatives", [])]
+    flags = ["rope_interleaved"]
+    if config["algorithm"] != "eagle":
+        flags += ["norm_output"]
+        flags += ["norm_before_residual"] if config["hidden_norm"] else []
+        flags += ["double_norm"] if config["hidden_norm"] and config["input_layernorm"] else []
+        flags += ["final_norm"] if "final_norm" in doubts and "norm.weight" in weights else []
+    found += [(flag, not config[flag]) for flag in flags]
+    found += [("draft_to_target", name) for name in _other_readings(config, weights)]
+    return [(fact, value) for fact, value in found if config.get(fact) != value]
+
+
+def candidate_taps(config: dict[str, Any]) -> list[tuple[int, ...]]:
+    """Return the taps to try besides the head's own; none for heads without `fc` over taps."""
+    n_layers = config["target"]["num_hidden_layers"]
+    if not config.get("fuse_taps"):
+        return []
+    doubted = (config.get("doubts") or {}).get("taps", {}).get("alternatives", [])
+    found = [*(tuple(t) for t in doubted), *plausible_taps(tuple(config["taps"]), n_layers)]
+    return list(dict.fromkeys(found))
+
+
+def with_fact(
+    config: dict[str, Any], weights: Weights, fact: str, value: Any
+) -> tuple[dict[str, Any], Weights]:
+    """Return the configuration and the tensors of a head with one fact changed."""
+    if fact == "draft_to_target":
+        table = _other_readings(config, weights)[value]
+        return config, weights | {"draft_to_target": table}
+    return config | {fact: value}, weights
+
+
+def _other_readings(config: dict[str, Any], weights: Weights) -> Weights:
+    """Return other meanings of the table of draft ids, of those that name each token once."""
+    table, n_tokens = weights["draft_to_target"], config["target_vocab_size"]
+    if table.size == n_tokens:
+        return {}
+    index = mx.arange(table.size, dtype=mx.int32)
+    readings = {"offsets": table + index, "ids counted twice": table - index}
+    return {
+        name: ids
+        for name, ids in readings.items()
+        if ids.min() >= 0 and ids.max() < n_tokens and len(np.unique(np.array(ids))) == ids.size
+    }

@@ -1,0 +1,36 @@
+"""What chooses the tokens of an answer, made from its options: sampler, processors, grammar."""
+
+from mlx_lm.sample_utils import make_logits_processors
+
+from mlx_eagle.sampling.grammar import Grammar
+from mlx_eagle.sampling.samplers import Sampler, SeededSampler, StockSampler
+from mlx_eagle.sampling.token_selector import LogitsProcessor
+from mlx_eagle.session.options import GenerationOptions
+
+
+def make_sampler(options: GenerationOptions) -> Sampler:
+    """Return what chooses tokens from logits."""
+    if options.sampler is not None:
+        return StockSampler(options.sampler)
+    return SeededSampler(**options.sampling)
+
+
+def make_processors(options: GenerationOptions) -> list[LogitsProcessor]:
+    """Return what changes the logits before: mlx-lm's own penalties, then the caller's."""
+    own: list[LogitsProcessor] = make_logits_processors(
+        dict(options.logit_bias) or None,
+        options.repetition_penalty,
+        options.repetition_context_size,
+        options.presence_penalty,
+        options.presence_context_size,
+        options.frequency_penalty,
+        options.frequency_context_size,
+    )
+    return [*own, *options.logits_processors]
+
+
+def make_grammar(options: GenerationOptions) -> Grammar | None:
+    """Return what constrains the answer, or None."""
+    if options.json_schema is not None:
+        return Grammar.json_schema(options.json_schema)
+    return None if options.regex is None else Grammar.regex(options.regex)

@@ -1,0 +1,177 @@
+"""Stand-ins of the tests: drafters that follow a script, tokenizers without a model, sessions."""
+
+from collections.abc import Callable, Generator, Sequence
+
+import mlx.core as mx
+
+from mlx_eagle.calibration.planners import Planners
+from mlx_eagle.drafters.base import Drafter, Level
+from mlx_eagle.engine import Engine, EngineInfo
+from mlx_eagle.session.session import Session
+from mlx_eagle.speculation import ON, Speculation
+from mlx_eagle.target.target import Target
+from mlx_eagle.tree import DraftTree, TreeShape
+
+# Of the likeliest tokens of a level; a planner asks for at most so many.
+CONFIDENCES = [0.6, 0.3, 0.06, 0.04]
+
+
+def always_right(position: int) -> int:
+    return 255
+
+
+def always_wrong(position: int) -> int:
+    return 0
+
+
+def wrong_every(n: int) -> Callable[[int], int]:
+    """Return a rule by which every n-th token of the text is drafted wrong."""
+    return lambda position: n - 1 - position % n
+
+
+class ScriptedDrafter:
+    """Drafts the text that it was told, of which as many tokens are right as a rule says.
+
+    A tree is a greedy path with `width` children under each of its nodes, the last of which
+    continues it, so that accepted nodes are seldom neighbours in the cache. Siblings are wrong.
+
+    Args:
+        truth: the tokens of the whole text; the test may change it.
+        n_right: how many tokens of a greedy path are right, by the position of the root.
+        vocabulary: how many tokens there are.
+    """
+
+    buffers: Sequence[mx.array] = ()
+    nbytes = 0
+    max_depth = 255
+
+    def __init__(self, truth: list[int], n_right: Callable[[int], int], vocabulary: int) -> None:
+        self.truth, self.n_right, self.max_width = truth, n_right, vocabulary
+        self.rows = 0
+
+    def observe(self, taps: mx.array | None, next_tokens: mx.array) -> None:
+        self.rows += next_tokens.shape[0]
+
+    def trim(self, rows: int) -> None:
+        self.rows = rows
+
+    def draft(self, root: mx.array, shape: TreeShape) -> DraftTree:
+        tokens, parents = list[int](), [0]
+        for level in self._levels(shape.depth, shape.width):
+            children = level[-(shape.nodes - len(tokens)) :] if len(tokens) < shape.nodes else []
+            parents += [len(tokens)] * len(children)
+            tokens += children
+        return DraftTree.static(mx.concatenate([root, mx.array(tokens, dtype=mx.int32)]), parents)
+
+    def greedy_path(self, k: int, depth: int) -> Generator[Level]:
+        """Every third level the path's token is the second likeliest, so the likeliest is wrong."""
+        log_probs = mx.log(mx.array(CONFIDENCES[:k]))
+        for level, tokens in enumerate(self._levels(depth, k)):
+            ranked = tokens[::-1]
+            if k > 1 and level % 3 == 2:
+                ranked[:2] = ranked[1], ranked[0]
+            yield log_probs, mx.array(ranked, dtype=mx.int32)
+
+    def _levels(self, depth: int, width: int) -> list[list[int]]:
+        """The tokens of every level, the greedy path's token last."""
+        n_right, after = self.n_right(self.rows), self.truth[self.rows + 1 :][:depth]
+        levels = list[list[int]]()
+        for level, true in enumerate([*after, *[0] * (depth - len(after))]):
+            path = true if level < n_right else true + width
+            levels.append([(t % self.max_width) for t in (*range(true + 1, true + width), path)])
+        return levels
+
+
+class NoText:
+    """A tokenizer whose tokens are invisible."""
+
+    bos_token = None
+    eos_token_ids: frozenset[int] = frozenset()
+    last_segment = ""
+
+    @property
+    def detokenizer(self) -> "NoText":
+        return self
+
+    def reset(self) -> None: ...
+
+    def add_token(self, token: int) -> None: ...
+
+    def finalize(self) -> None: ...
+
+
+class ByteTokenizer:
+    """One token per UTF-8 byte, with mlx-lm's detokenizer protocol."""
+
+    def __init__(self) -> None:
+        self.detokenizer = self
+        self.reset()
+
+    def reset(self) -> None:
+        self.data, self.shown = b"", 0
+
+    def add_token(self, token: int) -> None:
+        self.data += bytes([token])
+
+    def finalize(self) -> None: ...
+
+    @property
+    def last_segment(self) -> str:
+        text = self.data.decode("utf-8", "ignore")
+        segment, self.shown = text[self.shown :], len(text)
+        return segment
+
+
+class Letters:
+    """A tokenizer of 128 ids for 29 letters: an answer is tokenized anew otherwise than it came.
+
+    That is how tokenizers are, and a conversation must not reuse rows of other tokens.
+    """
+
+    letters = "abcdefghijklmnopqrstuvwxyz .,"
+    end, system, user, assistant = 1, 2, 3, 4
+    bos_token = None
+    has_chat_template = True
+    eos_token_ids = frozenset({end})
+
+    def __init__(self) -> None:
+        self.last_segment = ""
+
+    @property
+    def detokenizer(self) -> "Letters":
+        return Letters()
+
+    def reset(self) -> None: ...
+
+    def finalize(self) -> None:
+        self.last_segment = ""
+
+    def add_token(self, token: int) -> None:
+        self.last_segment = self.letters[token % len(self.letters)]
+
+    def encode(self, text: str) -> list[int]:
+        # All but one in seven letters come back as a token of the lower half.
+        ids = [8 + (self.letters.index(letter) - 8) % 29 for letter in text]
+        return [token + (29 if i % 7 == 0 else 0) for i, token in enumerate(ids)]
+
+    def apply_chat_template(
+        self, messages: Sequence[dict[str, str]], add_generation_prompt: bool
+    ) -> list[int]:
+        roles = {"system": self.system, "user": self.user, "assistant": self.assistant}
+        ids: list[int] = []
+        for message in messages:
+            ids += [roles[message["role"]], *self.encode(message["content"]), self.end]
+        return [*ids, self.assistant]
+
+
+def make_session(
+    target: Target,
+    make_drafter: Callable[[], Drafter] | None = None,
+    planners: Planners | None = None,
+) -> Session:
+    """Return a conversation whose text nobody reads, without a drafter if none is made."""
+    status = ON if make_drafter else Speculation.off("no head was given")
+    info = EngineInfo("", "", "", "", status, "", False)
+    engine = Engine(target, NoText(), None, info, planners)
+    engine.make_drafter = make_drafter or (lambda: None)
+    return engine.session()
