@@ -1,15 +1,14 @@
 """Every room imports only rooms below it; `[tool.importlinter]` in pyproject.toml has the order."""
 
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from installed_tree import copy_installed_tree
+
 ROOT = Path(__file__).resolve().parents[1]
-SUPPORT = runpy.run_path(str(ROOT / "tests" / "support" / "installed_tree.py"))
-copy_installed_tree = SUPPORT["copy_installed_tree"]
 LINT = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))"
 
 

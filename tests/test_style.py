@@ -1,15 +1,14 @@
 """The tooling that every change must pass: ruff, its formatter, and mypy in strict mode."""
 
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from installed_tree import copy_installed_tree
+
 ROOT = Path(__file__).resolve().parents[1]
-SUPPORT = runpy.run_path(str(ROOT / "tests" / "support" / "installed_tree.py"))
-copy_installed_tree = SUPPORT["copy_installed_tree"]
 FOLDERS = ["mlx_eagle", "convert", "cli", "examples", "tests", "benchmarks"]
 
 
