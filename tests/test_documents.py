@@ -147,6 +147,22 @@ def test_files_that_are_named_exist(document: Path) -> None:
         assert (ROOT / name).exists(), name
 
 
+def test_the_screen_of_chat_in_the_readme_shows_the_demo_pairs_answer(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    screen = (ROOT / "README.md").read_text().partition("```text\n")[2].partition("```")[0]
+    question = next(line for line in screen.splitlines() if line.startswith(">>> "))
+    assert run_command_line(["chat", "-p", question.removeprefix(">>> ")]) == 0
+    assert capsys.readouterr().out.strip() in screen
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_every_block_is_of_a_kind_that_is_looked_at(document: Path) -> None:
+    fences = re.findall(r"^```(.*)$", document.read_text(), re.M)
+    assert set(fences[::2]) <= {"sh", "python", "text"}
+    assert set(fences[1::2]) <= {""}
+
+
 def test_the_readme_is_short_and_begins_with_the_two_commands() -> None:
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 150
