@@ -183,6 +183,17 @@ def test_the_glossary_defines_every_term_once() -> None:
     assert sorted(set(words)) == sorted(words)
 
 
+def test_each_of_the_ten_tasks_touches_three_files_at_most() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text().partition("ten tasks")[2]
+    tasks = re.findall(r"^\d+\. (.+?)(?=^\d+\. |\n\n)", text, re.M | re.S)
+    assert len(tasks) == 10
+    for task in tasks:
+        named = re.findall(
+            r"`\w+/[\w/]+\.py`|`pyproject.toml`|A module|own module|the module", task
+        )
+        assert 1 <= len(named) <= 3, task
+
+
 def test_the_architecture_names_every_room() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
     for top, package in {"mlx_eagle": "mlx_eagle", **MAPPED}.items():
