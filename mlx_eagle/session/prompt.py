@@ -48,6 +48,15 @@ def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
     return ids
 
 
+def encode_chat_or_text(tokenizer: Any, messages: Sequence[Message], text: str) -> list[int]:
+    """Return the token ids of messages, or of a text where the target has no chat template.
+
+    Raises:
+        EagleError: as `encode` does.
+    """
+    return encode(tokenizer, list(messages) if tokenizer.has_chat_template else text)
+
+
 def check_ids(ids: Sequence[int], n_tokens: int | None) -> None:
     """Refuse tokens that the target does not know.
 
