@@ -55,8 +55,7 @@ def convert_head(
         The configuration that was written.
 
     Raises:
-        CheckpointError: if the head is malformed, of a kind that is not supported, or does not
-            fit the target.
+        CheckpointError: if the head is malformed, not supported, or does not fit the target.
         EagleError: if `out` exists, or the head cannot be quantized that way.
     """
     target_facts = read_target_facts(target)
@@ -70,8 +69,7 @@ def convert_head(
             "source": _provenance(source, published.dialect, table_source),
             "target": target_facts._asdict(),
         }
-        written: dict[str, Any] = {"model_type": MODEL_TYPE, "format_version": FORMAT_VERSION}
-        written |= facts_as_json(published.facts, about)
+        written = _configuration(published.facts, about)
         _save(head, written, folder)
     return written
 
@@ -151,6 +149,12 @@ def _quantized(head: Head, quantization: dict[str, int] | None) -> Head:
         )
     nn.quantize(head, group_size, bits)
     return head
+
+
+def _configuration(facts: dict[str, Fact], about: dict[str, Any]) -> dict[str, Any]:
+    """Return the `config.json` of a converted head."""
+    header = {"model_type": MODEL_TYPE, "format_version": FORMAT_VERSION}
+    return header | facts_as_json(facts, about)
 
 
 def _provenance(source: Path, dialect: Dialect, table_source: str) -> dict[str, Any]:
