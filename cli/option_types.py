@@ -94,7 +94,7 @@ class SchemaFile(click.Path):
         return Schema(file, text)
 
 
-class TreeSizes(click.ParamType[Any]):
+class TreeSizes(click.types.StringParamType):
     """The sizes of a draft tree: 4x2x8."""
 
     name = "tree"
@@ -116,7 +116,7 @@ class Reading(NamedTuple):
         words: what Tab offers, where the values are few.
     """
 
-    type: click.ParamType[Any]
+    type: "click.ParamType[Any]"  # quoted: older clicks have no [Any] here
     metavar: str
     words: tuple[str, ...] = ()
 

@@ -76,8 +76,10 @@ class Number:
         """Return the limits in words, with the space before them."""
         if not self.is_bound or self.least is None:
             return ""
-        low = f" above {self.least:g}" if self.is_open else f" from {self.least:g} on"
-        high = "" if self.most is None else f", at most {self.most:g}"
+        low = f" above {self.least:g}" if self.is_open else f" from {self.least:g}"
+        high = "" if self.is_open else " on"
+        if self.most is not None:
+            high = f", at most {self.most:g}" if self.is_open else f" to {self.most:g}"
         return f"{low}{high}{', or 0' if self.or_zero else ''}"
 
 

@@ -2,11 +2,12 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from mlx_eagle.cli.explain import Explained, choose_round, list_rounds
+from mlx_eagle.cli.explain import Explained, choose_round, default_tree, list_rounds
 from mlx_eagle.cli.main import run
 from mlx_eagle.errors import EagleError
 from mlx_eagle.session.responses import DraftedTree
@@ -53,6 +54,20 @@ def test_another_round_replaces_an_older_picture(pair: Any, tmp_path: Path) -> N
     kinds = [kind for kind, _ in boxes(file.read_text())]
     assert (kinds[0], kinds[-1], len(kinds)) == ("root", "target", 5)
     assert [item.name for item in tmp_path.iterdir()] == ["round.svg"]
+
+
+@pytest.mark.parametrize(
+    ("max_depth", "chains_only", "text"),
+    [(6, False, "4x2x8"), (3, False, "3x2x6"), (6, True, "4x1x4"), (1, True, "1x1x1")],
+)
+def test_the_default_tree_is_one_that_target_and_head_can_do(
+    max_depth: int, chains_only: bool, text: str
+) -> None:
+    engine: Any = SimpleNamespace(
+        planners=SimpleNamespace(max_depth=max_depth),
+        target=SimpleNamespace(chains_only=chains_only),
+    )
+    assert default_tree(engine).text == text
 
 
 def test_rounds_are_those_of_the_answer(pair: Any) -> None:
