@@ -122,7 +122,7 @@ class _Bench:
         n_tokens = target.vocab_size or 1000
         # Spread over the vocabulary, so that the experts of a mixture are woken as by any text.
         self.ids = [(7919 * i + 11) % n_tokens for i in range(MAX_NODES)]
-        self.choices = mx.zeros((1,), dtype=mx.int32)
+        self.target_tokens = mx.zeros((1,), dtype=mx.int32)
 
     def warm_up(self) -> None:
         """Fill the caches a little, and compile what is compiled at first use."""
@@ -191,13 +191,13 @@ class _Bench:
 
     def _verify(self, n: int) -> float:
         """Return the seconds of one verification that depends on the one before it."""
-        mx.eval(self.choices)
+        mx.eval(self.target_tokens)
         start = time.perf_counter()
-        tokens = mx.array(self.ids[:n], dtype=mx.int32) + 0 * self.choices[:1]
+        tokens = mx.array(self.ids[:n], dtype=mx.int32) + 0 * self.target_tokens[:1]
         tree = DraftTree.chain(tokens)
         verified = self.target.verify(tree, self.cache)
-        self.choices = SeededSampler()(verified.logits, tree, self.cache.rows)
-        mx.eval(self.choices)
+        self.target_tokens = SeededSampler()(verified.logits, tree, self.cache.rows)
+        mx.eval(self.target_tokens)
         return time.perf_counter() - start
 
     def _draft(self, depth: int, deepest: int) -> float:

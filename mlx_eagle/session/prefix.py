@@ -67,7 +67,7 @@ class CachedPrefix:
     def reuse(self, ids: Sequence[int], speculate: bool) -> None:
         """Go back to the rows that are held of the prompt `ids`, or to none.
 
-        The newest shared token is run again: the head needs its taps once its follower changes.
+        The newest shared token is run again: the head needs its taps once its next token changes.
 
         Args:
             ids: the new prompt.
