@@ -362,7 +362,7 @@ def main(words: list[str]) -> int:
     for mutation in chosen:
         said = verdict(mutation)
         n_bad += said.startswith(("SURVIVED", "STALE"))
-        print(f"{mutation.file:<26}{mutation.name}\n{'':<26}{said}", flush=True)
+        print(f"{mutation.file:<30}{mutation.name}\n{'':<30}{said}", flush=True)
     print(f"{len(chosen) - n_bad} of {len(chosen)} noticed")
     return int(n_bad > 0)
 

@@ -44,6 +44,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """As many processes as there are cores, up to four; none for files that are named."""
+    is_named = all(argument.partition("::")[0].endswith(".py") for argument in config.args)
+    return 0 if is_named else min(4, os.cpu_count() or 1)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     is_quick = config.getoption("--exactness") == "quick"
     settings.load_profile("quick" if is_quick else "broad")

@@ -136,6 +136,22 @@ def test_newest_rows_and_checkpoints_can_be_gone_back_to_and_nothing_else() -> N
     assert restore_points(cache) == [3]
 
 
+def test_a_fork_has_checkpoints_of_its_own() -> None:
+    module, cache = Hashing(), RecurrentCache(1)
+    note_updates(module)
+    for _ in range(2):
+        run(module, cache, 3, 3)
+        cache.checkpoint()
+    before = restore_points(cache)
+    twin = cache.fork()
+    for _ in range(3):
+        run(module, twin, 1, 1)
+        twin.checkpoint()
+    assert restore_points(cache) == before
+    cache.trim(3)
+    assert state(cache) == after(Hashing(), [1] * 3)
+
+
 def test_prefill_is_not_remembered_row_by_row_and_old_states_are_let_go() -> None:
     module, cache = Hashing(), RecurrentCache(1)
     note_updates(module)

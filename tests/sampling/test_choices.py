@@ -97,38 +97,27 @@ STOCK: list[tuple[dict[str, Any], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize("policy", POLICIES[1:])
 @pytest.mark.parametrize(("sampling", "penalties"), STOCK)
 def test_samplers_and_processors_of_mlx_lm_choose_the_tokens_that_they_choose_there(
-    sampling: dict[str, Any],
-    penalties: dict[str, Any],
-    policy: TreeShape,
-    demo: Any,
-    prompts: list[str],
+    sampling: dict[str, Any], penalties: dict[str, Any], demo: Any, prompts: list[str]
 ) -> None:
     """mlx-lm's own loop after the same mx.random.seed is the oracle, log-probabilities too."""
     messages = [{"role": "user", "content": prompts[3]}]
     ids = demo.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-    sampler, processors = make_sampler(**sampling), make_logits_processors(**penalties)
+    options = {"sampler": make_sampler(**sampling)}
+    options |= {"logits_processors": make_logits_processors(**penalties)}
     mx.random.seed(77)
-    stock = generate_step(
-        mx.array(ids),
-        demo.target.model,
-        max_tokens=24,
-        sampler=sampler,
-        logits_processors=processors,
-    )
-    want = list(stock)
-    mx.random.seed(77)
-    options = {"max_tokens": 24, "ignore_eos": True, "tree": policy, "logprobs": True}
-    options |= {"sampler": sampler, "logits_processors": processors}
-    got = list(demo.stream_generate(ids, **options))
-    assert [r.token for r in got] == [int(token) for token, _ in want]
-    for response, (token, logprobs) in zip(got, want, strict=True):
-        assert mx.array_equal(response.logprobs, logprobs)
-        assert response.logprob == logprobs[token].item()
-        top = response.top_logprobs(5)
-        assert [p for _, p in top] == sorted(logprobs.tolist(), reverse=True)[:5]
+    want = list(generate_step(mx.array(ids), demo.target.model, max_tokens=24, **options))
+    options |= {"max_tokens": 24, "ignore_eos": True, "logprobs": True}
+    for policy in POLICIES[1:]:
+        mx.random.seed(77)
+        got = list(demo.stream_generate(ids, tree=policy, **options))
+        assert [r.token for r in got] == [int(token) for token, _ in want], policy
+        for response, (token, logprobs) in zip(got, want, strict=True):
+            assert mx.array_equal(response.logprobs, logprobs)
+            assert response.logprob == logprobs[token].item()
+            top = response.top_logprobs(5)
+            assert [p for _, p in top] == sorted(logprobs.tolist(), reverse=True)[:5]
 
 
 VOCABULARY = 12

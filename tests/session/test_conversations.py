@@ -78,10 +78,10 @@ def test_branches_do_not_see_each_other(talk: Session, demo: Engine, prompts: li
 
 
 def test_a_prompt_that_requests_share_is_read_once(
-    demo: Engine, prompts: list[str], monkeypatch: pytest.MonkeyPatch
+    demo: Engine, prompts: list[str], monkeypatch: pytest.MonkeyPatch, is_quick: bool
 ) -> None:
     """The rows that the target runs are counted, with speculation on."""
-    instructions = " ".join(prompts + prompts[:30])
+    instructions = " ".join(prompts[:20] if is_quick else prompts + prompts[:30])
     system = {"role": "system", "content": instructions}
     rows, extend = [], Target.extend
 
@@ -92,14 +92,15 @@ def test_a_prompt_that_requests_share_is_read_once(
     monkeypatch.setattr(Target, "extend", counted)
     base = demo.session(system=instructions)
     base.read([system, {"role": "user", "content": ""}])
-    assert sum(rows) > 1000
+    n_read = sum(rows)
+    assert n_read > 200
     rows.clear()
-    for prompt in prompts[:4]:
+    for prompt in prompts[:3]:
         session = base.fork()
         *_, last = list(session.ask(prompt, **OPTIONS))
-        assert last.stats.cached_tokens > 1000
-    assert sum(rows) < 4 * 100
-    want = demo.generate([system, {"role": "user", "content": prompts[3]}], **OPTIONS)
+        assert last.stats.cached_tokens >= n_read - 20
+    assert sum(rows) < 3 * 60
+    want = demo.generate([system, {"role": "user", "content": prompts[2]}], **OPTIONS)
     assert session.messages[-1]["content"] == want.text
 
 
