@@ -104,6 +104,18 @@ class GenerationResult(NamedTuple):
     logprobs: list[float] | None = None
 
 
+def whole_answer(stream: Responses) -> GenerationResult:
+    """Return all of a stream as one result."""
+    text, tokens, logprobs = "", [], list[float]()
+    for response in stream:
+        text += response.text
+        tokens.append(response.token)
+        if response.logprob is not None:
+            logprobs.append(response.logprob)
+    assert response.stats is not None and response.finish_reason is not None, "it has an end"
+    return GenerationResult(text, tokens, response.finish_reason, response.stats, logprobs or None)
+
+
 class Ends(NamedTuple):
     """What ends an answer: an end token, the number of tokens, or somebody who cancels it.
 
