@@ -28,7 +28,7 @@ Examples:
 HEAD_BITS = click.Choice(["4", "8", "none"])
 TARGET_BITS = click.Choice([*map(str, BITS), "none"])
 TARGET_ONLY = ("bits", "mode", "dtype")
-HEAD_ONLY = ("head_bits", "settings", "calibrate")
+HEAD_ONLY = ("head_bits", "settings", "doctor")
 
 
 @click.command("convert", epilog=EXAMPLES)
@@ -54,7 +54,11 @@ HEAD_ONLY = ("head_bits", "settings", "calibrate")
     metavar="KEY=VALUE",
     help="Decide a fact about a head that its files get wrong, e.g. taps=2,16,29.",
 )
-@click.option("--calibrate", is_flag=True, help="Measure a head's doubtful facts: see doctor.")
+@click.option(
+    *("--doctor", "--calibrate", "doctor"),
+    is_flag=True,
+    help="Measure a head's doubtful facts, and keep what is best: see `mlx-eagle doctor`.",
+)
 @click.option(
     "--mode",
     type=click.Choice(list(MODES)),
@@ -84,11 +88,11 @@ def command(source: str, out: Path, target: str | None, **options: Any) -> None:
     head_options: dict[str, Any] = {"bits": _bits(options["head_bits"]), "group_size": size}
     head_options["settings"] = dict(map(_setting, options["settings"]))
     # A calibration runs the target; a conversion reads its configuration alone.
-    needed = None if options["calibrate"] else ["config.json"]
+    needed = None if options["doctor"] else ["config.json"]
     config = _convert_head(source, fetch_shown(target, needed), out, head_options)
     click.echo(_headline(config, out, head_options))
-    if options["calibrate"]:
-        _calibrate(out, target)
+    if options["doctor"]:
+        _run_doctor(out, target)
     else:
         click.echo(_doubts(config, out, target), nl=False)
 
@@ -139,7 +143,7 @@ def _doubts(config: dict[str, Any], out: Path, target: str) -> str:
     return "".join(lines)
 
 
-def _calibrate(out: Path, target: str) -> None:
+def _run_doctor(out: Path, target: str) -> None:
     """Measure the head that was written, and mend it."""
     from mlx_eagle.cli.doctor import as_table, diagnose_shown, verdict
     from mlx_eagle.doctor.doctor import repair_head

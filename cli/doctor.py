@@ -1,4 +1,4 @@
-"""`mlx-eagle doctor`: measures how a head wants to be run, and mends what its files got wrong."""
+"""`mlx-eagle doctor`: which taps, rope and norms a head drafts best with; corrects its files."""
 
 from pathlib import Path
 from shlex import quote
@@ -37,7 +37,7 @@ def command(head: str, target: str, fix: bool) -> None:
     if fix and not is_converted(folder):
         raise click.UsageError(
             f"{head} is not converted, so there is nothing to write to; use "
-            f"mlx-eagle convert {head} --target {target} --out DIR --calibrate"
+            f"mlx-eagle convert {head} --target {target} --out DIR --doctor"
         )
     diagnosis = diagnose_shown(folder, target_folder)
     click.echo(as_table(diagnosis))
@@ -45,7 +45,7 @@ def command(head: str, target: str, fix: bool) -> None:
         repair_head(folder, diagnosis)
     remedy = f"mlx-eagle doctor {quote(head)} --target {quote(target)} --fix"
     if not is_converted(folder):
-        remedy = f"mlx-eagle convert {quote(head)} --target {quote(target)} --out DIR --calibrate"
+        remedy = f"mlx-eagle convert {quote(head)} --target {quote(target)} --out DIR --doctor"
     click.echo(verdict(diagnosis, "" if fix else remedy))
 
 

@@ -1,4 +1,4 @@
-"""`mlx-eagle explain`: a picture of one round, from an answer that is generated for it."""
+"""`mlx-eagle explain`: one round as an SVG picture; an answer is generated until it has it."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -25,7 +25,7 @@ Examples:
   mlx-eagle explain --svg round.svg --model my-model --head my-head --tree 3x2x6
 """
 PROMPT = "What is the signature of shutil.copyfile?"
-TREE = TreeShape(4, 2, 8)
+TREE = TreeShape(4, 2, 8)  # large enough for branches, small enough to be read
 MOST_TOKENS = 128  # of the answer whose rounds are looked through
 
 
@@ -64,10 +64,9 @@ class Explained(NamedTuple):
     "--tree",
     "shape",
     type=TreeSizes(),
-    default=TREE.text,
-    show_default=True,
     metavar="DxWxN",
-    help="The tree that is drafted: depth, width, drafted tokens.",
+    help=f"The tree that is drafted: depth, width, drafted tokens. Default: {TREE.text}, or what "
+    "of it target and head can do.",
 )
 @click.option(
     "--round",
@@ -79,7 +78,7 @@ class Explained(NamedTuple):
 )
 @model_options
 def command(
-    file: Path, prompt: str, shape: TreeShape, number: int | None, source: ModelSource
+    file: Path, prompt: str, shape: TreeShape | None, number: int | None, source: ModelSource
 ) -> None:
     """Draw one round: what the head drafted, how sure it was, and what the target made of it."""
     from mlx_eagle.cli.generate import load_engine, to_messages
@@ -88,16 +87,22 @@ def command(
 
     if not file.absolute().parent.is_dir():
         raise click.UsageError(f"--svg {file}: there is no folder {file.parent}")
-    settings = GenerationOptions(max_tokens=MOST_TOKENS, tree=shape)
-    engine = load_engine(source.for_settings(settings), terminal(stderr=True))
+    engine = load_engine(source.with_loading(calibrate=False), terminal(stderr=True))
     if engine.head is None:
         raise EagleError(f"there is no round to draw: speculation is {engine.info.speculation}")
+    settings = GenerationOptions(max_tokens=MOST_TOKENS, tree=shape or default_tree(engine))
     stream = engine.stream_generate(to_messages(prompt, None), **as_keywords(settings))
     with closing(stream):
         chosen = choose_round(list_rounds(stream), number)
     before = engine.tokenizer.decode(chosen.answer)
     write(file, draw_round(f"{prompt}\n{before}", to_tokens(chosen, engine)))
     click.echo(file)
+
+
+def default_tree(engine: "Engine") -> TreeShape:
+    """Return TREE, or what of it the target can verify and the head can draft."""
+    depth = min(TREE.depth, engine.planners.max_depth)
+    return TreeShape.complete(depth, 1 if engine.target.chains_only else TREE.width)
 
 
 def list_rounds(stream: Iterable["GenerationResponse"]) -> Iterator[Explained]:

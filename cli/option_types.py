@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import click
 
 from mlx_eagle import option
+from mlx_eagle.tree_shape import TreeShape
 
 GIGABYTE = 1_000_000_000  # bytes
 
@@ -93,15 +94,13 @@ class SchemaFile(click.Path):
         return Schema(file, text)
 
 
-class TreeSizes(click.ParamType[Any]):
+class TreeSizes(click.types.StringParamType):
     """The sizes of a draft tree: 4x2x8."""
 
     name = "tree"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Parse the sizes, or fail with the reason."""
-        from mlx_eagle.tree_shape import TreeShape
-
         try:
             return TreeShape.parse(value)
         except ValueError as error:
@@ -117,7 +116,7 @@ class Reading(NamedTuple):
         words: what Tab offers, where the values are few.
     """
 
-    type: click.ParamType[Any]
+    type: "click.ParamType[Any]"  # quoted: older clicks have no [Any] here
     metavar: str
     words: tuple[str, ...] = ()
 

@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 from rich.cells import cell_len
 
-PICTURES = str.maketrans({"\n": "⏎", "\t": "⇥", " ": "·"})
+PICTURES = str.maketrans({"\n": "⏎", "\t": "⇥"})
 LONGEST = 18  # characters of a token that are shown
-FONT, SMALL = 15, 12  # pixels
-CHAR = 9.2  # pixels: a monospaced character of FONT, a little wide for fonts that are
+CHAR, LETTER = 9.2, 6.5  # pixels: a character of a token, a letter of small text; on the safe side
 BOX_HEIGHT, ROW, GAP, PADDING, MARGIN = 42, 54, 46, 12, 24  # pixels
-HEADER, FOOTER = 76, 104  # pixels above and below the tree
+HEADER, FOOTER = 84, 140  # pixels above and below the tree
 NARROWEST = 720  # pixels
+KEEP = 'xml:space="preserve"'  # spaces as they are
 
 STYLE = """
   .card { fill: #ffffff; stroke: #d0d7de }
@@ -25,7 +25,6 @@ STYLE = """
          font-size: 14px; fill: #1f2328 }
   .token { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono",
            monospace; font-size: 15px; white-space: pre }
-  .head { font-weight: 600; font-size: 16px }
   .small { font-size: 12px }
   .dim, .rejected text { fill: #656d76 }
   rect { stroke-width: 1.5 }
@@ -107,10 +106,11 @@ def draw_round(before: str, tokens: list[Token]) -> str:
         f"<style>{STYLE}</style>",
         f'<rect class="card" x="0.5" y="0.5" width="{width - 1:.0f}" height="{height - 1:.0f}" '
         'rx="10"/>',
-        *_header(before, tokens),
+        *_header(before, width),
         *_edges(tokens, places),
         *(_box(token, place) for token, place in zip(tokens, places, strict=True)),
-        *_footer(before, tokens, bottom),
+        *_legend(bottom + 36),
+        *_outcome(before, tokens, width, bottom + 72),
         "</svg>",
     ]
     return "\n".join(parts) + "\n"
@@ -154,15 +154,39 @@ def summary(tokens: list[Token]) -> str:
     n_accepted = sum(token.kind is Kind.ACCEPTED for token in tokens)
     n_drafted = n_accepted + sum(token.kind is Kind.REJECTED for token in tokens)
     return (
-        f"One pass of the target over {n_drafted} drafted tokens: {n_accepted} accepted, and the "
-        f"target's own token after them: {n_accepted + 1} tokens of text."
+        f"{_count(n_drafted)} drafted, {n_accepted} accepted, 1 of the target's own: "
+        f"{_count(n_accepted + 1)} for one pass of the target."
     )
 
 
+def _count(n: int) -> str:
+    return f"{n} token" if n == 1 else f"{n} tokens"
+
+
 def shown(text: str) -> str:
-    """Return a token's text on one line, without control characters, cut if it is long."""
-    line = "".join(c if c.isprintable() else "\ufffd" for c in text.translate(PICTURES))
+    """Return a token's text on one line: spaces visible, cut if it is long."""
+    return _cut(text).replace(" ", "·")
+
+
+def _cut(text: str) -> str:
+    """Return a token's text on one line, cut if it is long."""
+    line = _line(text)
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
+
+
+def _line(text: str) -> str:
+    """Return text on one line, without control characters, which XML does not allow."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text.translate(PICTURES))
+
+
+def _end(text: str, room: float) -> str:
+    """Return the end of a text on one line of so many pixels."""
+    line, n = _line(text.replace("\n", " \n ")), int(room / CHAR)
+    if cell_len(line) <= n:
+        return line
+    while line and cell_len(line) > n - 1:
+        line = line[1:]
+    return f"…{line}"
 
 
 def _width(token: Token) -> float:
@@ -170,29 +194,53 @@ def _width(token: Token) -> float:
     return max(cell_len(shown(token.text)) * CHAR, 3.5 * CHAR) + 2 * PADDING
 
 
-def _header(before: str, tokens: list[Token]) -> list[str]:
-    """Return the lines above the tree: the text so far."""
-    end = before[-60:].replace("\n", " ⏎ ")
-    lead = "…" if len(before) > 60 else ""
+def _header(before: str, width: float) -> list[str]:
+    """Return the lines above the tree: the end of the text so far."""
+    end = escape(_end(before, width - 2 * MARGIN))
     return [
-        f'<text class="small dim" x="{MARGIN}" y="28">text so far</text>',
-        f'<text class="token" x="{MARGIN}" y="52">{escape(lead + end)}</text>',
+        _label("text so far", 30),
+        f'<text class="token" x="{MARGIN}" y="54" {KEEP}>{end}</text>',
     ]
 
 
-def _footer(before: str, tokens: list[Token], bottom: float) -> list[str]:
-    """Return the lines below the tree: what the colours mean, and what the round did."""
-    x, y = float(MARGIN), bottom + 40
-    parts = []
-    legend = [("accepted", "drafted, accepted"), ("rejected", "drafted, rejected")]
-    for kind, words in [*legend, ("target", "the target's own token")]:
+def _legend(y: float) -> list[str]:
+    """Return the line that says what the colours and figures mean."""
+    parts, x = [], float(MARGIN)
+    for kind, words in (
+        (Kind.ACCEPTED, "accepted"),
+        (Kind.REJECTED, "rejected"),
+        (Kind.TARGET, "target's own token"),
+    ):
         parts.append(
-            f'<g class="{kind}"><rect x="{x:.1f}" y="{y - 12:.1f}" width="18" height="14" rx="3"/>'
+            f'<g class="{kind}"><rect x="{x:.1f}" y="{y - 11:.1f}" width="18" height="14" rx="4"/>'
             f'</g><text class="small dim" x="{x + 26:.1f}" y="{y:.1f}">{words}</text>'
         )
-        x += 26 + 7.2 * len(words) + 24
-    parts.append(f'<text x="{MARGIN}" y="{y + 34:.1f}">{escape(summary(tokens))}</text>')
+        x += 26 + LETTER * len(words) + 22
+    words = "%  how sure the head was"
+    parts.append(f'<text class="small dim" x="{x:.1f}" y="{y:.1f}" {KEEP}>{words}</text>')
     return parts
+
+
+def _outcome(before: str, tokens: list[Token], width: float, y: float) -> list[str]:
+    """Return the last lines: the end of the text after the round, and what the round did."""
+    kept = [token for token in tokens if token.kind is not Kind.REJECTED]
+    texts = [_cut(token.text) for token in kept]
+    room = width - 2 * MARGIN - CHAR * cell_len("".join(texts))
+    spans = "".join(
+        f'<tspan class="ink-{token.kind}">{escape(text)}</tspan>'
+        for token, text in zip(kept, texts, strict=True)
+    )
+    return [
+        _label("text after the round", y),
+        f'<text class="token" x="{MARGIN}" y="{y + 24:.1f}" {KEEP}>{escape(_end(before, room))}'
+        f"{spans}</text>",
+        f'<text x="{MARGIN}" y="{y + 50:.1f}">{escape(summary(tokens))}</text>',
+    ]
+
+
+def _label(words: str, y: float) -> str:
+    """Return what stands above a line of text."""
+    return f'<text class="small dim" x="{MARGIN}" y="{y:.1f}">{words}</text>'
 
 
 def _edges(tokens: list[Token], places: list[Place]) -> list[str]:

@@ -1,7 +1,7 @@
-"""The weights of a published checkpoint, whichever of two formats its files have.
+"""The weights of a published checkpoint, in either of the two formats that are read.
 
 Safetensors are read by `files/safetensors.py`, PyTorch's `.bin` and `.pt` files by
-`torch_files.py`, and nothing else is. What the tensors mean is in `dialects.py`.
+`torch_files.py`. What the names of the tensors mean is in `dialects.py`.
 """
 
 from pathlib import Path

@@ -1,6 +1,7 @@
-"""What a folder is, from its configuration and headers: no weights are read, mlx-lm not imported.
+"""A description of a folder with a head or target, from its configuration and headers alone.
 
-It describes; whether a description is good enough to convert or run is decided elsewhere.
+No weights are read, and mlx-lm, which takes seconds to import, is not imported. Whether a head
+could be converted is found out by the same rules that convert it.
 """
 
 import math

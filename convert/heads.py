@@ -55,8 +55,7 @@ def convert_head(
         The configuration that was written.
 
     Raises:
-        CheckpointError: if the head is malformed, of a kind that is not supported, or does not
-            fit the target.
+        CheckpointError: if the head is malformed, not supported, or does not fit the target.
         EagleError: if `out` exists, or the head cannot be quantized that way.
     """
     target_facts = read_target_facts(target)
@@ -65,14 +64,12 @@ def convert_head(
     with new_folder(out) as folder:
         weights, table_source = _read_tensors(source, published)
         head = _quantized(_assembled(published.facts, weights), quantization)
-        written = {"model_type": MODEL_TYPE, "format_version": FORMAT_VERSION} | facts_as_json(
-            published.facts,
-            {
-                "quantization": quantization,
-                "source": _provenance(source, published) | {"draft_to_target": table_source},
-                "target": target_facts._asdict(),
-            },
-        )
+        about = {
+            "quantization": quantization,
+            "source": _provenance(source, published.dialect, table_source),
+            "target": target_facts._asdict(),
+        }
+        written = _configuration(published.facts, about)
         _save(head, written, folder)
     return written
 
@@ -154,16 +151,23 @@ def _quantized(head: Head, quantization: dict[str, int] | None) -> Head:
     return head
 
 
-def _provenance(source: Path, published: Published) -> dict[str, Any]:
-    """Return where a head comes from: format, name, and the files with their checksums."""
+def _configuration(facts: dict[str, Fact], about: dict[str, Any]) -> dict[str, Any]:
+    """Return the `config.json` of a converted head."""
+    header = {"model_type": MODEL_TYPE, "format_version": FORMAT_VERSION}
+    return header | facts_as_json(facts, about)
+
+
+def _provenance(source: Path, dialect: Dialect, table_source: str) -> dict[str, Any]:
+    """Return where a head comes from: format, name, files with their checksums, its draft ids."""
     files = [source / "config.json", *find_weights(source)]
     return {
-        "format": published.dialect.format,
+        "format": dialect.format,
         "name": source_name(source),
         "files": [
             {"name": file.name, "bytes": file.stat().st_size, "sha256": hash_file(file)}
             for file in files
         ],
+        "draft_to_target": table_source,
     }
 
 

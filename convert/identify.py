@@ -1,7 +1,8 @@
-"""What a folder is, decided from the names and shapes of its tensors.
+"""What a folder is, told by the names and shapes of its tensors: a target, or a head of a dialect.
 
 A configuration is believed only where tensors leave a choice: published architectures are often
-wrong. What is known and cannot be run is refused by name, with the reason.
+wrong. What is known and cannot be run is refused by name, with the reason. A new dialect gets its
+sign in `_announced`, if the configuration or a tensor gives it away, else in `_eagle_dialect`.
 """
 
 import re
@@ -47,11 +48,31 @@ _GEMMA4 = Kind(
     "head",
     refusal="its layer is Gemma 4's (sandwich norms, shared keys and values, GELU), not Llama's",
 )
+
+
+def _head_of(dialect: Dialect) -> Kind:
+    """Return the kind of a head that is written in a dialect."""
+    return Kind(dialect.label, "head", dialect)
+
+
+# What a speculators configuration calls its head, and what that is.
 _SPECULATORS: dict[str, Kind] = {
-    "eagle3": Kind(dialects.SPECULATORS.label, "head", dialects.SPECULATORS),
-    "peagle": Kind(dialects.SPECULATORS_PEAGLE.label, "head", dialects.SPECULATORS_PEAGLE),
+    "eagle3": _head_of(dialects.SPECULATORS),
+    "peagle": _head_of(dialects.SPECULATORS_PEAGLE),
     **dict.fromkeys(("dflash", "dflash2", "dspark"), _BLOCK),
     "mtp": _MTP,
+}
+
+# Keys of `eagle_config` that ModelOpt alone writes.
+_MODELOPT_KEYS = {
+    "next_layer_regular",
+    "norm_before_fc",
+    "parallel_draft_heads_num_layers",
+    "parallel_draft_step",
+    "use_aux_hidden_state",
+    "use_input_layernorm_in_first_layer",
+    "use_last_layernorm",
+    "use_mtp_layernorm",
 }
 
 
@@ -69,14 +90,13 @@ def identify_kind(config: dict[str, Any], manifest: Manifest) -> Kind:
         return _BLOCK
     if any("kv_a_proj_with_mqa" in name or "q_a_proj" in name for name in shapes):
         return _MLA
-    if method := _quantized(config, shapes):
+    if method := _quantization_method(config, shapes):
         return Kind(
             f"EAGLE head quantized as {method}",
             "head",
             refusal="MLX cannot read these weights; use the publisher's 16-bit head",
         )
-    dialect = _eagle(config, shapes, manifest)
-    return Kind(dialect.label, "head", dialect)
+    return _head_of(_eagle_dialect(config, shapes, manifest))
 
 
 def _announced(config: dict[str, Any], shapes: Shapes) -> Kind | None:
@@ -91,14 +111,14 @@ def _announced(config: dict[str, Any], shapes: Shapes) -> Kind | None:
         return _GEMMA4
     deepspec_keys = {"ttt_length", "target_layer_ids", "num_target_layers"}
     if "Qwen3Eagle3Model" in architectures or deepspec_keys <= set(config):
-        return Kind(dialects.DEEPSPEC.label, "head", dialects.DEEPSPEC)
+        return _head_of(dialects.DEEPSPEC)
     if "dflash_config" in config or re.search("DFlash|DSpark|Domino", architectures):
         return _BLOCK
     if "mask_hidden" in shapes:
-        return Kind(dialects.PEAGLE.label, "head", dialects.PEAGLE)
+        return _head_of(dialects.PEAGLE)
     medusa = r"medusa_heads?\.|lm_heads\.|\d+\.\d+\.linear\.weight$"
     if "medusa_num_heads" in config or any(re.match(medusa, name) for name in shapes):
-        return Kind(dialects.MEDUSA.label, "head", dialects.MEDUSA)
+        return _head_of(dialects.MEDUSA)
     mtp = r"mtp\.|layers\.\d+\.(eh_proj|enorm|hnorm)\."
     if shapes and all(re.match(mtp, name) for name in shapes):
         return _MTP
@@ -116,7 +136,7 @@ def _is_head(shapes: Shapes, manifest: Manifest) -> bool:
     return len(queries) == len(output) == 2 and queries[1] == 2 * output[0]
 
 
-def _quantized(config: dict[str, Any], shapes: Shapes) -> str:
+def _quantization_method(config: dict[str, Any], shapes: Shapes) -> str:
     """Return the method by which another library quantized a head, or nothing."""
     settings = config.get("quantization_config")
     if isinstance(settings, dict) and settings:
@@ -125,7 +145,7 @@ def _quantized(config: dict[str, Any], shapes: Shapes) -> str:
     return "FP8 or NVFP4" if scaled else ""
 
 
-def _eagle(config: dict[str, Any], shapes: Shapes, manifest: Manifest) -> Dialect:
+def _eagle_dialect(config: dict[str, Any], shapes: Shapes, manifest: Manifest) -> Dialect:
     """Return the dialect of a head of the EAGLE family."""
     fc, queries = shapes.get("fc.weight", ()), shapes.get("layers.0.self_attn.q_proj.weight", ())
     if len(fc) == len(queries) == 2 and fc[1] == 2 * fc[0] and queries[1] == fc[0]:
@@ -143,15 +163,3 @@ def _eagle(config: dict[str, Any], shapes: Shapes, manifest: Manifest) -> Dialec
     if "LlamaForCausalLMEagle3" in architectures or isinstance(own, dict):
         return dialects.SPECFORGE
     return dialects.SAFEAILAB if midlayer else dialects.UNNAMED
-
-
-_MODELOPT_KEYS = {
-    "next_layer_regular",
-    "norm_before_fc",
-    "parallel_draft_heads_num_layers",
-    "parallel_draft_step",
-    "use_aux_hidden_state",
-    "use_input_layernorm_in_first_layer",
-    "use_last_layernorm",
-    "use_mtp_layernorm",
-}

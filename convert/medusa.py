@@ -57,6 +57,7 @@ def medusa_parameters(tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parameter_name(name: str) -> str:
+    """Return the parameter of `MedusaHead` that a published name stands for, or the name."""
     if match := _BLOCK.fullmatch(name) or _VLLM_BLOCK.fullmatch(name):
         head, block, kind = match.groups()
         return f"depths.{int(head)}.blocks.{int(block)}.linear.{kind}"

@@ -1,7 +1,7 @@
-"""What mlx-lm can run: whether a target is such a model, decided before anything is converted.
+"""Whether mlx-lm can run a target, decided before anything is converted.
 
-mlx-lm itself is asked, by its modules and its tables; what is written down here is only what it
-would get wrong in silence or end the program for.
+mlx-lm itself is asked, by its modules and its tables. Written down here is only what it would
+convert wrongly without an error, or end the program for.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""How a head rotates queries and keys: base, scaling and layout, as it was trained.
+"""How a head rotates queries and keys (rope): the rules for base, scaling and layout.
 
 Configurations disagree with the training in known ways: bases that a trainer ignored, a scaling
 that an exporter added afterwards, an interleaved layout that no key mentions.

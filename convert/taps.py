@@ -1,4 +1,4 @@
-"""Which boundaries of the target a head reads: the fact that published configurations garble most.
+"""Which boundaries of the target a head reads: the fact that published files get wrong most often.
 
 Boundary b is the residual stream after b decoder layers. Some publishers write boundaries, others
 the index of the layer whose output is read (b - 1), under several keys; the defaults agree, the
@@ -24,15 +24,15 @@ def resolve_taps(config: dict[str, Any], n_layers: int, n_taps: int) -> Fact:
     Raises:
         CheckpointError: if ids are malformed, are not A, or do not fit the target.
     """
-    taps = _read(config, n_layers, n_taps)
-    check_taps(taps.value, taps.origin, n_layers, n_taps)
-    return taps
+    fact = _read(config, n_layers, n_taps)
+    check_taps(fact.value, fact.origin, n_layers, n_taps)
+    return fact
 
 
 def check_taps(boundaries: Any, origin: str, n_layers: int, n_taps: int) -> None:
     """Raise CheckpointError unless these are as many boundaries as the head reads, ascending."""
     are_ids = isinstance(boundaries, list) and all(_is_id(b) for b in boundaries)
-    if not are_ids or len(boundaries) != n_taps or not is_possible(tuple(boundaries), n_layers):
+    if not are_ids or len(boundaries) != n_taps or not _are_boundaries(tuple(boundaries), n_layers):
         shown = boundaries if are_ids else quote_value(boundaries)
         raise CheckpointError(
             f"the head's taps are {shown} ({origin}), but its fc reads {n_taps} of the "
@@ -40,10 +40,10 @@ def check_taps(boundaries: Any, origin: str, n_layers: int, n_taps: int) -> None
         )
 
 
-def is_possible(boundaries: tuple[int, ...], n_layers: int) -> bool:
-    """Say whether boundaries ascend and exist."""
-    in_range = all(0 <= b <= n_layers for b in boundaries)
-    return in_range and list(boundaries) == sorted(set(boundaries))
+def _are_boundaries(ids: tuple[int, ...], n_layers: int) -> bool:
+    """Say whether ids are boundaries of a target of `n_layers` layers, ascending."""
+    in_range = all(0 <= b <= n_layers for b in ids)
+    return in_range and list(ids) == sorted(set(ids))
 
 
 def default_taps(n_layers: int) -> tuple[int, int, int]:
@@ -58,7 +58,7 @@ def plausible_taps(taps: tuple[int, ...], n_layers: int) -> list[tuple[int, ...]
     nudged = [(*taps[:middle], taps[middle] + d, *taps[middle + 1 :]) for d in (1, -1)]
     default = [default_taps(n_layers)] if len(taps) == 3 else []
     found = dict.fromkeys([later, earlier, *default, *nudged])
-    return [t for t in found if t != taps and is_possible(t, n_layers)]
+    return [t for t in found if t != taps and _are_boundaries(t, n_layers)]
 
 
 def _read(config: dict[str, Any], n_layers: int, n_taps: int) -> Fact:

@@ -67,10 +67,15 @@ def convert_target(
         _check_result(converted, checked, quantization)
         if dtype is not None:
             _note_dtype(converted / "config.json", dtype)
-        shutil.rmtree(staged)
-        for item in sorted(converted.iterdir()):
-            item.rename(folder / item.name)
-        converted.rmdir()
+        _keep_only(converted, staged)
+
+
+def _keep_only(converted: Path, staged: Path) -> None:
+    """Move what was converted one folder up, and remove what it was made from."""
+    shutil.rmtree(staged)
+    for item in sorted(converted.iterdir()):
+        item.rename(converted.parent / item.name)
+    converted.rmdir()
 
 
 def _stage(source: Path, folder: Path) -> None:

@@ -1,31 +1,25 @@
 """`Engine`: a target, perhaps with a head, ready to generate; `loading.py` makes one."""
 
-import copy
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import mlx.core as mx
-
 from mlx_eagle.cache.options import KVOptions
-from mlx_eagle.calibration.measure import Report
 from mlx_eagle.calibration.planners import Calibration, Planners, measure_costs
 from mlx_eagle.drafters.base import Drafter
 from mlx_eagle.drafters.make import make_drafter
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.load import Head
-from mlx_eagle.sampling.grammar import Constraint, Vocabulary
+from mlx_eagle.sampling.grammar import Vocabulary
 from mlx_eagle.session.limits import Limits, bytes_per_row
-from mlx_eagle.session.options import GenerationOptions
 from mlx_eagle.session.prompt import Prompt
-from mlx_eagle.session.responses import GenerationResult, Responses
-from mlx_eagle.session.selector import make_grammar
+from mlx_eagle.session.responses import GenerationResult, Responses, whole_answer
 from mlx_eagle.session.session import Session
 from mlx_eagle.session.session_file import identify
 from mlx_eagle.speculation import Speculation
-from mlx_eagle.target.self_check import check_kv_options
+from mlx_eagle.target.self_check import with_caches
 from mlx_eagle.target.target import Target
-from mlx_eagle.tree import DraftTree
 
 
 class EngineInfo(NamedTuple):
@@ -95,9 +89,7 @@ class Engine:
 
     def _variant(self, kv: KVOptions) -> "Engine":
         """Return an engine with the same weights and other caches."""
-        target = copy.copy(self.target)
-        target.kv = kv
-        check_kv_options(target)
+        target = with_caches(self.target, kv)
         limits = self.limits._replace(bytes_per_row=bytes_per_row(target))
         known = self.planners
         # What rounds cost with such a cache is learnt apart, and not put on record as this one's.
@@ -124,17 +116,11 @@ class Engine:
         }
 
     @cached_property
-    def _vocabulary(self) -> Vocabulary:
+    def vocabulary(self) -> Vocabulary:
         """The tokens as grammars see them."""
-        logits = self.target.verify(DraftTree.chain(mx.array([0])), self.target.make_cache()).logits
-        return Vocabulary(self.tokenizer, logits.shape[-1])
+        return Vocabulary(self.tokenizer, self.target.n_logits)
 
-    def constraint(self, options: GenerationOptions) -> Constraint | None:
-        """Return what constrains an answer, or None."""
-        grammar = make_grammar(options)
-        return None if grammar is None else self._vocabulary.constraint(grammar)
-
-    def calibrate(self, report: Report | None = None) -> Calibration:
+    def calibrate(self, report: Callable[[int, int], None] | None = None) -> Calibration:
         """Measure anew what rounds cost on this machine, and keep it for later runs.
 
         Args:
@@ -160,11 +146,4 @@ class Engine:
 
     def generate(self, prompt: Prompt, **options: Any) -> GenerationResult:
         """Return a whole answer; the options are those of `Session.stream_generate`."""
-        text, tokens, logprobs = "", [], []
-        for response in self.stream_generate(prompt, **options):
-            text += response.text
-            tokens.append(response.token)
-            logprobs.append(response.logprob)
-        assert response.stats is not None and response.finish_reason is not None, "it has an end"
-        known = [p for p in logprobs if p is not None] if options.get("logprobs") else None
-        return GenerationResult(text, tokens, response.finish_reason, response.stats, known)
+        return whole_answer(self.stream_generate(prompt, **options))

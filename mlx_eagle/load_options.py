@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from mlx_eagle.errors import EagleError
 from mlx_eagle.option import Bytes, Choice, Switch, Whole, check_options, option
 
+KV_BITS = (4, 8)
+KV_GROUP_SIZES = (32, 64, 128)
+
 
 @dataclass(frozen=True)
 class LoadOptions:
@@ -52,14 +55,14 @@ class LoadOptions:
     kv_bits: int | None = option(
         None,
         "Bits of a number in the cache. Default: the model's own precision.",
-        Choice((4, 8)),
+        Choice(KV_BITS),
         "loading",
         unset="none",
     )
     kv_group_size: int = option(
         64,
         "Numbers of a quantized cache that share a scale.",
-        Choice((32, 64, 128)),
+        Choice(KV_GROUP_SIZES),
         "loading",
         is_flag=False,
         in_chat=False,

@@ -1,4 +1,4 @@
-"""`load`: a model is found, read, paired with its head, and told what rounds cost here."""
+"""`load`: find target and head, read them, pair them, and learn what rounds cost here."""
 
 from functools import partial
 from pathlib import Path
@@ -6,27 +6,19 @@ from shlex import quote
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 
-from mlx_eagle.cache.options import WHOLE, KVOptions
-from mlx_eagle.calibration.head_health import HeadWatch
-from mlx_eagle.calibration.planners import Planners, find_costs
-from mlx_eagle.calibration.store import Identity, Records, this_machine
-from mlx_eagle.drafters.make import check_fit, make_drafter
+from mlx_eagle.cache.options import KVOptions
+from mlx_eagle.calibration.pair_planners import planners_of_pair, records_of_pair
+from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.engine import Engine, EngineInfo
-from mlx_eagle.errors import EagleError, UnsupportedTargetError
-from mlx_eagle.files.folders import cache_folder
 from mlx_eagle.files.json_files import read_json
-from mlx_eagle.heads.load import Head, load_head
 from mlx_eagle.hub.download import Progress, fetch
-from mlx_eagle.hub.head_choice import HeadChoice, Notify, choose_head, fingerprint
+from mlx_eagle.hub.head_choice import HeadChoice, Notify, choose_head
 from mlx_eagle.load_options import LoadOptions
+from mlx_eagle.pairing import Pair, pair_up
 from mlx_eagle.session.limits import Limits, bytes_per_row, device_memory, model_context_length
-from mlx_eagle.speculation import ON, Speculation
 from mlx_eagle.target.load import load_target, precision
-from mlx_eagle.target.self_check import check_kv_options, check_tree_verification
-from mlx_eagle.target.target import Target
 
 DEMO = Path(__file__).parent / "demo"
 STEPS = 2  # of loading, as progress counts them: the target, then everything
@@ -46,14 +38,6 @@ class Found(NamedTuple):
     folder: Path
     head: HeadChoice
     is_demo: bool
-
-
-class Pair(NamedTuple):
-    """A target, perhaps a head for it, and whether there is speculation."""
-
-    target: Target
-    head: Head | None
-    status: Speculation
 
 
 def load(
@@ -123,26 +107,6 @@ def _read_pair(found: Found, options: LoadOptions, progress: Progress | None) ->
     return pair, tokenizer
 
 
-def pair_up(network: nn.Module, choice: HeadChoice, kv: KVOptions = WHOLE) -> Pair:
-    """Return the target, and its head if there is one that works.
-
-    A head that does not work leaves nothing on the target.
-
-    Args:
-        network: the target as mlx-lm loads it.
-        choice: which head, and whether the user named it.
-        kv: what the target's caches keep.
-
-    Raises:
-        EagleError: if a head that the user named does not work with the target, or the target not
-            with such caches.
-    """
-    pair = _pair_up(network, choice)
-    pair.target.kv = kv
-    check_kv_options(pair.target)
-    return pair
-
-
 def kv_options(options: LoadOptions) -> KVOptions:
     """Return what the target's caches keep.
 
@@ -150,46 +114,6 @@ def kv_options(options: LoadOptions) -> KVOptions:
         EagleError: if there are no such caches.
     """
     return KVOptions(options.kv_bits, options.kv_group_size, options.max_kv_size)
-
-
-def _pair_up(network: nn.Module, choice: HeadChoice) -> Pair:
-    """Do what `pair_up` does, with caches that keep everything."""
-    if choice.folder is None:
-        return Pair(_without_head(network), None, Speculation.off(choice.reason))
-    try:
-        head = load_head(choice.folder)
-        return Pair(_with_head(network, head), head, ON)
-    except EagleError as error:
-        if choice.is_named:
-            raise
-        reason = f"{choice.name}: {error}"
-        return Pair(_without_head(network), None, Speculation.off(reason))
-
-
-def _with_head(network: nn.Module, head: Head) -> Target:
-    """Return the target, tapped for the head; a target that cannot verify trees is refused."""
-    target = Target(network, head.config.taps)
-    try:
-        check_fit(head, target)
-        check_tree_verification(target)
-    except EagleError:
-        target.release()
-        raise
-    return target
-
-
-def _without_head(network: nn.Module) -> Target:
-    """Return the target for plain decoding, with mlx-lm's own caches where ours do not fit."""
-    try:
-        target = Target(network)
-    except UnsupportedTargetError:
-        return Target(network, speculate=False)
-    try:
-        check_tree_verification(target)
-    except UnsupportedTargetError:
-        target.release()
-        return Target(network, speculate=False)
-    return target
 
 
 def _limits(found: Found, pair: Pair, options: LoadOptions) -> Limits:
@@ -221,28 +145,13 @@ def _describe(found: Found, pair: Pair) -> EngineInfo:
 def _planners(
     found: Found, pair: Pair, info: EngineInfo, calibrate: bool, progress: Progress | None
 ) -> Planners:
-    """Return what plans trees, with the costs of this machine: on record, measured or published."""
-    assert pair.head is not None, "only a pair has planners"
-    records = _records(found, pair, info)
-    drafter = make_drafter(pair.head, pair.target)
+    """Return what plans the trees of a pair."""
+    assert pair.head is not None and found.head.folder is not None, "only a pair has planners"
+    records = records_of_pair(pair.target, pair.head, found.folder, found.head.folder)
     report = partial(progress, "calibrate") if progress else _silent
-    costs = find_costs(pair.target, drafter, records, report, may_measure=calibrate)
-    watch, chains_only = HeadWatch(info.remedy), pair.target.chains_only
-    return Planners(costs, pair.head.max_depth, records, watch, chains_only=chains_only)
-
-
-def _records(found: Found, pair: Pair, info: EngineInfo) -> Records:
-    """Return what is on record of a pair on this machine."""
-    assert found.head.folder is not None, "only a pair has records"
-    facts = {
-        "target": fingerprint(found.folder),
-        "target precision": info.target_precision,
-        "head": fingerprint(found.head.folder),
-        "head precision": info.head_precision,
-        "activations": str(pair.target.embedding(mx.array([0])).dtype),
-        "KV cache": str(pair.target.kv),
-    }
-    return Records(cache_folder(), Identity(this_machine(), facts))
+    return planners_of_pair(
+        pair.target, pair.head, records, info.remedy, may_measure=calibrate, report=report
+    )
 
 
 def _name(model: str | Path) -> str:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, fields
 from numbers import Real
 from typing import Any, Protocol
 
+from mlx_eagle.tree_shape import TreeShape
+
 METADATA = "mlx_eagle.option"
 GROUPS = ("length", "sampling", "content", "drafting", "loading")  # in the order of help
 
@@ -74,8 +76,10 @@ class Number:
         """Return the limits in words, with the space before them."""
         if not self.is_bound or self.least is None:
             return ""
-        low = f" above {self.least:g}" if self.is_open else f" from {self.least:g} on"
-        high = "" if self.most is None else f", at most {self.most:g}"
+        low = f" above {self.least:g}" if self.is_open else f" from {self.least:g}"
+        high = "" if self.is_open else " on"
+        if self.most is not None:
+            high = f", at most {self.most:g}" if self.is_open else f" to {self.most:g}"
         return f"{low}{high}{', or 0' if self.or_zero else ''}"
 
 
@@ -149,8 +153,6 @@ class TreeSizes:
 
     def fault(self, value: Any) -> str:
         """Return what `value` must be instead, or ""."""
-        from mlx_eagle.tree_shape import TreeShape
-
         is_shape = isinstance(value, TreeShape)
         return "" if is_shape else "give a TreeShape, or None for the planner"
 

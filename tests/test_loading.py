@@ -10,7 +10,8 @@ from mlx.utils import tree_flatten
 
 from mlx_eagle.errors import EagleError
 from mlx_eagle.hub.head_choice import HeadChoice
-from mlx_eagle.loading import DEMO, load, pair_up
+from mlx_eagle.loading import DEMO, load
+from mlx_eagle.pairing import pair_up
 from mlx_eagle.target.target import Target
 
 FAMILIES = json.loads((Path(__file__).parent / "data" / "families.json").read_text())

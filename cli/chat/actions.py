@@ -1,4 +1,4 @@
-"""What the commands do that are about the conversation itself."""
+"""The chat's commands about the conversation itself: what each of them does."""
 
 import os
 import random

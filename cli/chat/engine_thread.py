@@ -1,7 +1,8 @@
-"""A conversation whose engine lives on a thread of its own, as the chat needs it.
+"""A conversation whose engine lives on a thread of its own.
 
-The thread of the terminal stays free to take keys, Ctrl-C above all. What is said is the session's
-matter, the thread `worker.py`'s; this puts the two together and can change the model below them.
+The thread of the terminal stays free to take keys, Ctrl-C above all. The messages are held by the
+session, the thread by `worker.py`; `Conversation` puts the two together and can change the model
+below them.
 """
 
 import gc

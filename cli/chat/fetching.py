@@ -1,4 +1,4 @@
-"""Models come here before they are loaded: Ctrl-C must reach a download."""
+"""Downloads and conversions before the prompt, on the terminal's thread, where Ctrl-C ends them."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def fetch_models(source: "ModelSource", console: "Console") -> None:
-    """Bring models here, and convert a head, before the prompt: Ctrl-C must reach that."""
+    """Download target and head, and convert the head, as far as that is still to be done."""
     name = source.model or source.head
     if name is None or name == "none":
         return  # the demo pair, or its target alone

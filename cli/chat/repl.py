@@ -1,7 +1,7 @@
 """The conversation loop: lines in, commands and messages told apart, answers out.
 
-What the commands do is in `actions` and `setting_actions`, what loads and generates is behind
-`Conversation`, and what things look like is in `display` and `views`.
+What the commands do is in `actions` and `setting_actions`; loading and generating is in
+`engine_thread`, on another thread; what is shown is made in `terminal/`.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""What the commands do that change the model, how it answers, and what is shown of that."""
+"""The chat's commands about model, settings and display: what each of them does."""
 
 from collections.abc import Callable
 from dataclasses import fields, replace

@@ -2,7 +2,9 @@
 
 The cursor stays where the text ends; what is below it is erased and written anew. So nothing above
 is ever touched, and a terminal that is resized meanwhile loses nothing: whatever it made of the
-lines below, they are below.
+lines below, they are below. (`rich.live.Live` moves up over what it wrote and counts rows for that:
+the unfinished line would have to be a part of it, wrapped by rich, and after a resize half of it
+would stand on the screen twice.)
 """
 
 from rich.cells import cell_len

@@ -1,4 +1,4 @@
-"""Why an answer was drafted as it was: what the planner chose, expected and got."""
+"""The planner's report on an answer: what it chose, and what it expected and got of that."""
 
 from typing import TYPE_CHECKING
 

@@ -1,6 +1,6 @@
-"""Who takes part: each contestant is loaded once and generates from token ids.
+"""The contestants of a benchmark: each is loaded once and generates from token ids.
 
-All share one target: its weights are in memory once, whatever heads are compared on it.
+All share one target, so its weights are in memory once, whatever heads are compared on it.
 """
 
 import time

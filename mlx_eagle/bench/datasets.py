@@ -1,8 +1,8 @@
-"""The public data sets that speculative decoding is measured on, from their published files.
+"""Public data sets that speculative decoding is measured on, read from their published files.
 
 Each is read from a local file or folder, or fetched from the hub in a format that needs no further
-library. Whoever publishes a data set may also lay it out as MT-bench does ("turns"), as the EAGLE
-papers' authors do: that is read for every one of them. Answers are not looked at.
+library. A publisher may also lay a data set out as MT-bench does ("turns"), as the authors of the
+EAGLE papers do: that is read for each of them. The answers in the files are not used.
 """
 
 from collections.abc import Callable

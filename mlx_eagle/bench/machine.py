@@ -1,4 +1,4 @@
-"""What a figure belongs to: the machine and the versions of everything that made it."""
+"""The machine and the versions of everything that made a figure, noted in every report."""
 
 import platform
 from importlib import metadata

@@ -1,6 +1,6 @@
-"""Running: every contestant on every prompt, in alternating order, in one process.
+"""Runs every contestant on every prompt, in alternating order, in one process.
 
-What the times mean, `summary.py` says. Nothing is printed here.
+What the times mean is in `metrics.py`. Nothing is printed here.
 """
 
 import time
@@ -13,7 +13,7 @@ from mlx_eagle.bench.metrics import Probe, Sample
 from mlx_eagle.bench.prompts import BenchPrompt
 from mlx_eagle.engine import Engine
 from mlx_eagle.errors import EagleError
-from mlx_eagle.session.prompt import encode as encode_prompt
+from mlx_eagle.session.prompt import encode_chat_or_text
 from mlx_eagle.tree import TreeShape
 
 PROBE_DEPTH = 5  # tokens of the chain by which n-alpha is measured
@@ -82,9 +82,7 @@ def encode(tokenizer: Any, prompts: Sequence[BenchPrompt]) -> list[list[int]]:
 
 def _encode(tokenizer: Any, prompt: BenchPrompt) -> list[int]:
     try:
-        return encode_prompt(
-            tokenizer, prompt.messages if tokenizer.has_chat_template else prompt.text
-        )
+        return encode_chat_or_text(tokenizer, prompt.messages, prompt.text)
     except EagleError as error:
         raise EagleError(f"the prompt {prompt.text[:40]!r} cannot be asked: {error}") from error
 

@@ -1,6 +1,6 @@
-"""A report's pictures as PNG files; needs matplotlib, which is an optional extra, and no display.
+"""A report's pictures as PNG files; needs matplotlib, an optional extra, and no display.
 
-`plot_costs` takes a curve of costs by itself, whoever measured it.
+`plot_costs` draws a cost curve by itself, whoever measured it.
 """
 
 from collections.abc import Mapping, Sequence

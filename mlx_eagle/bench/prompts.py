@@ -1,4 +1,4 @@
-"""What is asked: the built-in prompts by category, and prompts from a user's file.
+"""The prompts of a benchmark: the built-in ones by category, and those of a user's file.
 
 The public data sets are in `datasets.py`. Nothing is tokenized here.
 """

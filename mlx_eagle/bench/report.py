@@ -1,4 +1,4 @@
-"""A run's results as one JSON-ready object; `markdown.py` and `plots.py` show it to people."""
+"""A run's results as one JSON-ready object, which `report_markdown.py` and `plots.py` show."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""How the command line names a contestant. Words only: nothing is loaded here."""
+"""How the command line names a contestant; nothing is loaded here."""
 
 from typing import NamedTuple
 

@@ -1,6 +1,6 @@
-"""Files of rows that nobody vouches for: JSON, JSON Lines (gzipped too) and CSV to dictionaries.
+"""Files of rows from unknown authors: JSON, JSON Lines (gzipped too) and CSV become dictionaries.
 
-Only what the standard library reads: a Parquet file is refused by name.
+Only what the standard library reads is read; a Parquet file is refused by name.
 """
 
 import csv

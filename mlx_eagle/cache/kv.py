@@ -2,9 +2,8 @@
 
 Buffers are preallocated, grown in steps and written in place. Verifying a tree writes its rows
 after the committed ones; `commit` moves the rows of the accepted path together and forgets the
-rest. Layers with a sliding window keep the window and some slack, not the whole history. Layers of
-other kinds are in `sink_cache.py`, `quantized_cache.py` and `recurrent.py`, all layers together in
-`tree_cache.py`.
+rest. Other kinds of layers are in `window.py`, `attention_sinks.py`, `quantized.py` and
+`recurrent.py`; all layers of a model together are in `model_cache.py`.
 
 The caches stand in for mlx-lm's: model code reads `offset`, `update_and_fetch` and `make_mask`
 and nothing else. While rows that branch are expected, `offset` is the vector of their positions.

@@ -1,4 +1,4 @@
-"""The caches of all layers of a target or a head, kept in step: what a round opens and commits."""
+"""The caches of all layers of a target or head, kept in step: opened and committed together."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""How a target remembers a conversation: every row as it is, quantized, or only so many rows."""
+"""What the target's KV cache keeps: every row as it is, every row quantized, or only so many."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +9,7 @@ from mlx_eagle.cache.attention_sinks import LEAST, SINKS, SinkKVCache
 from mlx_eagle.cache.kv import KVCache
 from mlx_eagle.cache.quantized import QuantizedKVCache
 from mlx_eagle.errors import EagleError
-
-BITS = (4, 8)
-GROUP_SIZES = (32, 64, 128)
+from mlx_eagle.load_options import KV_BITS, KV_GROUP_SIZES
 
 
 @dataclass(frozen=True)
@@ -31,9 +29,9 @@ class KVOptions:
     max_size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.bits is not None and self.bits not in BITS:
+        if self.bits is not None and self.bits not in KV_BITS:
             raise EagleError(f"kv_bits is {self.bits}; it must be 4 or 8")
-        if self.group_size not in GROUP_SIZES:
+        if self.group_size not in KV_GROUP_SIZES:
             raise EagleError(f"kv_group_size is {self.group_size}; it must be 32, 64 or 128")
         if self.max_size is not None and self.max_size < LEAST:
             raise EagleError(f"max_kv_size is {self.max_size}; it must be {LEAST} or more")

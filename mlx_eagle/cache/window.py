@@ -1,6 +1,6 @@
-"""The KV cache of a layer that attends to the last so many positions only.
+"""The KV cache of a layer with a sliding window.
 
-It keeps the window and some slack, not the whole history.
+It keeps the window and some slack, not the whole history, so its size does not grow.
 """
 
 from collections.abc import Sequence

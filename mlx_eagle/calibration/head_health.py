@@ -1,4 +1,4 @@
-"""Notices, over all conversations with a head, that it is of no use as it is run."""
+"""Finds out, over all conversations with a head, whether it drafts too badly to be of any use."""
 
 from mlx_eagle.decoding.stats import GenerationStats
 

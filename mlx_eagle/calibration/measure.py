@@ -1,10 +1,10 @@
-"""Measuring what a round costs on this machine, with this target and head: a few seconds, once.
+"""Calibration: how many seconds a round takes on this machine with this target and head.
 
-Every time is that of work which waits for the work before it, read back as a round reads it back:
-launches that do not depend on each other overlap, and cost less than they will. Passes over all
-numbers of rows alternate and medians are kept, so that a busy moment spoils one sample of each and
-not all samples of one. Long contexts are made of empty cache rows: attention reads them all the
-same, and no long prompt has to be run.
+It takes a few seconds, once. Each measured step depends on the step before it and is copied to the
+host as in a real round, because independent steps overlap and look cheaper than they are. Passes
+over all numbers of rows alternate and medians are kept, so that a busy moment spoils one sample of
+each and not all samples of one. Long contexts are made of empty cache rows: attention reads them
+all the same, and no long prompt has to be run.
 """
 
 import time
@@ -122,7 +122,7 @@ class _Bench:
         n_tokens = target.vocab_size or 1000
         # Spread over the vocabulary, so that the experts of a mixture are woken as by any text.
         self.ids = [(7919 * i + 11) % n_tokens for i in range(MAX_NODES)]
-        self.choices = mx.zeros((1,), dtype=mx.int32)
+        self.target_tokens = mx.zeros((1,), dtype=mx.int32)
 
     def warm_up(self) -> None:
         """Fill the caches a little, and compile what is compiled at first use."""
@@ -191,13 +191,13 @@ class _Bench:
 
     def _verify(self, n: int) -> float:
         """Return the seconds of one verification that depends on the one before it."""
-        mx.eval(self.choices)
+        mx.eval(self.target_tokens)
         start = time.perf_counter()
-        tokens = mx.array(self.ids[:n], dtype=mx.int32) + 0 * self.choices[:1]
+        tokens = mx.array(self.ids[:n], dtype=mx.int32) + 0 * self.target_tokens[:1]
         tree = DraftTree.chain(tokens)
         verified = self.target.verify(tree, self.cache)
-        self.choices = SeededSampler()(verified.logits, tree, self.cache.rows)
-        mx.eval(self.choices)
+        self.target_tokens = SeededSampler()(verified.logits, tree, self.cache.rows)
+        mx.eval(self.target_tokens)
         return time.perf_counter() - start
 
     def _draft(self, depth: int, deepest: int) -> float:

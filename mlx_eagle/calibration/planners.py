@@ -1,7 +1,7 @@
-"""The planners of an engine, and where their knowledge comes from and goes to.
+"""The planners of an engine, and the records that they start from and keep.
 
-All of them share the live costs of the machine; each way of choosing tokens has its own, because
-heads are accepted less often where tokens are drawn than where the likeliest is taken.
+All of them share the live costs of the machine; greedy and sampled decoding have a planner each,
+because fewer drafts are accepted where tokens are drawn.
 """
 
 from typing import NamedTuple

@@ -1,8 +1,8 @@
-"""What is remembered between runs of a pair: the costs of this machine, and how heads fare.
+"""What is kept between runs about a pair: the costs of this machine, and counts of acceptance.
 
-Small JSON files in the cache folder. Costs belong to a chip, a version of MLX and the exact
-target, head and precision; acceptance belongs to the pair alone. A file that does not fit, or
-cannot be read, is as good as none: what it holds is measured again.
+Small JSON files in the cache folder. Costs belong to a chip, a version of MLX and the exact target,
+head and precision; acceptance belongs to the pair alone. A file that does not fit, or cannot be
+read, counts as missing: what it holds is measured again.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
-"""Which drafted tokens stand: the walk from the root along the target's own choices.
+"""Which drafted tokens are accepted: the walk from the root along the target's own choices.
 
 A pure function. The target has chosen one token after every node (its argmax, or its seeded
-draw); a child stands if it is that choice. Drafted children are fixed given the context, so the
-walk is lossless both greedily and when sampling: the reasoning is in EAGLE (arXiv 2401.15077),
+draw); a child is accepted if it is that choice. Drafted children are fixed given the context, so
+the walk is lossless both greedily and when sampling: the reasoning is in EAGLE (arXiv 2401.15077),
 section 3.3, reduced to one draw per node.
 
 Worked example, the tree of `tree.py`, whose target chose 8 after the root and 4 after the 8:

@@ -1,4 +1,7 @@
-"""A prompt is run through target and head, a chunk at a time."""
+"""Prefill: a prompt is run through target and head, a chunk at a time.
+
+Each chunk is evaluated before the next one, so that memory holds one chunk and not the prompt.
+"""
 
 from collections.abc import Generator, Sequence
 

@@ -51,7 +51,7 @@ class Decoder:
         self.pending = PendingRows(self.drafter)
 
     def commit(self, tree: DraftTree, path: Sequence[int]) -> None:
-        """Keep the accepted nodes `path` of a tree, in the cache and for the choices to come."""
+        """Keep the accepted nodes `path` of a tree, in the cache and for the next choices."""
         self.cache.commit(path)
         self.selector.commit(tree, path)
 

@@ -1,1 +1,1 @@
-"""How a head wants to be run, found by measuring how well it drafts."""
+"""The facts of a head, found by measuring how well it drafts with other values of them."""

@@ -38,6 +38,7 @@ from mlx_eagle.files.atomic import new_file
 from mlx_eagle.files.json_files import read_json
 from mlx_eagle.heads.config import MODEL_TYPE
 from mlx_eagle.heads.load import assemble, load_head, read_head_config
+from mlx_eagle.session.prompt import encode_chat_or_text
 from mlx_eagle.target.load import load_target
 from mlx_eagle.target.target import Target
 
@@ -151,10 +152,7 @@ def _checked(config: dict[str, Any], target: TargetFacts) -> dict[str, Any]:
 
 def _encode(tokenizer: Any, question: str) -> list[int]:
     """Return the token ids of a question, as the target is asked one in a chat if it can be."""
-    if not tokenizer.has_chat_template:
-        return list(tokenizer.encode(question))
-    messages = [{"role": "user", "content": question}]
-    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True))
+    return encode_chat_or_text(tokenizer, [{"role": "user", "content": question}], question)
 
 
 def is_converted(folder: Path) -> bool:

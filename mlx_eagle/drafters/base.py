@@ -1,7 +1,7 @@
-"""What each way to propose a tree must offer; one module per way stands beside this one."""
+"""What every drafter offers; one module per drafter stands beside this one."""
 
 from collections.abc import Generator, Sequence
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import mlx.core as mx
 
@@ -13,8 +13,8 @@ Level = tuple[mx.array, mx.array]  # log-probabilities and target ids, [K] each,
 class Drafter(Protocol):
     """Proposes trees from what has been committed; it sees tokens and taps, never the target.
 
-    A drafter follows the committed text one token behind: `rows` tokens have been observed with
-    the token that follows each, so the newest committed token is known only as a follower.
+    Of n committed tokens a drafter has processed 0..n-2, which `rows` counts; token n-1, the root,
+    it has seen only as the next token of n-2.
     """
 
     @property
@@ -46,7 +46,7 @@ class Drafter(Protocol):
         """
 
     def draft(self, root: mx.array, shape: TreeShape) -> DraftTree:
-        """Propose a tree below `root` [1] int32, the follower that was observed last."""
+        """Propose a tree below `root` [1] int32, the next token that was observed last."""
 
     def greedy_path(self, k: int, depth: int) -> Generator[Level]:
         """Yield, level by level, the k likeliest children of the likeliest node, lazily.
@@ -57,6 +57,14 @@ class Drafter(Protocol):
 
     def trim(self, rows: int) -> None:
         """Forget everything after the first `rows` observed tokens."""
+
+
+@runtime_checkable
+class Restorable(Protocol):
+    """What a drafter offers besides, if what it has observed can be copied and written to a file.
+
+    The rows of a drafter without it are computed again from taps where they are needed.
+    """
 
     def fork(self) -> Self:
         """Return a copy that shares what has been observed so far, and then goes its own way."""

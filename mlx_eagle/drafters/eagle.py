@@ -3,7 +3,7 @@
 Each level runs the head once over the best `width` nodes of the level before; every one of their
 `width` likeliest children is a candidate; in the end the best `nodes` candidates of all levels are
 kept (arXiv 2406.16858, section 4). A P-EAGLE head is run once for all levels instead, see
-`parallel.py`. Everything here is lazy: a call builds a graph and reads nothing back.
+`p_eagle.py`. Everything here is lazy: a call builds a graph and copies nothing to the host.
 """
 
 import copy

@@ -1,8 +1,8 @@
-"""Drafting as a planner wants it: level by level along the likeliest token, as far as it pays.
+"""Drafting along the greedy path, level by level, which a planner may stop by confidence.
 
-The likeliest token of every level is drafted below; its likeliest siblings are leaves. One step of
-the head per level, and a tree all the same. Where a `ConfidenceCheck` decides, each level is copied
-to the host before the next one is drafted.
+Below the likeliest token of a level the next level is drafted; its likeliest siblings are leaves.
+So the head runs once per level, on one row, and the result is a tree all the same. Where a
+`ConfidenceCheck` decides, each level is copied to the host before the next one is drafted.
 """
 
 from contextlib import closing

@@ -1,4 +1,4 @@
-"""A head becomes the drafter for its kind, once it is known to fit the target."""
+"""The drafter for a head, once the head is known to fit the target."""
 
 from collections.abc import Callable
 from typing import Any

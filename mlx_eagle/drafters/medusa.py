@@ -1,4 +1,4 @@
-"""Medusa heads: one distribution per depth, from the newest hidden state of the target."""
+"""Drafting with Medusa heads: one distribution per depth, from the newest hidden state."""
 
 import copy
 from collections.abc import Generator

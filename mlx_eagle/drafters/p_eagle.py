@@ -1,7 +1,7 @@
-"""Drafting all depths at once: P-EAGLE and Medusa heads.
+"""Drafting with a P-EAGLE head: all depths in one step (arXiv 2602.01469).
 
-Such a head gives one distribution per depth, whatever stands at the depths before, so a node's
-children are the likeliest tokens of its depth. The tree is ranked as EAGLE-2's is.
+The head gives one distribution per depth, whatever stands at the depths before, so the children of
+a node are the likeliest tokens of its depth. The tree is ranked as EAGLE-2's is.
 """
 
 from collections.abc import Generator

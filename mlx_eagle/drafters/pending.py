@@ -1,7 +1,7 @@
-"""Committed tokens that a drafter has not observed yet: while nothing is drafted, they wait.
+"""Pending rows: committed tokens that a drafter has not observed yet.
 
-A head that runs over many tokens at once reads its weights once for all of them, so plain rounds
-cost next to nothing although a head follows the text.
+While nothing is drafted they wait, because a head that runs over many tokens at once reads its
+weights once for all of them. So plain rounds cost next to nothing although a head follows the text.
 """
 
 import mlx.core as mx

@@ -1,9 +1,9 @@
-"""Scored candidates and the best of them as a tree: what all drafters that rank have in common.
+"""Scored candidates and the best of them as a tree, for all drafters that rank candidates.
 
 Scores are cumulative log-probabilities in float32 (EAGLE-2, arXiv 2406.16858, section 4). Ties go
 to the candidate that was made first, and a parent is made before its children and never scores
-below them, so no child can be kept without its parent, not even where a log-probability rounds
-to 0. Everything here is lazy: nothing is read back.
+below them, so no child is kept without its parent, not even where a log-probability rounds to 0.
+Everything here is lazy: nothing is copied to the host.
 """
 
 from typing import NamedTuple

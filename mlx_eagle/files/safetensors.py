@@ -27,6 +27,8 @@ _DTYPES = (
     *("U32", "I32", "F32", "U64", "I64", "C64"),
 )
 _KEYS = {"dtype", "shape", "data_offsets"}
+# What is raised for a file that is no sound safetensors file.
+_UNSOUND = (OSError, struct.error, ValueError, RecursionError, SafetensorError, CheckpointError)
 
 
 class TensorInfo(NamedTuple):
@@ -65,10 +67,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             found = {n: TensorInfo(p.get_dtype(), tuple(p.get_shape())) for n, p in parts.items()}
         for name, info in found.items():
             _check_entry(name, info, header[name])
-    except (
-        *(OSError, struct.error, ValueError, RecursionError),
-        *(SafetensorError, CheckpointError),
-    ) as error:
+    except _UNSOUND as error:
         reason = one_line(error)
         raise CheckpointError(f"{file.name} is not a sound safetensors file: {reason}") from error
     return found

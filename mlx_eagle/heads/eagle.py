@@ -182,6 +182,14 @@ class EagleHead(nn.Module):
         """
         return max(LEAST, min(self.config.max_position_embeddings, TRAINED_LENGTH))
 
+    def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        """Return the weights of a file without those that this head does not use.
+
+        The doctor may find that a head runs without the final norm that its file has.
+        """
+        unused = () if self.config.final_norm else ("norm.weight",)
+        return {name: array for name, array in weights.items() if name not in unused}
+
     def make_cache(self, window: int | None = None) -> TreeCache:
         """Return an empty KV cache for one conversation.
 

@@ -1,4 +1,4 @@
-"""A converted folder becomes a head: configuration and weights read strictly."""
+"""Loading a converted head: configuration and weights are read strictly."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +16,14 @@ from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.heads.medusa import MedusaHead
 
 Head = EagleHead | MedusaHead
+
+# By the algorithm of a configuration: what reads it, and the network.
+HEADS: dict[str, tuple[Any, Any]] = {
+    "eagle": (HeadConfig, EagleHead),
+    "eagle3": (HeadConfig, EagleHead),
+    "p-eagle": (HeadConfig, EagleHead),
+    "medusa": (MedusaConfig, MedusaHead),
+}
 
 
 def load_head(folder: Path) -> Head:
@@ -41,19 +49,21 @@ def assemble(config: dict[str, Any], weights: dict[str, mx.array]) -> Head:
     Raises:
         ValueError: if the weights do not fit; also what MLX raises for them.
     """
-    head: Head
-    if config.get("algorithm") == "medusa":
-        head = MedusaHead(MedusaConfig.from_dict(config))
-    else:
-        head = EagleHead(HeadConfig.from_dict(config))
-        if not head.config.final_norm:
-            # Calibration may find that a head runs without the norm that its file has.
-            weights = {name: array for name, array in weights.items() if name != "norm.weight"}
+    head = _build(config)
+    weights = head.sanitize(weights)
     if quantization := config.get("quantization"):
         group_size, bits = quantization["group_size"], quantization["bits"]
         nn.quantize(head, group_size, bits, class_predicate=_stored_quantized(weights))
     head.load_weights(list(weights.items()), strict=True)
     _check_draft_ids(head)
+    return head
+
+
+def _build(config: dict[str, Any]) -> Head:
+    """Return a head without weights; what is wrong with its configuration, that says."""
+    algorithm = str(config.get("algorithm"))
+    config_type, module = HEADS.get(algorithm, HEADS["eagle3"])
+    head: Head = module(config_type.from_dict(config))
     return head
 
 

@@ -67,6 +67,10 @@ class MedusaHead(nn.Module):
         """Tokens that it attends to: it attends to none, so no window bounds it."""
         return 0
 
+    def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        """Return the weights of a file; all of them are used."""
+        return weights
+
     def __call__(self, hidden: mx.array, unembed: Any = None, depth: int | None = None) -> mx.array:
         """Return logits [K, W] of the first K heads.
 

@@ -1,4 +1,4 @@
-"""A model's name turned into a folder on this machine: local as it is, else from the hub.
+"""A model's name becomes a folder on this machine: a local one as it is, else from the hub.
 
 It downloads and caches through huggingface_hub, whose settings hold (HF_HOME, HF_ENDPOINT,
 HF_TOKEN, HF_HUB_OFFLINE). It does not look inside the folder. Files of code are never fetched.

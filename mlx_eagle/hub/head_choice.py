@@ -1,7 +1,7 @@
-"""Heads as their publishers left them: which one a target gets, and its conversion, made once.
+"""Which head a target gets, and the conversion of a published one, made once.
 
-What a converted head is, `head` knows, and how it is made, `convert/`; this keeps the results in a
-cache folder, so that a published head is as easy to use as a converted one.
+Conversions (made by `convert/`) are kept in the cache folder, so that a published head is as easy
+to use as a converted one.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
-"""Which published heads exist for a target: facts from a data file, not from the network.
+"""Which published heads are known for a target: facts from a data file, not from the network.
 
-`known_heads.json` was collected by hand and is dated; that a repository still exists is for `hub`
-to find out. Quantized copies of a target are recognised by their names, not listed.
+`known_heads.json` was collected by hand and is dated; whether a repository still exists shows when
+it is downloaded. Quantized copies of a target are recognised by their names, not listed.
 """
 
 import json

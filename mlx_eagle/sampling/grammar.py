@@ -205,11 +205,6 @@ class Constraint:
         self._has_ended = False
         self._root_row = self._next_row()
 
-    @property
-    def is_finished(self) -> bool:
-        """Whether nothing but an end token may follow."""
-        return bool(np.array_equal(self._root_row, self._vocabulary.end_row))
-
     def advance(self, tokens: Sequence[int]) -> None:
         """Take in the tokens that a round committed; what follows an end token is ignored.
 

@@ -3,8 +3,8 @@
 The draw is Gumbel-max with noise keyed by (seed, position), not by call. A position therefore
 draws the same token whether its row was verified in a tree or decoded alone, and sampled text
 with speculation equals sampled text without it. Filters follow mlx-lm's order: top-p, min-p and
-top-k on the untempered distribution, then the temperature. What changes the logits beforehand, and
-what a round keeps of them, is in `token_selector.py`.
+top-k on the untempered distribution, then the temperature. Processors and grammars, which change
+the logits before, are applied in `token_selector.py`.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,9 +1,9 @@
-"""The target's own choice after every node, each seen with its own prefix.
+"""The target's own choice after every node of a tree, made with the node's own prefix.
 
-Logits processors, constraints and the sampler of one answer, in that order. mlx-lm's processors
-take all tokens so far and the logits of one row; here every node of a tree is such a row, and its
-tokens are the committed ones followed by its own path. A node is therefore processed as plain
-decoding would process it if it got there, whatever else is in the tree.
+Logits processors, a grammar and the sampler of one answer apply in that order. mlx-lm's processors
+take all tokens so far and the logits of one row; here every node is such a row, and its tokens are
+the committed ones followed by its own path. So a node is processed as plain decoding would process
+it if it got there, whatever else is in the tree.
 """
 
 from collections.abc import Callable, Sequence

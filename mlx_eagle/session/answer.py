@@ -1,7 +1,7 @@
 """One answer: the prompt is read, rounds run, and their tokens are streamed as responses.
 
-It keeps the prefix true: after an answer, however it ended,
-the prefix holds the prompt and the tokens that the caller was given, and nothing else.
+However an answer ends, the cached prefix then holds the prompt and the tokens that the caller was
+given, and nothing else.
 """
 
 import threading

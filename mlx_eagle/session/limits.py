@@ -1,4 +1,4 @@
-"""How many tokens a conversation may have: what the model was made for, what the memory holds.
+"""How many tokens a conversation may have, by the model's context length and by memory.
 
 A limit is told beforehand. A prompt beyond it is refused, or its oldest turns are left out if that
 was asked for; an answer that reaches it ends there and says so.

@@ -27,7 +27,6 @@ from mlx_eagle.tree_shape import TreeShape
 if TYPE_CHECKING:
     import mlx.core as mx
 
-    from mlx_eagle.sampling.grammar import Grammar
     from mlx_eagle.sampling.token_selector import LogitsProcessor
 
 
@@ -208,9 +207,3 @@ class GenerationOptions(SamplingOptions):
     def sampling(self) -> dict[str, Any]:
         """The options of a seeded draw, by name."""
         return {name: getattr(self, name) for name in options_of(SamplingOptions)}
-
-    def grammar(self) -> "Grammar | None":
-        """Return what constrains the answer, or None."""
-        from mlx_eagle.session.selector import make_grammar
-
-        return make_grammar(self)

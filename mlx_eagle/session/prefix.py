@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from mlx_eagle.cache.model_cache import AnyCache
-from mlx_eagle.drafters.base import Drafter
+from mlx_eagle.drafters.base import Drafter, Restorable
 from mlx_eagle.speculation import ON
 
 if TYPE_CHECKING:
@@ -53,12 +53,21 @@ class CachedPrefix:
         self.tokens = []
         self.is_shared = False
         self.cache = self._engine.target.make_cache()
-        self.drafter = self._engine.make_drafter()
+        self.drafter = self._new_drafter()
+
+    @property
+    def head_rows(self) -> int:
+        """Rows of the head that `arrays` holds."""
+        return self.drafter.rows if isinstance(self.drafter, Restorable) else 0
+
+    def _new_drafter(self) -> Drafter | None:
+        """Return a drafter that has observed nothing; None without a head."""
+        return self._engine.make_drafter()
 
     def reuse(self, ids: Sequence[int], speculate: bool) -> None:
         """Go back to the rows that are held of the prompt `ids`, or to none.
 
-        The newest shared token is run again: the head needs its taps once its follower changes.
+        The newest shared token is run again: the head needs its taps once its next token changes.
 
         Args:
             ids: the new prompt.
@@ -97,15 +106,18 @@ class CachedPrefix:
         """Return a copy that shares the rows held so far, and then goes its own way."""
         twin = copy.copy(self)
         twin.tokens, twin.cache = list(self.tokens), self.cache.fork()
-        twin.drafter = self.drafter.fork() if self.drafter else None
+        drafter = self.drafter
+        # What cannot be copied starts empty, and reads the rows again that it needs.
+        twin.drafter = drafter.fork() if isinstance(drafter, Restorable) else self._new_drafter()
         self.is_shared = twin.is_shared = True
         return twin
 
     def arrays(self) -> dict[str, mx.array]:
         """Return the rows that are held, target's and head's, by name."""
         own = {TARGET + name: array for name, array in self.cache.arrays().items()}
-        drafter = self.drafter.arrays() if self.drafter else {}
-        return own | {HEAD + name: array for name, array in drafter.items()}
+        if not isinstance(self.drafter, Restorable):
+            return own
+        return own | {HEAD + name: array for name, array in self.drafter.arrays().items()}
 
     def restore(
         self, tokens: list[int], arrays: dict[str, mx.array], rows: int, head_rows: int
@@ -123,7 +135,7 @@ class CachedPrefix:
                 raise ValueError(f"{name} is not a part of these caches")
         self.tokens = tokens
         self.cache.restore(_part(arrays, TARGET), rows)
-        if self.drafter is not None:
+        if isinstance(self.drafter, Restorable):
             self.drafter.restore(_part(arrays, HEAD), head_rows)
 
     def _sample(self) -> "CachedPrefix":

@@ -1,4 +1,4 @@
-"""What a prompt may be, and its token ids."""
+"""A prompt becomes token ids: text, ids or chat messages."""
 
 import operator
 from collections.abc import Iterator, Sequence
@@ -46,6 +46,15 @@ def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
     if not ids:
         raise EagleError("the prompt is empty; give at least one token")
     return ids
+
+
+def encode_chat_or_text(tokenizer: Any, messages: Sequence[Message], text: str) -> list[int]:
+    """Return the token ids of messages, or of a text where the target has no chat template.
+
+    Raises:
+        EagleError: as `encode` does.
+    """
+    return encode(tokenizer, list(messages) if tokenizer.has_chat_template else text)
 
 
 def check_ids(ids: Sequence[int], n_tokens: int | None) -> None:

@@ -9,7 +9,7 @@ from mlx_eagle.session.limits import Budget
 from mlx_eagle.session.options import GenerationOptions
 from mlx_eagle.session.prefix import CachedPrefix
 from mlx_eagle.session.prompt import Prompt, check_ids, encode, is_messages, turns_dropped
-from mlx_eagle.session.selector import make_processors, make_sampler
+from mlx_eagle.session.selector import make_constraint, make_processors, make_sampler
 from mlx_eagle.tree import TreeShape
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def check_request(
         _check_tree(options.tree, prefix.drafter)
     if vocab_size is not None:
         options.check_bias(vocab_size)
-    constraint = engine.constraint(options)
+    constraint = make_constraint(options, engine)
     sampler, processors = make_sampler(options), make_processors(options)
     selector = TokenSelector(sampler, processors, constraint, ids[:-1])
     return Request(ids, options, budget, n_dropped, selector)

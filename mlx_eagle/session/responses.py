@@ -1,4 +1,4 @@
-"""The stream of an answer: rounds of tokens turned into one response per token, with statistics."""
+"""The stream of an answer: each round's tokens become one response per token, with statistics."""
 
 import math
 import threading
@@ -102,6 +102,18 @@ class GenerationResult(NamedTuple):
     finish_reason: str
     stats: GenerationStats
     logprobs: list[float] | None = None
+
+
+def whole_answer(stream: Responses) -> GenerationResult:
+    """Return all of a stream as one result."""
+    text, tokens, logprobs = "", [], list[float]()
+    for response in stream:
+        text += response.text
+        tokens.append(response.token)
+        if response.logprob is not None:
+            logprobs.append(response.logprob)
+    assert response.stats is not None and response.finish_reason is not None, "it has an end"
+    return GenerationResult(text, tokens, response.finish_reason, response.stats, logprobs or None)
 
 
 class Ends(NamedTuple):

@@ -1,11 +1,16 @@
 """What chooses the tokens of an answer, made from its options: sampler, processors, grammar."""
 
+from typing import TYPE_CHECKING
+
 from mlx_lm.sample_utils import make_logits_processors
 
-from mlx_eagle.sampling.grammar import Grammar
+from mlx_eagle.sampling.grammar import Constraint, Grammar
 from mlx_eagle.sampling.samplers import Sampler, SeededSampler, StockSampler
 from mlx_eagle.sampling.token_selector import LogitsProcessor
 from mlx_eagle.session.options import GenerationOptions
+
+if TYPE_CHECKING:
+    from mlx_eagle.engine import Engine
 
 
 def make_sampler(options: GenerationOptions) -> Sampler:
@@ -27,6 +32,12 @@ def make_processors(options: GenerationOptions) -> list[LogitsProcessor]:
         options.frequency_context_size,
     )
     return [*own, *options.logits_processors]
+
+
+def make_constraint(options: GenerationOptions, engine: "Engine") -> Constraint | None:
+    """Return which tokens may follow in an answer, or None where all may."""
+    grammar = make_grammar(options)
+    return None if grammar is None else engine.vocabulary.constraint(grammar)
 
 
 def make_grammar(options: GenerationOptions) -> Grammar | None:

@@ -1,7 +1,7 @@
-"""A conversation: messages, and streams of answers that reuse what is held of them.
+"""A conversation: messages, and streams of answers that reuse the rows already cached.
 
-It knows messages. What target and head hold of them is in `prefix.py`, one answer in `answer.py`,
-the file of a conversation in `session_file.py`.
+It knows messages. The rows of target and head are in `prefix.py`, one answer in `answer.py`, the
+file of a conversation in `session_file.py`.
 """
 
 import threading

@@ -1,7 +1,7 @@
-"""A conversation in one file: messages, tokens, and the rows that target and head hold of them.
+"""A conversation in one file: messages, tokens, and the rows that target and head computed.
 
-The file is safetensors: the rows as tensors, the rest as JSON in its metadata. It is of use with
-the very weights that computed the rows, so it names them, and anything else is refused.
+The file is safetensors: the rows as tensors, the rest as JSON in its metadata. Rows are of use only
+with the weights that computed them, so the file names those, and anything else is refused.
 """
 
 import errno
@@ -65,10 +65,9 @@ def write_session(path: Path, about: About, prefix: CachedPrefix) -> None:
         EagleError: if it cannot be written.
     """
     path = Path(os.path.realpath(os.path.expanduser(path)))
-    drafter = prefix.drafter
     facts = about._asdict() | {
         "rows": prefix.cache.rows,
-        "head_rows": drafter.rows if drafter else 0,
+        "head_rows": prefix.head_rows,
     }
     arrays = prefix.arrays() | {TOKENS: mx.array(prefix.tokens, dtype=mx.int32)}
     metadata = {"format": FORMAT, "version": str(VERSION), "about": json.dumps(facts)}

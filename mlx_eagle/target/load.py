@@ -1,4 +1,4 @@
-"""A target's folder becomes a model and a tokenizer, with mlx-lm's loader."""
+"""A target's folder becomes a model and a tokenizer, read with mlx-lm's loader."""
 
 from pathlib import Path
 from typing import Any

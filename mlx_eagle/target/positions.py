@@ -1,4 +1,4 @@
-"""Rope at one position per node: trees in a module that was made for sequences.
+"""Rope at one position per node, for rope modules that were made for sequences.
 
 A rope module rotates row i of its input to position offset + i. Siblings of a tree stand at the
 same position, so `accept_node_positions` gives one rope *instance* a subclass that also takes a

@@ -1,18 +1,19 @@
-"""What does this target verify: trees, or chains only? Asked with a few tokens, at load time.
+"""Whether a loaded target verifies trees, or chains only: tried with a few tokens.
 
-Model code is mlx-lm's and changes; what a cache or rope class does with a vector of positions, or
-a layer with a state that goes back, cannot be read off its name. So a loaded target is asked: every
-root-to-node path of a small tree must give the logits that the path gives as a plain sequence with
-mlx-lm's own caches. Where that fails, chains are tried: some of their tokens are rejected, and what
-comes after must give the logits of the accepted ones alone.
+Model code is mlx-lm's and changes. What a cache or rope class does with a vector of positions, or
+whether the state of a layer can go back, cannot be read off its name. So it is tried at load time:
+every root-to-node path of a small tree must give the logits that the path gives as a plain sequence
+with mlx-lm's own caches. Where that fails, chains are tried: some of their tokens are rejected, and
+the tokens after them must get the logits that they get after the accepted ones alone.
 """
 
+import copy
 from collections.abc import Sequence
 
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlx_eagle.cache.options import WHOLE
+from mlx_eagle.cache.options import WHOLE, KVOptions
 from mlx_eagle.errors import UnsupportedTargetError
 from mlx_eagle.target.positions import is_rope, rotates_rows_alike
 from mlx_eagle.target.target import Target
@@ -76,6 +77,18 @@ def check_kv_options(target: Target) -> None:
             f"mlx-lm's {_name(target)} model cannot read the KV cache that {option} asks for "
             f"({error}); leave {option} out"
         ) from error
+
+
+def with_caches(target: Target, kv: KVOptions) -> Target:
+    """Return a target on the same model whose caches keep what `kv` says.
+
+    Raises:
+        UnsupportedTargetError: if model code cannot read such caches.
+    """
+    twin = copy.copy(target)
+    twin.kv = kv
+    check_kv_options(twin)
+    return twin
 
 
 def _check_tree(target: Target) -> None:

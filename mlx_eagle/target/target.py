@@ -91,6 +91,12 @@ class Target:
         return rows
 
     @cached_property
+    def n_logits(self) -> int:
+        """Logits after every node: the vocabulary, with padding that the embedding may lack."""
+        tree = DraftTree.chain(mx.array([0]))
+        return self.verify(tree, self.make_cache()).logits.shape[-1]  # shapes alone: never run
+
+    @cached_property
     def embedding(self) -> nn.Module:
         """The token embedding: [..] ids to [.., D]; heads share it.
 

@@ -292,7 +292,7 @@ def test_decision_that_is_no_value_is_wrong_usage(setting: str) -> None:
     assert f"--set {setting}" in result.stderr
 
 
-@pytest.mark.parametrize("option", [("--set", "taps=1"), ("--calibrate",)])
+@pytest.mark.parametrize("option", [("--set", "taps=1"), ("--doctor",)])
 def test_options_of_heads_need_a_target(option: tuple[str, ...]) -> None:
     result = run(convert, "model", "--out", "o", *option)
     assert result.exit_code == 2

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mlx_eagle.engine import EngineInfo
 from mlx_eagle.errors import CheckpointError
 from mlx_eagle.session.responses import GenerationResponse
 from mlx_eagle.speculation import ON
+from mlx_eagle.tree_shape import TreeShape
 
 HEAVY = ["mlx", "mlx_lm", "transformers", "huggingface_hub", "numpy", "rich", "prompt_toolkit"]
 WORDS = ["It ", "joins ", "\x1b[31mpaths", "."]
@@ -81,7 +83,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert result.stderr == "[]\n"
 
 
-@pytest.mark.parametrize("command", ["chat", "generate"])
+@pytest.mark.parametrize("command", ["chat", "generate", "explain"])
 def test_help_of_a_command_imports_nothing_heavy(command: str) -> None:
     code = (
         f"import sys; from mlx_eagle.cli.main import run; run([{command!r}, '--help']);"
@@ -118,10 +120,12 @@ def test_every_command_of_the_table_exists() -> None:
         assert isinstance(group.get_command(context, name), click.Command)
 
 
-def test_version_is_the_package_version() -> None:
-    result = run_here("--version")
-    assert result.stdout.startswith("mlx-eagle 0.")
-    assert result.returncode == 0
+def test_version_names_the_libraries_that_texts_depend_on(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["--version"]) == 0
+    own, mlx, mlx_lm = map(metadata.version, ("mlx-eagle", "mlx", "mlx-lm"))
+    assert capsys.readouterr().out == f"mlx-eagle {own} (mlx {mlx}, mlx-lm {mlx_lm})\n"
 
 
 @pytest.mark.parametrize(
@@ -140,6 +144,10 @@ def test_version_is_the_package_version() -> None:
         ["generate", "a", "--nodes", "8"],
         ["generate", "a", "--depth", "2", "--nodes", "99", "--width", "2"],
         ["generate", "a", "--depth", "2", "--no-speculate"],
+        ["generate", "a", "--tree", "2", "--no-speculate"],
+        ["generate", "a", "--tree", "4x1x9"],
+        ["generate", "a", "--tree", "wide"],
+        ["generate", "a", "--tree", "4x2x8", "--depth", "4"],
         ["generate", "a", "--dtype", "int4"],
         ["generate", "a", "--json-schema", "/nowhere/schema.json"],
         ["generate", "a", "--json-schema", str(Path(__file__))],
@@ -236,6 +244,33 @@ def test_options_reach_the_engine_under_its_names(engine: FakeEngine) -> None:
     }
     run(["generate", "a", "--ignore-eos"])  # a grammar and this exclude each other
     assert engine.options["ignore_eos"] is True
+
+
+@pytest.mark.parametrize(
+    ("line", "sizes"),
+    [
+        ("--tree 4x2x8", (4, 2, 8)),
+        ("--tree 4x2", (4, 2, 8)),
+        ("--tree 4", (4, 1, 4)),
+        ("--depth 4", (4, 1, 4)),
+        ("--depth 4 --nodes 8", (4, 2, 8)),
+    ],
+)
+@pytest.mark.parametrize("command", ["generate a", "chat -p a"])
+def test_both_forms_of_a_tree_mean_the_same(
+    line: str, sizes: tuple[int, int, int], command: str, engine: FakeEngine
+) -> None:
+    assert run([*command.split(), *line.split()]) == 0
+    assert engine.options["tree"] == TreeShape(*sizes)
+
+
+def test_help_shows_one_spelling_of_a_tree(capsys: pytest.CaptureFixture[str]) -> None:
+    run(["generate", "--help"])
+    out = capsys.readouterr().out
+    assert "--tree DxWxN" in out
+    assert "--depth" not in out
+    run(["chat", "--help"])
+    assert "--ignore-eos" not in capsys.readouterr().out
 
 
 def test_a_schema_is_read_from_its_file(engine: FakeEngine, tmp_path: Path) -> None:

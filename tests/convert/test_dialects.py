@@ -1,16 +1,22 @@
 """What a folder is, decided from names and shapes before configurations are believed."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from mlx.utils import tree_flatten
 
 from mlx_eagle.convert import dialects
 from mlx_eagle.convert.dialects import Dialect, parameter_name
 from mlx_eagle.convert.identify import identify_kind
-from mlx_eagle.convert.tensor_shapes import read_sizes
+from mlx_eagle.convert.medusa import MedusaSizes, expected_shapes
+from mlx_eagle.convert.tensor_shapes import expected_axes, read_sizes
 from mlx_eagle.errors import CheckpointError
 from mlx_eagle.files.safetensors import TensorInfo
+from mlx_eagle.heads.config import HeadConfig, MedusaConfig
+from mlx_eagle.heads.eagle import EagleHead
+from mlx_eagle.heads.medusa import MedusaHead
 
 H, QUERIES, KEYS, MLP, DRAFT = 64, 64, 32, 96, 16
 
@@ -215,3 +221,64 @@ def test_later_layers_need_their_norm_and_ordinary_widths() -> None:
     del second["layers.1.input_layernorm.weight"]
     with pytest.raises(CheckpointError, match=r"missing layers\.1\.input_layernorm\.weight"):
         read_sizes(HEAD | second, dialects.SAFEAILAB)
+
+
+# Parts that a head may have, by the facts of `HeadConfig`, and what else they need.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "norms of queries and keys": {"qk_norm": True},
+    "biases": {
+        **dict.fromkeys(("attention_bias", "attention_output_bias", "mlp_bias", "fc_bias"), True)
+    },
+    "one norm over all taps": {"norm_before_fc": True},
+    "a norm for each tap": {"fc_norm": True},
+    "an embedding of its own": {"own_embedding": True},
+    "three layers": {"num_hidden_layers": 3, "sliding_windows": (None,) * 3},
+}
+
+
+TAP_NORMS = ("one norm over all taps", "a norm for each tap")  # EAGLE-1 heads read no taps
+MODULES = [
+    *(("eagle", option) for option in OPTIONS if option not in TAP_NORMS),
+    *((algorithm, option) for algorithm in ("eagle3", "p-eagle") for option in OPTIONS),
+]
+
+
+@pytest.mark.parametrize(("algorithm", "options"), MODULES)
+def test_expected_tensors_are_the_parameters_of_the_module(
+    algorithm: Any, options: str, head_config: HeadConfig
+) -> None:
+    """The table of `tensor_shapes` and `EagleHead` name the same tensors with the same shapes."""
+    changes = dict(OPTIONS[options])
+    if algorithm == "eagle":
+        changes |= dict.fromkeys(("fuse_taps", "input_layernorm", "hidden_norm"), False)
+        changes |= dict.fromkeys(("final_norm", "own_lm_head"), False) | {"taps": (9,)}
+    elif algorithm == "p-eagle":
+        changes |= {"mask_token_id": 1, "own_embedding": True}
+    # With a head_dim of 10 no two sizes of the head are equal.
+    head = EagleHead(replace(head_config, algorithm=algorithm, head_dim=10, **changes))
+    parameters = {name: array.shape for name, array in tree_flatten(head.parameters())}
+    del parameters["draft_to_target"]
+    if "mask_hidden" in parameters:
+        parameters["mask_hidden"] = (1, 1, *parameters["mask_hidden"])
+    tensors = {name: info(*shape) for name, shape in parameters.items()}
+    dialect = dialects.SAFEAILAB._replace(algorithm=algorithm)
+    sizes = read_sizes(tensors, dialect)
+    assert sizes.parts == set(tensors)
+    expected = expected_axes(dialect, tensors, sizes.n_layers)
+    assert set(expected.required) <= set(tensors) <= set(expected.required | expected.optional)
+    for name in tensors:
+        with pytest.raises(CheckpointError, match=f"{re.escape(name)} has shape"):
+            read_sizes(tensors | {name: info(*(7, 1, 1, 1))}, dialect)
+
+
+@pytest.mark.parametrize("block_bias", [True, False])
+@pytest.mark.parametrize("own_lm_heads", [True, False])
+def test_expected_tensors_of_medusa_heads_are_the_parameters_of_the_module(
+    block_bias: bool, own_lm_heads: bool
+) -> None:
+    sizes = MedusaSizes(H, DRAFT if own_lm_heads else 0, 3, 2, block_bias, own_lm_heads)
+    config = MedusaConfig("medusa", H, H, 48, DRAFT, 3, 2, block_bias, own_lm_heads, (9,))
+    parameters = dict(tree_flatten(MedusaHead(config).parameters()))
+    del parameters["draft_to_target"]
+    assert expected_shapes(sizes) == {name: array.shape for name, array in parameters.items()}

@@ -1,4 +1,4 @@
-"""Heads: what is published goes in, what `heads.eagle` loads comes out, or one clear error."""
+"""Heads: what is published goes in, what `heads/load.py` loads comes out, or one clear error."""
 
 import json
 from collections.abc import Callable

@@ -18,7 +18,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_eagle.convert import torch_files as pickles
+from mlx_eagle.convert import torch_files
 from mlx_eagle.convert.torch_files import read_manifest, read_tensors
 from mlx_eagle.errors import CheckpointError
 from mlx_eagle.files.safetensors import TensorInfo
@@ -223,7 +223,7 @@ def test_one_storage_cannot_become_many_tensors() -> None:
 
 
 def test_program_that_is_too_large_is_refused() -> None:
-    assert pickles.MAX_READ_BYTES >= 5_000 * 400  # tensors per file, bytes of data.pkl per tensor
+    assert torch_files.MAX_READ_BYTES >= 5_000 * 400  # tensors of a file, bytes of data.pkl each
     with harmless(), pytest.raises(CheckpointError, match="larger than"):
         read(archive(b"\x80\x02" + b"N0" * (3 << 20)))
 

@@ -234,7 +234,7 @@ def bomb() -> bytes:
 OS_SYSTEM = b"\x80\x02cos\nsystem\n(" + text("id") + b"tR."
 EMPTY = {"dtype": "F16", "shape": [0], "data_offsets": [0, 0]}
 MANY = safetensors({f"{i}": EMPTY for i in range(20_000)} | HEADER)
-# More attacks are in the tests of the readers: test_checkpoint, test_opcodes and test_pickles.
+# More attacks: the tests of files/, test_pickle_reader and test_torch_files.
 ATTACKS: dict[str, tuple[str, bytes, str]] = {
     "os.system": (BIN, archive(OS_SYSTEM), "model.bin: data.pkl refers to 'os.system'"),
     "os.system in .pt": ("x.pt", archive(OS_SYSTEM), "x.pt: data.pkl refers to 'os.system'"),

@@ -257,7 +257,7 @@ def test_a_published_head_cannot_be_mended_in_place(fixtures: Path) -> None:
     head, target = str(fixtures / "pydoc-eagle3"), str(fixtures / "pydoc-llama")
     result = CliRunner().invoke(command, [head, "--target", target, "--fix"])
     assert result.exit_code == 2
-    assert "--calibrate" in result.stderr
+    assert "--doctor" in result.stderr
 
 
 def test_a_head_of_another_target_is_refused(

@@ -13,7 +13,7 @@ from mlx_eagle.tree import PLAIN, TreeShape
 LEVELS = [Level([10, 11, 12], [0.5, 0.25, 0.125]), Level([20, 21, 22], [0.25, 0.125, 0.125])]
 
 
-class Spine:
+class GreedyPath:
     """A drafter with the levels above; it notes how many were asked for, and that it was closed."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class ConfidenceCheck:
 def test_as_many_levels_are_drafted_as_the_looker_wants_and_the_plan_allows(
     wanted: int, allowed: int
 ) -> None:
-    drafter, check = Spine(), ConfidenceCheck(wanted, [])
+    drafter, check = GreedyPath(), ConfidenceCheck(wanted, [])
     levels = draft_with_checks(drafter, check, allowed)  # type: ignore[arg-type]
     assert drafter.made == len(levels) == min(wanted, allowed)
     assert drafter.is_closed
@@ -53,7 +53,7 @@ def test_as_many_levels_are_drafted_as_the_looker_wants_and_the_plan_allows(
 
 def test_levels_are_shown_as_many_at_a_time_as_the_plan_says() -> None:
     for check_interval, drafted in ((1, 1), (2, 2)):
-        drafter, check = Spine(), ConfidenceCheck(1, [])
+        drafter, check = GreedyPath(), ConfidenceCheck(1, [])
         assert len(draft_with_checks(drafter, check, 2, check_interval)) == drafted  # type: ignore[arg-type]
         assert len(check.seen) == drafted, "levels that were drafted are all seen"
         assert drafter.is_closed
@@ -62,7 +62,7 @@ def test_levels_are_shown_as_many_at_a_time_as_the_plan_says() -> None:
 def test_where_chains_are_planned_no_siblings_are_drafted() -> None:
     check = ConfidenceCheck(2, [Node(0, 0), Node(1, 0)])
     plan = Plan(TreeShape.chain(2), check, 1, n_children=1)
-    tree = draft_as_planned(Spine(), mx.array([7]), plan)  # type: ignore[arg-type]
+    tree = draft_as_planned(GreedyPath(), mx.array([7]), plan)  # type: ignore[arg-type]
     assert [list(seen.tokens) for seen in check.seen] == [[10], [20]]
     assert tree.tokens.tolist() == [7, 10, 20] and tree.is_chain
 
@@ -79,11 +79,11 @@ def test_chosen_nodes_become_a_tree_with_the_spine_as_parents() -> None:
 
 def test_a_looker_may_choose_nothing() -> None:
     plan = Plan(TreeShape.chain(2), ConfidenceCheck(1, []))
-    tree = draft_as_planned(Spine(), mx.array([7]), plan)  # type: ignore[arg-type]
+    tree = draft_as_planned(GreedyPath(), mx.array([7]), plan)  # type: ignore[arg-type]
     assert tree.tokens.tolist() == [7] and tree.num_draft_tokens == 0
 
 
 def test_a_plain_plan_drafts_nothing() -> None:
-    drafter = Spine()
+    drafter = GreedyPath()
     tree = draft_as_planned(drafter, mx.array([7]), Plan(PLAIN))  # type: ignore[arg-type]
     assert tree.tokens.tolist() == [7] and drafter.made == 0

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlx_eagle.files.quoting import one_line, printable, quote, quote_value
+from mlx_eagle.files.quoting import listed, one_line, printable, quote, quote_value
 
 
 def test_a_text_becomes_one_printable_line() -> None:
@@ -21,3 +21,10 @@ def test_a_text_becomes_one_printable_line() -> None:
 def test_a_value_is_shown_escaped_and_short(value: object, shown: str) -> None:
     assert quote_value(value) == shown
     assert value is None or isinstance(value, int) or quote(value) == shown
+
+
+def test_lists_in_errors_stay_short() -> None:
+    assert listed([]) == ""
+    assert listed("abc") == "a, b, c"
+    assert listed(map(str, range(20))) == "0, 1, 2, 3, 4, 5, 6, 7 and 12 more"
+    assert listed("abc", most=2) == "a, b and 1 more"

@@ -60,7 +60,7 @@ def test_what_is_recommended_comes_first_and_what_fails_comes_last() -> None:
 
 def test_the_table_says_when_it_was_collected_and_that_nobody_looked_since() -> None:
     assert when_collected() == "2026-08"
-    file = Path(sys.modules["mlx_eagle"].__path__[0]) / "known_heads.json"
+    file = Path(sys.modules["mlx_eagle"].__path__[0]) / "hub" / "known_heads.json"
     assert "was not checked again" in json.loads(file.read_text())["about"]
 
 

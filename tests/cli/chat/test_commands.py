@@ -12,6 +12,7 @@ from mlx_eagle.cli.chat import actions
 from mlx_eagle.cli.chat.commands import ALIASES, COMMANDS, NAMES, find
 from mlx_eagle.cli.chat.completion import CommandCompleter
 from mlx_eagle.cli.chat.setting_actions import SETTINGS, SHOWS
+from mlx_eagle.cli.option_types import usage
 from mlx_eagle.session.options import GenerationOptions
 from mlx_eagle.speculation import Speculation
 from mlx_eagle.tree_shape import TreeShape
@@ -94,6 +95,13 @@ def test_help_explains_every_command(chat: Any) -> None:
         assert max(map(len, out.splitlines())) <= 90
     assert "no command /stat; did you mean /stats?" in chat.say("/help stat")
     assert "/set" in chat.say("/help /temp")
+
+
+def test_help_of_set_tells_what_every_setting_takes_and_means(chat: Any) -> None:
+    out = " ".join(chat.say("/help set").split())
+    for name, option in SETTINGS.items():
+        assert f" {name} {usage(option)} {option.help}" in out
+    assert "Changing kv_bits, head_window, max_context, memory loads the model anew." in out
 
 
 def test_other_names_are_those_of_commands_and_no_name_is_taken_twice() -> None:
@@ -303,6 +311,9 @@ def test_show_says_so_if_there_will_be_nothing_to_see(chat: Any) -> None:
         ("/s", ["/system", "/save", "/set", "/seed", "/schema", "/speculate", "/show", "/stats"]),
         ("/set t", ["temperature", "top_p", "top_k", "tree"]),
         ("/set speculate ", ["on", "off"]),
+        ("/set kv_bits ", ["4", "8", "none"]),
+        ("/set overflow t", ["truncate"]),
+        ("/tree ", ["auto"]),
         ("/speculate o", ["on", "off"]),
         ("/show tree of", ["off"]),
         ("/show d", ["drafts"]),

@@ -1,0 +1,85 @@
+"""A target and its head put together: the head must fit, and the target must verify trees.
+
+A head that does not work leaves nothing on the target.
+"""
+
+from typing import NamedTuple
+
+import mlx.nn as nn
+
+from mlx_eagle.cache.options import WHOLE, KVOptions
+from mlx_eagle.drafters.make import check_fit
+from mlx_eagle.errors import EagleError, UnsupportedTargetError
+from mlx_eagle.heads.load import Head, load_head
+from mlx_eagle.hub.head_choice import HeadChoice
+from mlx_eagle.speculation import ON, Speculation
+from mlx_eagle.target.self_check import check_kv_options, check_tree_verification
+from mlx_eagle.target.target import Target
+
+
+class Pair(NamedTuple):
+    """A target, perhaps a head for it, and whether there is speculation."""
+
+    target: Target
+    head: Head | None
+    status: Speculation
+
+
+def pair_up(network: nn.Module, choice: HeadChoice, kv: KVOptions = WHOLE) -> Pair:
+    """Return the target, and its head if there is one that works.
+
+    A head that does not work leaves nothing on the target.
+
+    Args:
+        network: the target as mlx-lm loads it.
+        choice: which head, and whether the user named it.
+        kv: what the target's caches keep.
+
+    Raises:
+        EagleError: if a head that the user named does not work with the target, or the target not
+            with such caches.
+    """
+    pair = _pair_up(network, choice)
+    pair.target.kv = kv
+    check_kv_options(pair.target)
+    return pair
+
+
+def _pair_up(network: nn.Module, choice: HeadChoice) -> Pair:
+    """Do what `pair_up` does, with caches that keep everything."""
+    if choice.folder is None:
+        return Pair(_without_head(network), None, Speculation.off(choice.reason))
+    try:
+        head = load_head(choice.folder)
+        return Pair(_with_head(network, head), head, ON)
+    except EagleError as error:
+        if choice.is_named:
+            raise
+        reason = f"{choice.name}: {error}"
+        return Pair(_without_head(network), None, Speculation.off(reason))
+
+
+def _with_head(network: nn.Module, head: Head) -> Target:
+    """Return the target, tapped for the head; a target that cannot verify trees is refused."""
+    target = Target(network, head.config.taps)
+    try:
+        check_fit(head, target)
+        check_tree_verification(target)
+    except EagleError:
+        target.release()
+        raise
+    return target
+
+
+def _without_head(network: nn.Module) -> Target:
+    """Return the target for plain decoding, with mlx-lm's own caches where ours do not fit."""
+    try:
+        target = Target(network)
+    except UnsupportedTargetError:
+        return Target(network, speculate=False)
+    try:
+        check_tree_verification(target)
+    except UnsupportedTargetError:
+        target.release()
+        return Target(network, speculate=False)
+    return target
