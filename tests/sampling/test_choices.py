@@ -13,8 +13,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from mlx_lm import sample_utils
 from mlx_lm.generate import generate_step
-from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
 from cases import broad
 from doubles import make_session
@@ -25,6 +25,7 @@ from mlx_eagle.heads.config import HeadConfig
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.sampling.token_selector import TokenSelector
 from mlx_eagle.session.options import GenerationOptions
+from mlx_eagle.session.selector import make_processors, make_sampler
 from mlx_eagle.session.session import Session
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, DraftTree, TreeShape
@@ -104,8 +105,8 @@ def test_samplers_and_processors_of_mlx_lm_choose_the_tokens_that_they_choose_th
     """mlx-lm's own loop after the same mx.random.seed is the oracle, log-probabilities too."""
     messages = [{"role": "user", "content": prompts[3]}]
     ids = demo.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-    options = {"sampler": make_sampler(**sampling)}
-    options |= {"logits_processors": make_logits_processors(**penalties)}
+    options = {"sampler": sample_utils.make_sampler(**sampling)}
+    options |= {"logits_processors": sample_utils.make_logits_processors(**penalties)}
     mx.random.seed(77)
     want = list(generate_step(mx.array(ids), demo.target.model, max_tokens=24, **options))
     options |= {"max_tokens": 24, "ignore_eos": True, "logprobs": True}
@@ -199,7 +200,7 @@ def draw_from_selector(
 ) -> tuple[Text, int]:
     """Three tokens, chosen in rounds after the nodes of random trees, and how many were drafted."""
     chosen = GenerationOptions(seed=seed, **options)
-    selector = TokenSelector(chosen.make_sampler(), chosen.processors(), None, PROMPT[:-1])
+    selector = TokenSelector(make_sampler(chosen), make_processors(chosen), None, PROMPT[:-1])
     source, text, n_accepted = random.Random(seed), (), 0
     nothing = mx.zeros((VOCABULARY,))
     while len(text) < 3:
@@ -278,9 +279,12 @@ def test_texts_of_three_tokens_follow_the_distribution_that_is_enumerated(
         ({"tree": "chain"}, "tree is 'chain'; give a TreeShape"),
         ({"logits_processors": forbid_repeats}, "must be a list of functions"),
         ({"regex": "a", "ignore_eos": True}, "ignore_eos was given with a grammar"),
-        ({"sampler": make_sampler(0.5), "top_p": 0.7}, "sampler and top_p"),
+        ({"sampler": sample_utils.make_sampler(0.5), "top_p": 0.7}, "sampler and top_p"),
         ({"json_schema": {}, "regex": "a"}, "json_schema and regex were both given"),
-        ({"sampler": make_sampler(0.5), "temperature": 0.7}, "sampler and temperature"),
+        (
+            {"sampler": sample_utils.make_sampler(0.5), "temperature": 0.7},
+            "sampler and temperature",
+        ),
         ({"overflow": "ignore"}, "overflow is 'ignore'"),
         ({"presence_context_size": 0}, "presence_context_size is 0"),
     ],
@@ -328,7 +332,7 @@ def test_functions_that_return_nonsense_are_named(
 
 def test_mlxs_generator_goes_on_from_the_last_token_that_was_given(demo: Any) -> None:
     """What is drawn after an answer does not depend on how it was drafted."""
-    sampler, drawn = make_sampler(0.9), set()
+    sampler, drawn = sample_utils.make_sampler(0.9), set()
     for policy in (PLAIN, TreeShape.chain(4), TreeShape(5, 4, 16)):
         for n in (3, 5, 8):
             mx.random.seed(3)

@@ -126,8 +126,14 @@ CHAINS = [PLAIN, TreeShape.chain(1), TreeShape.chain(4), None]
 FAMILIES = json.loads((Path(__file__).parents[1] / "data" / "families.json").read_text())[
     "recurrent"
 ]
-# How many scripts there are of each; by default a fifth of them.
-N_SCRIPTS = {"llama": 200, "gemma3_text": 150, "qwen3_moe": 50, "lfm2": 60, "qwen3_next": 40}
+# How many scripts there are of each by default, and where more is asked for.
+N_SCRIPTS = {
+    "llama": (30, 200),
+    "gemma3_text": (20, 150),
+    "qwen3_moe": (10, 50),
+    "lfm2": (20, 60),
+    "qwen3_next": (20, 40),
+}
 
 
 @pytest.mark.parametrize("architecture", N_SCRIPTS)
@@ -141,7 +147,7 @@ def test_after_any_script_the_next_answer_is_that_of_a_fresh_conversation(
     model = tiny_target(architecture, **FAMILIES.get(architecture, {}))
     engine = make_engine(model, head_config)
     trees = CHAINS if engine.target.chains_only else [*CHAINS, TreeShape(3, 3, 7)]
-    n_scripts, reused = N_SCRIPTS[architecture] // (5 if is_quick else 1), 0
+    n_scripts, reused = N_SCRIPTS[architecture][0 if is_quick else 1], 0
     for seed in range(n_scripts):
         script = Script(engine, seed, tmp_path, trees)
         script.run(script.rng.randint(2, 7))
