@@ -74,7 +74,7 @@ class Machine:
             for n, x in zip(self.rows, off, strict=True)
         }
         steps = tuple(self.draft(k, n_checks=k) for k in range(1, depth + 1))
-        return Costs((0,), rows, (self.plain * plain_off,), steps, self._sync)
+        return Costs((0,), rows, (self.plain * plain_off,), steps, self._sync, self.build)
 
 
 class Clock:

@@ -17,7 +17,6 @@ EDGES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.45, 0.55, 0.7, 0.8, 0.9, 0.95)
 # What a bin is taken for before anything is counted: the confidence itself, nearly.
 PRIOR = (0.01, 0.04, 0.08, 0.15, 0.25, 0.38, 0.5, 0.65, 0.77, 0.87, 0.93, 0.98)
 KINDS = ("first", "sibling")
-MOST = 0.995  # acceptance that is never exceeded
 
 
 class Bins:
@@ -68,36 +67,6 @@ class Bins:
         return [accepted / seen for accepted, seen, n in pools for _ in range(n)]
 
 
-class Mood:
-    """Notices that acceptance has changed as a whole, long before every bin has learnt it.
-
-    Over about the last WINDOW likeliest children, the accepted ones are compared with what the
-    bins promised. Within SIGMAS standard deviations nothing is done; beyond, all acceptance is
-    scaled by their ratio, until the bins agree with what is seen.
-    """
-
-    WINDOW = 12.0
-    SIGMAS = 3.0
-
-    def __init__(self) -> None:
-        self._accepted = self._expected = self._variance = 0.0
-
-    @property
-    def factor(self) -> float:
-        """What to multiply acceptance with."""
-        gap = self._accepted - self._expected
-        if gap * gap <= self.SIGMAS**2 * (self._variance + 0.5):
-            return 1.0
-        return (self._accepted + 0.2) / (self._expected + 0.2)
-
-    def observe(self, expected: float, accepted: bool) -> None:
-        """Count one likeliest child whose acceptance was expected to be `expected`."""
-        keep = 1 - 1 / self.WINDOW
-        self._accepted = keep * self._accepted + accepted
-        self._expected = keep * self._expected + expected
-        self._variance = keep * self._variance + expected * (1 - expected)
-
-
 class Acceptance:
     """What is known of a pair of target and head, under one way of choosing tokens."""
 
@@ -106,13 +75,10 @@ class Acceptance:
     def __init__(self, first: Bins | None = None, sibling: Bins | None = None) -> None:
         self.first = first or Bins()
         self.sibling = sibling or Bins()
-        self._mood = Mood()
 
     def children(self, confidences: Sequence[float]) -> list[float]:
         """Return the probability of each child, the likeliest first, given its parent."""
-        factor = self._mood.factor
-        rates = [(self.sibling if i else self.first)[c] for i, c in enumerate(confidences)]
-        return [min(rate * factor, MOST) for rate in rates]
+        return [(self.sibling if i else self.first)[c] for i, c in enumerate(confidences)]
 
     def observe(self, confidences: Sequence[float], chosen: int | None) -> None:
         """Count the children of a node after which the target's choice is known.
@@ -121,7 +87,6 @@ class Acceptance:
             confidences: of the children, the likeliest first.
             chosen: which of them the target chose; None if none.
         """
-        self._mood.observe(self.first[confidences[0]], chosen == 0)
         for child, confidence in enumerate(confidences):
             bins = self.sibling if child else self.first
             bins.observe(confidence, child == chosen)

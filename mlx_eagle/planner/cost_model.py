@@ -9,7 +9,7 @@ of rows that were measured are ever verified. Pure arithmetic; `calibration.py` 
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -20,6 +20,8 @@ from mlx_eagle.errors import EagleError
 # layers of an 8B model (published in ml-explore/mlx#3839; 5 rows are interpolated). It stands in
 # until a machine is calibrated, as do draft steps of 6 % and a wait of 1 % of a row.
 PUBLISHED_ROWS = {1: 1.0, 2: 1.10, 3: 1.30, 4: 1.45, 5: 1.72, 6: 1.99, 8: 2.48}
+
+LEAST_DRAFTING = 0.1  # share of its time that drafting takes without checks, whatever was measured
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,9 @@ class Costs:
             back, at each context.
         plain: seconds per token of plain decoding, one step submitted ahead, at each context.
         draft: seconds to take in a round's tokens and draft 1, 2, ... levels, each one read back.
-        sync: the part of `draft` that is one reading back: what not looking at a level saves.
+        sync: the part of `draft` that is reading one level back: what not checking it saves.
+        build: the part of `verify` in which the host builds the graph and the device idles, unless
+            it has a draft to work on that nobody waits for.
     """
 
     contexts: tuple[int, ...]
@@ -40,6 +44,7 @@ class Costs:
     plain: tuple[float, ...]
     draft: tuple[float, ...]
     sync: float
+    build: float = 0.0
 
     def __post_init__(self) -> None:
         columns = [self.plain, *self.verify.values()]
@@ -54,6 +59,7 @@ class Costs:
             or not self.draft
             or not all(x > 0 and math.isfinite(x) for x in numbers)
             or not 0 <= self.sync < math.inf
+            or not 0 <= self.build < math.inf
         ):
             raise EagleError(
                 "the costs of a machine must be positive seconds, for one row and more, at every "
@@ -78,20 +84,14 @@ class Costs:
             rows = {int(n): tuple(map(float, column)) for n, column in fields["verify"].items()}
             contexts = tuple(map(int, fields["contexts"]))
             plain, draft = (tuple(map(float, fields[name])) for name in ("plain", "draft"))
-            return cls(contexts, rows, plain, draft, float(fields["sync"]))
+            host = float(fields["sync"]), float(fields.get("build", 0.0))
+            return cls(contexts, rows, plain, draft, *host)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise EagleError(f"these are not the costs of a machine: {error!r}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, ready for JSON."""
-        rows = {str(n): list(column) for n, column in self.verify.items()}
-        return {
-            "contexts": list(self.contexts),
-            "verify": rows,
-            "plain": list(self.plain),
-            "draft": list(self.draft),
-            "sync": self.sync,
-        }
+        return asdict(self)
 
     @property
     def rows(self) -> list[int]:
@@ -162,17 +162,22 @@ class LiveCosts:
         plain = self.measured.at(self.measured.plain, context) * self._factor("plain")
         return min(plain, self.verify(1, context))
 
-    def draft(self, depth: int) -> float:
-        """Return the seconds to draft `depth` levels."""
-        return self.measured.seconds_to_draft(depth) * self._factor("draft")
+    def draft(self, depth: int, *, is_checked: bool = True) -> float:
+        """Return the seconds to draft `depth` levels, each read back before the next one.
 
-    @property
-    def sync(self) -> float:
-        """Seconds of one reading back."""
-        return self.measured.sync * math.exp(self._shared)
+        Without checking nothing is read back, and the verification graph is built meanwhile: the
+        seconds are less by what that saves of the round.
+        """
+        seconds = self.measured.seconds_to_draft(depth) * self._factor("draft")
+        saved = 0.0 if is_checked else self.checks(depth)
+        return max(seconds - saved, LEAST_DRAFTING * seconds)
+
+    def checks(self, depth: int) -> float:
+        """Return the seconds that checking each of `depth` levels adds to a round."""
+        return (depth * self.measured.sync + self.measured.build) * math.exp(self._shared)
 
     def best_chain(self, acceptance: float, context: int, max_depth: int) -> tuple[float, int]:
-        """Return the speed-up over plain decoding of the best chain, and its number of rows.
+        """Return the speed-up of the best chain that is drafted without checking, and its rows.
 
         Args:
             acceptance: of every drafted token, given that the one before it was accepted.
@@ -181,11 +186,10 @@ class LiveCosts:
         """
         plain, best = self.plain(context), (0.0, 1)
         for n_rows in self.rows[1:]:
-            depth = n_rows - 1
-            if depth > max_depth:
+            if n_rows > max_depth + 1:
                 break
             tokens = sum(acceptance**d for d in range(n_rows))
-            seconds = self.draft(depth) + self.verify(n_rows, context)
+            seconds = self.draft(n_rows - 1, is_checked=False) + self.verify(n_rows, context)
             best = max(best, (tokens * plain / seconds, n_rows))
         return best
 
@@ -209,11 +213,6 @@ class LiveCosts:
         for key in self._own:
             self._own[key] *= 1.0 if key == what else 1 - self.RETURN
         self._own[what] = self._own.get(what, 0.0) + news
-
-    @property
-    def load(self) -> float:
-        """How much slower everything is than it was measured."""
-        return math.exp(self._shared)
 
     def _factor(self, what: str | int) -> float:
         return math.exp(self._shared + self._own.get(what, 0.0))
