@@ -26,9 +26,8 @@ class Bins:
     PRIOR_WEIGHT observations for ever, so that no bin is certain.
     """
 
-    MEMORY = 24.0
+    MEMORY = 36.0
     PRIOR_WEIGHT = 2.0
-    UNSEEN_WEIGHT = 0.05
 
     def __init__(
         self, accepted: Sequence[float] | None = None, seen: Sequence[float] | None = None
@@ -57,9 +56,7 @@ class Bins:
         """Return the bins' rates, pooled where they fall (isotonic regression)."""
         pools: list[tuple[float, float, int]] = []  # accepted, seen, bins
         for accepted, seen, prior in zip(self.accepted, self.seen, PRIOR, strict=True):
-            # What was never seen must not hold up what was, where they are pooled.
-            weight = self.PRIOR_WEIGHT if seen else self.UNSEEN_WEIGHT
-            pool = (accepted + weight * prior, seen + weight, 1)
+            pool = (accepted + self.PRIOR_WEIGHT * prior, seen + self.PRIOR_WEIGHT, 1)
             while pools and pools[-1][0] * pool[1] >= pool[0] * pools[-1][1]:
                 before = pools.pop()
                 pool = (before[0] + pool[0], before[1] + pool[1], before[2] + pool[2])

@@ -48,10 +48,12 @@ class Planner:
     """
 
     CHECK_COST = 0.027  # share of a round that a check may cost
+    AFTER = 4
+    TR = 12
     PATIENCE = 4  # rounds before drafting may be given up
     PROBING = 0.005  # share of decoding time that probes may take, once pauses have doubled
     SURPRISE = 0.3  # acceptance below which a token is a surprise where the target chooses it
-    SHORT = 0.93  # share of the expected tokens that may come before it counts
+    SHORT = 0.9  # share of the expected tokens that may come before it counts
 
     def __init__(
         self,
@@ -109,6 +111,9 @@ class Planner:
             is_surprise=is_surprise,
             longest=int(probe / plain / self.PROBING),
         )
+        if self.phase.plain_left:
+            for mean in (self._expected, self._seconds, self._came):
+                mean.n = self.AFTER
         return Review(planned.forecast, planned.levels[0].tokens[0] == outcome.tokens[0])
 
     def is_hopeless(self, context: int) -> bool:
@@ -154,7 +159,7 @@ class Planner:
 
     def _throughput(self) -> float:
         """Return tokens per second of drafting, less than expected where clearly fewer have come."""
-        trusted = self._came.n >= 3 * self.PATIENCE
+        trusted = self.n_drafted >= self.TR
         most = self._came.value / self.SHORT if trusted else float("inf")
         return min(self._expected.value, most) / self._seconds.value
 
