@@ -29,7 +29,7 @@ from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import Costs, LiveCosts
 from mlx_eagle.planner.planner import Planner
 from mlx_eagle.planner.policy import Level, Node, Outcome, Plan
-from mlx_eagle.tree import PLAIN, TreeShape
+from mlx_eagle.tree import PLAIN
 
 FOREIGN = -1  # a token that is nobody's child
 CONTEXT = 100  # tokens before each text
