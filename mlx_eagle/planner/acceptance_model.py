@@ -23,8 +23,9 @@ PRIOR = (0.01, 0.04, 0.08, 0.15, 0.25, 0.38, 0.5, 0.65, 0.77, 0.87, 0.93, 0.98)
 class Bins:
     """Acceptance by confidence, from the last MEMORY observations or so of every bin."""
 
-    MEMORY: ClassVar[float] = 36.0
+    MEMORY: ClassVar[float] = 30.0
     PRIOR_WEIGHT: ClassVar[float] = 2.0  # observations; for ever, so that no bin is certain
+    UNSEEN_WEIGHT: ClassVar[float] = 0.05  # lest bins never seen hold up those they are pooled with
 
     accepted: list[float] = field(default_factory=lambda: [0.0] * len(PRIOR))
     seen: list[float] = field(default_factory=lambda: [0.0] * len(PRIOR))
@@ -48,7 +49,8 @@ class Bins:
         """The bins' rates, pooled where they fall (isotonic regression)."""
         pools: list[tuple[float, float, int]] = []  # accepted, seen, bins
         for accepted, seen, prior in zip(self.accepted, self.seen, PRIOR, strict=True):
-            pool = (accepted + self.PRIOR_WEIGHT * prior, seen + self.PRIOR_WEIGHT, 1)
+            weight = self.PRIOR_WEIGHT if seen else self.UNSEEN_WEIGHT
+            pool = (accepted + weight * prior, seen + weight, 1)
             while pools and pools[-1][0] * pool[1] >= pool[0] * pools[-1][1]:
                 before = pools.pop()
                 pool = (before[0] + pool[0], before[1] + pool[1], before[2] + pool[2])

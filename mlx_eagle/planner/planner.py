@@ -1,9 +1,8 @@
 """Which tree pays, round by round: measured cost times live acceptance, no drafting included.
 
-A round either checks the confidences of every level before it drafts the next one, or drafts a
-chain without checking; the costs of the machine say which. `round_plan.py` says what is best within
-a round. Where drafting does not pay, it pauses: the pause doubles until probing costs at most 0.5 %
-of decoding time. Pure arithmetic on floats; the simulator runs this very code.
+A round checks the confidences of every level before it drafts the next one, or drafts a chain
+without checking; the costs of the machine say which. Where drafting does not pay, it pauses: the
+pause doubles until probing costs at most 0.5 % of decoding time.
 """
 
 from collections.abc import Sequence
