@@ -304,9 +304,7 @@ def test_probes_take_no_more_than_their_share_of_the_time() -> None:
     assert plan.phase.next_pause == pytest.approx(0.2 / plan.PROBING, rel=0.05)
 
 
-def test_every_second_is_priced_at_the_rate_of_drafting_and_at_that_of_plain_decoding_at_least() -> (
-    None
-):
+def test_seconds_are_priced_at_the_rate_of_drafting_and_of_plain_decoding_at_least() -> None:
     plan = planner(FLAT)
     plan.plan(0)
     assert plan.round.price == pytest.approx(1.0)
@@ -351,10 +349,9 @@ def looked_at(plan: Planner, confidence: float) -> list[Node] | None:
 
 def test_rows_that_turn_out_to_wake_more_experts_are_verified_less() -> None:
     """A mixture of experts whose calibration woke few of them: every row adds some of its own."""
-    random = Random(3)
-    plan = Planner(machine(FLAT), Acceptance(), 8)
+    random, early, late = Random(3), list[float](), list[float]()
 
-    def rows(n_rounds: int, per_row: float) -> float:
+    def rows(plan: Planner, n_rounds: int, per_row: float) -> float:
         verified = []
         for _ in range(n_rounds):
             nodes = looked_at(plan, 0.75)
@@ -368,9 +365,12 @@ def test_rows_that_turn_out_to_wake_more_experts_are_verified_less() -> None:
             verified.append(len(nodes) + 1)
         return sum(verified) / len(verified)
 
-    assert rows(40, per_row=0.0) > 6
-    rows(300, per_row=0.25)
-    assert rows(100, per_row=0.25) < 5
+    for _ in range(6):
+        plan = Planner(machine(FLAT), Acceptance(), 8)
+        early.append(rows(plan, 40, per_row=0.0))
+        rows(plan, 300, per_row=0.25)
+        late.append(rows(plan, 100, per_row=0.25))
+    assert sum(early) / 6 > 6 and sum(late) / 6 < 5
 
 
 def test_a_planner_for_chains_asks_for_the_likeliest_token_only_and_chooses_it() -> None:
