@@ -2,7 +2,10 @@
 """Policies against each other on recorded traces and published cost curves: simulated, no model.
 
     python benchmarks/simulate.py
-    python benchmarks/simulate.py --curve "M4 Pro 8B" --trace "dead head" --rough
+    python benchmarks/simulate.py --details --curve "M4 Pro 8B" --trace "dead head" --rough
+
+The first command simulates every curve (`curves.py`) with every trace (`replay.py`) in about two
+minutes. It prints the planner's speed over that of the best fixed shape, and the mean of them all.
 
 The planner is the very class that decodes; it is given the costs of the machine, as a calibration
 would measure them, and nothing of the trace. "Best fixed" is the best of all chains and trees in
@@ -281,20 +284,37 @@ def table(contests: list[Contest]) -> Iterator[str]:
         yield "| " + " | ".join([*cells, f"{found.planner:.2f}", f"{found.margin:.3f}"]) + " |"
 
 
+def summary(contests: list[Contest]) -> Iterator[str]:
+    """Yield a table of planner / best fixed, a line per curve, and the mean of them all."""
+    margins = {(found.curve, found.trace): found.margin for found in contests}
+    traces = list(dict.fromkeys(found.trace for found in contests))
+    yield "| planner / best fixed | " + " | ".join([*traces, "mean"]) + " |"
+    yield "|---" * (len(traces) + 2) + "|"
+    for curve in dict.fromkeys(found.curve for found in contests):
+        row = [margins[curve, trace] for trace in traces]
+        cells = [curve, *(f"{margin:.3f}" for margin in [*row, sum(row) / len(row)])]
+        yield "| " + " | ".join(cells) + " |"
+    mean, least = sum(margins.values()) / len(margins), min(margins.values())
+    slowest = min(found.planner for found in contests)
+    yield f"\nmean of all {len(margins)}: {mean:.4f}, least {least:.3f}"
+    yield f"planner / plain decoding: least {slowest:.3f}"
+
+
 def main() -> None:
     """Parse the command line, simulate, print."""
     traces = variants(Trace.load())
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--curve", action="append", choices=list(CURVES), help="default: all")
-    parser.add_argument("--trace", action="append", choices=list(traces), help="default: recorded")
+    parser.add_argument("--trace", action="append", choices=list(traces), help="default: all")
     parser.add_argument("--rough", action="store_true", help="noise, stalls, a calibration off")
+    parser.add_argument("--details", action="store_true", help="a line per curve and trace")
     parser.add_argument("--json", type=Path, help="also write every policy's figures here")
     args = parser.parse_args()
     found: list[Contest] = []
-    for name in args.trace or ["recorded"]:
+    for name in args.trace or traces:
         for curve in args.curve or CURVES:
             found.append(contest(curve, name, traces[name], rough=args.rough))
-    print("\n".join(table(found)))
+    print("\n".join(table(found) if args.details else summary(found)))
     if args.json:
         figures: list[dict[str, Any]] = [result._asdict() for result in found]
         args.json.write_text(json.dumps({"simulated": figures, "rough": args.rough}))
