@@ -296,12 +296,13 @@ def test_a_probe_after_a_pause_weighs_more_than_a_round_among_many() -> None:
     assert weights == [pytest.approx(plan.RATE), pytest.approx(1 / (plan.PATIENCE + 1))]
 
 
-def test_probes_take_no_more_than_their_share_of_the_time() -> None:
-    plan = planner(DEAR, step=0.2)
+@pytest.mark.parametrize(("one_row", "probe"), [(1.0, 0.2), (1.3, 0.2 + 2 * 0.3)])
+def test_probes_take_no_more_than_their_share_of_the_time(one_row: float, probe: float) -> None:
+    """One costs a level, and twice what a round of one row takes longer than a plain one."""
+    plan = planner(DEAR | {1: one_row}, step=0.2)
     for _ in range(3000):
         play(plan, 0.9, right=False)
-    # What a probe costs: a level, and twice what a round of one row takes longer than a plain one.
-    assert plan.phase.next_pause == pytest.approx(0.2 / plan.PROBING, rel=0.05)
+    assert plan.phase.next_pause == pytest.approx(probe / plan.PROBING, rel=0.05)
 
 
 def test_seconds_are_priced_at_the_rate_of_drafting_and_of_plain_decoding_at_least() -> None:
