@@ -1,9 +1,8 @@
 """How likely the target is to agree with a drafted token, given the head's confidence in it.
 
-Confidence, the draft probability of a token given those before it, predicts acceptance (EAGLE-2,
-arXiv 2406.16858, section 4.1), but not one to one: under greedy decoding heads are under-confident,
-and siblings are right less often than likeliest children of the same confidence. So acceptance is
-counted in few bins, apart for both, and kept monotone.
+Confidence, the draft probability of a token, predicts acceptance (EAGLE-2, arXiv 2406.16858), but
+not one to one: heads are under-confident, and siblings are right less often than likeliest children
+of the same confidence. Acceptance is counted in few bins, apart for both, and kept monotone.
 """
 
 from bisect import bisect_right

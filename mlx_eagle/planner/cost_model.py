@@ -117,8 +117,7 @@ class LiveCosts:
 
     def verify(self, n_rows: int, context: int) -> float:
         """Return the seconds to verify `n_rows` measured rows."""
-        costs = self.measured
-        return costs.at(costs.verify[n_rows], context) * self._factor(n_rows)
+        return self.measured.at(self.measured.verify[n_rows], context) * self._factor(n_rows)
 
     def plain(self, context: int) -> float:
         """Return the seconds per token of plain decoding: at most those of a round of one row."""
