@@ -12,7 +12,7 @@ source measured a model, it is that model's; else that of an 8B target at 4 bits
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 SYNC_MS = 0.25  # floor of one mx.eval from the host on a GPU; published by several MLX projects
 FIRST = 0.06  # drafting at all, in plain steps: taking in the round's tokens; measured on the CPU
@@ -31,7 +31,9 @@ class Curve:
         rows: by number of rows, the cost of verifying them, relative to a plain step.
         plain_ms: milliseconds of a plain step.
         source: where the numbers are from.
-        sync_ms: milliseconds of one reading back.
+        sync_ms: milliseconds of one host synchronisation (reading something back).
+        build: plain steps that the host takes to build the verification graph. The device idles
+            meanwhile, unless it has a draft to work on that nobody waits for.
         first, level, sibling: drafting a chain or a greedy path costs first + depth * level plain
             steps; a tree, (width - 1) * (depth - 1) * sibling more.
     """
@@ -43,6 +45,7 @@ class Curve:
     first: float = FIRST
     level: float = LEVEL
     sibling: float = SIBLING
+    build: float = 0.0
 
 
 def milliseconds(rows: Mapping[int, float], source: str, plain_ms: float | None = None) -> Curve:
@@ -184,4 +187,21 @@ HERE = {
     )
 }
 
-CURVES: dict[str, Curve] = SYNTHETIC | KERNELS | MODELS | HERE
+PUBLISHED: dict[str, Curve] = SYNTHETIC | KERNELS | MODELS | HERE
+
+
+def _slow_host(name: str, sync: float, build: float) -> Curve:
+    """Return a curve with other costs of the host; `sync` and `build` in plain steps."""
+    curve = PUBLISHED[name]
+    return replace(curve, sync_ms=sync * curve.plain_ms, build=build)
+
+
+# What the host costs on real GPUs is not in any published curve: Python builds the graph of 32
+# layers in a few milliseconds, and waits were seen to take many times the floor of `mx.eval`.
+SLOW_HOSTS = {
+    f"{name}, sync {100 * sync:.0f} %, graph {100 * build:.0f} %": _slow_host(name, sync, build)
+    for name in ("M4 Pro 8B", "M4 Pro 8B, flat kernel", "M5 Max Qwen3.8-27B")
+    for sync, build in ((0.05, 0.0), (0.15, 0.0), (0.3, 0.0), (0.01, 0.1), (0.05, 0.15))
+}
+
+CURVES: dict[str, Curve] = PUBLISHED | SLOW_HOSTS

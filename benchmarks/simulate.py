@@ -2,7 +2,10 @@
 """Policies against each other on recorded traces and published cost curves: simulated, no model.
 
     python benchmarks/simulate.py
-    python benchmarks/simulate.py --curve "M4 Pro 8B" --trace "dead head" --rough
+    python benchmarks/simulate.py --details --curve "M4 Pro 8B" --trace "dead head" --rough
+
+The first command simulates every curve (`curves.py`) with every trace (`replay.py`) in about two
+minutes. It prints the planner's speed over that of the best fixed shape, and the mean of them all.
 
 The planner is the very class that decodes; it is given the costs of the machine, as a calibration
 would measure them, and nothing of the trace. "Best fixed" is the best of all chains and trees in
@@ -29,7 +32,7 @@ from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import Costs, LiveCosts
 from mlx_eagle.planner.planner import Planner
 from mlx_eagle.planner.policy import Level, Node, Outcome, Plan
-from mlx_eagle.tree import PLAIN, TreeShape
+from mlx_eagle.tree import PLAIN
 
 FOREIGN = -1  # a token that is nobody's child
 CONTEXT = 100  # tokens before each text
@@ -41,25 +44,24 @@ class Machine:
     def __init__(self, curve: Curve) -> None:
         self.rows = curve.rows
         self.plain = curve.plain_ms / 1e3
+        self.build = curve.build * self.plain
         self._curve, self._sync = curve, curve.sync_ms / 1e3
 
     def verify(self, n_rows: int) -> float:
         """Return the seconds to verify rows and read the choices back."""
         return self.rows[n_rows] * self.plain + self._sync
 
-    def draft(self, depth: int, *, width: int = 1, n_looks: int = 0) -> float:
-        """Return the seconds to draft `depth` levels and to read something back `n_looks` times."""
-        if depth == 0:
-            return 0.0
+    def draft(self, depth: int, *, width: int = 1, n_checks: int = 0) -> float:
+        """Return the seconds to draft `depth` levels, read back `n_checks` times."""
         curve, n_siblings = self._curve, (width - 1) * (depth - 1)
         steps = curve.first + depth * curve.level + n_siblings * curve.sibling
-        return steps * self.plain + n_looks * self._sync
+        return steps * self.plain + n_checks * self._sync
 
-    def fixed(self, shape: TreeShape) -> float:
-        """Return the seconds of a round of this shape."""
-        if shape == PLAIN:
+    def unchecked(self, depth: int, n_rows: int, *, width: int = 1) -> float:
+        """Return the seconds of a round nobody looks into: its graph is built during the draft."""
+        if depth == 0:
             return self.plain
-        return self.draft(shape.depth, width=shape.width) + self.verify(shape.nodes + 1)
+        return max(self.draft(depth, width=width), self.build) + self.verify(n_rows)
 
     def calibrate(self, depth: int, noise: float, plain_off: float = 1.0) -> Costs:
         """Return what is measured.
@@ -71,10 +73,11 @@ class Machine:
         """
         off = np.random.default_rng(1).normal(0.0, noise, len(self.rows))
         rows = {
-            n: (self.verify(n) * float(np.exp(x)),) for n, x in zip(self.rows, off, strict=True)
+            n: ((self.build + self.verify(n)) * float(np.exp(x)),)
+            for n, x in zip(self.rows, off, strict=True)
         }
-        steps = tuple(self.draft(k, n_looks=k) for k in range(1, depth + 1))
-        return Costs((0,), rows, (self.plain * plain_off,), steps, self._sync)
+        steps = tuple(self.draft(k, n_checks=k) for k in range(1, depth + 1))
+        return Costs((0,), rows, (self.plain * plain_off,), steps, self._sync, self.build)
 
 
 class Clock:
@@ -132,8 +135,7 @@ def run_law(machine: Machine, trace: Trace, *, rough: bool = False) -> Run:
             depth = law.next()
             accepted = min(depth, chains[at])
             n_rows = min(n for n in machine.rows if n > depth)
-            verifying = machine.verify(n_rows) if depth else machine.plain
-            seconds = machine.draft(depth) + verifying
+            seconds = machine.unchecked(depth, n_rows)
             law.record(depth, accepted, seconds * clock.tick())
             tally.add(accepted + 1, seconds, n_rows)
             at += accepted + 1
@@ -176,28 +178,30 @@ class PlannerRun:
 
     def _plain(self, *, is_ahead: bool) -> None:
         """Decode one token; whether it would have been drafted is not known."""
-        seconds = self.machine.plain if is_ahead else self.machine.verify(1)
-        seen = self.machine.plain * self._clock.tick()
+        machine = self.machine
+        seconds = machine.plain if is_ahead else machine.build + machine.verify(1)
+        seen = machine.plain * self._clock.tick()
         self.planner.record(Outcome([FOREIGN], None, seen if is_ahead else None))
         self._tally.add(1, seconds, 1)
 
     def _draft(self, plan: Plan, levels: list[Level], hits: list[int]) -> int:
         """Draft and verify; return the tokens that came of it."""
-        machine, looks = self.machine, plan.check is not None
+        machine, clock = self.machine, self._clock.tick()
         depth, nodes = _draft_levels(plan, levels)
-        n_looks = -(-depth // plan.check_interval) if looks else 0
-        accepted = _count_accepted(nodes, hits)
-        seconds = machine.draft(depth, n_looks=n_looks), machine.verify(len(nodes) + 1)
+        accepted, n_rows = _count_accepted(nodes, hits), len(nodes) + 1
         # A hit that was not verified is the target's choice all the same.
         tokens = [hit if hit >= 0 else FOREIGN for hit in [*hits, FOREIGN][: accepted + 1]]
-        factor = self._clock.tick()
-        if looks:
-            outcome = Outcome(tokens, seconds[0] * factor, seconds[1] * factor)
+        if plan.check is not None:
+            n_checks = -(-depth // plan.check_interval)
+            drafting = machine.draft(depth, n_checks=n_checks)
+            seconds = drafting + machine.build + machine.verify(n_rows)
+            outcome = Outcome(tokens, drafting * clock, (seconds - drafting) * clock)
         else:
+            seconds = machine.unchecked(depth, n_rows)
             firsts = [Level(level.tokens[:1], level.confidences[:1]) for level in levels[:depth]]
-            outcome = Outcome(tokens, None, sum(seconds) * factor, firsts)
+            outcome = Outcome(tokens, None, seconds * clock, firsts)
         self.planner.record(outcome)
-        self._tally.add(len(tokens), sum(seconds), len(nodes) + 1)
+        self._tally.add(len(tokens), seconds, n_rows)
         return len(tokens)
 
 
@@ -230,7 +234,8 @@ def run_fixed(machine: Machine, trace: Trace) -> dict[str, Run]:
     found = {}
     for name, shape in ({"plain": PLAIN} | sweep(trace, machine.rows)).items():
         tokens, rounds = trace.walk(shape)
-        found[name] = Run(tokens, rounds * machine.fixed(shape), {shape.nodes + 1: rounds})
+        seconds = machine.unchecked(shape.depth, shape.nodes + 1, width=shape.width)
+        found[name] = Run(tokens, rounds * seconds, {shape.nodes + 1: rounds})
     return found
 
 
@@ -279,20 +284,37 @@ def table(contests: list[Contest]) -> Iterator[str]:
         yield "| " + " | ".join([*cells, f"{found.planner:.2f}", f"{found.margin:.3f}"]) + " |"
 
 
+def summary(contests: list[Contest]) -> Iterator[str]:
+    """Yield a table of planner / best fixed, a line per curve, and the mean of them all."""
+    margins = {(found.curve, found.trace): found.margin for found in contests}
+    traces = list(dict.fromkeys(found.trace for found in contests))
+    yield "| planner / best fixed | " + " | ".join([*traces, "mean"]) + " |"
+    yield "|---" * (len(traces) + 2) + "|"
+    for curve in dict.fromkeys(found.curve for found in contests):
+        row = [margins[curve, trace] for trace in traces]
+        cells = [curve, *(f"{margin:.3f}" for margin in [*row, sum(row) / len(row)])]
+        yield "| " + " | ".join(cells) + " |"
+    mean, least = sum(margins.values()) / len(margins), min(margins.values())
+    slowest = min(found.planner for found in contests)
+    yield f"\nmean of all {len(margins)}: {mean:.4f}, least {least:.3f}"
+    yield f"planner / plain decoding: least {slowest:.3f}"
+
+
 def main() -> None:
     """Parse the command line, simulate, print."""
     traces = variants(Trace.load())
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--curve", action="append", choices=list(CURVES), help="default: all")
-    parser.add_argument("--trace", action="append", choices=list(traces), help="default: recorded")
+    parser.add_argument("--trace", action="append", choices=list(traces), help="default: all")
     parser.add_argument("--rough", action="store_true", help="noise, stalls, a calibration off")
+    parser.add_argument("--details", action="store_true", help="a line per curve and trace")
     parser.add_argument("--json", type=Path, help="also write every policy's figures here")
     args = parser.parse_args()
     found: list[Contest] = []
-    for name in args.trace or ["recorded"]:
+    for name in args.trace or traces:
         for curve in args.curve or CURVES:
             found.append(contest(curve, name, traces[name], rough=args.rough))
-    print("\n".join(table(found)))
+    print("\n".join(table(found) if args.details else summary(found)))
     if args.json:
         figures: list[dict[str, Any]] = [result._asdict() for result in found]
         args.json.write_text(json.dumps({"simulated": figures, "rough": args.rough}))

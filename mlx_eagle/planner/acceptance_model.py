@@ -1,47 +1,36 @@
 """How likely the target is to agree with a drafted token, given the head's confidence in it.
 
-The confidence is the draft probability of the token given the tokens before it. Confidence
-predicts acceptance (EAGLE-2, arXiv 2406.16858, section 4.1), but not one to one: under greedy
-decoding heads are under-confident, and the second likeliest token of a head is right less often
-than a likeliest token of the same confidence. So acceptance is counted, in few bins, apart for the
-likeliest child and its siblings, and kept monotone. Pure arithmetic.
+Confidence, the draft probability of a token, predicts acceptance (EAGLE-2, arXiv 2406.16858), but
+not one to one: heads are under-confident, and siblings are right less often than likeliest children
+of the same confidence. Acceptance is counted in few bins, apart for both, and kept monotone.
 """
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
 
 from mlx_eagle.errors import EagleError
 
 EDGES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.45, 0.55, 0.7, 0.8, 0.9, 0.95)
 # What a bin is taken for before anything is counted: the confidence itself, nearly.
 PRIOR = (0.01, 0.04, 0.08, 0.15, 0.25, 0.38, 0.5, 0.65, 0.77, 0.87, 0.93, 0.98)
-KINDS = ("first", "sibling")
-MOST = 0.995  # acceptance that is never exceeded
 
 
+@dataclass
 class Bins:
-    """Acceptance by confidence, from counts that forget.
+    """Acceptance by confidence, from the last MEMORY observations or so of every bin."""
 
-    `seen` counts at most MEMORY observations in a bin; older ones fade. The prior counts as
-    PRIOR_WEIGHT observations for ever, so that no bin is certain.
-    """
+    MEMORY: ClassVar[float] = 30.0
+    PRIOR_WEIGHT: ClassVar[float] = 2.0  # observations; for ever, so that no bin is certain
+    UNSEEN_WEIGHT: ClassVar[float] = 0.05  # lest bins never seen hold up those they are pooled with
 
-    MEMORY = 24.0
-    PRIOR_WEIGHT = 2.0
-    UNSEEN_WEIGHT = 0.05
-
-    def __init__(
-        self, accepted: Sequence[float] | None = None, seen: Sequence[float] | None = None
-    ) -> None:
-        self.accepted = list(accepted or [0.0] * len(PRIOR))
-        self.seen = list(seen or [0.0] * len(PRIOR))
-        self._rates: list[float] | None = None  # until it is asked for
+    accepted: list[float] = field(default_factory=lambda: [0.0] * len(PRIOR))
+    seen: list[float] = field(default_factory=lambda: [0.0] * len(PRIOR))
 
     def __getitem__(self, confidence: float) -> float:
         """Return the probability that a token of this confidence is accepted."""
-        if self._rates is None:
-            self._rates = self._monotone()
         return self._rates[bisect_right(EDGES, confidence)]
 
     def observe(self, confidence: float, accepted: bool) -> None:
@@ -52,13 +41,13 @@ class Bins:
             self.seen[at] *= 1 - 1 / self.MEMORY
         self.accepted[at] += accepted
         self.seen[at] += 1
-        self._rates = None
+        self.__dict__.pop("_rates", None)
 
-    def _monotone(self) -> list[float]:
-        """Return the bins' rates, pooled where they fall (isotonic regression)."""
+    @cached_property
+    def _rates(self) -> list[float]:
+        """The bins' rates, pooled where they fall (isotonic regression)."""
         pools: list[tuple[float, float, int]] = []  # accepted, seen, bins
         for accepted, seen, prior in zip(self.accepted, self.seen, PRIOR, strict=True):
-            # What was never seen must not hold up what was, where they are pooled.
             weight = self.PRIOR_WEIGHT if seen else self.UNSEEN_WEIGHT
             pool = (accepted + weight * prior, seen + weight, 1)
             while pools and pools[-1][0] * pool[1] >= pool[0] * pools[-1][1]:
@@ -68,80 +57,35 @@ class Bins:
         return [accepted / seen for accepted, seen, n in pools for _ in range(n)]
 
 
-class Mood:
-    """Notices that acceptance has changed as a whole, long before every bin has learnt it.
-
-    Over about the last WINDOW likeliest children, the accepted ones are compared with what the
-    bins promised. Within SIGMAS standard deviations nothing is done; beyond, all acceptance is
-    scaled by their ratio, until the bins agree with what is seen.
-    """
-
-    WINDOW = 12.0
-    SIGMAS = 3.0
-
-    def __init__(self) -> None:
-        self._accepted = self._expected = self._variance = 0.0
-
-    @property
-    def factor(self) -> float:
-        """What to multiply acceptance with."""
-        gap = self._accepted - self._expected
-        if gap * gap <= self.SIGMAS**2 * (self._variance + 0.5):
-            return 1.0
-        return (self._accepted + 0.2) / (self._expected + 0.2)
-
-    def observe(self, expected: float, accepted: bool) -> None:
-        """Count one likeliest child whose acceptance was expected to be `expected`."""
-        keep = 1 - 1 / self.WINDOW
-        self._accepted = keep * self._accepted + accepted
-        self._expected = keep * self._expected + expected
-        self._variance = keep * self._variance + expected * (1 - expected)
-
-
+@dataclass
 class Acceptance:
     """What is known of a pair of target and head, under one way of choosing tokens."""
 
-    STORED = 12.0  # observations that a stored bin counts for in the next session
+    STORED: ClassVar[float] = 12.0  # observations that a stored bin counts for at the next start
 
-    def __init__(self, first: Bins | None = None, sibling: Bins | None = None) -> None:
-        self.first = first or Bins()
-        self.sibling = sibling or Bins()
-        self._mood = Mood()
+    first: Bins = field(default_factory=Bins)
+    sibling: Bins = field(default_factory=Bins)
 
     def children(self, confidences: Sequence[float]) -> list[float]:
         """Return the probability of each child, the likeliest first, given its parent."""
-        factor = self._mood.factor
-        rates = [(self.sibling if i else self.first)[c] for i, c in enumerate(confidences)]
-        return [min(rate * factor, MOST) for rate in rates]
+        return [(self.sibling if i else self.first)[c] for i, c in enumerate(confidences)]
 
     def observe(self, confidences: Sequence[float], chosen: int | None) -> None:
-        """Count the children of a node after which the target's choice is known.
-
-        Args:
-            confidences: of the children, the likeliest first.
-            chosen: which of them the target chose; None if none.
-        """
-        self._mood.observe(self.first[confidences[0]], chosen == 0)
+        """Count a node's children, the likeliest first, of which the target chose one or none."""
         for child, confidence in enumerate(confidences):
-            bins = self.sibling if child else self.first
-            bins.observe(confidence, child == chosen)
+            (self.sibling if child else self.first).observe(confidence, child == chosen)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Acceptance":
-        """Return what was stored, as a prior that new observations soon outweigh.
-
-        Raises:
-            EagleError: if the fields are not what `to_dict` gives.
-        """
+        """Return what was stored; raise EagleError if it is not what `to_dict` gives."""
         try:
-            return cls(*(_faded(fields[kind], cls.STORED) for kind in KINDS))
+            return cls(*(_faded(fields[kind], cls.STORED) for kind in ("first", "sibling")))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise EagleError(f"these are not counts of acceptance: {error!r}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Return the counts, ready for JSON."""
-        both = zip(KINDS, (self.first, self.sibling), strict=True)
-        return {kind: {"accepted": bins.accepted, "seen": bins.seen} for kind, bins in both}
+        return asdict(self)
 
 
 def _faded(fields: Mapping[str, Any], limit: float) -> Bins:

@@ -1,25 +1,24 @@
 """What a round costs on this machine, in seconds: measured once, corrected while it runs.
 
 `Costs` is what a calibration measured and what is stored; `LiveCosts` follows the machine from
-there: its load, its temperature, a calibration that was off. Nothing is assumed to be smooth or
-even to grow: kernels change at certain numbers of rows, so the curve has steps, and only numbers
-of rows that were measured are ever verified. Pure arithmetic; `calibration.py` measures.
+there. Kernels change at certain numbers of rows, so the curve has steps, and only numbers of rows
+that were measured are ever verified. Pure arithmetic; `calibration/measure.py` measures.
 """
 
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from statistics import median
 from typing import Any
 
 from mlx_eagle.errors import EagleError
 
-# Verifying N rows of a 4-bit target relative to one, on an M4 Pro with MLX 0.32, weighted over the
-# layers of an 8B model (published in ml-explore/mlx#3839; 5 rows are interpolated). It stands in
-# until a machine is calibrated, as do draft steps of 6 % and a wait of 1 % of a row.
+# Verifying N rows relative to one, on an M4 Pro with MLX 0.32, weighted over the layers of an 8B
+# model at 4 bits (ml-explore/mlx#3839; 5 rows are interpolated); until a machine is calibrated.
 PUBLISHED_ROWS = {1: 1.0, 2: 1.10, 3: 1.30, 4: 1.45, 5: 1.72, 6: 1.99, 8: 2.48}
+LEAST_DRAFTING = 0.1  # share of its time that drafting takes without checks, whatever was measured
 
 
 @dataclass(frozen=True)
@@ -28,11 +27,11 @@ class Costs:
 
     Attributes:
         contexts: cached tokens at which rows were verified, ascending.
-        verify: by number of rows N, root included: seconds to verify them and read the choices
-            back, at each context.
-        plain: seconds per token of plain decoding, one step submitted ahead, at each context.
-        draft: seconds to take in a round's tokens and draft 1, 2, ... levels, each one read back.
-        sync: the part of `draft` that is one reading back: what not looking at a level saves.
+        verify: by number of rows, root included: to verify them and read back, at each context.
+        plain: per token of plain decoding, one step submitted ahead, at each context.
+        draft: to take in a round's tokens and draft 1, 2, ... levels, each one read back.
+        sync: the part of `draft` that is reading one level back.
+        build: the part of `verify` in which the host builds the graph; unchecked drafts hide it.
     """
 
     contexts: tuple[int, ...]
@@ -40,21 +39,19 @@ class Costs:
     plain: tuple[float, ...]
     draft: tuple[float, ...]
     sync: float
+    build: float = 0.0
 
     def __post_init__(self) -> None:
         columns = [self.plain, *self.verify.values()]
-        numbers = [*self.draft, *(x for column in columns for x in column)]
-        ascending = [-1, *self.contexts]
-        if (
-            1 not in self.verify
-            or min(self.verify) < 1
-            or not self.contexts
-            or any(low >= high for low, high in pairwise(ascending))
-            or any(len(column) != len(self.contexts) for column in columns)
-            or not self.draft
-            or not all(x > 0 and math.isfinite(x) for x in numbers)
-            or not 0 <= self.sync < math.inf
-        ):
+        is_sound = (
+            min(self.verify, default=0) == 1
+            and all((self.contexts, self.draft))
+            and all(low < high for low, high in pairwise((-1, *self.contexts)))
+            and all(len(column) == len(self.contexts) for column in columns)
+            and all(0 < x < math.inf for column in (*columns, self.draft) for x in column)
+            and all(0 <= x < math.inf for x in (self.sync, self.build))
+        )
+        if not is_sound:
             raise EagleError(
                 "the costs of a machine must be positive seconds, for one row and more, at every "
                 "context; remove the file, or run mlx-eagle calibrate"
@@ -69,29 +66,19 @@ class Costs:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Costs":
-        """Return stored costs.
-
-        Raises:
-            EagleError: if they are not what `to_dict` gives.
-        """
+        """Return stored costs; raise EagleError if they are not what `to_dict` gives."""
         try:
             rows = {int(n): tuple(map(float, column)) for n, column in fields["verify"].items()}
             contexts = tuple(map(int, fields["contexts"]))
             plain, draft = (tuple(map(float, fields[name])) for name in ("plain", "draft"))
-            return cls(contexts, rows, plain, draft, float(fields["sync"]))
+            sync, build = float(fields["sync"]), float(fields.get("build", 0.0))
+            return cls(contexts, rows, plain, draft, sync, build)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise EagleError(f"these are not the costs of a machine: {error!r}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, ready for JSON."""
-        rows = {str(n): list(column) for n, column in self.verify.items()}
-        return {
-            "contexts": list(self.contexts),
-            "verify": rows,
-            "plain": list(self.plain),
-            "draft": list(self.draft),
-            "sync": self.sync,
-        }
+        return asdict(self)
 
     @property
     def rows(self) -> list[int]:
@@ -99,10 +86,7 @@ class Costs:
         return sorted(self.verify)
 
     def at(self, column: Sequence[float], context: int) -> float:
-        """Return a cost at `context` cached tokens: linear between and beyond what was measured.
-
-        It never falls: where it was measured to, the machine was busy at the shorter context.
-        """
+        """Return a cost at `context` cached tokens, linear between and beyond; it never falls."""
         if len(column) == 1:
             return column[0]
         after = min(max(bisect_left(self.contexts, context), 1), len(column) - 1)
@@ -111,28 +95,13 @@ class Costs:
         start = max(column[:after])
         return start + share * max(0.0, column[after] - start)
 
-    def seconds_to_draft(self, depth: int) -> float:
-        """Return the seconds to draft `depth` levels, beyond the deepest measured one in steps."""
-        if depth == 0:
-            return 0.0
-        known = len(self.draft)
-        if depth <= known:
-            return self.draft[depth - 1]
-        step = (self.draft[-1] - self.draft[0]) / max(1, known - 1)
-        return self.draft[-1] + (depth - known) * step
-
 
 class LiveCosts:
     """Costs that follow the machine.
 
-    Every time that a round took is compared with what was expected. Half of the news goes to a
-    factor that all costs share (the machine is busy, or hot), half to the factor of that cost
-    alone (the calibration was off there), both as exponential averages of a clipped log-ratio: a
-    stall of any length counts as one of 25 %.
-
-    Args:
-        costs: where to start.
-        is_measured: False for costs of another machine: the first times set the scale.
+    Half of what a time differs from its expectation goes to a factor that all costs share (the
+    machine is busy), half to the factor of that cost alone (the calibration was off there). A stall
+    of any length counts as one of 25 %. If not `is_measured`, the first times set the scale.
     """
 
     CLIP = math.log(1.25)
@@ -141,62 +110,46 @@ class LiveCosts:
     FIRST = 5  # times that tell the scale
 
     def __init__(self, costs: Costs, *, is_measured: bool = True) -> None:
-        self.measured = costs
-        # Of another machine only the ratios are right: the first times tell the scale.
+        self.measured, self.rows = costs, costs.rows
         self._scales: list[float] | None = None if is_measured else []
-        self.rows = costs.rows
         self._shared = 0.0  # logarithms of the factors
         self._own: dict[str | int, float] = {}
 
     def verify(self, n_rows: int, context: int) -> float:
         """Return the seconds to verify `n_rows` measured rows."""
-        costs = self.measured
-        return costs.at(costs.verify[n_rows], context) * self._factor(n_rows)
+        return self.measured.at(self.measured.verify[n_rows], context) * self._factor(n_rows)
 
     def plain(self, context: int) -> float:
-        """Return the seconds per token of plain decoding: at most those of a round of one row.
-
-        Rounds of one row are timed also where nothing is decoded plainly, so that a time that was
-        measured too high does not stay.
-        """
+        """Return the seconds per token of plain decoding: at most those of a round of one row."""
+        # These are timed also where nothing is plain, so that a plain cost too high does not stay.
         plain = self.measured.at(self.measured.plain, context) * self._factor("plain")
         return min(plain, self.verify(1, context))
 
-    def draft(self, depth: int) -> float:
-        """Return the seconds to draft `depth` levels."""
-        return self.measured.seconds_to_draft(depth) * self._factor("draft")
+    def draft(self, depth: int, *, is_checked: bool = True) -> float:
+        """Return the seconds to draft `depth` levels; without checking, less what that saves."""
+        known = self.measured.draft
+        beyond = max(0, depth - len(known))  # levels, in mean steps
+        step = (known[-1] - known[0]) / max(1, len(known) - 1)
+        seconds = ((0.0, *known)[depth - beyond] + beyond * step) * self._factor("draft")
+        saved = 0.0 if is_checked else self.checks(depth)
+        return max(seconds - saved, LEAST_DRAFTING * seconds)
 
-    @property
-    def sync(self) -> float:
-        """Seconds of one reading back."""
-        return self.measured.sync * math.exp(self._shared)
+    def checks(self, depth: int) -> float:
+        """Return the seconds that checking each of `depth` levels adds to a round."""
+        return (depth * self.measured.sync + self.measured.build) * math.exp(self._shared)
 
     def best_chain(self, acceptance: float, context: int, max_depth: int) -> tuple[float, int]:
-        """Return the speed-up over plain decoding of the best chain, and its number of rows.
-
-        Args:
-            acceptance: of every drafted token, given that the one before it was accepted.
-            context: cached tokens.
-            max_depth: most levels.
-        """
+        """Return speed-up and rows of the best unchecked chain; `acceptance` is that per token."""
         plain, best = self.plain(context), (0.0, 1)
         for n_rows in self.rows[1:]:
-            depth = n_rows - 1
-            if depth > max_depth:
-                break
-            tokens = sum(acceptance**d for d in range(n_rows))
-            seconds = self.draft(depth) + self.verify(n_rows, context)
-            best = max(best, (tokens * plain / seconds, n_rows))
+            if n_rows <= max_depth + 1:
+                tokens = sum(acceptance**d for d in range(n_rows))
+                seconds = self.draft(n_rows - 1, is_checked=False) + self.verify(n_rows, context)
+                best = max(best, (tokens * plain / seconds, n_rows))
         return best
 
     def observe(self, what: str | int, expected: float, seconds: float) -> None:
-        """Learn from one measured time.
-
-        Args:
-            what: "plain", "draft", or a number of verified rows.
-            expected: what this object said that it would cost.
-            seconds: what it did cost.
-        """
+        """Learn what "plain", "draft", or a number of verified rows cost in fact."""
         news = math.log(max(seconds, 1e-9) / expected)
         if self._scales is not None:
             self._scales.append(self._shared + news)
@@ -206,14 +159,8 @@ class LiveCosts:
             return
         news = max(-self.CLIP, min(self.CLIP, news)) * self.RATE / 2
         self._shared += news
-        for key in self._own:
-            self._own[key] *= 1.0 if key == what else 1 - self.RETURN
-        self._own[what] = self._own.get(what, 0.0) + news
-
-    @property
-    def load(self) -> float:
-        """How much slower everything is than it was measured."""
-        return math.exp(self._shared)
+        own = self._own.get(what, 0.0) + news
+        self._own = {key: log * (1 - self.RETURN) for key, log in self._own.items()} | {what: own}
 
     def _factor(self, what: str | int) -> float:
         return math.exp(self._shared + self._own.get(what, 0.0))

@@ -1,144 +1,108 @@
 """Which tree pays, round by round: measured cost times live acceptance, no drafting included.
 
-A round is worth its expected tokens less its seconds at the going rate: in the time of a long
-round a shorter one would be over and the next one begun. With the rate that is reached in the long
-run as the price, the best of every round is the best of all (a fractional programme; W. Dinkelbach,
-Management Science 13, 1967). Expected tokens are sums of path probabilities, so the best N nodes
-are the N most probable ones (OPT-Tree, TACL 2025; CaDDTree, arXiv 2606.01813), for every N that
-was measured: a curve of costs may have steps.
-
-Drafting follows the likeliest token and keeps its likeliest siblings as leaves. It stops where one
-to three more levels would not pay; `prospects.py` says how often it is worth to look. Where
-drafting itself does not pay, it stops for a while that doubles as long as nothing changes.
-
-Pure arithmetic on floats: no arrays, no model. The simulator runs this very code.
+A round checks the confidences of every level before it drafts the next one, or drafts a chain
+without checking; the costs of the machine say which. Where drafting does not pay, it pauses: the
+pause doubles until probing costs at most 0.5 % of decoding time.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import LiveCosts
-from mlx_eagle.planner.policy import Forecast, Level, Node, Outcome, Plan, Review
-from mlx_eagle.planner.strategies import Draft, Mean, Pace, Prospects, Tree, Way, best_tree
+from mlx_eagle.planner.policy import Forecast, Outcome, Plan, Review
+from mlx_eagle.planner.round_plan import RoundPlan
 from mlx_eagle.tree import PLAIN, TreeShape
 
 CHILDREN = 4  # likeliest tokens that are considered at every level of a tree
 DEEPEST = 10  # levels that are ever drafted
-LOOKAHEAD = 3  # levels that are imagined before drafting stops
 PROMISING = 1.1  # speed-up that a perfect head must promise, for drafting to be tried at all
 CERTAIN = 0.98  # acceptance of every token, if a head were as good as heads can be
+TYPICAL = 0.7  # acceptance of every token, as heads are
+
+
+class Phase(NamedTuple):
+    """Drafting, or a pause: its plain rounds that are still to come, and the next one's length."""
+
+    plain_left: int = 0
+    next_pause: int = 4  # tokens; no pause is shorter
+
+
+def next_state(phase: Phase, *, pays: bool, is_surprise: bool, longest: int) -> Phase:
+    """Return the phase after a round that drafted.
+
+    Every pause is twice as long as the one before, up to `longest` tokens, until drafting pays
+    again, or a surprise says that the head may have recovered.
+    """
+    shortest = Phase().next_pause
+    pause = shortest if is_surprise else phase.next_pause
+    return Phase() if pays else Phase(pause, max(shortest, min(2 * pause, longest)))
 
 
 class Planner:
     """Chooses every round's tree and learns from every round; one per pair and way of sampling.
 
-    Args:
-        costs: what rounds cost; followed from here on.
-        acceptance: what is known of the head; followed from here on.
-        max_depth: the deepest tree that the drafter can make.
-        n_children: likeliest tokens that are considered at every level; 1 where the target
-            verifies chains only.
+    `n_children` likeliest tokens are considered at every level: 1 where only chains are verified.
     """
 
-    PATIENCE = 4  # rounds before drafting may be given up
-    SHORTEST_WAIT = 4  # tokens of plain decoding between two tries
-    TRYING = 0.005  # share of the time that tries may take, once waits have doubled
-    TRY_WEIGHT = 0.3  # of a single try, in the pace of looking
-    SURPRISE = 0.3  # acceptance that was expected of a token that is worth another try soon
-    SPELL = 8  # rounds of another way between two rounds of looking at every level
-    SPELL_RATE = 0.2  # weight of a round in the pace of a spell
-    MARGIN = 1.04  # by which another way must be better
-    SHORT = 0.93  # share of the expected tokens that may come before it counts
+    CHECK_COST = 0.027  # share of a round that a check may cost
+    PATIENCE = 4  # rounds before drafting may be given up; three times as many before it is judged
+    PROBING = 0.005  # share of decoding time that probes may take, once pauses have doubled
+    SURPRISE = 0.3  # acceptance below which a token is a surprise where the target chooses it
+    SHORT = 0.9  # share of the expected tokens that may come before it counts
+    RATE, USUAL_RATE = 0.08, 0.1  # weights of a round and of a level in what is usual
 
     def __init__(
-        self,
-        costs: LiveCosts,
-        acceptance: Acceptance,
-        max_depth: int,
-        n_children: int = CHILDREN,
+        self, costs: LiveCosts, acceptance: Acceptance, max_depth: int, n_children: int = CHILDREN
     ) -> None:
         self.costs, self.acceptance, self.n_children = costs, acceptance, n_children
         self.max_depth = min(max_depth, costs.rows[-1] - 1, DEEPEST)
-        self.forecast: Forecast | None = None
         self.n_drafted = 0  # rounds
-        self._prospects = Prospects(costs, self.max_depth, n_children, acceptance.first[0.6])
-        self._overall = Pace(0.005)
-        self._expected, self._came = Mean(0.06), Mean(0.06)  # tokens of rounds that drafted
-        self._draft = Draft(0)
-        self._looking = Way(self.max_depth, 1)
-        self._way = self._looking
-        self._wait, self._next_wait = 0, self.SHORTEST_WAIT
-        self._is_trying = False  # the round after a wait
-        self._spell = 0  # rounds left of a way that is not looking at every level
-        self._spelling = Pace(self.SPELL_RATE)
-
-    # What to do
+        self.phase = Phase()
+        self._usual = acceptance.first[0.6]  # acceptance of a likeliest token
+        # Means over the last drafted rounds, and of how many: expected tokens, tokens, seconds.
+        self._recent, self._n_recent = [0.0, 0.0, 0.0], 0
+        self.round = self._begin(0, 0)
 
     def plan(self, context: int) -> Plan:
         """Say what the next round drafts, with `context` tokens in the cache."""
-        self._draft = Draft(context)
-        self.forecast = None
-        if self._wait:
-            self._wait -= 1
+        if self.phase.plain_left:
+            self.phase = self.phase._replace(plain_left=self.phase.plain_left - 1)
+            self.round = self._begin(context, 0)
             return Plan(PLAIN)
-        self._way = self._looking
-        if self._spell:
-            self._spell -= 1
-            self._way = self._prospects.best(context)[1]
-        shape = TreeShape.chain(self._way.depth)
-        if not self._way.check_interval:
-            return Plan(shape)
-        return Plan(shape, self, self._way.check_interval, self.n_children)
+        if self._may_check(context):
+            self.round = self._begin(context, self.max_depth, is_checked=True)
+            return Plan(TreeShape.chain(self.max_depth), self.round, 1, self.n_children)
+        _, n_rows = self.costs.best_chain(self._usual, context, self.max_depth)
+        self.round = self._begin(context, n_rows - 1)
+        return Plan(TreeShape.chain(n_rows - 1))
 
     def stays_plain(self) -> bool:
         """Say whether the next round is plain too, whatever this one gives."""
-        return self._wait > 0
-
-    def deeper(self, level: Level) -> bool:
-        """Take in the newest drafted level; say whether another one should be drafted."""
-        self._take_in(level)
-        draft = self._draft
-        depth = len(draft.levels)
-        if depth >= self._way.depth or self._way.check_interval != 1:
-            return depth < self._way.depth
-        paths = draft.paths(depth)
-        worth = self._best(paths, depth).worth
-        n_more = min(LOOKAHEAD, self._way.depth - depth)
-        for more, imagined in enumerate(self._prospects.beyond(draft, n_more), start=1):
-            paths = sorted([*paths, *imagined], reverse=True)
-            if self._best(paths, depth + more).worth > worth:
-                return True
-        return False
-
-    def choose(self) -> list[Node]:
-        """Return the nodes to verify, parents first; empty for the root alone."""
-        depth = len(self._draft.levels)
-        tree = self._best(self._draft.paths(depth), depth)
-        self._foresee(tree.tokens, tree.n_rows)
-        return sorted(node for _, node in self._draft.nodes[: tree.n_rows - 1])
+        return self.phase.plain_left > 0
 
     def record(self, outcome: Outcome) -> Review | None:
         """Learn what the round cost and which drafted tokens the target chose."""
-        draft = self._draft
+        planned, costs = self.round, self.costs
         if outcome.levels:
-            for level in outcome.levels:
-                self._take_in(level)
-            self._foresee(1 + sum(draft.reach), len(outcome.levels) + 1)
-        self._learn_costs(outcome)
-        self._learn_acceptance(outcome.tokens)
-        if self.forecast is None:
-            self._overall.add(len(outcome.tokens), self.costs.plain(draft.context))
+            planned.take_in(outcome.levels)
+        self._learn_costs(planned.forecast, outcome)
+        is_surprise = self._learn_acceptance(outcome.tokens)
+        if planned.forecast is None:
             return None
-        self._learn_paces(self.forecast, len(outcome.tokens))
-        self._switch()
-        return Review(self.forecast, draft.levels[0].tokens[0] == outcome.tokens[0])
-
-    # What is expected
-
-    @property
-    def price(self) -> float:
-        """Tokens that a second is worth: the rate of late, at least that of plain decoding."""
-        return max(self._overall.rate, 1 / self.costs.plain(self._draft.context))
+        self._learn_throughput(planned.forecast, len(outcome.tokens))
+        plain = costs.plain(planned.context)
+        # A probe drafts a level, and neither it nor the plain round after it is submitted ahead.
+        probe = costs.draft(1) + 2 * (costs.verify(1, planned.context) - plain)
+        self.phase = next_state(
+            self.phase,
+            pays=self._throughput() * plain >= 1 or self.n_drafted < self.PATIENCE,
+            is_surprise=is_surprise,
+            longest=int(probe / plain / self.PROBING),
+        )
+        if self.phase.plain_left:
+            self._n_recent = self.PATIENCE  # so that the probe weighs more
+        return Review(planned.forecast, planned.levels[0].tokens[0] == outcome.tokens[0])
 
     def is_hopeless(self, context: int) -> bool:
         """Say whether no tree could pay here, however good the head."""
@@ -149,103 +113,69 @@ class Planner:
         best, n_rows = self.costs.best_chain(CERTAIN, context, self.max_depth)
         plain = self.costs.plain(context)
         verifying = self.costs.verify(n_rows, context) / plain
+        drafting = self.costs.draft(n_rows - 1, is_checked=False) / plain
         return (
             f"verifying {n_rows} tokens takes {verifying:.2f} times as long as decoding one here, "
-            f"drafting them {self.costs.draft(n_rows - 1) / plain:.2f}: even a perfect head would "
-            f"give only {best:.2f} times plain decoding (mlx-eagle calibrate measures again)"
+            f"drafting them {drafting:.2f}: even a perfect head would give only {best:.2f} times "
+            "plain decoding (mlx-eagle calibrate measures again)"
         )
 
     def why_plain(self, context: int) -> str:
         """Say what made this planner decode plainly of late."""
-        pace, plain = self._prospects.looking, self.costs.plain(context)
-        return (
-            f"drafting would give {pace.tokens.value:.2f} tokens in the time of "
-            f"{pace.seconds.value / plain:.2f} plain ones"
-        )
+        tokens, _, seconds = self._recent
+        plain = seconds / self.costs.plain(context)
+        return f"drafting would give {tokens:.2f} tokens in the time of {plain:.2f} plain ones"
 
-    def _take_in(self, level: Level) -> None:
-        """Add a level to what has been drafted."""
-        self._prospects.see(self._draft.add(level, self.acceptance))
+    def _begin(self, context: int, depth: int, *, is_checked: bool = False) -> RoundPlan:
+        """Return a new round, `depth` levels deep at most."""
+        tokens, _, seconds = self._recent
+        price = max(1 / self.costs.plain(context), tokens / seconds if seconds else 0.0)
+        known = self.costs, self.acceptance, self._usual, price, context
+        return RoundPlan(*known, depth, is_checked)
 
-    def _best(self, paths: Sequence[float], depth: int) -> Tree:
-        """Return the best tree of `depth` drafted levels with these path acceptances."""
-        drafting = self._way.seconds(self.costs, depth)
-        context = self._draft.context
-        return best_tree(paths, context, self.costs, price=self.price, drafting=drafting)
+    def _may_check(self, context: int) -> bool:
+        """Say whether checks cost less than they give: early stops, trees rather than chains."""
+        depth = self.costs.best_chain(TYPICAL, context, self.max_depth)[1] - 1
+        seconds = self.costs.draft(depth, is_checked=False) + self.costs.verify(depth + 1, context)
+        return self.costs.checks(depth) < self.CHECK_COST * depth * seconds
 
-    def _foresee(self, tokens: float, n_rows: int) -> None:
-        """Note what the round is expected to give, now that its tree is chosen."""
-        depth, costs = len(self._draft.levels), self.costs
-        verifying = costs.verify(n_rows, self._draft.context)
-        drafting = self._way.seconds(costs, depth)
-        self.forecast = Forecast(tokens, drafting, verifying, n_rows, depth)
+    def _throughput(self) -> float:
+        """Return tokens per second of drafting: fewer than expected if clearly fewer came."""
+        expected, came, seconds = self._recent
+        is_known = self.n_drafted >= 3 * self.PATIENCE
+        return (min(expected, came / self.SHORT) if is_known else expected) / seconds
 
-    # What is learnt
+    def _learn_throughput(self, forecast: Forecast, n_tokens: int) -> None:
+        """Take in what a round that drafted was expected to give, and what it gave."""
+        self.n_drafted, self._n_recent = self.n_drafted + 1, self._n_recent + 1
+        weight = max(self.RATE, 1 / self._n_recent)
+        news = forecast.tokens, n_tokens, forecast.draft_seconds + forecast.verify_seconds
+        self._recent = [x + weight * (y - x) for x, y in zip(self._recent, news, strict=True)]
 
-    def _learn_costs(self, outcome: Outcome) -> None:
+    def _learn_costs(self, forecast: Forecast | None, outcome: Outcome) -> None:
         """Compare what the round took with what was expected."""
-        costs, forecast = self.costs, self.forecast
-        if outcome.verify_seconds is None:
+        costs, seconds = self.costs, outcome.verify_seconds
+        if seconds is None:
             return
         if forecast is None:
-            costs.observe("plain", costs.plain(self._draft.context), outcome.verify_seconds)
+            costs.observe("plain", costs.plain(self.round.context), seconds)
         elif outcome.draft_seconds is None:
-            expected = forecast.draft_seconds + forecast.verify_seconds
-            costs.observe(forecast.n_rows, expected, outcome.verify_seconds)
+            costs.observe(
+                forecast.n_rows, forecast.draft_seconds + forecast.verify_seconds, seconds
+            )
         else:
-            costs.observe(forecast.n_rows, forecast.verify_seconds, outcome.verify_seconds)
+            costs.observe(forecast.n_rows, forecast.verify_seconds, seconds)
             costs.observe("draft", forecast.draft_seconds, outcome.draft_seconds)
 
-    def _learn_acceptance(self, tokens: Sequence[int]) -> None:
-        """Compare the drafted levels with what the target chose, down to the first miss."""
-        for level, token in zip(self._draft.levels, tokens, strict=False):
+    def _learn_acceptance(self, tokens: Sequence[int]) -> bool:
+        """Count the drafted tokens down to the first miss; say whether a hit was a surprise."""
+        for rates in self.round.rates:
+            self._usual += self.USUAL_RATE * (rates[0] - self._usual)
+        is_surprise = False
+        for level, rates, token in zip(self.round.levels, self.round.rates, tokens, strict=False):
             at = list(level.tokens).index(token) if token in level.tokens else None
-            if at == 0 and self.acceptance.children(level.confidences)[0] < self.SURPRISE:
-                self._next_wait = self.SHORTEST_WAIT
             self.acceptance.observe(level.confidences, at)
             if at != 0:
                 break
-
-    def _learn_paces(self, forecast: Forecast, n_tokens: int) -> None:
-        """Compare what the round gave with what was expected, and with the other ways."""
-        self.n_drafted += 1
-        seconds = forecast.draft_seconds + forecast.verify_seconds
-        self._overall.add(n_tokens, seconds)
-        weight = self.TRY_WEIGHT if self._is_trying else 0.0
-        self._expected.add(forecast.tokens, weight)
-        self._came.add(n_tokens, weight)
-        if self._way == self._looking:
-            # All ways are compared on the same rounds, or easy ones would flatter those in use.
-            self._prospects.looking.add(forecast.tokens, seconds, weight)
-            self._prospects.learn(self._draft, self.price, weight)
-        else:
-            self._spelling.add(forecast.tokens, seconds)
-
-    @property
-    def _trust(self) -> float:
-        """Share of the expected tokens that comes in fact, where it clearly falls short."""
-        if self._came.n < 3 * self.PATIENCE:
-            return 1.0
-        return min(1.0, self._came.value / (self.SHORT * self._expected.value))
-
-    def _switch(self) -> None:
-        """Decide between looking at every level, another way and, for a while, nothing."""
-        plain = self.costs.plain(self._draft.context)
-        rate, way = self._prospects.best(self._draft.context)
-        if self._spell and self._spelling.seconds.n >= self.PATIENCE:
-            rate = self._spelling.rate
-        was_trying, self._is_trying = self._is_trying, False
-        if rate * plain * self._trust < 1.0 and self.n_drafted >= self.PATIENCE:
-            self._pause(plain)
-            return
-        if was_trying:
-            self._next_wait = max(self.SHORTEST_WAIT, self._next_wait // 4)
-        may_change = self._spell == 0 and self._way == self._looking and way != self._looking
-        if may_change and rate > self.MARGIN * self._prospects.looking.rate:
-            self._spell, self._spelling = self.SPELL, Pace(self.SPELL_RATE)
-
-    def _pause(self, plain: float) -> None:
-        """Draft nothing for a while, the next time for longer; `plain`: seconds per token."""
-        self._wait, self._is_trying, self._spell = self._next_wait, True, 0
-        longest = self.costs.draft(1) / plain / self.TRYING
-        self._next_wait = max(self.SHORTEST_WAIT, min(2 * self._next_wait, int(longest)))
+            is_surprise = is_surprise or rates[0] < self.SURPRISE
+        return is_surprise

@@ -1,7 +1,4 @@
-"""What decides on trees, seen from the loop: what it is asked, and what it is told.
-
-`planner.py` is the policy that adapts; `FixedShape` is the one that does not. No arrays, no model.
-"""
+"""What decides on trees, seen from the loop: `Planner` adapts, `FixedShape` does not."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -34,30 +31,19 @@ class Forecast(NamedTuple):
 
 
 class Review(NamedTuple):
-    """A round in which something was drafted: what was expected, and whether it began well.
-
-    `first_right`: the likeliest first token was the target's, be it verified or not.
-    """
+    """A round that drafted: what was expected, and whether its likeliest first token was right."""
 
     forecast: Forecast
     first_right: bool
 
 
 class Outcome(NamedTuple):
-    """What a round gave.
+    """What a round gave; `verify_seconds` are all of it where drafting was not timed apart."""
 
-    Attributes:
-        tokens: what was emitted, the target's own last token included.
-        draft_seconds: None where drafting was not timed apart.
-        verify_seconds: of verification; of the whole round where drafting was not timed apart;
-            None where something else took part of the time.
-        levels: what was drafted blindly, as far as it was a chain.
-    """
-
-    tokens: Sequence[int]
+    tokens: Sequence[int]  # emitted, the target's own last token included
     draft_seconds: float | None
-    verify_seconds: float | None
-    levels: Sequence[Level] = ()
+    verify_seconds: float | None  # None where something else took part of the time
+    levels: Sequence[Level] = ()  # the chain that was drafted without checking
 
 
 class ConfidenceCheck(Protocol):
@@ -71,16 +57,12 @@ class ConfidenceCheck(Protocol):
 
 
 class Plan(NamedTuple):
-    """What a round drafts: a tree of this shape, or what the check decides, as deep at most.
-
-    The check is shown `check_interval` levels at a time, since every time is a copy to the host:
-    of every level the `n_children` likeliest tokens.
-    """
+    """What a round drafts: a tree of this shape, or what the check decides, as deep at most."""
 
     shape: TreeShape
     check: ConfidenceCheck | None = None
-    check_interval: int = 1
-    n_children: int = 1
+    check_interval: int = 1  # levels that the check is shown at a time
+    n_children: int = 1  # likeliest tokens of every level that it is shown
 
 
 class Policy(Protocol):
@@ -96,19 +78,18 @@ class Policy(Protocol):
         """Learn from the round that was planned last; return how it went, if it drafted."""
 
 
-class FixedShape:
+class FixedShape(NamedTuple):
     """The same tree every round."""
 
-    def __init__(self, shape: TreeShape) -> None:
-        self._plan = Plan(shape)
+    shape: TreeShape
 
     def plan(self, context: int) -> Plan:
         """Return the shape, whatever the context."""
-        return self._plan
+        return Plan(self.shape)
 
     def stays_plain(self) -> bool:
         """Say whether the shape is plain decoding."""
-        return self._plan.shape == PLAIN
+        return self.shape == PLAIN
 
     def record(self, outcome: Outcome) -> None:
         """Learn nothing."""

@@ -1,4 +1,4 @@
-"""Acceptance by confidence: counted in bins, monotone, forgetful, and watched as a whole."""
+"""Acceptance by confidence: counted in bins, monotone and forgetful."""
 
 import math
 from itertools import pairwise
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_eagle.errors import EagleError
-from mlx_eagle.planner.acceptance_model import EDGES, MOST, PRIOR, Acceptance, Bins, Mood
+from mlx_eagle.planner.acceptance_model import EDGES, PRIOR, Acceptance, Bins
 
 CONFIDENCE = st.floats(0.0, 1.0)
 SEEN = st.lists(st.tuples(CONFIDENCE, st.booleans()), max_size=200)
@@ -45,7 +45,7 @@ def test_bins_that_fall_are_pooled_by_what_was_counted() -> None:
     for _ in range(8):
         bins.observe(0.85, True)
         bins.observe(0.92, False)
-    # Both bins pooled, with what two bins below them, never seen, would have promised.
+    # Both bins pooled, with what the two bins below them, never seen, would have promised.
     seen, unseen = Bins.PRIOR_WEIGHT, Bins.UNSEEN_WEIGHT
     weights = {7: unseen, 8: unseen, 9: seen, 10: seen}
     promised = sum(weight * PRIOR[at] for at, weight in weights.items())
@@ -121,7 +121,7 @@ def test_acceptance_is_a_probability_that_is_never_certain(
         acceptance.observe(level, chosen)
     rates = acceptance.children(confidences)
     assert len(rates) == len(confidences)
-    assert all(0 < rate <= MOST for rate in rates)
+    assert all(0 < rate < 1 for rate in rates)
 
 
 @given(LEVELS)
@@ -151,15 +151,6 @@ def test_a_stored_bin_counts_for_little_and_keeps_its_rate() -> None:
     assert max(acceptance.first.seen) > 2 * Acceptance.STORED - 1
     assert max(stored.first.seen) == pytest.approx(Acceptance.STORED)
     assert stored.first[0.5] == pytest.approx(0.5, abs=0.02)
-
-
-def test_a_head_that_does_better_than_it_promised_is_not_taken_for_certain() -> None:
-    acceptance = Acceptance()
-    for _ in range(12):
-        acceptance.observe([0.3], 0)
-    acceptance._mood._accepted, acceptance._mood._expected = 12.0, 2.0
-    assert acceptance._mood.factor > 4
-    assert acceptance.children([0.99, 0.9]) == [MOST, MOST]
 
 
 @given(LEVELS)
@@ -213,50 +204,3 @@ def test_damaged_counts_are_refused(damage: dict[str, Any]) -> None:
 def test_what_is_no_mapping_is_refused(fields: Any) -> None:
     with pytest.raises(EagleError, match="counts of acceptance"):
         Acceptance.from_dict(fields)
-
-
-@pytest.mark.parametrize(("expected", "n_tokens"), [(0.9, 15), (0.7, 15), (0.5, 26)])
-def test_the_mood_notices_a_collapse_within_some_tokens(expected: float, n_tokens: int) -> None:
-    rng = np.random.default_rng(0)
-    mood = Mood()
-    for _ in range(200):
-        mood.observe(expected, bool(rng.random() < expected))
-    for _ in range(n_tokens):
-        mood.observe(expected, False)
-    assert mood.factor < 0.5
-
-
-@pytest.mark.parametrize("expected", [0.2, 0.5, 0.8, 0.95])
-def test_the_mood_ignores_noise(expected: float) -> None:
-    """Three standard deviations: one of a hundred draws may lie beyond, of a skewed count too."""
-    rng = np.random.default_rng(1)
-    mood, moved = Mood(), 0
-    for accepted in rng.random(5000) < expected:
-        mood.observe(expected, bool(accepted))
-        moved += mood.factor != 1.0
-    assert moved <= 50
-
-
-def test_the_mood_is_neutral_just_within_its_limit_and_reacts_just_beyond() -> None:
-    mood = Mood()
-    mood.observe(0.5, True)
-    limit = Mood.SIGMAS * math.sqrt(0.25 + 0.5)
-    assert abs(1.0 - 0.5) < limit
-    assert mood.factor == 1.0
-    while True:
-        mood.observe(0.5, False)
-        gap = abs(mood._accepted - mood._expected)
-        if gap > Mood.SIGMAS * math.sqrt(mood._variance + 0.5):
-            break
-        assert mood.factor == 1.0
-    assert mood.factor < 1.0
-
-
-def test_a_mood_passes_once_the_head_is_as_good_as_expected_again() -> None:
-    mood = Mood()
-    for _ in range(30):
-        mood.observe(0.8, False)
-    assert mood.factor < 0.2
-    for at in range(40):
-        mood.observe(0.8, at % 5 != 0)
-    assert mood.factor == 1.0

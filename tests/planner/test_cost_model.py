@@ -1,6 +1,7 @@
 """Costs of a machine: what was measured is kept, what is live follows, nothing damaged is read."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -96,6 +97,32 @@ def test_no_context_makes_a_cost_less_than_nothing(costs: Costs, context: int) -
     assert all(live.verify(n_rows, context) > 0 for n_rows in costs.rows)
 
 
+def test_without_checking_all_waits_and_the_building_of_the_graph_are_saved() -> None:
+    live = LiveCosts(replace(TWO_CONTEXTS, build=0.15))
+    assert live.checks(3) == pytest.approx(3 * 0.1 + 0.15)
+    assert live.draft(3) == pytest.approx(0.9)
+    assert live.draft(3, is_checked=False) == pytest.approx(0.9 - 0.45)
+
+
+def test_waits_that_were_measured_too_long_leave_drafting_something() -> None:
+    live = LiveCosts(replace(TWO_CONTEXTS, sync=5.0))
+    assert live.draft(2, is_checked=False) == pytest.approx(0.1 * 0.7)
+
+
+def test_the_best_chain_is_drafted_without_checking_and_no_deeper_than_allowed() -> None:
+    costs = Costs((0,), {1: (1.0,), 2: (1.2,), 4: (1.4,)}, (1.0,), (0.3, 0.4, 0.5), 0.1)
+    live = LiveCosts(costs)
+    assert live.best_chain(0.5, 0, 8) == (pytest.approx(1.875 / (0.2 + 1.4)), 4)
+    assert live.best_chain(0.5, 0, 2) == (pytest.approx(1.5 / (0.2 + 1.2)), 2)
+    assert live.best_chain(0.5, 0, 0) == (0.0, 1)
+
+
+def test_costs_stored_before_the_graph_was_timed_are_read() -> None:
+    fields = TWO_CONTEXTS.to_dict()
+    del fields["build"]
+    assert Costs.from_dict(fields) == TWO_CONTEXTS
+
+
 @given(measured())
 def test_stored_costs_come_back_as_they_were(costs: Costs) -> None:
     assert Costs.from_dict(costs.to_dict()) == costs
@@ -128,6 +155,7 @@ DAMAGES: dict[str, Any] = {
     "negative": {"verify": {"1": [-1.0, 1.0]}},
     "a wait below zero": {"sync": -0.1},
     "a wait that is no number": {"sync": math.nan},
+    "a graph that takes less than nothing": {"build": -0.1},
 }
 
 
@@ -169,6 +197,11 @@ def test_a_stall_of_any_length_moves_no_cost_by_more_than_its_share(
         assert 1 / most <= seconds_of(live, key) / cost <= most
 
 
+def load(live: LiveCosts) -> float:
+    """How much slower everything is than it was measured."""
+    return live.checks(1) / (live.measured.sync + live.measured.build)
+
+
 def test_a_stall_is_forgotten_by_what_follows() -> None:
     live = LiveCosts(TWO_CONTEXTS)
     live.observe(4, live.verify(4, 100), 1000.0)
@@ -190,23 +223,22 @@ def test_news_of_one_cost_are_half_believed_of_the_others() -> None:
     live.observe(4, 4.0, 4.4)
     own, others = math.log(live.verify(4, 100) / 4.0), math.log(live.plain(100) / 1.0)
     assert own == pytest.approx(2 * others)
-    assert live.load == pytest.approx(math.exp(others))
-    assert live.sync == pytest.approx(0.1 * live.load)
+    assert live.checks(1) == pytest.approx(0.1 * math.exp(others))
 
 
 def test_what_is_as_expected_changes_nothing() -> None:
     live = LiveCosts(TWO_CONTEXTS)
     for _ in range(5):
         live.observe("plain", 1.0, 1.0)
-    assert (live.plain(100), live.load) == (1.0, 1.0)
+    assert (live.plain(100), live.checks(1)) == (1.0, 0.1)
 
 
 def test_what_was_learnt_of_one_cost_alone_fades_while_others_are_observed() -> None:
     live = LiveCosts(TWO_CONTEXTS)
     for _ in range(20):
         live.observe(4, live.verify(4, 100), 6.0)
-    off = live.verify(4, 100) / live.load / 4.0
+    off = live.verify(4, 100) / load(live) / 4.0
     for _ in range(500):
         live.observe("plain", live.plain(100), live.plain(100))
-    kept = math.log(live.verify(4, 100) / live.load / 4.0) / math.log(off)
+    kept = math.log(live.verify(4, 100) / load(live) / 4.0) / math.log(off)
     assert kept == pytest.approx(math.exp(-500 * LiveCosts.RETURN), rel=0.01)

@@ -1,5 +1,6 @@
 """The planner against every fixed shape and its rival, simulated on published costs.
 
+A dozen curves stand for all; `--exactness broad` simulates every curve, order and wrong cost.
 Traces are recorded (benchmarks/record.py), costs published (benchmarks/curves.py), nothing is drawn
 at random that is not seeded, so every figure here is the same on every machine.
 """
@@ -32,10 +33,35 @@ def load(name: str) -> Any:
 
 curves, replay, laws, simulate = map(load, ("curves", "replay", "laws", "simulate"))
 CURVES: list[str] = list(curves.CURVES)
+FEW_CURVES = [
+    "flat",
+    "linear",
+    "noisy",
+    "M4 Pro 8B",
+    "M3 Ultra bf16",
+    "M3 Ultra 8-row kernel",
+    "M5 Max Qwen3.5",
+    "M4 Pro Qwen3-8B, MLX 0.31",
+    "Linux CPU",
+    "M4 Pro 8B, sync 30 %, graph 0 %",
+    "M4 Pro 8B, flat kernel, sync 5 %, graph 15 %",
+    "M5 Max Qwen3.8-27B, sync 15 %, graph 0 %",
+]
 TRACES: list[str] = ["recorded", "collapses", "collapses, recovers", "drifts", "dead head"]
-OF_BEST_FIXED, OF_PLAIN = 0.97, 0.98
+ROUGH_TRACES = ["recorded", "collapses, recovers", "dead head"]
+ORDERED = ["M4 Pro 8B", "flat", "M3 Max 5120x17408", "M5 Max Qwen3.8-27B", "linear", "Linux CPU"]
+WRONG = ["M4 Pro 8B", "linear", "M3 Ultra 4-bit", "Linux CPU"]
+OF_BEST_FIXED, OF_PLAIN, MEAN_OF_BEST_FIXED = 0.97, 0.98, 1.055
 
 Case = tuple[str, str, bool]  # curve, trace, rough
+
+# What the planner reaches where it misses the best fixed shape; an xfail that passes is an error.
+# Of that curve's shapes the best is a tree of 15 that is wide in all levels: no greedy path is.
+BELOW_BEST_FIXED: dict[Case, float] = {
+    ("M3 Ultra bf16", "recorded", False): 0.958,
+    ("M3 Ultra bf16", "recorded", True): 0.954,
+    ("M5 Max Qwen3.8-27B, sync 30 %, graph 0 %", "recorded", True): 0.928,
+}
 
 
 @cache
@@ -49,43 +75,55 @@ def contest(curve: str, trace: str, rough: bool) -> Any:
     return simulate.contest(curve, trace, traces()[trace], rough=rough)
 
 
-# What the planner reaches where it misses a bound; an xfail that passes is an error.
-BELOW_BEST_FIXED: dict[Case, float] = {
-    ("M3 Ultra bf16", "recorded", False): 0.943,
-    ("M3 Ultra bf16", "recorded", True): 0.943,
-}
-BELOW_PLAIN: dict[Case, float] = {}
-
-CASES: list[Case] = [
-    *product(CURVES, TRACES, [False]),
-    *product(CURVES, ["recorded", "collapses, recovers", "dead head"], [True]),
-]
-
-
-def case(curve: str, trace: str, rough: bool, misses: dict[Case, float]) -> Any:
-    reached = misses.get((curve, trace, rough))
+def case(curve: str, trace: str, rough: bool) -> Any:
+    reached = BELOW_BEST_FIXED.get((curve, trace, rough))
     marks = [] if reached is None else [pytest.mark.xfail(strict=True, reason=f"is {reached}")]
     name = f"{curve}-{trace}{'-rough' if rough else ''}"
     return pytest.param(curve, trace, rough, marks=marks, id=name)
 
 
-@pytest.mark.parametrize(
-    ("curve", "trace", "rough"), [case(*known, BELOW_BEST_FIXED) for known in CASES]
-)
-def test_no_fixed_shape_is_much_better_in_hindsight(curve: str, trace: str, rough: bool) -> None:
+@pytest.fixture(scope="module")
+def names(request: pytest.FixtureRequest) -> list[str]:
+    """The curves that are simulated."""
+    return FEW_CURVES if request.config.getoption("--exactness") == "quick" else CURVES
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Few contests by default, all of them for `--exactness broad` and `full`."""
+    few, wanted = metafunc.config.getoption("--exactness") == "quick", metafunc.fixturenames
+    if "rough" in wanted:
+        clean = product(FEW_CURVES if few else CURVES, TRACES, [False])
+        rough = product(FEW_CURVES[3:6] if few else CURVES, ROUGH_TRACES, [True])
+        cases = [case(*known) for known in (*clean, *rough)]
+        metafunc.parametrize(("curve", "trace", "rough"), cases)
+    elif "seed" in wanted:
+        metafunc.parametrize("curve", ORDERED[:2] if few else ORDERED)
+        metafunc.parametrize("seed", range(1 if few else 3))
+    elif "off" in wanted:
+        metafunc.parametrize("curve", WRONG[:1] if few else WRONG)
+        metafunc.parametrize("trace", ["recorded", "dead head"])
+        metafunc.parametrize("off", [0.8, 1.3] if few else [0.8, 1.15, 1.3])
+
+
+def test_the_planner_is_nearly_the_best_in_hindsight_and_never_much_slower_than_plain(
+    curve: str, trace: str, rough: bool
+) -> None:
     found = contest(curve, trace, rough)
+    assert found.planner >= OF_PLAIN
     assert found.margin >= OF_BEST_FIXED, (
         f"{found.planner:.3f} x plain; {found.best_fixed} {found.policies[found.best_fixed]:.3f}"
     )
 
 
-@pytest.mark.parametrize(
-    ("curve", "trace", "rough"), [case(*known, BELOW_PLAIN) for known in CASES]
-)
-def test_the_planner_is_never_much_slower_than_plain_decoding(
-    curve: str, trace: str, rough: bool
-) -> None:
-    assert contest(curve, trace, rough).planner >= OF_PLAIN
+def test_an_expected_failure_is_never_slower_than_plain_decoding() -> None:
+    """An xfail of one bound must not hide the other."""
+    for known in BELOW_BEST_FIXED:
+        assert contest(*known).planner >= OF_PLAIN
+
+
+def test_the_planner_is_better_than_the_best_in_hindsight_on_average(names: list[str]) -> None:
+    margins = [contest(curve, trace, False).margin for curve in names for trace in TRACES]
+    assert sum(margins) / len(margins) >= MEAN_OF_BEST_FIXED
 
 
 def test_traces_accept_as_much_as_the_reference_did() -> None:
@@ -146,15 +184,15 @@ def test_the_rival_tries_less_often_while_nothing_changes() -> None:
     assert sum(depth > 0 for depth in depths[:300]) > 3 * sum(depth > 0 for depth in depths[-300:])
 
 
-def mean_lead(trace: str) -> float:
-    """Return the planner's speed over the rival's, as a geometric mean over all curves."""
-    found = [contest(curve, trace, False) for curve in CURVES]
+def mean_lead(names: list[str], trace: str) -> float:
+    """Return the planner's speed over the rival's, as a geometric mean over these curves."""
+    found = [contest(curve, trace, False) for curve in names]
     ratios = [result.planner / result.policies["law"] for result in found]
     return math.exp(sum(map(math.log, ratios)) / len(ratios))
 
 
-# Measured: 1.072, 1.027, 1.119, 1.026, 0.994. Where nothing is left to gain, a law that hardly
-# tries any more is cheaper than one that tries every few dozen tokens.
+# Where nothing is left to gain, a law that hardly tries any more is cheaper than one that tries
+# every few hundred tokens.
 LEADS = {
     "recorded": 1.06,
     "collapses": 1.02,
@@ -164,15 +202,13 @@ LEADS = {
 }
 
 
-@pytest.mark.parametrize("trace", LEADS)
-def test_the_planner_leads_its_rival_on_average_or_nearly_matches_it(trace: str) -> None:
-    assert mean_lead(trace) >= LEADS[trace]
+@pytest.mark.parametrize("law_trace", LEADS)
+def test_the_planner_leads_its_rival_on_average_or_nearly_matches_it(
+    law_trace: str, names: list[str]
+) -> None:
+    assert mean_lead(names, law_trace) >= LEADS[law_trace]
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize(
-    "curve", ["M4 Pro 8B", "M3 Max 5120x17408", "M5 Max Qwen3.8-27B", "flat", "linear", "Linux CPU"]
-)
 def test_the_order_of_the_texts_does_not_matter(curve: str, seed: int) -> None:
     """What the planner learns from the first text must not lock it in for the others."""
     trace = traces()["recorded"]
@@ -182,9 +218,6 @@ def test_the_order_of_the_texts_does_not_matter(curve: str, seed: int) -> None:
     assert found.planner >= OF_PLAIN
 
 
-@pytest.mark.parametrize("off", [0.8, 1.15, 1.3])
-@pytest.mark.parametrize("trace", ["recorded", "dead head"])
-@pytest.mark.parametrize("curve", ["linear", "M4 Pro 8B", "M3 Ultra 4-bit", "Linux CPU"])
 def test_a_plain_cost_that_was_measured_wrongly_is_found_out(
     curve: str, trace: str, off: float
 ) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from mlx_eagle.calibration.planners import Calibration, Planners
 from mlx_eagle.planner.cost_model import Costs
-from mlx_eagle.planner.planner import CHILDREN
+from mlx_eagle.planner.planner import CHILDREN, Phase
 from mlx_eagle.tree import TreeShape
 
 FREE = dict.fromkeys(range(1, 9), (1e-4,))
@@ -70,10 +70,10 @@ def test_a_long_pause_does_not_cost_the_next_turn_its_cache(
 ) -> None:
     session = planned(engine, monkeypatch, "rows free").session()
     planner = engine.planners.planner(0.0)
-    planner._wait = 10_000  # as if drafting had not paid for long
+    planner.phase = Phase(10_000)  # as if drafting had not paid for long
     first = list(session.ask(prompts[1], max_tokens=50, ignore_eos=True))[-1]
     assert first.stats.drafted == 0
-    planner._wait = 0
+    planner.phase = Phase()
     second = list(session.ask(prompts[2], max_tokens=30))[-1]
     assert second.stats.cached_tokens >= first.stats.prompt_tokens + 40
     assert second.stats.accepted > 0, "the head has followed the pause"
@@ -103,4 +103,4 @@ def test_planners_of_a_target_that_verifies_chains_plan_chains() -> None:
     for chains_only, n_children in ((False, CHILDREN), (True, 1)):
         planner = Planners(costs, chains_only=chains_only).planner(0.0)
         plan = planner.plan(0)
-        assert plan.check is planner and plan.n_children == n_children
+        assert plan.check is planner.round and plan.n_children == n_children
