@@ -75,7 +75,9 @@ def command(source: str, out: Path, target: str | None, **options: Any) -> None:
     if target is None:
         for name in HEAD_ONLY:
             if options[name]:
-                option = {"settings": "set"}.get(name, name).replace("_", "-")
+                option = {"settings": "set", "doctor": "doctor (or --calibrate)"}.get(
+                    name, name
+                ).replace("_", "-")
                 raise click.UsageError(f"--{option} is for heads, which need --target as well")
         click.echo(_convert_target(source, out, options))
         return
@@ -87,7 +89,7 @@ def command(source: str, out: Path, target: str | None, **options: Any) -> None:
     size = int(options["group_size"] or "64")
     head_options: dict[str, Any] = {"bits": _bits(options["head_bits"]), "group_size": size}
     head_options["settings"] = dict(map(_setting, options["settings"]))
-    # A calibration runs the target; a conversion reads its configuration alone.
+    # The doctor runs the target; a conversion reads its configuration alone.
     needed = None if options["doctor"] else ["config.json"]
     config = _convert_head(source, fetch_shown(target, needed), out, head_options)
     click.echo(_headline(config, out, head_options))

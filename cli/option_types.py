@@ -41,7 +41,7 @@ class Gigabytes(Number):
     """A size that is typed in GB and kept in bytes."""
 
     def __init__(self) -> None:
-        super().__init__(min=0, min_open=True)
+        super().__init__(min=1 / GIGABYTE)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Parse a size, and return its bytes."""

@@ -33,8 +33,8 @@ def with_text(options: T, field: str, text: str) -> T:
     Args:
         options: a described dataclass.
         field: the name of the field.
-        text: the value; "none", "off" and the option's own word for None take back what need not
-            be there.
+        text: the value; the option's own word for None takes it back, and where that is "none",
+            so does "off".
 
     Raises:
         click.UsageError: if the value is not valid; its message says why.
@@ -50,7 +50,9 @@ def with_text(options: T, field: str, text: str) -> T:
 
 def takes_back(option: Option, text: str) -> bool:
     """Say whether a text means that an option shall have no value."""
-    return bool(option.unset) and text in (option.unset, *NOTHING)
+    if not option.unset:
+        return False
+    return text == option.unset or (option.unset == "none" and text in NOTHING)
 
 
 def text_of(options: Any, field: str) -> str:

@@ -20,6 +20,7 @@ from mlx_eagle.session.session_file import identify
 from mlx_eagle.speculation import Speculation
 from mlx_eagle.target.self_check import with_caches
 from mlx_eagle.target.target import Target
+from mlx_eagle.tree_shape import MAX_NODES
 
 
 class EngineInfo(NamedTuple):
@@ -59,7 +60,8 @@ class Engine:
         self.tokenizer = tokenizer
         self.head = head
         self.info = info
-        self.planners = planners or Planners(chains_only=target.chains_only)
+        max_depth = head.max_depth if head else MAX_NODES
+        self.planners = planners or Planners(max_depth=max_depth, chains_only=target.chains_only)
         self.limits = limits or Limits()
         self._variants: dict[KVOptions, Engine] = {}
 
@@ -123,6 +125,8 @@ class Engine:
     def calibrate(self, report: Callable[[int, int], None] | None = None) -> Calibration:
         """Measure anew what rounds cost on this machine, and keep it for later runs.
 
+        Conversations in which drafting was given up stay so; new ones follow the new costs.
+
         Args:
             report: called with (steps done, steps in all).
 
@@ -136,8 +140,10 @@ class Engine:
         known, drafter = self.planners, make_drafter(self.head, self.target)
         costs = measure_costs(self.target, drafter, known.records, report)
         self.planners = Planners(
-            costs, known.max_depth, known.records, known.watch, chains_only=known.chains_only
+            costs, self.head.max_depth, known.records, known.watch, chains_only=known.chains_only
         )
+        self.info = self.info._replace(status=self.planners.outlook(0))
+        self._variants.clear()  # their costs were made from the old ones
         return costs
 
     def stream_generate(self, prompt: Prompt, **options: Any) -> Responses:

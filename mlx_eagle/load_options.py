@@ -102,3 +102,8 @@ class LoadOptions:
 
     def __post_init__(self) -> None:
         check_options(self, error=EagleError)
+        if self.kv_bits is not None and self.max_kv_size is not None:
+            raise EagleError(
+                "kv_bits and max_kv_size were both given; a cache that forgets rows is not "
+                "quantized, so choose one"
+            )

@@ -43,15 +43,13 @@ class PromptCache:
 
     Attributes:
         session: with the rows.
+        tokens: prompts and answers so far, as they were given and returned. What the session holds
+            may be less: a prompt whose reading was cancelled is held as far as it was read.
     """
 
     def __init__(self, session: Session) -> None:
         self.session = session
-
-    @property
-    def tokens(self) -> list[int]:
-        """Prompts and answers so far, as they were given and returned."""
-        return self.session.prefix.tokens
+        self.tokens = list(session.prefix.tokens)
 
     def stream(
         self, ids: list[int], report: Callable[[int, int], None] | None, **options: Any
@@ -63,21 +61,25 @@ class PromptCache:
             report: called with (prompt tokens done, prompt tokens in all).
             **options: the fields of `GenerationOptions`.
         """
+        ids = [*self.tokens, *ids]
         n_known = len(self.tokens)
 
         def progress(done: int, total: int) -> None:
             if report is not None and done >= n_known:
                 report(done - n_known, total - n_known)
 
-        options = {"logprobs": True, "progress": progress} | options
-        return _counted(self.session.stream_generate([*self.tokens, *ids], **options), n_known)
+        options = {"logprobs": True} | options
+        stream = self.session.stream_generate(ids, progress=progress, **options)
+        return self._counted(stream, ids, n_known)
 
-
-def _counted(stream: Responses, n_known: int) -> Responses:
-    """Pass on an answer whose prompt counts without the `n_known` tokens that were seen before."""
-    with closing(stream):
-        for response in stream:
-            yield response._replace(prompt_tokens=response.prompt_tokens - n_known)
+    def _counted(self, stream: Responses, ids: list[int], n_known: int) -> Responses:
+        """Pass on an answer to `ids`, of which `n_known` were seen before, and note its tokens."""
+        answer: list[int] = []
+        with closing(stream):
+            for response in stream:
+                answer.append(response.token)
+                self.tokens = [*ids, *answer]
+                yield response._replace(prompt_tokens=response.prompt_tokens - n_known)
 
 
 def make_prompt_cache(model: Engine, max_kv_size: int | None = None) -> PromptCache:

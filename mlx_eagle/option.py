@@ -125,7 +125,7 @@ class Texts:
 
     def fault(self, value: Any) -> str:
         """Return what `value` must be instead, or ""."""
-        is_list = not isinstance(value, str) and all(isinstance(text, str) for text in value)
+        is_list = isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
         return "" if is_list else "give a list of strings"
 
 

@@ -64,12 +64,15 @@ class DraftTree:
         return cls(tokens, parents, nodes, scores, max_depth=n - 1, is_chain=True)
 
     @classmethod
-    def static(cls, tokens: mx.array, parents: Sequence[int]) -> "DraftTree":
+    def static(
+        cls, tokens: mx.array, parents: Sequence[int], log_probs: Sequence[float] | None = None
+    ) -> "DraftTree":
         """Return a tree whose structure is known in advance.
 
         Args:
             tokens: [N] int32, the root first.
             parents: N node indices; the root is its own parent.
+            log_probs: N log-probabilities of the paths from the root; None where nobody knows.
 
         Raises:
             ValueError: if the parents do not describe a tree in which parents come first.
@@ -81,7 +84,7 @@ class DraftTree:
             tokens,
             mx.array(list(parents), dtype=mx.int32),
             mx.array(depths, dtype=mx.int32),
-            mx.zeros((len(depths),)),
+            mx.array(list(log_probs or [0.0] * len(depths)), dtype=mx.float32),
             max_depth=max(depths),
             is_chain=list(parents) == [max(i - 1, 0) for i in range(len(depths))],
         )

@@ -8,11 +8,17 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
+from mlx_eagle.cache.options import KVOptions
+from mlx_eagle.drafters.make import DRAFTERS
 from mlx_eagle.errors import EagleError
+from mlx_eagle.heads.config import ALGORITHMS
+from mlx_eagle.heads.load import HEADS
 from mlx_eagle.hub.head_choice import HeadChoice
 from mlx_eagle.loading import DEMO, load
 from mlx_eagle.pairing import pair_up
+from mlx_eagle.speculation import Speculation
 from mlx_eagle.target.target import Target
+from mlx_eagle.tree_shape import TreeShape
 
 FAMILIES = json.loads((Path(__file__).parent / "data" / "families.json").read_text())
 LFM2: dict[str, Any] = FAMILIES["recurrent"]["lfm2"]
@@ -64,6 +70,35 @@ def test_a_head_that_was_named_and_does_not_fit_is_refused(tiny_target: Any) -> 
 def test_an_option_that_does_not_exist_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="kv_bit"):
         load(tmp_path / "nowhere", kv_bit=4)
+
+
+def test_a_variant_with_another_cache_leaves_the_hooks_to_the_engine_that_put_them_on() -> None:
+    engine = load(calibrate=False)
+    engine.with_kv(KVOptions(bits=8)).target.release()
+    assert engine.generate("def f(", max_tokens=4, tree=TreeShape.chain(2)).tokens
+
+
+def test_every_algorithm_has_a_name_a_network_and_a_drafter() -> None:
+    assert set(ALGORITHMS) == set(HEADS) == set(DRAFTERS)
+
+
+def test_calibrating_changes_what_new_conversations_expect(monkeypatch: Any) -> None:
+    """Where drafting was given up it stays so, until the conversation is cleared."""
+    engine = load(calibrate=False)
+    old = engine.session()
+    old.prefix.outlook = Speculation.off("a test says so")
+    options: dict[str, Any] = {"max_tokens": 3, "ignore_eos": True}
+    assert list(old.ask("zip?", **options))[-1].stats.speculation == "off: a test says so"
+    assert old.fork().prefix.outlook == old.prefix.outlook
+    costs = engine.planners.calibration
+    monkeypatch.setattr("mlx_eagle.engine.measure_costs", lambda *_: costs._replace(source="new"))
+    variant = engine.with_kv(KVOptions(bits=8))
+    assert engine.calibrate().source == "new"
+    assert engine.info.status == engine.planners.outlook(0)
+    assert engine.with_kv(KVOptions(bits=8)) is not variant
+    assert not list(old.ask("zip?", **options))[-1].stats.status.is_on
+    old.clear()
+    assert list(old.ask("zip?", **options))[-1].stats.planned.calibration == "new"
 
 
 def test_progress_counts_loading_in_steps() -> None:

@@ -179,3 +179,40 @@ def test_minus_one_token_goes_on_until_the_context_is_full(demo: Any) -> None:
     *_, last = drop_in.stream_generate(limited, None, [5] * 10, -1, ignore_eos=True)
     assert (last.generation_tokens, last.finish_reason) == (30, "length")
     assert last.stats.ended_by == "the context of 40 tokens is full"
+
+
+def test_a_prompt_whose_reading_is_cancelled_is_not_part_of_what_was_seen(
+    demo: Any, question: list[int]
+) -> None:
+    cache = drop_in.make_prompt_cache(demo)
+    options: dict[str, Any] = {"prompt_cache": cache, "max_tokens": 3}
+    list(drop_in.stream_generate(demo, None, question, **options))
+    before = list(cache.tokens)
+
+    def cancel(done: int, total: int) -> None:
+        cache.session.cancel()
+
+    given = drop_in.stream_generate(
+        demo, None, question, prompt_progress_callback=cancel, prefill_step_size=4, **options
+    )
+    assert list(given) == []
+    assert cache.tokens == before
+    assert len(cache.session.prefix.tokens) > len(before)  # held as far as it was read
+
+
+def test_the_newer_of_two_answers_goes_on_after_what_the_older_one_gave(
+    demo: Any, question: list[int]
+) -> None:
+    cache = drop_in.make_prompt_cache(demo)
+    options: dict[str, Any] = {"prompt_cache": cache, "max_tokens": 5}
+    older = drop_in.stream_generate(demo, None, question, **options)
+    given = [next(older).token for _ in range(3)]
+    newer = [r.token for r in drop_in.stream_generate(demo, None, [5, 6], **options)]
+    assert cache.tokens == [*question, *given, 5, 6, *newer]
+    assert list(older) == []
+
+
+def test_two_reports_of_progress_are_one_too_many(demo: Any, question: list[int]) -> None:
+    reports = {"prompt_progress_callback": print, "progress": print}
+    with pytest.raises(TypeError, match="progress"):
+        drop_in.stream_generate(demo, None, question, **reports)

@@ -69,4 +69,5 @@ def _submit_ahead(decoder: Decoder, in_flight: InFlight, policy: Policy) -> InFl
         return None
     decoder.commit(in_flight.tree, [0])
     plan = policy.plan(decoder.cache.rows)
+    assert plan.shape == PLAIN or decoder.drafter is None, "only plain rounds are submitted ahead"
     return submit(decoder, in_flight.target_tokens.tokens, plan, is_overlapped=True)

@@ -209,7 +209,8 @@ def finish(decoder: Decoder, in_flight: InFlight, *, is_committed: bool = False)
     decoder.selector.advance(emitted)
     kept = None if taps is None else taps[mx.array(path)]
     decoder.pending.add(kept, mx.array(emitted, dtype=mx.int32))
-    levels = _chain_levels(tokens, scores.view(np.float32)) if tree.is_chain else []
+    is_chain = in_flight.kind is RoundKind.UNCHECKED and tree.is_chain
+    levels = _chain_levels(tokens, scores.view(np.float32)) if is_chain else []
     depth = max(check_structure(parents.tolist()))
     return Finished(emitted, path, depth, levels, read, time.perf_counter())
 

@@ -5,7 +5,6 @@
 included: mean(n_accepted) + 1.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -166,12 +165,11 @@ class GenerationStats:
         for level in range(depth):
             self.drafted_by_depth[level] += 1
 
-    def add_times(self, seconds: Sequence[float | None]) -> None:
-        """Add one round's (draft, verify, host) seconds; None where they were not told apart."""
-        draft, verify, host = seconds
+    def add_times(self, draft: float | None, verify: float | None, host: float) -> None:
+        """Add one round's seconds; None where drafting and verifying were not told apart."""
         self.draft_seconds = _sum(self.draft_seconds, draft)
         self.verify_seconds = _sum(self.verify_seconds, verify)
-        self.host_seconds += host or 0.0
+        self.host_seconds += host
 
     @property
     def _depth(self) -> int:

@@ -5,8 +5,9 @@ So the head runs once per level, on one row, and the result is a tree all the sa
 `ConfidenceCheck` decides, each level is copied to the host before the next one is drafted.
 """
 
+import math
 from contextlib import closing
-from itertools import islice
+from itertools import accumulate, islice
 
 import mlx.core as mx
 import numpy as np
@@ -56,4 +57,11 @@ def greedy_path_tree(root: mx.array, levels: list[Level], nodes: list[Node]) -> 
     place = {node: index for index, node in enumerate(nodes, start=1)}
     parents = [0] + [place.get(Node(level - 1, 0), 0) for level, _ in nodes]
     tokens = mx.array([levels[level].tokens[child] for level, child in nodes], dtype=mx.int32)
-    return DraftTree.static(mx.concatenate([root, tokens]), parents)
+    above = list(accumulate((_log(level.confidences[0]) for level in levels), initial=0.0))
+    scores = [above[level] + _log(levels[level].confidences[child]) for level, child in nodes]
+    return DraftTree.static(mx.concatenate([root, tokens]), parents, [0.0, *scores])
+
+
+def _log(confidence: float) -> float:
+    """Return the logarithm of a probability, minus infinity of 0."""
+    return math.log(confidence) if confidence > 0 else -math.inf

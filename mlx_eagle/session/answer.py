@@ -42,6 +42,7 @@ class Answering:
         self, engine: "Engine", prefix: CachedPrefix, request: Request, cancelled: threading.Event
     ) -> None:
         self._engine, self._prefix = engine, prefix
+        self._planners = engine.planners  # also where the engine is calibrated meanwhile
         self._request, self._cancelled = request, cancelled
         status = engine.info.status
         self._stats = GenerationStats(prompt_tokens=len(request.ids), status=status)
@@ -143,7 +144,7 @@ class Answering:
 
     def _planner(self) -> Planner | None:
         """Return the planner, or None where no tree could pay."""
-        stats, prefix, planners = self._stats, self._prefix, self._engine.planners
+        stats, prefix, planners = self._stats, self._prefix, self._planners
         n_tokens = stats.prompt_tokens
         planner = planners.planner(0.0 if self._request.options.is_greedy else 1.0)
         stats.planned = Planned(planners.calibration.source, planner.costs.plain(n_tokens))
@@ -154,7 +155,7 @@ class Answering:
 
     def _conclude(self, policy: Policy | None) -> None:
         """Complete the statistics, and keep what was learnt."""
-        stats, planners = self._stats, self._engine.planners
+        stats, planners = self._stats, self._planners
         if isinstance(policy, Planner):
             if stats.planned is not None and stats.planned.is_mostly_plain:
                 stats.status = Speculation.off(policy.why_plain(stats.prompt_tokens))

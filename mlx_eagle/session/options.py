@@ -149,6 +149,8 @@ class GenerationOptions(SamplingOptions):
             object.__setattr__(self, "stop", ())
         if self.logits_processors is None:
             object.__setattr__(self, "logits_processors", ())
+        if self.logit_bias is None:
+            object.__setattr__(self, "logit_bias", {})
         super().__post_init__()
         self._check_counts()
         self._check_biases()

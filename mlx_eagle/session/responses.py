@@ -20,8 +20,7 @@ class DraftedTree(NamedTuple):
         tokens: of the nodes.
         parents: of the nodes; the root is its own.
         path: the accepted nodes, from the root.
-        log_probs: of the nodes, the drafter's log-probability of the path from the root; zeros
-            where it was not asked for them.
+        log_probs: of the nodes, the drafter's log-probability of the path from the root.
     """
 
     tokens: list[int]
@@ -36,7 +35,10 @@ class DraftedTree(NamedTuple):
         parent).
         """
         pairs = zip(self.log_probs, self.parents, strict=True)
-        return [math.exp(value - self.log_probs[parent]) for value, parent in pairs]
+        return [
+            math.exp(value - self.log_probs[parent]) if value > -math.inf else 0.0
+            for value, parent in pairs
+        ]
 
 
 class GenerationResponse(NamedTuple):
@@ -199,7 +201,8 @@ def _rows(array: mx.array) -> list[mx.array]:
 def _count(stats: GenerationStats, round_: Round) -> None:
     """Add a round to the statistics."""
     stats.add_round(round_.depth, round_.n_drafted, round_.n_accepted)
-    stats.add_times(round_.times[:3])
+    times = round_.times
+    stats.add_times(times.draft, times.verify, times.host)
     if stats.planned is not None:
         stats.planned.add(len(round_.tokens), round_.times.total, round_.review)
 

@@ -42,20 +42,16 @@ def wrap_method(module: nn.Module, name: str, method: Callable[..., Any]) -> Und
     return undo
 
 
-def note_updates(model: nn.Module) -> list[Undo]:
+def note_updates(model: nn.Module, hooks: list[Undo]) -> None:
     """Let every module that is given a `RecurrentCache` tell it what it was run on.
 
     Args:
         model: changed in place; parameters and results stay as they were.
-
-    Returns:
-        What undoes it.
+        hooks: what undoes it is added to these.
     """
-    return [
-        wrap_method(module, "__call__", _noting)
-        for _, module in model.named_modules()
-        if "cache" in inspect.signature(type(module).__call__).parameters
-    ]
+    for _, module in model.named_modules():
+        if "cache" in inspect.signature(type(module).__call__).parameters:
+            hooks.append(wrap_method(module, "__call__", _noting))
 
 
 def _noting(plain: Any, module: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -8,7 +8,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model, load_tokenizer
 
-from mlx_eagle.errors import CheckpointError, EagleError
+from mlx_eagle.errors import CheckpointError
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
@@ -17,8 +17,6 @@ def _dtype(name: str | None) -> mx.Dtype | None:
     """Return the type to compute in; None keeps what is stored."""
     if name is None:
         return mx.float32 if mx.default_device() == mx.cpu else None
-    if name not in DTYPES:
-        raise EagleError(f"dtype is {name!r}; it must be one of {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
@@ -27,10 +25,10 @@ def load_target(folder: Path, dtype: str | None = None) -> tuple[nn.Module, Any]
 
     Args:
         folder: the model.
-        dtype: as for `load`.
+        dtype: of `LoadOptions`.
 
     Raises:
-        EagleError: if mlx-lm cannot load it.
+        CheckpointError: if mlx-lm cannot load it.
     """
     compute_type = _dtype(dtype)
     try:

@@ -7,7 +7,6 @@ with mlx-lm's own caches. Where that fails, chains are tried: some of their toke
 the tokens after them must get the logits that they get after the accepted ones alone.
 """
 
-import copy
 from collections.abc import Sequence
 
 import mlx.core as mx
@@ -85,7 +84,7 @@ def with_caches(target: Target, kv: KVOptions) -> Target:
     Raises:
         UnsupportedTargetError: if model code cannot read such caches.
     """
-    twin = copy.copy(target)
+    twin = target.twin()
     twin.kv = kv
     check_kv_options(twin)
     return twin

@@ -8,6 +8,7 @@ code: single layer and rope *instances* are given a subclass, so parameters, qua
 saving are as before.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -38,7 +39,8 @@ class Target:
     """A loaded mlx-lm model with the operations that speculative decoding needs.
 
     Args:
-        model: what `mlx_lm.load` returned; it is changed in place.
+        model: what `mlx_lm.load` returned; it is changed in place, and its modules are not to be
+            replaced from then on.
         taps: boundaries whose residual streams are recorded, in ascending order.
         speculate: False keeps mlx-lm's own caches and leaves the model as it is.
 
@@ -62,8 +64,18 @@ class Target:
         if speculate:
             self._put_hooks_on()
 
+    def twin(self) -> "Target":
+        """Return a second target on the same model; the hooks stay this one's to release."""
+        twin = copy.copy(self)
+        twin._hooks = []
+        return twin
+
     def release(self) -> None:
-        """Take everything off the model that was put on it, so that it is as it was loaded."""
+        """Take everything off the model that was put on it, so that it is as it was loaded.
+
+        Neither this target nor its twins can be used from then on. Of several targets made from
+        one model the newest is released first.
+        """
         while self._hooks:
             self._hooks.pop()()
 
@@ -71,13 +83,13 @@ class Target:
         """Let the model hand out taps and take a position per node; all or nothing."""
         try:
             if self.chains_only:
-                self._hooks += note_updates(self.model)
+                note_updates(self.model, self._hooks)
             for boundary in self.taps:
                 self._hooks.append(self._tap(boundary))
             for _, module in self.model.named_modules():
                 if is_rope(module):
                     self._hooks += accept_node_positions(module)
-        except UnsupportedTargetError:
+        except BaseException:
             self.release()
             raise
 

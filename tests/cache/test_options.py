@@ -66,7 +66,7 @@ def label(value: Any) -> str:
     return f"{value.bits}bits" if value.bits else f"max{value.max_size}"
 
 
-def with_caches(model: nn.Module, kv: KVOptions) -> Target:
+def tried_with(model: nn.Module, kv: KVOptions) -> Target:
     target = Target(model)
     target.kv = kv
     return target
@@ -108,7 +108,7 @@ def plain_logits(target: Target, cache: Any, tokens: list[int]) -> mx.array:
 def test_plain_decoding_gives_the_logits_of_mlx_lms_cache_of_that_kind(
     architecture: str, kv: KVOptions, tiny_target: Build
 ) -> None:
-    target = with_caches(wide(tiny_target, architecture), kv)
+    target = tried_with(wide(tiny_target, architecture), kv)
     theirs, ours = stock_cache(target), target.make_cache()
     want = [target.model(mx.array([PROMPT]), cache=theirs)[0, -1]]
     got = [target.verify(DraftTree.chain(mx.array(PROMPT)), ours).logits[-1]]
@@ -124,7 +124,7 @@ def test_plain_decoding_gives_the_logits_of_mlx_lms_cache_of_that_kind(
 def test_a_tree_gives_the_logits_of_its_paths(
     architecture: str, kv: KVOptions, tiny_target: Build
 ) -> None:
-    target = with_caches(wide(tiny_target, architecture), kv)
+    target = tried_with(wide(tiny_target, architecture), kv)
     prompt, tokens = random_tokens(61), random_tokens(len(PARENTS), seed=1)
     cache = target.make_cache()
     target.extend(mx.array(prompt), cache)
@@ -145,7 +145,7 @@ def test_rows_that_come_from_trees_are_those_of_plain_decoding_bit_for_bit(
     kv: KVOptions, tiny_target: Build
 ) -> None:
     """Rounding of one bit could make a quantized number another one."""
-    target, random = with_caches(tiny_target("llama", head_dim=32), kv), np.random.default_rng(0)
+    target, random = tried_with(tiny_target("llama", head_dim=32), kv), np.random.default_rng(0)
     text = random_tokens(150)
     want = plain_logits(target, target.make_cache(), text)
     cache, got = target.make_cache(), []
@@ -199,7 +199,7 @@ def test_speculation_gives_the_tokens_of_plain_decoding(
     kv: KVOptions, seed: int, tiny_target: Build
 ) -> None:
     """Trees of any form, some of whose paths are what the target will say, up to a point."""
-    target, random = with_caches(tiny_target("llama", head_dim=32), kv), np.random.default_rng(seed)
+    target, random = tried_with(tiny_target("llama", head_dim=32), kv), np.random.default_rng(seed)
     want = decode(target, PROMPT, 80)
     said = [*want, *([0] * 20)]
 
@@ -232,7 +232,7 @@ def test_speculation_gives_the_tokens_of_plain_decoding(
 def test_mlx_lms_own_loop_generates_the_same_tokens(
     kv: KVOptions, n: int, tiny_target: Build
 ) -> None:
-    target = with_caches(tiny_target("llama", head_dim=32), kv)
+    target = tried_with(tiny_target("llama", head_dim=32), kv)
     steps = generate_step(
         mx.array(PROMPT), target.model, prompt_cache=stock_cache(target), max_tokens=n
     )
@@ -243,7 +243,7 @@ def test_a_bounded_cache_stays_small_and_a_quantized_one_is_small(tiny_target: B
     model = tiny_target("llama", head_dim=64)
     sizes = {}
     for kv in (WHOLE, KVOptions(max_size=64), KVOptions(bits=8), KVOptions(bits=4)):
-        target = with_caches(model, kv)
+        target = tried_with(model, kv)
         cache = target.make_cache()
         for _ in range(4):
             target.extend(mx.array(random_tokens(512)), cache)
@@ -259,7 +259,7 @@ def test_a_bounded_cache_stays_small_and_a_quantized_one_is_small(tiny_target: B
 def test_layers_with_a_window_of_their_own_stay_as_they_are(
     kv: KVOptions, tiny_target: Build
 ) -> None:
-    target = with_caches(tiny_target("gemma3_text"), kv)
+    target = tried_with(tiny_target("gemma3_text"), kv)
     kind = QuantizedKVCache if kv.bits else SinkKVCache
     assert [type(layer) for layer in target.make_cache().layers] == [WindowKVCache, kind] * 2
     theirs = [stock.RotatingKVCache, type(stock_cache(target)[1])] * 2
@@ -285,25 +285,25 @@ def test_targets_without_speculation_use_mlx_lms_caches_of_the_same_kind(
 
 
 def test_models_that_cannot_read_quantized_rows_say_so_in_one_line(tiny_target: Build) -> None:
-    target = with_caches(tiny_target("gpt_oss", head_dim=64), KVOptions(bits=8))
+    target = tried_with(tiny_target("gpt_oss", head_dim=64), KVOptions(bits=8))
     with pytest.raises(UnsupportedTargetError) as raised:
         check_kv_options(target)
     assert str(raised.value) == (
         "mlx-lm's gpt_oss model cannot read the KV cache that kv_bits asks for "
         "(Quantized SDPA does not support attention sinks.); leave kv_bits out"
     )
-    gemma = with_caches(tiny_target("gemma2", head_dim=64), KVOptions(bits=8))
+    gemma = tried_with(tiny_target("gemma2", head_dim=64), KVOptions(bits=8))
     with pytest.raises(UnsupportedTargetError, match="gemma2 model cannot read"):
         check_kv_options(gemma)
 
 
 def test_heads_that_cannot_be_cut_into_groups_are_refused(tiny_target: Build) -> None:
-    target = with_caches(tiny_target("llama", head_dim=32), KVOptions(bits=8, group_size=64))
+    target = tried_with(tiny_target("llama", head_dim=32), KVOptions(bits=8, group_size=64))
     with pytest.raises(UnsupportedTargetError, match="heads are 32 wide.*group size of 64"):
         check_kv_options(target)
-    check_kv_options(with_caches(target.model, KVOptions(bits=8, group_size=32)))
-    check_kv_options(with_caches(target.model, KVOptions(max_size=16)))
-    check_kv_options(with_caches(target.model, WHOLE))
+    check_kv_options(tried_with(target.model, KVOptions(bits=8, group_size=32)))
+    check_kv_options(tried_with(target.model, KVOptions(max_size=16)))
+    check_kv_options(tried_with(target.model, WHOLE))
 
 
 @pytest.mark.parametrize(

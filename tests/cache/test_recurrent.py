@@ -83,7 +83,7 @@ def test_the_state_is_always_that_of_the_committed_rows(
     plan: list[tuple[int, int, str]], kind: type[nn.Module]
 ) -> None:
     module, plain, cache = kind(), kind(), RecurrentCache(2)
-    note_updates(module)
+    note_updates(module, [])
     kept, made = list[int](), 0
     for n, wanted, then in plan:
         new = list(range(made, made + n))
@@ -117,7 +117,7 @@ def restore_points(cache: RecurrentCache) -> list[int]:
 
 def test_newest_rows_and_checkpoints_can_be_gone_back_to_and_nothing_else() -> None:
     module, cache = Hashing(), RecurrentCache(1)
-    note_updates(module)
+    note_updates(module, [])
     for n in (1, 2, 3):
         run(module, cache, n, n)
         cache.checkpoint()
@@ -138,7 +138,7 @@ def test_newest_rows_and_checkpoints_can_be_gone_back_to_and_nothing_else() -> N
 
 def test_a_fork_has_checkpoints_of_its_own() -> None:
     module, cache = Hashing(), RecurrentCache(1)
-    note_updates(module)
+    note_updates(module, [])
     for _ in range(2):
         run(module, cache, 3, 3)
         cache.checkpoint()
@@ -156,7 +156,7 @@ def test_a_fork_has_checkpoints_of_its_own() -> None:
 
 def test_prefill_is_not_remembered_row_by_row_and_old_states_are_let_go() -> None:
     module, cache = Hashing(), RecurrentCache(1)
-    note_updates(module)
+    note_updates(module, [])
     for _ in range(4):
         run(module, cache, cache.most_rows + 1, cache.most_rows + 1)
         cache.checkpoint()
@@ -166,7 +166,7 @@ def test_prefill_is_not_remembered_row_by_row_and_old_states_are_let_go() -> Non
 
 def test_only_the_first_rows_of_a_chain_can_be_accepted() -> None:
     module, cache = Hashing(), RecurrentCache(1)
-    note_updates(module)
+    note_updates(module, [])
     module(mx.ones((1, 3, 1), dtype=mx.int64), cache)
     with pytest.raises(AssertionError, match="chains"):
         cache.commit([0, 2])

@@ -63,6 +63,8 @@ def test_a_typed_setting_is_parsed_and_shown_as_it_was_typed(
         ("tree", "4x1x9"),
         ("tree", "4x1x4x1"),
         ("tree", "0"),
+        ("tree", "off"),
+        ("tree", "none"),
         ("repetition_penalty", "0"),
         ("presence_penalty", "3"),
         ("overflow", "drop"),
@@ -98,7 +100,16 @@ def test_what_is_fixed_at_loading_is_parsed_and_shown_as_it_was_typed(
 
 @pytest.mark.parametrize(
     ("field", "text"),
-    [("kv_bits", "5"), ("head_window", "-1"), ("max_context", "one"), ("memory_limit", "0")],
+    [
+        ("kv_bits", "5"),
+        ("head_window", "-1"),
+        ("max_context", "one"),
+        ("memory_limit", "0"),
+        ("memory_limit", "1e-12"),
+        ("head_window", "off"),
+        ("head_window", "none"),
+        ("max_context", "none"),
+    ],
 )
 def test_what_is_fixed_at_loading_is_refused_if_it_is_wrong(field: str, text: str) -> None:
     with pytest.raises(click.UsageError):

@@ -40,8 +40,8 @@ def test_rates_leave_out_what_was_cached_and_the_token_that_came_with_the_prompt
 
 def test_times_that_were_not_told_apart_stay_unknown() -> None:
     stats = GenerationStats()
-    stats.add_times((0.1, 0.4, 0.02))
-    stats.add_times((None, None, 0.03))
+    stats.add_times(0.1, 0.4, 0.02)
+    stats.add_times(None, None, 0.03)
     assert stats.draft_seconds is None
     assert stats.verify_seconds is None
     assert stats.host_seconds == pytest.approx(0.05)

@@ -1,8 +1,9 @@
-"""Drafting as a planner wants it: what is looked at, what is chosen, and the tree it makes."""
+"""Drafting that stops by confidence: what is checked, what is chosen, and the tree it makes."""
 
 from collections.abc import Generator
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from mlx_eagle.drafters.base import Level as LazyLevel
@@ -67,17 +68,20 @@ def test_where_chains_are_planned_no_siblings_are_drafted() -> None:
     assert tree.tokens.tolist() == [7, 10, 20] and tree.is_chain
 
 
-def test_chosen_nodes_become_a_tree_with_the_spine_as_parents() -> None:
+def test_chosen_nodes_become_a_tree_with_the_greedy_path_as_parents() -> None:
     nodes = [Node(0, 0), Node(0, 2), Node(1, 0), Node(1, 1)]
     tree = greedy_path_tree(mx.array([7]), LEVELS, nodes)
     assert tree.tokens.tolist() == [7, 10, 12, 20, 21]
     assert tree.parents.tolist() == [0, 0, 0, 1, 1]
     assert tree.depths.tolist() == [0, 1, 1, 2, 2]
+    first, second = ([float(c) for c in level.confidences] for level in LEVELS)
+    paths = [1, first[0], first[2], first[0] * second[0], first[0] * second[1]]
+    assert np.exp(np.array(tree.log_probs)).tolist() == pytest.approx(paths, rel=1e-5)
     assert not tree.is_chain
     assert greedy_path_tree(mx.array([7]), LEVELS, [Node(0, 0), Node(1, 0)]).is_chain
 
 
-def test_a_looker_may_choose_nothing() -> None:
+def test_a_check_may_choose_nothing() -> None:
     plan = Plan(TreeShape.chain(2), ConfidenceCheck(1, []))
     tree = draft_as_planned(GreedyPath(), mx.array([7]), plan)  # type: ignore[arg-type]
     assert tree.tokens.tolist() == [7] and tree.num_draft_tokens == 0
