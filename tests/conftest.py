@@ -135,11 +135,11 @@ def demo() -> Any:
 
 @pytest.fixture
 def short_doctor(is_quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By default the doctor judges a head by half of its prompts."""
+    """By default the doctor judges a head by one of its prompts."""
     from mlx_eagle.doctor import doctor
 
     if is_quick:
-        monkeypatch.setattr(doctor, "PROMPTS", doctor.PROMPTS[:2])
+        monkeypatch.setattr(doctor, "PROMPTS", doctor.PROMPTS[:1])
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ def test_head_and_target_compute_in_the_same_type(dtype: str) -> None:
     assert str(taps.dtype).endswith(dtype)
     drafter.observe(taps, mx.array([6, 7, 8]))
     assert all(str(buffer.dtype).endswith(dtype) for buffer in drafter.buffers)
-    assert len(engine.generate("def f", max_tokens=6, ignore_eos=True).tokens) == 6
+    assert len(engine.generate("def f", max_tokens=2, ignore_eos=True).tokens) == 2
 
 
 def test_an_unknown_dtype_is_refused_with_the_known_ones() -> None:
@@ -146,8 +146,8 @@ def test_a_head_that_is_run_wrongly_suggests_the_doctor_once(
     edit(demo_head, norm_before_residual=True, taps=[1, 3, 6], rope_theta=77.0)
     engine = mlx_eagle.load(demo_target, demo_head, calibrate=False)
     question = [{"role": "user", "content": "List the functions of the module os."}]
-    options = {"max_tokens": 120, "ignore_eos": True, "tree": TreeShape.chain(2)}
-    advice = [engine.generate(question, **options).stats.advice for _ in range(4)]
+    options = {"max_tokens": 45, "ignore_eos": True, "tree": TreeShape.chain(2)}
+    advice = [engine.generate(question, **options).stats.advice for _ in range(3)]
     told = [line for line in advice if line]
     assert len(told) == 1
     assert f"mlx-eagle doctor {demo_head} --target {demo_target} --fix" in told[0]

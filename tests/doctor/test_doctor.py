@@ -37,7 +37,7 @@ PLANTED: list[Any] = [
     broad("taps", [1, 3, 4], [2, 4, 5]),
     broad("taps", [2, 5, 6], [2, 4, 5]),
     ("rope_theta", 1e6, 10000.0),
-    ("rope_interleaved", True, False),
+    broad("rope_interleaved", True, False),
     broad("norm_before_residual", True, False),
     broad("norm_output", True, False),
 ]
@@ -56,7 +56,7 @@ def target(fixtures: Path) -> Target:
 @pytest.fixture(scope="module")
 def evidence(target: Target, engine: Any, is_quick: bool) -> list[Evidence]:
     questions = [
-        [{"role": "user", "content": prompt}] for prompt in PROMPTS[: 2 if is_quick else 4]
+        [{"role": "user", "content": prompt}] for prompt in PROMPTS[: 1 if is_quick else 4]
     ]
     ids = [
         engine.tokenizer.apply_chat_template(question, add_generation_prompt=True)

@@ -159,7 +159,7 @@ def test_the_memory_of_this_machine_is_known() -> None:
 
 
 def test_clearing_a_conversation_gives_its_memory_back(demo: Engine, is_quick: bool) -> None:
-    n_tokens = 700 if is_quick else 1400
+    n_tokens = 350 if is_quick else 1400
     n_bytes = n_tokens / 1400 * 10**7
     session = demo.session()
     list(session.stream_generate([5, 6, 7], max_tokens=3, tree=TREE))
