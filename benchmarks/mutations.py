@@ -45,6 +45,7 @@ RECURRENT = ("cache/test_recurrent.py",)
 SELECTION = ("sampling/test_samplers.py", "sampling/test_token_selector.py")
 GRAMMAR = ("sampling/test_grammar.py",)
 LOOP = ("decoding/test_rounds.py", "decoding/test_accept.py", "decoding/test_stats.py")
+PLANNER = ("planner/test_planner.py", "planner/test_round_plan.py")
 
 MUTATIONS = [
     Mutation(
@@ -296,6 +297,62 @@ MUTATIONS = [
         "ids[start + 1 : end + 1]",
         "ids[start:end]",
         LOOP,
+    ),
+    Mutation(
+        "a probe after a pause weighs no more than another round",
+        "planner/planner.py",
+        "            self._n_recent = self.PATIENCE  # so that the probe weighs more\n",
+        "            pass\n",
+        PLANNER,
+    ),
+    Mutation(
+        "a head that gives less than it promises is trusted",
+        "planner/planner.py",
+        "(min(expected, came / self.SHORT) if is_known else expected) / seconds",
+        "expected / seconds",
+        PLANNER,
+    ),
+    Mutation(
+        "a hit that was not expected is no surprise",
+        "planner/planner.py",
+        "is_surprise = is_surprise or rates[0] < self.SURPRISE",
+        "is_surprise = False",
+        PLANNER,
+    ),
+    Mutation(
+        "pauses stay long after drafting has paid again",
+        "planner/planner.py",
+        "return Phase() if pays else",
+        "return Phase(0, phase.next_pause) if pays else",
+        PLANNER,
+    ),
+    Mutation(
+        "pauses double for ever",
+        "planner/planner.py",
+        "min(2 * pause, longest)",
+        "2 * pause",
+        PLANNER,
+    ),
+    Mutation(
+        "drafting is always checked, whatever a check costs",
+        "planner/planner.py",
+        "return self.costs.checks(depth) < self.CHECK_COST * depth * seconds",
+        "return True",
+        PLANNER,
+    ),
+    Mutation(
+        "drafting is never checked",
+        "planner/planner.py",
+        "return self.costs.checks(depth) < self.CHECK_COST * depth * seconds",
+        "return False",
+        PLANNER,
+    ),
+    Mutation(
+        "further levels are not imagined before drafting stops",
+        "planner/round_plan.py",
+        "            if self._best(paths, imagined)[0] > worth:\n                return True\n",
+        "",
+        PLANNER,
     ),
 ]
 
