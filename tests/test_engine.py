@@ -10,6 +10,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 import mlx_eagle
+from cases import broad
 from mlx_eagle.errors import CheckpointError, EagleError, HubError
 from mlx_eagle.loading import DEMO
 from mlx_eagle.tree import TreeShape
@@ -59,7 +60,7 @@ def test_on_a_cpu_sixteen_bits_are_computed_in_float32(demo: Any) -> None:
     assert floats == {mx.float32}
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", [broad("float16"), "bfloat16", "float32"])
 def test_head_and_target_compute_in_the_same_type(dtype: str) -> None:
     engine = mlx_eagle.load(dtype=dtype, calibrate=False)
     drafter = engine.session().prefix.drafter

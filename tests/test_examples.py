@@ -12,10 +12,16 @@ import pytest
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the first app measures of this machine, for the others."""
+    return tmp_path_factory.mktemp("records")
+
+
 @pytest.fixture(autouse=True)
-def own_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_records(records: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the apps measure of this machine is not for the tests after them."""
-    monkeypatch.setenv("MLX_EAGLE_CACHE", str(tmp_path))
+    monkeypatch.setenv("MLX_EAGLE_CACHE", str(records))
 
 
 def run(name: str, *arguments: str) -> str:

@@ -354,9 +354,10 @@ REAL: list[Any] = [
     (WHOLE, TreeShape(4, 3, 8), 32),
     broad(KVOptions(bits=8), TreeShape.chain(4), None),
     (KVOptions(bits=8), TreeShape(4, 3, 8), 32),
-    (KVOptions(bits=4), TreeShape(5, 4, 16), None),
+    broad(KVOptions(bits=4), TreeShape(5, 4, 16), None),
+    broad(KVOptions(max_size=48), TreeShape(5, 4, 16), None),
     broad(KVOptions(max_size=48), TreeShape(4, 3, 8), 32),
-    (KVOptions(max_size=48), TreeShape(5, 4, 16), None),
+    (KVOptions(max_size=48), TreeShape.chain(3), None),
 ]
 
 

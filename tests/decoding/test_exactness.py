@@ -94,7 +94,7 @@ def n_compared(drafter: str, extent: str) -> int:
     """How many tokens are decoded: where nothing is accepted every one takes a round."""
     if extent != "quick":
         return 256
-    return 32 if drafter in ("real head", "oracle") else 12
+    return 24 if drafter in ("real head", "oracle") else 8
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -179,7 +179,7 @@ def test_sampled_text_with_speculation_equals_sampled_text_without(
         ]
     ):
         message = [{"role": "user", "content": prompts[index]}]
-        common = {"max_tokens": 40 if is_quick else 100, "ignore_eos": True, **options}
+        common = {"max_tokens": 24 if is_quick else 100, "ignore_eos": True, **options}
         want = engine.generate(message, speculate=False, **common).tokens
         for shape in (TreeShape.chain(3), TreeShape(4, 4, 8)):
             result = engine.generate(message, tree=shape, **common)

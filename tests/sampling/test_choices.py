@@ -61,14 +61,14 @@ SETTINGS: list[dict[str, Any]] = [
     {"temperature": 0.8, "presence_penalty": 0.7, "frequency_penalty": 0.4},
     {"temperature": 0.9, "logit_bias": {5: 4.0, 300: -6.0}, "repetition_context_size": 40},
     {"logits_processors": [forbid_repeats]},
-    {"temperature": 0.8, "json_schema": SCHEMA, "max_tokens": 24},
+    {"temperature": 0.8, "json_schema": SCHEMA, "max_tokens": 16},
     {"regex": r"The [a-z ]{5,30}\.", "repetition_penalty": 1.2},
 ]
 
 
 def combination(index: int, prompts: list[str]) -> tuple[list[dict[str, str]], dict[str, Any]]:
     """One of the 200 (prompt, seed, setting): the options, and the chat messages to answer."""
-    setting = {"max_tokens": 12} | SETTINGS[index % len(SETTINGS)] | {"seed": 1000 + index}
+    setting = {"max_tokens": 10} | SETTINGS[index % len(SETTINGS)] | {"seed": 1000 + index}
     return [{"role": "user", "content": prompts[index % len(prompts)]}], setting
 
 
@@ -108,8 +108,8 @@ def test_samplers_and_processors_of_mlx_lm_choose_the_tokens_that_they_choose_th
     options = {"sampler": sample_utils.make_sampler(**sampling)}
     options |= {"logits_processors": sample_utils.make_logits_processors(**penalties)}
     mx.random.seed(77)
-    want = list(generate_step(mx.array(ids), demo.target.model, max_tokens=24, **options))
-    options |= {"max_tokens": 24, "ignore_eos": True, "logprobs": True}
+    want = list(generate_step(mx.array(ids), demo.target.model, max_tokens=14, **options))
+    options |= {"max_tokens": 14, "ignore_eos": True, "logprobs": True}
     for policy in POLICIES[1:]:
         mx.random.seed(77)
         got = list(demo.stream_generate(ids, tree=policy, **options))

@@ -132,7 +132,7 @@ def test_many_turns_are_left_out_several_at_a_time(limited: Engine) -> None:
     session = limited.session()
     dropped, cached = [], []
     for turn in range(30):
-        *_, last = session.ask(f"question {turn}?", max_tokens=6, overflow="truncate", tree=TREE)
+        *_, last = session.ask(f"question {turn}?", max_tokens=2, overflow="truncate", tree=TREE)
         dropped.append(last.stats.dropped_messages)
         cached.append(last.stats.cached_tokens)
     assert dropped[-1] > 0

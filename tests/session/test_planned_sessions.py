@@ -42,7 +42,7 @@ def test_what_is_planned_does_not_show_in_the_text(
 ) -> None:
     engine = planned(engine, monkeypatch, name)
     for index in (1,) if is_quick else (1, 5):
-        options = {"max_tokens": 60, "ignore_eos": True, "temperature": temperature, "seed": index}
+        options = {"max_tokens": 40, "ignore_eos": True, "temperature": temperature, "seed": index}
         found = engine.generate(ask(prompts, index), **options)
         plain = engine.generate(ask(prompts, index), speculate=False, **options)
         assert found.tokens == plain.tokens
@@ -92,10 +92,10 @@ def test_settings_may_change_from_turn_to_turn(
     ]
     for index, options in enumerate(changes):
         before = list(session.messages)
-        found = [r.token for r in session.ask(prompts[index], max_tokens=25, **options)]
+        found = [r.token for r in session.ask(prompts[index], max_tokens=12, **options)]
         plain = {k: v for k, v in options.items() if k != "tree"} | {"speculate": False}
         messages = [*before, {"role": "user", "content": prompts[index]}]
-        assert found == engine.generate(messages, max_tokens=25, **plain).tokens
+        assert found == engine.generate(messages, max_tokens=12, **plain).tokens
 
 
 def test_planners_of_a_target_that_verifies_chains_plan_chains() -> None:

@@ -30,7 +30,7 @@ def ask(prompts: list[str], index: int) -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def plain_answers(demo: Any, prompts: list[str], is_quick: bool) -> list[Any]:
     """What plain decoding answers to the first prompts."""
-    n = 3 if is_quick else 6
+    n = 2 if is_quick else 6
     return [demo.generate(ask(prompts, i), max_tokens=120, speculate=False) for i in range(n)]
 
 
