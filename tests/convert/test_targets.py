@@ -14,6 +14,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 import mlx_eagle
+from cases import broad
 from mlx_eagle.convert.quantization import MODES, Quantization, choose_quantization
 from mlx_eagle.convert.targets import convert_target
 from mlx_eagle.errors import CheckpointError, EagleError
@@ -143,7 +144,7 @@ def assert_same(ours: Path, theirs: Path) -> None:
     assert mx.array_equal(logits(ours), logits(theirs))
 
 
-@pytest.mark.parametrize("bits", [4, 8, None])
+@pytest.mark.parametrize("bits", [4, broad(8), None])
 def test_target_is_what_mlx_lm_makes_of_it(
     fixtures: Path, tmp_path: Path, bits: int | None
 ) -> None:

@@ -341,6 +341,7 @@ def test_without_a_network_a_known_head_is_left_out(tmp_path: Path) -> None:
     assert "cannot be reached and owner/model is not" in facts["speculation"]
 
 
+@pytest.mark.broad
 def test_offline_what_is_not_cached_is_not_asked_for(
     fake_hub: Any, raw: Path, tmp_path: Path
 ) -> None:
