@@ -336,6 +336,7 @@ def test_a_known_head_that_cannot_be_had_is_no_error_and_a_named_one_is(
     assert facts["error"].startswith("the hub has no model owner/model")
 
 
+@pytest.mark.broad
 def test_without_a_network_a_known_head_is_left_out(tmp_path: Path) -> None:
     facts, _ = load("http://127.0.0.1:9", tmp_path / "home")
     assert "cannot be reached and owner/model is not" in facts["speculation"]
