@@ -111,6 +111,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def programs_without_torch() -> Iterator[None]:
+    """Programs that the tests start do not import PyTorch; see the file in that folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT / "tests" / "support" / "programs"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def trained_head(fixtures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The fixture head, converted without quantization."""

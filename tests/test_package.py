@@ -99,7 +99,8 @@ def test_the_wheel_runs_without_the_checkout(wheel: Path, tmp_path: Path) -> Non
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     elsewhere.mkdir()
-    own = {"PYTHONPATH": str(site), "MLX_EAGLE_CACHE": str(tmp_path / "cache")}
+    path = os.pathsep.join([str(site), os.environ["PYTHONPATH"]])
+    own = {"PYTHONPATH": path, "MLX_EAGLE_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(
         [sys.executable, "-c", USE],
         cwd=elsewhere,

@@ -1,6 +1,7 @@
 """`mlx-eagle convert` and `mlx-eagle inspect`: one line or one object on stdout, or one error."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -246,7 +247,9 @@ def test_help_and_inspect_import_neither_mlx_lm_nor_torch(fixtures: Path) -> Non
         "assert not {'mlx_lm', 'torch', 'transformers'} & set(sys.modules)\n"
     )
     command = [sys.executable, "-c", program, str(fixtures / "pydoc-eagle3")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    # Without the tests' own start of Python, which keeps PyTorch out.
+    env = os.environ | {"PYTHONPATH": ""}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("pydoc-eagle3: SafeAILab EAGLE-3 head\n")
 

@@ -23,7 +23,7 @@ def test_accepted_counts_and_tokens_are_those_of_the_original(
 ) -> None:
     """All rounds of the reference, or, by default, those of the first tokens of some runs."""
     oracle = json.loads((fixtures / f"oracle-{name}.json").read_text())
-    runs = oracle["runs"][:: 7 if is_quick else 1]
+    runs = oracle["runs"][:: 10 if is_quick else 1]
     assert len(oracle["runs"]) == n_runs
     counts: list[int] = []
     for run in runs:
@@ -40,6 +40,6 @@ def test_accepted_counts_and_tokens_are_those_of_the_original(
         found = result.stats.n_accepted_per_round[:-1][: len(run["n_accepted"])]
         assert found == run["n_accepted"][: len(found)]
         counts += found
-    assert len(counts) > 20
+    assert len(counts) >= (12 if is_quick else n_runs)
     if not is_quick:
         assert sum(counts) / len(counts) + 1 == pytest.approx(acceptance_length, abs=0.005)

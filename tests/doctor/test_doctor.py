@@ -62,7 +62,7 @@ def evidence(target: Target, engine: Any, is_quick: bool) -> list[Evidence]:
         engine.tokenizer.apply_chat_template(question, add_generation_prompt=True)
         for question in questions
     ]
-    return record_evidence(target, ids, 96, silent)
+    return record_evidence(target, ids, 80 if is_quick else 96, silent)
 
 
 @pytest.fixture(scope="module")

@@ -28,13 +28,13 @@ def closing(demo: Engine) -> Any:
     return close
 
 
-@pytest.mark.parametrize("block", [0, *map(broad, range(1, 25))])
+@pytest.mark.parametrize("block", [0, *map(broad, range(1, 50))])
 def test_answers_under_random_schemas_are_valid_and_those_of_plain_decoding(
     block: int, demo: Engine, closing: Any, prompts: list[str]
 ) -> None:
-    """Random schemas, greedy and sampled, over four ways of drafting."""
+    """Random schemas, greedy and sampled, over two ways of drafting, or all with `--exactness`."""
     checker = jsonschema.Draft202012Validator.FORMAT_CHECKER
-    for seed in range(1000 + 4 * block, 1004 + 4 * block):
+    for seed in range(1001 + 2 * block, 1003 + 2 * block):
         schema = random_schema(random.Random(seed))
         messages = [{"role": "user", "content": prompts[seed % len(prompts)]}]
         options = {"json_schema": schema, "logits_processors": [closing], "max_tokens": 500}

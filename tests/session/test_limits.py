@@ -131,8 +131,8 @@ def test_many_turns_are_left_out_several_at_a_time(limited: Engine) -> None:
     limited.limits = Limits(max_context=300)
     session = limited.session()
     dropped, cached = [], []
-    for turn in range(30):
-        *_, last = session.ask(f"question {turn}?", max_tokens=2, overflow="truncate", tree=TREE)
+    for turn in range(22):
+        *_, last = session.ask(f"question {turn}?", max_tokens=1, overflow="truncate", tree=TREE)
         dropped.append(last.stats.dropped_messages)
         cached.append(last.stats.cached_tokens)
     assert dropped[-1] > 0
