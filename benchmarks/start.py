@@ -28,7 +28,7 @@ def run_stock(model: str, n_tokens: int) -> dict[str, Any]:
     from mlx_eagle.target.load import load_target
 
     start = time.perf_counter()
-    network, tokenizer = load_target(fetch(model), "float32")
+    (network, *_), tokenizer = load_target(fetch(model), "float32")
     mx.eval(network.parameters())
     loaded = time.perf_counter()
     ids = tokenizer.apply_chat_template(

@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_map_with_path
 
+from mlx_eagle.convert.check_result import check_logits, check_weights, short_forward
 from mlx_eagle.convert.checkpoint import read_manifest, read_weights
 from mlx_eagle.convert.mlx_lm_support import Source, check_source
 from mlx_eagle.convert.quantization import DTYPES, Quantization, choose_quantization
@@ -24,6 +27,7 @@ from mlx_eagle.files.folders import PICKLES, find_weights
 from mlx_eagle.files.json_files import read_json
 from mlx_eagle.files.plain_files import check_file
 from mlx_eagle.files.quoting import one_line
+from mlx_eagle.target.stage import link_weights, shard_name
 
 # What a tokenizer, a chat template and a configuration are made of; code is not among it.
 _COMPANIONS = ("*.json", "*.jsonl", "*.jinja", "*.txt", "*.tiktoken", "*.model")
@@ -63,8 +67,8 @@ def convert_target(
         staged, converted = folder / "staged", folder / "converted"
         _stage(source, staged)
         with _mlx_lm_errors(checked, staged):
-            _run_mlx_lm(staged, converted, quantization, dtype)
-        _check_result(converted, checked, quantization)
+            _run_mlx_lm(staged, converted, quantization, dtype, checked.name)
+        _check_quantized(converted, checked, quantization)
         if dtype is not None:
             _note_dtype(converted / "config.json", dtype)
         _keep_only(converted, staged)
@@ -83,11 +87,11 @@ def _stage(source: Path, folder: Path) -> None:
     folder.mkdir()
     files = find_weights(source)
     for number, file in enumerate(files, start=1):
-        place = folder / f"model-{number:05}-of-{len(files):05}.safetensors"
         if file.suffix in PICKLES:
+            place = folder / shard_name(number, len(files))
             mx.save_safetensors(str(place), read_weights(file), metadata={"format": "pt"})
         else:
-            place.symlink_to(file.resolve())
+            link_weights(file, number, len(files), folder)
     for pattern in _COMPANIONS:
         for file in source.glob(pattern):
             if not file.name.endswith(".index.json"):
@@ -96,17 +100,42 @@ def _stage(source: Path, folder: Path) -> None:
 
 
 def _run_mlx_lm(
-    source: Path, out: Path, quantization: Quantization | None, dtype: str | None
+    source: Path, out: Path, quantization: Quantization | None, dtype: str | None, name: str
 ) -> None:
-    """Convert with mlx-lm and load the result, without reading its weights."""
-    from mlx_lm.convert import convert
-    from mlx_lm.utils import load_model
+    """Convert with the parts of mlx-lm's converter, from a model as `load` has it."""
+    from mlx_lm.utils import load_tokenizer, quantize_model, save
 
-    options: dict[str, Any] = {"quantize": quantization is not None, "dtype": dtype}
+    from mlx_eagle.target.load import load_network
+
+    network, config, *_ = load_network(source)
+    tokenizer = load_tokenizer(source, {"trust_remote_code": False})
+    expected = short_forward(network, source)
+    _cast(network, dtype or _type_of(config))
     if quantization is not None:
-        options |= {f"q_{key}": value for key, value in quantization._asdict().items()}
-    convert(str(source), str(out), trust_remote_code=False, **options)
-    load_model(out, lazy=True)
+        bits, size, mode = quantization
+        network, config = quantize_model(network, config, size, bits, mode=mode)
+    save(out, source, network, tokenizer, config)
+    check_weights(source, out, name)
+    check_logits(expected, short_forward(load_network(out).network, out), quantization, name)
+
+
+def _type_of(config: dict[str, Any]) -> str | None:
+    """Return the type of weights that a configuration names, as mlx-lm reads it."""
+    text = config.get("text_config")
+    return config.get("torch_dtype") or (text.get("dtype") if isinstance(text, dict) else None)
+
+
+def _cast(network: nn.Module, dtype: str | None) -> None:
+    """Let all weights have a type, but for those of which the model's class says otherwise."""
+    if dtype not in DTYPES:
+        return
+    may_cast = getattr(network, "cast_predicate", lambda path: True)
+
+    def cast(path: str, array: mx.array) -> mx.array:
+        is_float = mx.issubdtype(array.dtype, mx.floating)
+        return array.astype(getattr(mx, dtype)) if is_float and may_cast(path) else array
+
+    network.update(tree_map_with_path(cast, network.parameters()))
 
 
 @contextlib.contextmanager
@@ -115,6 +144,8 @@ def _mlx_lm_errors(checked: Source, staged: Path) -> Iterator[None]:
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
+    except CheckpointError:
+        raise
     except Exception as error:  # mlx-lm, transformers and the tokenizers share no error type
         text = f"{type(error).__name__}: {error}".replace(str(staged), checked.name)
         advice = f"; it is quantized as {checked.method}: convert its 16-bit original"
@@ -124,7 +155,7 @@ def _mlx_lm_errors(checked: Source, staged: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_result(folder: Path, checked: Source, quantization: Quantization | None) -> None:
+def _check_quantized(folder: Path, checked: Source, quantization: Quantization | None) -> None:
     """Refuse a result in which nothing is quantized although it was asked for."""
     if quantization is None or any(i.dtype == "U32" for i in read_manifest(folder).values()):
         return

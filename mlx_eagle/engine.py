@@ -34,6 +34,7 @@ class EngineInfo(NamedTuple):
     device: str
     is_demo: bool
     remedy: str = ""  # the command that finds out why a head drafts badly
+    remarks: tuple[str, ...] = ()  # what is done otherwise than mlx-lm does, and what limits texts
 
     @property
     def speculation(self) -> str:

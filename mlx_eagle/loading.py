@@ -12,13 +12,12 @@ from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.calibration.pair_planners import planners_of_pair, records_of_pair
 from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.engine import Engine, EngineInfo
-from mlx_eagle.files.json_files import read_json
 from mlx_eagle.hub.download import Progress, fetch
 from mlx_eagle.hub.head_choice import HeadChoice, Notify, choose_head
 from mlx_eagle.load_options import LoadOptions
 from mlx_eagle.pairing import Pair, pair_up
 from mlx_eagle.session.limits import Limits, bytes_per_row, device_memory, model_context_length
-from mlx_eagle.target.load import load_target, precision
+from mlx_eagle.target.load import LoadedTarget, load_target, precision
 
 DEMO = Path(__file__).parent / "demo"
 STEPS = 2  # of loading, as progress counts them: the target, then everything
@@ -69,8 +68,8 @@ def load(
     """
     chosen = LoadOptions(**options)
     found = find(model, head, progress, notify)
-    pair, tokenizer = _read_pair(found, chosen, progress)
-    info, limits = _describe(found, pair), _limits(found, pair, chosen)
+    pair, target, tokenizer = _read_pair(found, chosen, progress)
+    info, limits = _describe(found, pair, target), _limits(pair, target, chosen)
     if pair.head is None:
         return Engine(pair.target, tokenizer, None, info, limits=limits)
     planners = _planners(found, pair, info, chosen.calibrate, progress)
@@ -94,17 +93,19 @@ def find(
     return Found(model, folder, choice, is_demo)
 
 
-def _read_pair(found: Found, options: LoadOptions, progress: Progress | None) -> tuple[Pair, Any]:
-    """Return target and head with all weights read, and the tokenizer."""
+def _read_pair(
+    found: Found, options: LoadOptions, progress: Progress | None
+) -> tuple[Pair, LoadedTarget, Any]:
+    """Return target and head with all weights read, how the target loaded, and its tokenizer."""
     report = partial(progress, "load") if progress else _silent
     report(0, STEPS)
-    network, tokenizer = load_target(found.folder, options.dtype)
+    target, tokenizer = load_target(found.folder, options.dtype, max_context=options.max_context)
     report(1, STEPS)
     maybe_set_recommended_wired_limit()
-    pair = pair_up(network, found.head, kv_options(options))
-    mx.eval(network.parameters(), pair.head.parameters() if pair.head else [])
+    pair = pair_up(target.network, found.head, kv_options(options))
+    mx.eval(target.network.parameters(), pair.head.parameters() if pair.head else [])
     report(2, STEPS)
-    return pair, tokenizer
+    return pair, target, tokenizer
 
 
 def kv_options(options: LoadOptions) -> KVOptions:
@@ -116,18 +117,20 @@ def kv_options(options: LoadOptions) -> KVOptions:
     return KVOptions(options.kv_bits, options.kv_group_size, options.max_kv_size)
 
 
-def _limits(found: Found, pair: Pair, options: LoadOptions) -> Limits:
+def _limits(pair: Pair, target: LoadedTarget, options: LoadOptions) -> Limits:
     """Return how long conversations may become: as the user says, else as model and device do."""
     context, memory, window = options.max_context, options.memory_limit, options.head_window
     if context is None:
-        context = model_context_length(read_json(found.folder / "config.json"))
+        context = model_context_length(target.config)
+    if target.max_context is not None:
+        context = min(context or target.max_context, target.max_context)
     if window is None:
         window = pair.head.default_window if pair.head else 0
     memory = device_memory() if memory is None else memory
     return Limits(context, memory, bytes_per_row(pair.target), window)
 
 
-def _describe(found: Found, pair: Pair) -> EngineInfo:
+def _describe(found: Found, pair: Pair, target: LoadedTarget) -> EngineInfo:
     """Return what is loaded, in words for a banner."""
     folders = quote(str(found.head.folder)), quote(str(found.folder))
     return EngineInfo(
@@ -139,6 +142,7 @@ def _describe(found: Found, pair: Pair) -> EngineInfo:
         device=str(mx.device_info()["device_name"]),
         is_demo=found.is_demo,
         remedy="mlx-eagle doctor {} --target {} --fix".format(*folders),
+        remarks=target.remarks,
     )
 
 

@@ -105,7 +105,7 @@ def _with_shared_weights(other: Engine, engine: Engine) -> Engine:
 
 def _load_draft_model(folder: Path, engine: Engine) -> Any:
     """Return mlx-lm's model for drafting, after checking that it speaks of the same tokens."""
-    network, tokenizer = load_target(folder)
+    (network, *_), tokenizer = load_target(folder)
     if not can_trim_prompt_cache(make_prompt_cache(engine.target.model)):
         raise EagleError(
             "mlx-lm can draft with a model only for targets whose caches can step back, and this "

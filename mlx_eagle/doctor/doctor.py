@@ -99,8 +99,8 @@ def diagnose_head(head: Path, target: Path, progress: Progress) -> Diagnosis:
         weights = read_weights(head / "model.safetensors")
         network = load_head(head)
         mx.eval(weights, network.parameters())
-    model, tokenizer = load_target(target)
-    tapped = Target(model, boundaries_to_tap(config))
+    loaded, tokenizer = load_target(target)
+    tapped = Target(loaded.network, boundaries_to_tap(config))
     check_fit(network, tapped)
     prompts = [_encode(tokenizer, prompt) for prompt in PROMPTS]
     evidence = record_evidence(tapped, prompts, N_TOKENS, progress)

@@ -36,9 +36,14 @@ def find_weights(folder: Path) -> list[Path]:
 
 
 def _list_weights(folder: Path) -> list[Path]:
-    """Return the weight files that a folder's index or their names tell; they are not checked."""
+    """Return the weight files that a folder's names or its index tell; they are not checked.
+
+    A whole file comes first, then what an index names, as in transformers.
+    """
     for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
         index = folder / f"{stem}{suffix}.index.json"
+        if os.path.lexists(whole := folder / f"{stem}{suffix}"):
+            return [whole]
         if os.path.lexists(index):
             return _shards(index, suffix)
         if files := sorted(folder.glob(stem + "*" + suffix)):
@@ -82,7 +87,10 @@ def _shards(index: Path, suffix: str) -> list[Path]:
         raise CheckpointError(f"{index.name} names {n_files} files, more than {MAX_SHARDS}")
     files = sorted(index.parent / name for name in set(names))
     if missing := [quote(file.name) for file in files if not os.path.lexists(file)]:
-        raise CheckpointError(f"{index.parent.name} lacks {listed(missing)}, which its index names")
+        raise CheckpointError(
+            f"{index.parent.name} lacks {listed(missing)}, which its index names: its download is "
+            "incomplete, start it again to get the rest"
+        )
     return files
 
 

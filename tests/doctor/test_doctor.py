@@ -49,7 +49,7 @@ def silent(what: str, done: int, total: int) -> None:
 
 @pytest.fixture(scope="module")
 def target(fixtures: Path) -> Target:
-    network, _ = load_target(fixtures / "pydoc-llama", "float32")
+    (network, *_), _ = load_target(fixtures / "pydoc-llama", "float32")
     return Target(network, range(9))
 
 
