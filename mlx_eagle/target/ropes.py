@@ -68,7 +68,12 @@ def rotate_as_announced(
     replaced = []
     for path, layer, rope in list(ropes(network)):
         announced = announced_rotation(config, layer, long_context=is_long)
-        if announced is not None and not _is_alike(measured_rotation(rope), announced):
+        if announced is None:
+            continue
+        measured = measured_rotation(rope)
+        # Which types of models rotate a part of each head, only their classes know.
+        whole = announced_rotation(config, layer, whole_heads=True, long_context=is_long)
+        if not any(_is_alike(measured, other) for other in (announced, whole)):
             _replace(network, path, AnnouncedRope(announced, is_interleaved(rope)))
             replaced.append(path)
     if not replaced:
@@ -76,9 +81,9 @@ def rotate_as_announced(
     return [f"rope set as config.json says in {len(replaced)} layers: mlx-lm's class reads less"]
 
 
-def _is_alike(one: Rotation, other: Rotation) -> bool:
+def _is_alike(one: Rotation, other: Rotation | None) -> bool:
     """Say whether two ropes turn the same, up to rounding."""
-    if not math.isclose(one.amplitude, other.amplitude, rel_tol=TOLERANCE):
+    if other is None or not math.isclose(one.amplitude, other.amplitude, rel_tol=TOLERANCE):
         return False
     turning = [_turning(rotation) for rotation in (one, other)]
     return len(turning[0]) == len(turning[1]) and all(

@@ -7,6 +7,7 @@ dimensions turns from one position to the next. Formulas: RoPE (arXiv 2104.09864
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from mlx_eagle.errors import CheckpointError
@@ -77,7 +78,7 @@ def _layer_kind(config: dict[str, Any], layer: int) -> str:
 
 
 def announced_rotation(
-    config: dict[str, Any], layer: int, *, long_context: bool = False
+    config: dict[str, Any], layer: int, *, long_context: bool = False, whole_heads: bool = False
 ) -> Rotation | None:
     """Return how a layer rotates by its configuration; None if that says nothing.
 
@@ -85,6 +86,7 @@ def announced_rotation(
         config: of the language model.
         layer: from 0.
         long_context: for texts that are longer than those of the training (LongRoPE).
+        whole_heads: as if every dimension of a head were rotated; for plain rope only.
 
     Raises:
         CheckpointError: if the facts are malformed, or of a kind that is not known.
@@ -93,29 +95,28 @@ def announced_rotation(
     if not facts:
         return None
     kind = facts.get("rope_type") or facts.get("type") or "default"
-    whole = _head_dim(config, layer)
+    if kind not in _FORMULAS:
+        raise CheckpointError(f"config.json: the rope_type {quote_value(kind)} is not known")
+    if whole_heads and kind in _PLAIN:
+        facts = facts | {"partial_rotary_factor": 1.0}
+    whole, theta = _head_dim(config, layer), read_number(facts, "rope_theta", 10000.0)
     share = min(read_number(facts, "partial_rotary_factor", 1.0), 1.0)
     dims = whole if kind == "proportional" else int(whole * share)
-    theta = read_number(facts, "rope_theta", 10000.0)
     plain = [theta ** (-2 * pair / dims) for pair in range(dims // 2)]
-    if kind in _PLAIN:
-        return Rotation(tuple(plain))
-    if kind == "linear":
-        factor = read_number(facts, "factor", 1.0)
-        return Rotation(tuple(angle / factor for angle in plain))
-    if kind == "proportional":
-        n_turning = int(share * whole // 2)
-        factor = read_number(facts, "factor", 1.0)
-        turning = [angle / factor for angle in plain[:n_turning]]
-        return Rotation((*turning, *[0.0] * (len(plain) - n_turning)))
-    length = _trained(facts, config)
-    if kind == "llama3":
-        return Rotation(tuple(_llama3(angle, facts, length) for angle in plain))
-    if kind in ("yarn", "deepseek_yarn"):
-        return _yarn(plain, facts, theta, length, _longest(config))
-    if kind in _LONGROPE:
-        return _longrope(plain, facts, length, _longest(config), long_context)
-    raise CheckpointError(f"config.json: the rope_type {quote_value(kind)} is not known")
+    lengths = _trained(facts, config), _longest(config)
+    return _FORMULAS[kind](_Rope(facts, plain, theta, share, *lengths, long_context))
+
+
+class _Rope(NamedTuple):
+    """What the formulas need: the angles of plain rope, and the facts that change them."""
+
+    facts: dict[str, Any]
+    plain: list[float]
+    theta: float
+    share: float  # of a head's dimensions that are rotated
+    trained: int  # tokens of the training's texts
+    longest: int  # tokens that are announced
+    long_context: bool
 
 
 def trained_length(config: dict[str, Any]) -> int | None:
@@ -150,31 +151,46 @@ def _head_dim(config: dict[str, Any], layer: int) -> int:
     return read_count(config, "hidden_size") // read_count(config, "num_attention_heads")
 
 
-def _llama3(angle: float, facts: dict[str, Any], length: int) -> float:
-    """Return an angle, slowed down where a turn takes longer than the training's texts."""
-    factor, low, high = (
-        read_number(facts, key, default)
-        for key, default in (("factor", 1.0), ("low_freq_factor", 1.0), ("high_freq_factor", 4.0))
-    )
-    turns = length * angle / (2 * math.pi)  # in a text of the training
-    if turns < low:
-        return angle / factor
-    if turns > high:
-        return angle
-    smooth = (turns - low) / (high - low)
-    return (1 - smooth) * angle / factor + smooth * angle
+def _plain(rope: _Rope) -> Rotation:
+    """Return plain rope."""
+    return Rotation(tuple(rope.plain))
 
 
-def _yarn(
-    plain: list[float], facts: dict[str, Any], theta: float, length: int, longest: int
-) -> Rotation:
+def _linear(rope: _Rope) -> Rotation:
+    """Return angles that are all slowed down."""
+    factor = read_number(rope.facts, "factor", 1.0)
+    return Rotation(tuple(angle / factor for angle in rope.plain))
+
+
+def _proportional(rope: _Rope) -> Rotation:
+    """Return angles of which the last ones are none (Gemma 4)."""
+    factor, n_pairs = read_number(rope.facts, "factor", 1.0), len(rope.plain)
+    n_turning = int(rope.share * n_pairs)
+    turning = [angle / factor for angle in rope.plain[:n_turning]]
+    return Rotation((*turning, *[0.0] * (n_pairs - n_turning)))
+
+
+def _llama3(rope: _Rope) -> Rotation:
+    """Return angles that are slowed down where a turn takes longer than the training's texts."""
+    defaults = {"factor": 1.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    factor, low, high = (read_number(rope.facts, key, value) for key, value in defaults.items())
+
+    def slowed(angle: float) -> float:
+        turns = rope.trained * angle / (2 * math.pi)  # in a text of the training
+        smooth = min(max((turns - low) / (high - low), 0.0), 1.0)
+        return (1 - smooth) * angle / factor + smooth * angle
+
+    return Rotation(tuple(slowed(angle) for angle in rope.plain))
+
+
+def _yarn(rope: _Rope) -> Rotation:
     """Return angles that are blended between plain and slowed down, and the amplitude of YaRN."""
-    dims = 2 * len(plain)
-    factor = read_number(facts, "factor", longest / length)
+    dims, facts = 2 * len(rope.plain), rope.facts
+    factor = read_number(facts, "factor", rope.longest / rope.trained)
 
     def dimension(turns: float) -> float:
         """Return the dimension that turns so often in a text of the training."""
-        return dims * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(theta))
+        return dims * math.log(rope.trained / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
 
     low = dimension(read_number(facts, "beta_fast", 32.0))
     high = dimension(read_number(facts, "beta_slow", 1.0))
@@ -182,8 +198,8 @@ def _yarn(
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dims - 1)
     span = high - low if high != low else 0.001
-    slowed = [min(max((pair - low) / span, 0.0), 1.0) for pair in range(len(plain))]
-    angles = [a / factor * s + a * (1 - s) for a, s in zip(plain, slowed, strict=True)]
+    slowed = [min(max((pair - low) / span, 0.0), 1.0) for pair in range(dims // 2)]
+    angles = [a / factor * s + a * (1 - s) for a, s in zip(rope.plain, slowed, strict=True)]
     return Rotation(tuple(angles), _yarn_amplitude(facts, factor))
 
 
@@ -201,18 +217,26 @@ def _yarn_amplitude(facts: dict[str, Any], factor: float) -> float:
     return mscale(1.0)
 
 
-def _longrope(
-    plain: list[float], facts: dict[str, Any], length: int, longest: int, long_context: bool
-) -> Rotation:
+def _longrope(rope: _Rope) -> Rotation:
     """Return angles divided one by one, by factors for short texts or for long ones."""
-    key = "long_factor" if long_context else "short_factor"
-    factors = facts.get(key)
-    is_list = isinstance(factors, list) and len(factors) == len(plain)
+    key = "long_factor" if rope.long_context else "short_factor"
+    factors = rope.facts.get(key)
+    is_list = isinstance(factors, list) and len(factors) == len(rope.plain)
     if not is_list or not all(type(f) in (int, float) and f > 0 for f in factors or []):
         raise CheckpointError(
-            f"config.json: {key} of its rope is not a list of {len(plain)} positive numbers"
+            f"config.json: {key} of its rope is not a list of {len(rope.plain)} positive numbers"
         )
-    factor = read_number(facts, "factor", longest / length)
-    usual = math.sqrt(1 + math.log(factor) / math.log(length)) if factor > 1 else 1.0
-    amplitude = read_number(facts, "attention_factor", usual)
-    return Rotation(tuple(a / f for a, f in zip(plain, factors or [], strict=True)), amplitude)
+    factor = read_number(rope.facts, "factor", rope.longest / rope.trained)
+    usual = math.sqrt(1 + math.log(factor) / math.log(rope.trained)) if factor > 1 else 1.0
+    angles = tuple(a / f for a, f in zip(rope.plain, factors or [], strict=True))
+    return Rotation(angles, read_number(rope.facts, "attention_factor", usual))
+
+
+_FORMULAS: dict[str, Callable[[_Rope], Rotation]] = {
+    **dict.fromkeys(_PLAIN, _plain),
+    **dict.fromkeys(_LONGROPE, _longrope),
+    **dict.fromkeys(("yarn", "deepseek_yarn"), _yarn),
+    "linear": _linear,
+    "llama3": _llama3,
+    "proportional": _proportional,
+}
