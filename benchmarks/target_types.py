@@ -126,7 +126,11 @@ def judge(folder: Path, prompt: list[int], expected: list[int]) -> Verdict:
         return Verdict("refused", " ".join(text.split())[:160])
     if found == expected:
         limited = [remark for remark in loaded.remarks if "limited" in remark]
-        return Verdict("limited", limited[0]) if limited else Verdict("right", "; ".join(loaded.remarks))
+        return (
+            Verdict("limited", limited[0])
+            if limited
+            else Verdict("right", "; ".join(loaded.remarks))
+        )
     same = next(i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b)
     return Verdict("wrong", f"other tokens from number {same + 1} on")
 
@@ -142,6 +146,7 @@ def verdict_of(model_type: str) -> Verdict:
 
 
 def main() -> None:
+    """Judge all types, or those that are named."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("types", nargs="*")
     parser.add_argument("--out", type=Path)

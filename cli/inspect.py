@@ -40,11 +40,11 @@ def _as_text(facts: dict[str, Any]) -> str:
     for key, value in facts.items():
         if (value is None and key not in origins) or value == [] or key in HIDDEN:
             continue
-        nested = key in ("source", "target", "widths") and isinstance(value, dict)
+        nested = key in ("source", "target", "widths", "lifted") and isinstance(value, dict)
         rows = {f"{key}.{part}": item for part, item in value.items()} if nested else {key: value}
         for name, item in rows.items():
             origin = f"  ({origins[key]})" if key in origins else ""
-            lines.append(f"  {name:<28}{_plain(item)}{origin}")
+            lines.append(f"  {name:<27} {_plain(item)}{origin}")
     for name, doubt in (facts.get("doubts") or {}).items():
         lines.append(f"  in doubt: {name}, or {_plain(doubt)}")
     return "\n".join(_printable(line) for line in lines)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_eagle.convert.checkpoint import read_manifest
+from mlx_eagle.convert.class_fields import unread_keys
 from mlx_eagle.convert.dialects import Dialect
 from mlx_eagle.convert.facts import facts_as_json
 from mlx_eagle.convert.identify import Kind, Manifest, identify_kind
@@ -22,8 +23,12 @@ from mlx_eagle.files.folders import find_weights, source_name
 from mlx_eagle.files.json_files import language_config, read_count, read_json
 from mlx_eagle.files.quoting import one_line
 from mlx_eagle.heads.config import MODEL_TYPE
+from mlx_eagle.target.lift import lift
 
-_TARGET_KEYS = ("model_type", "num_hidden_layers", "hidden_size", "vocab_size")
+_TARGET_KEYS = (
+    *("model_type", "num_hidden_layers", "hidden_size", "vocab_size", "max_position_embeddings"),
+    *("rope_parameters", "rope_theta", "rope_scaling", "sliding_window", "tie_word_embeddings"),
+)
 _BOOKKEEPING = ("model_type", "quantization", "origins", "doubts")
 
 
@@ -56,7 +61,7 @@ def describe_folder(folder: Path, target: Path | None = None) -> dict[str, Any]:
         "quantization": _quantization(config),
     }
     if kind.role == "target":
-        return found | _target(config)
+        return found | _target(config, manifest)
     if is_converted_head:
         return found | _converted_head(config, target)
     return found | _published_head(kind, config, manifest, target)
@@ -141,10 +146,20 @@ def _shallow(value: Any, depth: int = 4) -> Any:
     return [_shallow(item, depth - 1) for item in value] if isinstance(value, list) else value
 
 
-def _target(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the sizes of a target, as far as its configuration tells them."""
+def _target(config: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
+    """Return the sizes and facts of a target, as far as its configuration tells them.
+
+    `lifted` is what mlx-lm is told under names that the files do not have, `unread` are the keys
+    that its class does not read; what those announce is checked when the target is loaded.
+    """
+    lifted = lift(config, set(manifest))
     language = language_config(config) | {"model_type": config.get("model_type")}
-    return {key: _shallow(language.get(key)) for key in _TARGET_KEYS}
+    told = {k: v for k, v in language_config(lifted).items() if language.get(k) != v}
+    return {
+        **{key: _shallow(language.get(key)) for key in _TARGET_KEYS},
+        "lifted": _shallow(told),
+        "unread": unread_keys(language_config(lifted)),
+    }
 
 
 def _quantization(config: dict[str, Any]) -> dict[str, Any] | None:

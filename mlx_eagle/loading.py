@@ -13,7 +13,7 @@ from mlx_eagle.calibration.pair_planners import planners_of_pair, records_of_pai
 from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.hub.download import Progress, fetch
-from mlx_eagle.hub.head_choice import HeadChoice, Notify, choose_head
+from mlx_eagle.hub.head_choice import HeadChoice, Notify, choose_head, to_stderr
 from mlx_eagle.load_options import LoadOptions
 from mlx_eagle.pairing import Pair, pair_up
 from mlx_eagle.session.limits import Limits, bytes_per_row, device_memory, model_context_length
@@ -69,6 +69,8 @@ def load(
     chosen = LoadOptions(**options)
     found = find(model, head, progress, notify)
     pair, target, tokenizer = _read_pair(found, chosen, progress)
+    for remark in target.remarks:
+        (notify or to_stderr)(f"{_name(found.name)}: {remark}")
     info, limits = _describe(found, pair, target), _limits(pair, target, chosen)
     if pair.head is None:
         return Engine(pair.target, tokenizer, None, info, limits=limits)

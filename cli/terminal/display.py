@@ -181,6 +181,8 @@ def about(info: "EngineInfo", max_context: int | None) -> str:
     }
     if max_context is not None:
         rows["context"] = f"{max_context} tokens"
+    if info.remarks:
+        rows["notice"] = "; ".join(info.remarks)
     return table(rows)
 
 

@@ -64,7 +64,7 @@ def choose_head(
     Raises:
         EagleError: if a head that was asked for cannot be had.
     """
-    notify = notify or _to_stderr
+    notify = notify or to_stderr
     if head == NO_HEAD:
         return HeadChoice(None, reason="no head was wanted")
     if head is not None:
@@ -196,5 +196,5 @@ def _why_none(model: str | Path) -> str:
     return "no head was given" if is_folder else f"no head is known for {model}"
 
 
-def _to_stderr(line: str) -> None:
+def to_stderr(line: str) -> None:
     print(line, file=sys.stderr)
