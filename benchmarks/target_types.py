@@ -125,12 +125,8 @@ def judge(folder: Path, prompt: list[int], expected: list[int]) -> Verdict:
         text = str(error) or type(error).__name__
         return Verdict("refused", " ".join(text.split())[:160])
     if found == expected:
-        limited = [remark for remark in loaded.remarks if "limited" in remark]
-        return (
-            Verdict("limited", limited[0])
-            if limited
-            else Verdict("right", "; ".join(loaded.remarks))
-        )
+        kind = "right" if loaded.max_context is None else "limited"
+        return Verdict(kind, "; ".join(loaded.remarks))
     same = next(i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b)
     return Verdict("wrong", f"other tokens from number {same + 1} on")
 

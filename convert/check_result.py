@@ -29,7 +29,7 @@ def short_forward(network: nn.Module, folder: Path) -> mx.array | None:
     if n_bytes > SHARE_OF_MEMORY * memory:
         return None
     try:
-        logits = network(mx.arange(1, N_TOKENS + 1)[None])[0].astype(mx.float32)
+        logits: mx.array = network(mx.arange(1, N_TOKENS + 1)[None])[0].astype(mx.float32)
         mx.eval(logits)
     except RuntimeError:  # kernels of its quantization are missing, as bitnet's are without Metal
         return None

@@ -197,4 +197,5 @@ def _why_none(model: str | Path) -> str:
 
 
 def to_stderr(line: str) -> None:
+    """Tell a line to whoever called the library without saying whom to tell."""
     print(line, file=sys.stderr)

@@ -157,4 +157,4 @@ def is_interleaved(rope: nn.Module) -> bool:
         return False  # the same
     mark = mx.zeros((dims,)).at[0].add(1.0)
     turned = rope(mark.reshape(1, 1, 1, dims), offset=1).reshape(dims).tolist()
-    return abs(turned[1]) > abs(turned[dims // 2])
+    return bool(abs(turned[1]) > abs(turned[dims // 2]))

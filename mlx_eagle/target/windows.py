@@ -87,5 +87,5 @@ def _hides_first(mask: Any) -> bool:
     """Say whether the last token of a mask does not see the first."""
     if not isinstance(mask, mx.array):
         return False
-    entry = mask.reshape(-1, *mask.shape[-2:])[0, -1, 0].item()
-    return not entry if mask.dtype == mx.bool_ else entry < -1e3
+    entry = mask.reshape(-1, *mask.shape[-2:])[0, -1, 0]
+    return bool((mx.logical_not(entry) if mask.dtype == mx.bool_ else entry < -1e3).item())
