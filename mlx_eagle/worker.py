@@ -4,10 +4,10 @@ MLX arrays belong to the thread that made them, so an engine is loaded and used 
 worker owns that thread: calls run on it one after another, and streams are handed over item by
 item. It knows no models: what it runs are functions.
 
-    worker = Worker()
-    session = worker.call(lambda: mlx_eagle.load().session())
-    for response in worker.stream(lambda: session.ask("What does zip do?"), session.cancel):
-        print(response.text, end="", flush=True)
+    with Worker() as worker:
+        session = worker.call(lambda: mlx_eagle.load().session())
+        for response in worker.stream(lambda: session.ask("What does zip do?"), session.cancel):
+            print(response.text, end="", flush=True)
 
 With asyncio, `await worker.acall(...)` and `async for response in worker.astream(...)`: the event
 loop never waits for the engine, and cancelling the task ends the generation.
@@ -40,11 +40,17 @@ class Worker:
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
         self._newest: Future[Any] | None = None
-        self._is_closed = False
+        self._is_closed, self._closing = False, threading.Lock()
         # A daemon, or Python would wait for it before it calls what ends it.
         self._thread = threading.Thread(target=self._serve, name="mlx-eagle", daemon=True)
         self._thread.start()
         atexit.register(self.close)
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def is_busy(self) -> bool:
@@ -57,11 +63,12 @@ class Worker:
         Raises:
             RuntimeError: if the worker is closed.
         """
-        if self._is_closed:
-            raise RuntimeError("the worker is closed; make another one")
         job = _Job(partial(function, *args, **options), Future[T]())
-        self._newest = job.future
-        self._jobs.put(job)
+        with self._closing:  # or the job could come after the one that ends the thread
+            if self._is_closed:
+                raise RuntimeError("the worker is closed; make another one")
+            self._newest = job.future
+            self._jobs.put(job)
         return job.future
 
     def call(self, function: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
@@ -93,29 +100,35 @@ class Worker:
         Cancelling the task, or closing the iterator, cancels the generator and waits for its end.
         """
         loop = asyncio.get_running_loop()
-        items: asyncio.Queue[T | None] = asyncio.Queue()
+        items: asyncio.Queue[T | _End] = asyncio.Queue()
 
-        def hand_over(item: T | None) -> None:
+        def hand_over(item: T | _End) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is there
                 loop.call_soon_threadsafe(items.put_nowait, item)
 
         running, is_over = _Running(self, start, cancel, hand_over), False
         try:
-            while (item := await items.get()) is not None:
+            while not isinstance(item := await items.get(), _End):
                 yield item
             is_over = True
             running.check()
         finally:
             running.cancel()
             while not is_over:
-                is_over = await items.get() is None
+                is_over = isinstance(await items.get(), _End)
 
     def close(self) -> None:
-        """End the thread once all that was asked of it is done, and wait for that."""
+        """End the thread once all that was asked of it is done, and wait for that.
+
+        Called by what runs on the thread itself, it ends after that, and there is nothing to wait.
+        """
         atexit.unregister(self.close)
-        self._is_closed = True
-        self._jobs.put(None)
-        self._thread.join()
+        with self._closing:
+            if not self._is_closed:
+                self._jobs.put(None)
+            self._is_closed = True
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
 
     def _serve(self) -> None:
         """Run jobs until there are no more."""
@@ -149,6 +162,10 @@ def _end_streams() -> None:
         mx.clear_streams()
 
 
+class _End:
+    """The end of a stream; any item, None too, is one that the generator yields."""
+
+
 class Stream(Iterator[T]):
     """The items of a generator on a worker's thread, in the order in which it yields them.
 
@@ -157,7 +174,7 @@ class Stream(Iterator[T]):
     """
 
     def __init__(self, worker: Worker, start: Start[T], cancel: Cancel | None) -> None:
-        self._items: queue.SimpleQueue[T | None] = queue.SimpleQueue()
+        self._items: queue.SimpleQueue[T | _End] = queue.SimpleQueue()
         self._is_over = False
         self._running = _Running(worker, start, cancel, self._items.put)
 
@@ -166,14 +183,14 @@ class Stream(Iterator[T]):
         if self._is_over:
             raise StopIteration
         item = self._next()
-        if item is None:
+        if isinstance(item, _End):
             self._is_over = True
             self._running.check()
             raise StopIteration
         return item
 
-    def _next(self) -> T | None:
-        """Return the next item, None at the end; wakes up as `_wait_for` does."""
+    def _next(self) -> "T | _End":
+        """Return the next item, or the end; wakes up as `_wait_for` does."""
         while True:
             with contextlib.suppress(queue.Empty):
                 return self._items.get(timeout=TICK)
@@ -190,14 +207,14 @@ class Stream(Iterator[T]):
 
 
 class _Running(Generic[T]):
-    """A generator on a worker's thread, whose items are handed over there; None is the end."""
+    """A generator on a worker's thread, whose items are handed over there, and then the end."""
 
     def __init__(
         self,
         worker: Worker,
         start: Start[T],
         cancel: Cancel | None,
-        hand_over: Callable[[T | None], None],
+        hand_over: "Callable[[T | _End], None]",
     ) -> None:
         self._start, self._cancel, self._hand_over = start, cancel, hand_over
         self._lock = threading.RLock()  # a signal handler may cancel what this thread cancels
@@ -249,7 +266,7 @@ class _Running(Generic[T]):
                 self._cancel()
 
     def _tell(self, _: Future[None]) -> None:
-        self._hand_over(None)
+        self._hand_over(_End())
 
 
 def _wait_for(job: Future[Any]) -> None:

@@ -1,6 +1,7 @@
 """The thread of an engine: calls in order, streams that can be ended at any moment."""
 
 import asyncio
+import contextlib
 import random
 import subprocess
 import sys
@@ -274,6 +275,43 @@ def test_a_closed_worker_has_done_what_was_asked_of_it(worker: Worker) -> None:
     assert done == [0, 1, 2]
     with pytest.raises(RuntimeError, match="closed"):
         own.call(len, "")
+
+
+def test_c8_a_worker_closes_where_its_block_ends_and_can_be_closed_again() -> None:
+    with Worker() as worker:
+        assert worker.call(lambda: 5) == 5
+    worker.close()
+    with pytest.raises(RuntimeError, match="is closed"):
+        worker.submit(print)
+
+
+def test_c8_a_worker_can_be_closed_by_what_runs_on_it() -> None:
+    worker = Worker()
+    worker.call(worker.close)
+    worker.close()
+
+
+def test_c8_what_is_submitted_while_a_worker_closes_runs_or_is_refused() -> None:
+    for _ in range(50):
+        worker, jobs = Worker(), []
+        closing = threading.Thread(target=worker.close)
+        closing.start()
+        with contextlib.suppress(RuntimeError):
+            while True:
+                jobs.append(worker.submit(int))
+        closing.join()
+        assert [job.result(timeout=5) for job in jobs] == [0] * len(jobs)
+
+
+def test_c8_none_is_an_item_like_any_other(worker: Worker) -> None:
+    def items() -> Generator[int | None, None, None]:
+        yield from (1, None, 2)
+
+    async def collect() -> list[int | None]:
+        return [item async for item in worker.astream(items)]
+
+    assert list(worker.stream(items)) == [1, None, 2]
+    assert asyncio.run(collect()) == [1, None, 2]
 
 
 def test_a_process_ends_well_after_its_worker_had_an_engine() -> None:

@@ -18,6 +18,7 @@ from mlx_eagle.sampling.options import SamplingOptions
 from mlx_eagle.tree import DraftTree
 
 NO_TOKEN = -1  # what a caller's sampler chose where that is no token of the target
+NO_NUMBERS = -2  # what is chosen from logits that are NaN or infinite
 
 
 class Sampler(Protocol):
@@ -49,14 +50,17 @@ class SeededSampler(SamplingOptions):
         """
         if self.temperature == 0:
             # mlx-lm takes the argmax after this subtraction, which makes ties in 16 bits.
-            log_probs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-            return mx.argmax(log_probs, axis=-1).astype(mx.int32)
-        scores = self._filtered(logits.astype(mx.float32))
+            normalizer = mx.logsumexp(logits, axis=-1, keepdims=True)
+            chosen = mx.argmax(logits - normalizer, axis=-1).astype(mx.int32)
+            return _if_finite(normalizer, chosen)
+        logits = logits.astype(mx.float32)
+        scores = self._filtered(logits)
         # The largest is 0, so that the coldest draw still has one finite score.
         scores = (scores - scores.max(axis=-1, keepdims=True)) / self.temperature
         noise = [self._noise(offset + d, logits.shape[-1]) for d in range(tree.max_depth + 1)]
         scores = scores + mx.stack(noise)[tree.depths]  # [N, V]
-        return mx.argmax(scores, axis=-1).astype(mx.int32)
+        chosen = mx.argmax(scores, axis=-1).astype(mx.int32)
+        return _if_finite(mx.logsumexp(logits, axis=-1, keepdims=True), chosen)
 
     def commit(self, path: Sequence[int]) -> None:
         """Nothing to do: a draw depends on its position alone."""
@@ -97,7 +101,8 @@ class StockSampler:
     def __call__(self, logits: mx.array, tree: DraftTree, offset: int) -> mx.array:
         """Call the sampler once per node; see `Sampler`."""
         before = _random_state()
-        log_probs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        normalizer = mx.logsumexp(logits, axis=-1, keepdims=True)
+        log_probs = logits - normalizer
         tokens: list[mx.array] = []
         self._states = []
         for node, parent in enumerate(tree.structure()):
@@ -106,7 +111,8 @@ class StockSampler:
             self._states.append(_random_state())
         _set_random_state(before)
         chosen = mx.concatenate(tokens).astype(mx.int32)
-        return mx.where((chosen >= 0) & (chosen < logits.shape[-1]), chosen, NO_TOKEN)
+        chosen = mx.where((chosen >= 0) & (chosen < logits.shape[-1]), chosen, NO_TOKEN)
+        return _if_finite(normalizer, chosen)
 
     def commit(self, path: Sequence[int]) -> None:
         """Leave mlx's generator as the call for the last accepted node left it."""
@@ -126,6 +132,11 @@ class StockSampler:
             found = f"an array of shape {token.shape}" if is_array else type(token).__name__
             raise EagleError(f"the sampler returned {found}; it must return an array of one token")
         return token.reshape(1)
+
+
+def _if_finite(normalizer: mx.array, chosen: mx.array) -> mx.array:
+    """Return tokens [N], or NO_NUMBERS for rows whose sum [N, 1] of exponentials is no number."""
+    return mx.where(mx.isfinite(normalizer[:, 0]), chosen, NO_NUMBERS)
 
 
 def _random_state() -> mx.array:

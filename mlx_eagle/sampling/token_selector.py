@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import mlx.core as mx
 
 from mlx_eagle.errors import EagleError
-from mlx_eagle.sampling.samplers import NO_TOKEN, Sampler
+from mlx_eagle.sampling.samplers import NO_NUMBERS, NO_TOKEN, Sampler
 from mlx_eagle.tree import DraftTree
 
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]  # tokens [T], logits [1, V]: [1, V]
@@ -96,8 +96,14 @@ class TokenSelector:
         """Take in the tokens that a round has emitted.
 
         Raises:
-            EagleError: if the caller's sampler chose something that is no token of the target.
+            EagleError: if the caller's sampler chose something that is no token of the target, or
+                there was nothing to choose from.
         """
+        if NO_NUMBERS in tokens:
+            raise EagleError(
+                "the target's logits are not numbers (NaN or infinite): its weights are damaged, "
+                "or its type has too little range, which float32 has (--dtype float32)"
+            )
         if NO_TOKEN in tokens:
             raise EagleError("the sampler chose a token that the target does not have")
         if self._constraint is not None:

@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_eagle.sampling.samplers import SeededSampler
+from mlx_eagle.sampling.samplers import NO_NUMBERS, SeededSampler, StockSampler
 from mlx_eagle.tree import DraftTree
 
 LOGITS = mx.array([2.0, 1.0, 0.5, 0.0, -1.0, -2.0])
@@ -75,3 +75,16 @@ def test_settings_out_of_range_are_refused_by_name(bad: dict[str, float]) -> Non
     name = next(iter(bad))
     with pytest.raises(ValueError, match=f"{name} is {bad[name]}"):
         SeededSampler(**bad)
+
+
+@pytest.mark.parametrize("bad", [mx.nan, mx.inf])
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7}, {"temperature": 0.7, "top_k": 2}])
+def test_b7_logits_that_are_no_numbers_are_never_a_token(
+    bad: float, options: dict[str, float]
+) -> None:
+    logits = mx.array([[0.0, 5.0, 1.0], [0.0, bad, 1.0]])
+    tree = DraftTree.chain(mx.array([0, 1]))
+    for sampler in (SeededSampler(**options), StockSampler(lambda row: mx.argmax(row, axis=-1))):
+        sound, broken = sampler(logits, tree, 3).tolist()
+        assert 0 <= sound < 3
+        assert broken == NO_NUMBERS
