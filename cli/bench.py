@@ -109,7 +109,7 @@ OPTIONS = [
     click.option(
         *("--temp", "temperatures"),
         metavar="T",
-        type=Number(min=0),
+        type=reading(options_of(SamplingOptions)["temperature"].kind).type,
         multiple=True,
         default=(0.0,),
         show_default="0",

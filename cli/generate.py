@@ -96,9 +96,10 @@ def read_prompt(text: str | None, option: str | None) -> str:
 
 
 def read_stdin() -> str:
-    """Return all of stdin, without the line end of its last line."""
+    """Return all of stdin, without a byte order mark and the line end of its last line."""
     try:
-        return sys.stdin.buffer.read().decode().removesuffix("\n")
+        text = sys.stdin.buffer.read().decode("utf-8-sig")
+        return text.replace("\r\n", "\n").removesuffix("\n")
     except UnicodeDecodeError as error:
         raise click.UsageError(f"the prompt on stdin is not UTF-8 text: {error.reason}") from error
 

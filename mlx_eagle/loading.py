@@ -143,7 +143,7 @@ def _describe(found: Found, pair: Pair, target: LoadedTarget) -> EngineInfo:
         status=pair.status,
         device=str(mx.device_info()["device_name"]),
         is_demo=found.is_demo,
-        remedy="mlx-eagle doctor {} --target {} --fix".format(*folders),
+        remedy="mlx-eagle doctor {} --target {} --fix".format(*folders) if pair.head else "",
         remarks=target.remarks,
     )
 

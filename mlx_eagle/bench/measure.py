@@ -44,7 +44,13 @@ class Trial(NamedTuple):
 
     def setting(self, temperature: float, prompt_id: int) -> Setting:
         """Return how one prompt is generated."""
-        return Setting(self.max_tokens, self.ignore_eos, temperature, self.seed + prompt_id)
+        seed = seed_of(self.seed, prompt_id)
+        return Setting(self.max_tokens, self.ignore_eos, temperature, seed)
+
+
+def seed_of(seed: int, prompt_id: int) -> int:
+    """Return the seed of a prompt; after the largest one comes 0."""
+    return (seed + prompt_id) % 2**32
 
 
 class Turn(NamedTuple):

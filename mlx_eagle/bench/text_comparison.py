@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 from mlx_lm.generate import generate_step
 
+from mlx_eagle.bench.measure import seed_of
 from mlx_eagle.bench.metrics import Sample
 from mlx_eagle.sampling.samplers import SeededSampler
 from mlx_eagle.tree import DraftTree
@@ -136,7 +137,7 @@ def judge_by(model: Any, prompts: Sequence[list[int]], seed: int) -> Judge:
     def judge(plain: Sample, position: int, expected: int, found: int) -> Verdict:
         context = prompts[plain.prompt_id] + plain.tokens[:position]
         logits = next(generate_step(mx.array(context), model, max_tokens=1))[1]  # [V]
-        sampler = SeededSampler(plain.temperature, seed=seed + plain.prompt_id)
+        sampler = SeededSampler(plain.temperature, seed=seed_of(seed, plain.prompt_id))
         gap = find_gap(logits, sampler, len(context) - 1, (expected, found))
         return Verdict(gap, tolerance_of(logits))
 

@@ -31,6 +31,7 @@ def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
             refuses the messages.
     """
     if isinstance(prompt, str):
+        _check_text(prompt)
         bos = tokenizer.bos_token
         has_bos = bos is not None and prompt.startswith(bos)
         ids: list[int] = tokenizer.encode(prompt, add_special_tokens=not has_bos)
@@ -93,8 +94,23 @@ def _is_id(value: Any) -> bool:
     return hasattr(value, "__index__") and not isinstance(value, bool)
 
 
+def _check_text(text: str) -> None:
+    """Refuse text that no tokenizer can read: half a character, as broken bytes leave behind."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise EagleError(
+            f"the prompt is not Unicode text: character {error.start + 1} is half of a pair "
+            f"(U+{ord(text[error.start]):04X}); was it read with another encoding?"
+        ) from error
+
+
 def _apply_template(tokenizer: Any, messages: list[Any]) -> list[int]:
     """Return the token ids of chat messages."""
+    for message in messages:
+        for part in message.values():
+            if isinstance(part, str):
+                _check_text(part)
     if not tokenizer.has_chat_template:
         raise EagleError(
             "this target has no chat template, so chat messages cannot be encoded; "

@@ -163,6 +163,7 @@ def responses(
             reason = ends.reason(token, stats.generation_tokens, text.stopped)
             if reason:
                 shown += text.finish()
+                reason = "stop" if text.stopped else reason
                 stats.peak_memory_bytes = mx.get_peak_memory()
                 stats.ended_by = ends.full if reason == "length" else ""
             yield GenerationResponse(

@@ -65,10 +65,9 @@ class Session:
         the conversation as it was, but ends a stream that is open; see `stream_generate` for the
         errors.
         """
-        if not isinstance(text, str):
-            raise EagleError(f"the question is {type(text).__name__}; give it as a string")
+        question = _question(text)
         self._finish()
-        return self._answer(self.messages, {"role": "user", "content": text}, options)
+        return self._answer(self.messages, question, options)
 
     def regenerate(self, **options: Any) -> Responses:
         """Answer the last question anew; the new answer replaces the old one.
@@ -85,8 +84,9 @@ class Session:
         Raises:
             EagleError: if nothing was asked yet; also what `ask` raises.
         """
+        question = _question(text)
         before, _ = self._last_turn()
-        return self._answer(before, {"role": "user", "content": text}, options)
+        return self._answer(before, question, options)
 
     def undo(self) -> Message | None:
         """Forget the last question and its answer; return the question, None if there is none."""
@@ -219,6 +219,17 @@ class Session:
         if self._open is not None:
             self._open.close()
         self._open = None
+
+
+def _question(text: str) -> Message:
+    """Return the message that asks something.
+
+    Raises:
+        EagleError: if it is no text.
+    """
+    if not isinstance(text, str):
+        raise EagleError(f"the question is {type(text).__name__}; give it as a string")
+    return {"role": "user", "content": text}
 
 
 def _path(path: str | Path) -> Path:

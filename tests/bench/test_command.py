@@ -313,3 +313,10 @@ def test_a_table_lines_up_and_names_cannot_leave_their_cell() -> None:
     assert as_table([["a", "long"], ["x|\x1b", "y"]]) == (
         "| a    | long |\n| ---- | ---- |\n| x\\|? | y    |"
     )
+
+
+def test_c2_a_temperature_that_no_draw_has_is_refused_before_anything_is_loaded(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["bench", "--temp", "1e-7", "--model", "/no/such/folder"]) == 2
+    assert "--temp" in capsys.readouterr().err

@@ -226,3 +226,7 @@ def test_plain_decoding_always_takes_part_once_and_first() -> None:
 def test_what_is_no_contestant_is_refused_with_the_list(name: str) -> None:
     with pytest.raises(ValueError, match="is not a contestant.*auto, chain:N, tree:DxWxN, head"):
         parse_spec(name)
+
+
+def test_c2_after_the_largest_seed_comes_the_smallest() -> None:
+    assert [Trial(seed=2**32 - 1).setting(1.0, i).seed for i in (0, 1, 2)] == [2**32 - 1, 0, 1]

@@ -1,5 +1,6 @@
 """The command line: what it imports, where its output goes, how it ends."""
 
+import io
 import json
 import os
 import signal
@@ -14,7 +15,9 @@ from typing import Any
 import click
 import pytest
 
+import mlx_eagle
 from command_line import run_here
+from mlx_eagle.cli.generate import read_stdin
 from mlx_eagle.cli.main import COMMANDS, group, run
 from mlx_eagle.decoding.stats import GenerationStats
 from mlx_eagle.engine import EngineInfo
@@ -414,3 +417,15 @@ def test_a_grammar_with_ignore_eos_is_a_wrong_command_line(
     assert run(["generate", "a", "--regex", "b", "--ignore-eos"]) == 2
     assert "an answer under a grammar ends with it" in capsys.readouterr().err
     assert engine.asked == []
+
+
+def test_b11_a_byte_order_mark_and_line_ends_of_windows_are_no_part_of_a_prompt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = io.TextIOWrapper(io.BytesIO("\ufeffWhat?\r\nWhy?\r\n".encode()))
+    monkeypatch.setattr(sys, "stdin", given)
+    assert read_stdin() == "What?\nWhy?"
+
+
+def test_c9_without_a_head_nobody_is_sent_to_the_doctor() -> None:
+    assert mlx_eagle.load(head="none", calibrate=False).info.remedy == ""

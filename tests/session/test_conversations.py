@@ -11,6 +11,7 @@ import pytest
 from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.engine import Engine
 from mlx_eagle.errors import EagleError
+from mlx_eagle.session.detokenize import TextStream
 from mlx_eagle.session.session import Session
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import TreeShape
@@ -283,3 +284,38 @@ def test_an_engine_with_other_caches_learns_costs_of_its_own_and_is_made_once(
     assert demo.with_kv(demo.target.kv) is demo
     assert other.planners is not demo.planners
     assert other.planners.records is None, "nothing learnt here is put on record as the pair's"
+
+
+def test_c3_an_edited_question_must_be_text_too(talk: Session) -> None:
+    before = list(talk.messages)
+    with pytest.raises(EagleError, match="the question is int"):
+        talk.edit(123)  # type: ignore[arg-type]
+    assert talk.messages == before
+
+
+def test_c9_a_stop_string_that_only_the_end_shows_ends_the_answer(
+    demo: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A detokenizer that holds all of its text back until it is finished."""
+    want = demo.generate("def f", **OPTIONS).text
+    assert len(want) > 3
+
+    def hold(self: TextStream, token: int) -> str:
+        self._detokenizer.add_token(token)
+        return ""
+
+    monkeypatch.setattr(TextStream, "add", hold)
+    result = demo.generate("def f", stop=[want[3:]], **OPTIONS)
+    assert (result.text, result.finish_reason) == (want[:3], "stop")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_b7_logits_that_are_no_numbers_are_an_error_at_once(
+    temperature: float, demo: Engine
+) -> None:
+    def spoil(tokens: mx.array, logits: mx.array) -> mx.array:
+        return logits * mx.nan if tokens.shape[0] > 4 else logits
+
+    session = demo.session()
+    with pytest.raises(EagleError, match="logits are not numbers"):
+        list(session.stream_generate([5, 6, 7], logits_processors=[spoil], temperature=temperature))
