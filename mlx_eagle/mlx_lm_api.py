@@ -15,6 +15,7 @@ quantized as it is written, where mlx-lm reads the first chunk of a prompt in fu
 Options of ours, such as `seed`, `json_schema` or `tree`, are taken as well.
 """
 
+import weakref
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -50,17 +51,27 @@ class PromptCache:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.tokens = list(session.prefix.tokens)
+        self._open: weakref.ref[Responses] | None = None
+
+    def finish(self) -> None:
+        """End the stream that is still open; what it has given so far counts."""
+        stream = self._open() if self._open is not None else None
+        if stream is not None:
+            stream.close()
 
     def stream(
         self, ids: list[int], report: Callable[[int, int], None] | None, **options: Any
     ) -> Responses:
         """Answer a prompt that goes on after what was seen; only its own tokens are counted.
 
+        A stream that is still open ends before.
+
         Args:
             ids: of the new prompt.
             report: called with (prompt tokens done, prompt tokens in all).
             **options: the fields of `GenerationOptions`.
         """
+        self.finish()
         ids = [*self.tokens, *ids]
         n_known = len(self.tokens)
 
@@ -69,8 +80,10 @@ class PromptCache:
                 report(done - n_known, total - n_known)
 
         options = {"logprobs": True} | options
-        stream = self.session.stream_generate(ids, progress=progress, **options)
-        return self._counted(stream, ids, n_known)
+        answer = self.session.stream_generate(ids, progress=progress, **options)
+        stream = self._counted(answer, ids, n_known)
+        self._open = weakref.ref(stream)
+        return stream
 
     def _counted(self, stream: Responses, ids: list[int], n_known: int) -> Responses:
         """Pass on an answer to `ids`, of which `n_known` were seen before, and note its tokens."""
@@ -94,7 +107,8 @@ def make_prompt_cache(model: Engine, max_kv_size: int | None = None) -> PromptCa
 
 
 def save_prompt_cache(file_name: str | Path, cache: PromptCache) -> None:
-    """Write a prompt cache to a file; see `Session.save`."""
+    """Write a prompt cache to a file, once its open stream has ended; see `Session.save`."""
+    cache.finish()
     cache.session.save(file_name)
 
 

@@ -216,3 +216,16 @@ def test_two_reports_of_progress_are_one_too_many(demo: Any, question: list[int]
     reports = {"prompt_progress_callback": print, "progress": print}
     with pytest.raises(TypeError, match="progress"):
         drop_in.stream_generate(demo, None, question, **reports)
+
+
+def test_c1_a_cache_that_is_saved_in_mid_stream_agrees_with_itself(
+    demo: Any, question: list[int], tmp_path: Path
+) -> None:
+    cache = drop_in.make_prompt_cache(demo)
+    stream = drop_in.stream_generate(demo, None, question, 20, prompt_cache=cache)
+    given = [next(stream).token for _ in range(3)]
+    drop_in.save_prompt_cache(tmp_path / "chat", cache)
+    assert cache.tokens == [*question, *given]
+    assert list(stream) == [], "saving ended it"
+    again = drop_in.load_prompt_cache(tmp_path / "chat", demo)
+    assert again.tokens == cache.tokens

@@ -9,6 +9,7 @@ other, until no change helps. No weights are changed but the table of draft ids.
 import json
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,11 +122,12 @@ def repair_head(folder: Path, diagnosis: Diagnosis) -> None:
         "before": round(diagnosis.before.acceptance_length, 3),
         "positions": len(diagnosis.after.likelihoods),
     }
-    if any(change.fact == "draft_to_target" for change in diagnosis.changes):
-        with new_file(folder / "model.safetensors") as partial:
+    text = json.dumps(config, indent=2, allow_nan=False) + "\n"
+    with ExitStack() as both:  # both are on the disk before the first one is replaced
+        both.enter_context(new_file(folder / "config.json")).write_text(text, encoding="utf-8")
+        if any(change.fact == "draft_to_target" for change in diagnosis.changes):
+            partial = both.enter_context(new_file(folder / "model.safetensors"))
             mx.save_safetensors(str(partial), weights, metadata={"format": "mlx"})
-    with new_file(folder / "config.json") as partial:
-        partial.write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _checked(config: dict[str, Any], target: TargetFacts) -> dict[str, Any]:

@@ -36,7 +36,10 @@ def new_folder(out: Path) -> Iterator[Path]:
             out.parent.mkdir(parents=True, exist_ok=True)
             partial.rename(out)
         except OSError as error:
-            raise EagleError(f"cannot write {out}: {error.strerror or error}") from error
+            # What is read meanwhile has a name of its own; what cannot be written is in the folder.
+            elsewhere = error.filename if not _is_in(error.filename, partial) else None
+            where = str(elsewhere) if elsewhere else f"cannot write {out}"
+            raise EagleError(f"{where}: {error.strerror or error}") from error
         finally:
             if partial.exists():
                 shutil.rmtree(partial)
@@ -68,6 +71,13 @@ def new_file(file: Path, *, mode: int = 0o666, suffix: str | None = None) -> Ite
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def _is_in(name: object, folder: Path) -> bool:
+    """Say whether an error is about something of a folder, or about nothing that has a name."""
+    if not isinstance(name, str | os.PathLike):
+        return True
+    return folder in (path := Path(os.path.abspath(name))).parents or path == folder
 
 
 def _refuse_existing(out: Path) -> None:

@@ -131,3 +131,17 @@ def test_failure_leaves_the_file_as_it_was(tmp_path: Path, error: type[BaseExcep
     assert (tmp_path / "a").read_text() == "mine"
     with pytest.raises(FileNotFoundError), new_file(tmp_path / "none" / "a"):
         pytest.fail("the block ran")
+
+
+def test_c7_what_cannot_be_read_is_not_called_unwritable(tmp_path: Path) -> None:
+    with (
+        pytest.raises(EagleError, match=r"source\.bin: No such file"),
+        new_folder(tmp_path / "out"),
+    ):
+        (tmp_path / "source.bin").read_bytes()
+    with (
+        pytest.raises(EagleError, match=r"cannot write .*out: "),
+        new_folder(tmp_path / "out") as part,
+    ):
+        (part / "missing" / "file").write_text("1")
+    assert everything_in(tmp_path) == []
