@@ -15,11 +15,13 @@ from mlx_eagle.cache.kv import KVCache
 from mlx_eagle.cache.stock import StockCache
 from mlx_eagle.cache.window import WindowKVCache
 from mlx_eagle.errors import EagleError
-from mlx_eagle.files.json_files import language_config
+from mlx_eagle.files.json_files import language_config, read_count, read_number
+from mlx_eagle.target.rotation import layer_facts
 from mlx_eagle.target.target import Target
 
 UNBOUNDED = 1 << 40  # rows
 SHARE = 0.75  # of the machine's memory, where the device does not say what it can use
+STRETCHING = ("linear", "dynamic", "yarn", "llama3")  # kinds of rope that a factor makes longer
 CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "n_positions")
 
 
@@ -76,7 +78,7 @@ class Limits(NamedTuple):
         """
         budgets = []
         if self.max_context is not None:
-            full = f"the context of {self.max_context} tokens is full"
+            full = f"the context of {self.max_context} tokens is full (max_context sets it)"
             budgets.append(Budget(self.max_context, full))
         if self.memory is not None and self.bytes_per_row:
             free = max(self.memory - mx.get_active_memory(), 0) + self.cache_bytes(held_rows)
@@ -95,7 +97,17 @@ def model_context_length(config: dict[str, Any]) -> int | None:
     """Return for how many tokens a target was made, by its config.json; None if it does not say."""
     known = language_config(config)
     sizes = [known[key] for key in CONTEXT_KEYS if type(known.get(key)) is int]
-    return next((size for size in sizes if size > 0), None)
+    stated = next((size for size in sizes if size > 0), None)
+    return stated if stated is None else max(stated, _stretched(known, stated))
+
+
+def _stretched(config: dict[str, Any], stated: int) -> int:
+    """Return for how many tokens rope is scaled, which some files do not count as positions."""
+    facts = layer_facts(config, 0)
+    if facts.get("rope_type", facts.get("type")) not in STRETCHING:
+        return 0
+    trained = read_count(facts, "original_max_position_embeddings", stated)
+    return int(trained * read_number(facts, "factor", 1.0))
 
 
 def device_memory() -> int:

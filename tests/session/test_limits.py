@@ -29,7 +29,7 @@ def test_an_answer_ends_where_the_context_does_and_says_so(limited: Engine) -> N
     for tree in (TREE, TreeShape(4, 4, 8)):
         result = limited.generate([5] * 50, max_tokens=100, ignore_eos=True, tree=tree)
         assert (len(result.tokens), result.finish_reason) == (14, "length")
-        assert result.stats.ended_by == "the context of 64 tokens is full"
+        assert result.stats.ended_by == "the context of 64 tokens is full (max_context sets it)"
     shorter = limited.generate([5] * 50, max_tokens=14, ignore_eos=True, tree=TREE)
     assert (shorter.tokens, shorter.stats.ended_by) == (result.tokens, "")
 
@@ -140,6 +140,11 @@ def test_many_turns_are_left_out_several_at_a_time(limited: Engine) -> None:
     assert sum(n > 100 for n in cached[-12:]) >= 7
 
 
+def yarn(factor: float, **more: int) -> dict[str, Any]:
+    scaling = {"type": "yarn", "factor": factor} | more
+    return {"max_position_embeddings": 32768, "rope_theta": 1e6, "rope_scaling": scaling}
+
+
 @pytest.mark.parametrize(
     ("config", "tokens"),
     [
@@ -147,6 +152,11 @@ def test_many_turns_are_left_out_several_at_a_time(limited: Engine) -> None:
         ({"text_config": {"max_position_embeddings": 8192}}, 8192),
         ({"n_positions": 1024}, 1024),
         ({"max_position_embeddings": "many"}, None),
+        # B9: rope scaling promises more than the positions say; llama3's are counted already.
+        (yarn(4.0, original_max_position_embeddings=32768), 131072),
+        (yarn(4.0), 131072),
+        (yarn(2.0, original_max_position_embeddings=4096), 32768),
+        ({"rope_parameters": {"rope_type": "default"}, "max_position_embeddings": 512}, 512),
         ({}, None),
     ],
 )
