@@ -200,6 +200,8 @@ def details(stats: "GenerationStats") -> str:
         f"{_seconds(stats.verify_seconds)}, host {_seconds(stats.host_seconds)}",
         "peak memory": gigabytes(stats.peak_memory_bytes),
     }
+    if stats.seed is not None:
+        rows["seed"] = str(stats.seed)
     return table(rows)
 
 

@@ -86,7 +86,8 @@ class GenerationStats:
     a line for the user, once, where a head drafts so badly that it must be run wrongly. `planned`
     is None where no planner was asked. `ended_by` says what was full if an answer ended before
     `max_tokens`; `status` says whether anything was drafted, and `speculation` the same in words;
-    `dropped_messages` were left out of the prompt because they did not fit.
+    `dropped_messages` were left out of the prompt because they did not fit. `seed` gives the same
+    text again; None where nothing was drawn by one.
     """
 
     prompt_tokens: int = 0
@@ -105,6 +106,7 @@ class GenerationStats:
     advice: str = ""
     ended_by: str = ""
     dropped_messages: int = 0
+    seed: int | None = None
     planned: Planned | None = None
 
     @property

@@ -19,7 +19,8 @@ class SamplingOptions:
         top_p: only the likeliest tokens that together have this share; 1 is off.
         top_k: only so many of the likeliest tokens; 0 is off.
         min_p: only tokens that have at least this share of the likeliest one's; 0 is off.
-        seed: the same seed gives the same text.
+        seed: the same seed gives the same text; None: every answer gets its own, which its
+            statistics name.
     """
 
     temperature: float = option(
@@ -47,8 +48,13 @@ class SamplingOptions:
         "sampling",
         short="min_p",
     )
-    seed: int = option(
-        0, "The same seed gives the same text.", Whole(0, 2**32 - 1), "sampling", short="seed"
+    seed: int | None = option(
+        None,
+        "The same seed gives the same text; without one every answer gets its own.",
+        Whole(0, 2**32 - 1),
+        "sampling",
+        short="seed",
+        unset="random",
     )
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ top-k on the untempered distribution, then the temperature. Processors and gramm
 the logits before, are applied in `token_selector.py`.
 """
 
+import secrets
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -35,7 +36,15 @@ class Sampler(Protocol):
 
 
 class SeededSampler(SamplingOptions):
-    """Draws as the options say, by seed and position; the filters are mlx-lm's."""
+    """Draws as the options say, by seed and position; the filters are mlx-lm's.
+
+    Without a seed it takes one of its own.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seed is None:
+            object.__setattr__(self, "seed", secrets.randbits(32))
 
     def __call__(self, logits: mx.array, tree: DraftTree, offset: int) -> mx.array:
         """Choose the token after every node.
@@ -81,6 +90,7 @@ class SeededSampler(SamplingOptions):
 
     def _noise(self, position: int, n: int) -> mx.array:
         """Return [n] Gumbel noise that depends on the seed and the position alone."""
+        assert self.seed is not None, "it has taken one"
         key = mx.array([self.seed, position], dtype=mx.uint32)
         return mx.random.gumbel((n,), key=key)
 

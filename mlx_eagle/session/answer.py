@@ -46,7 +46,7 @@ class Answering:
         self._request, self._cancelled = request, cancelled
         status = engine.info.status
         self._stats = GenerationStats(prompt_tokens=len(request.ids), status=status)
-        self._stats.dropped_messages = request.n_dropped
+        self._stats.dropped_messages, self._stats.seed = request.n_dropped, request.seed
 
     def stream(self) -> Responses:
         """Read the prompt, then turn rounds into responses until something ends the answer."""

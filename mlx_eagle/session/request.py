@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mlx_eagle.drafters.base import Drafter
 from mlx_eagle.errors import EagleError
+from mlx_eagle.sampling.samplers import SeededSampler
 from mlx_eagle.sampling.token_selector import TokenSelector
 from mlx_eagle.session.limits import Budget
 from mlx_eagle.session.options import GenerationOptions
@@ -27,6 +28,7 @@ class Request(NamedTuple):
         budget: how many tokens it may take; None: unbounded.
         n_dropped: messages that were left out because they did not fit.
         selector: chooses the tokens of the answer.
+        seed: of the draws; None where nothing is drawn, or a sampler made for mlx-lm draws.
     """
 
     ids: list[int]
@@ -34,6 +36,7 @@ class Request(NamedTuple):
     budget: Budget | None
     n_dropped: int
     selector: TokenSelector
+    seed: int | None
 
 
 def check_request(
@@ -65,7 +68,8 @@ def check_request(
     constraint = make_constraint(options, engine)
     sampler, processors = make_sampler(options), make_processors(options)
     selector = TokenSelector(sampler, processors, constraint, ids[:-1])
-    return Request(ids, options, budget, n_dropped, selector)
+    is_drawn = isinstance(sampler, SeededSampler) and not options.is_greedy
+    return Request(ids, options, budget, n_dropped, selector, sampler.seed if is_drawn else None)
 
 
 def _fit(

@@ -319,3 +319,16 @@ def test_b7_logits_that_are_no_numbers_are_an_error_at_once(
     session = demo.session()
     with pytest.raises(EagleError, match="logits are not numbers"):
         list(session.stream_generate([5, 6, 7], logits_processors=[spoil], temperature=temperature))
+
+
+def test_b5_every_sampled_answer_has_a_seed_of_its_own_which_its_statistics_name(
+    demo: Engine,
+) -> None:
+    options: dict[str, Any] = {"temperature": 1.5, "max_tokens": 12, "tree": TREE}
+    answers = [demo.generate("def f", **options) for _ in range(4)]
+    assert len({tuple(answer.tokens) for answer in answers}) > 1
+    seeds = [answer.stats.seed for answer in answers]
+    assert len(set(seeds)) == 4
+    again = demo.generate("def f", seed=seeds[2], **options)
+    assert (again.tokens, again.stats.seed) == (answers[2].tokens, seeds[2])
+    assert demo.generate("def f", max_tokens=2).stats.seed is None, "nothing is drawn"
