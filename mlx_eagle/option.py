@@ -213,3 +213,11 @@ def check_options(owner: Any, error: type[Exception] = ValueError) -> None:
         value = getattr(owner, name)
         if fault := described.fault(value):
             raise error(f"{name} is {value!r}; {fault}")
+
+
+def fill_defaults(owner: Any) -> None:
+    """Give options that are None, and cannot be, their defaults: mlx-lm's callers pass None."""
+    for name, described in options_of(owner).items():
+        if getattr(owner, name) is None and not described.unset:
+            default = next(field.default for field in fields(owner) if field.name == name)
+            object.__setattr__(owner, name, default)

@@ -5,7 +5,7 @@ A new option of the sampler is a field here and its use there. MLX is not import
 
 from dataclasses import dataclass
 
-from mlx_eagle.option import Number, Whole, check_options, option
+from mlx_eagle.option import Number, Whole, check_options, fill_defaults, option
 
 COLDEST = 1e-6  # temperature; below it float32 has no room for the scores
 
@@ -58,4 +58,5 @@ class SamplingOptions:
     )
 
     def __post_init__(self) -> None:
+        fill_defaults(self)
         check_options(self)

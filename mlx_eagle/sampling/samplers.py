@@ -145,8 +145,11 @@ class StockSampler:
 
 
 def _if_finite(normalizer: mx.array, chosen: mx.array) -> mx.array:
-    """Return tokens [N], or NO_NUMBERS for rows whose sum [N, 1] of exponentials is no number."""
-    return mx.where(mx.isfinite(normalizer[:, 0]), chosen, NO_NUMBERS)
+    """Return tokens [N], or NO_NUMBERS for rows whose logarithm of a sum [N, 1] is NaN or infinite.
+
+    It is -inf where no token is allowed, which is the grammar's matter.
+    """
+    return mx.where(normalizer[:, 0] < mx.inf, chosen, NO_NUMBERS)
 
 
 def _random_state() -> mx.array:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mlx_eagle.drafters.base import Drafter
 from mlx_eagle.errors import EagleError
-from mlx_eagle.sampling.samplers import SeededSampler
+from mlx_eagle.sampling.samplers import Sampler, SeededSampler
 from mlx_eagle.sampling.token_selector import TokenSelector
 from mlx_eagle.session.limits import Budget
 from mlx_eagle.session.options import GenerationOptions
@@ -68,8 +68,14 @@ def check_request(
     constraint = make_constraint(options, engine)
     sampler, processors = make_sampler(options), make_processors(options)
     selector = TokenSelector(sampler, processors, constraint, ids[:-1])
-    is_drawn = isinstance(sampler, SeededSampler) and not options.is_greedy
-    return Request(ids, options, budget, n_dropped, selector, sampler.seed if is_drawn else None)
+    return Request(ids, options, budget, n_dropped, selector, _seed(sampler))
+
+
+def _seed(sampler: Sampler) -> int | None:
+    """Return the seed by which an answer is drawn, if it is."""
+    if isinstance(sampler, SeededSampler) and sampler.temperature > 0:
+        return sampler.seed
+    return None
 
 
 def _fit(

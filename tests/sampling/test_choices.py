@@ -273,7 +273,6 @@ def test_texts_of_three_tokens_follow_the_distribution_that_is_enumerated(
         ({"max_tokens": 2.5}, "max_tokens is 2.5; it must be a whole number"),
         ({"max_tokens": True}, "max_tokens is True"),
         ({"top_k": 2.5}, "top_k is 2.5"),
-        ({"seed": None}, "seed is None"),
         ({"seed": 2**32}, "seed is 4294967296"),
         ({"stop": [5]}, r"stop is \[5\]"),
         ({"tree": "chain"}, "tree is 'chain'; give a TreeShape"),

@@ -28,3 +28,9 @@ def test_the_sampler_is_made_from_the_options_that_describe_it() -> None:
 
 def test_a_prompt_is_read_in_the_chunks_of_prefill() -> None:
     assert GenerationOptions().prefill_step_size == PREFILL_STEP
+
+
+def test_c6_none_is_the_default_as_for_mlx_lm() -> None:
+    names = ("temperature", "top_p", "top_k", "min_p", "logit_bias", "max_tokens", "stop")
+    given = GenerationOptions(**dict.fromkeys(names))
+    assert given == GenerationOptions()
