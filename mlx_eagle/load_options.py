@@ -4,9 +4,10 @@
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from mlx_eagle.errors import EagleError
-from mlx_eagle.option import Bytes, Choice, Switch, Whole, check_options, option
+from mlx_eagle.option import Bytes, Choice, Switch, Text, Whole, check_options, option
 
 KV_BITS = (4, 8)
 KV_GROUP_SIZES = (32, 64, 128)
@@ -29,6 +30,7 @@ class LoadOptions:
             as it was on the texts that the head was trained on; 0 is all of them, None is chosen
             for the head.
         max_context: tokens that a conversation may have; None is what the model was made for.
+        adapter_path: folder with a LoRA adapter that mlx-lm has made for the target; None: none.
         memory_limit: bytes that MLX may use before a conversation is refused or ended; None is
             what the device recommends.
 
@@ -90,6 +92,14 @@ class LoadOptions:
         "loading",
         unset="auto",
     )
+    adapter_path: str | None = option(
+        None,
+        "LoRA adapter for the target, as mlx-lm makes them.",
+        Text("DIR"),
+        "loading",
+        unset="none",
+        in_chat=False,
+    )
     memory_limit: int | None = option(
         None,
         "Memory that MLX may use. Default: what the device recommends.",
@@ -101,6 +111,8 @@ class LoadOptions:
     )
 
     def __post_init__(self) -> None:
+        if isinstance(self.adapter_path, Path):
+            object.__setattr__(self, "adapter_path", str(self.adapter_path))
         check_options(self, error=EagleError)
         if self.kv_bits is not None and self.max_kv_size is not None:
             raise EagleError(

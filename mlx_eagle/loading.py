@@ -71,10 +71,10 @@ def load(
     pair, target, tokenizer = _read_pair(found, chosen, progress)
     for remark in target.remarks:
         (notify or to_stderr)(f"{_name(found.name)}: {remark}")
-    info, limits = _describe(found, pair, target), _limits(pair, target, chosen)
+    info, limits = _describe(found, pair, target, chosen), _limits(pair, target, chosen)
     if pair.head is None:
         return Engine(pair.target, tokenizer, None, info, limits=limits)
-    planners = _planners(found, pair, info, chosen.calibrate, progress)
+    planners = _planners(found, pair, info, chosen, progress)
     if not (outlook := planners.outlook(0)).is_on:
         info = info._replace(status=outlook)
     return Engine(pair.target, tokenizer, pair.head, info, planners, limits)
@@ -101,7 +101,12 @@ def _read_pair(
     """Return target and head with all weights read, how the target loaded, and its tokenizer."""
     report = partial(progress, "load") if progress else _silent
     report(0, STEPS)
-    target, tokenizer = load_target(found.folder, options.dtype, max_context=options.max_context)
+    target, tokenizer = load_target(
+        found.folder,
+        options.dtype,
+        max_context=options.max_context,
+        adapter=Path(options.adapter_path) if options.adapter_path else None,
+    )
     report(1, STEPS)
     maybe_set_recommended_wired_limit()
     pair = pair_up(target.network, found.head, kv_options(options))
@@ -132,11 +137,12 @@ def _limits(pair: Pair, target: LoadedTarget, options: LoadOptions) -> Limits:
     return Limits(context, memory, bytes_per_row(pair.target), window)
 
 
-def _describe(found: Found, pair: Pair, target: LoadedTarget) -> EngineInfo:
+def _describe(found: Found, pair: Pair, target: LoadedTarget, options: LoadOptions) -> EngineInfo:
     """Return what is loaded, in words for a banner."""
+    adapter = f" with the adapter {options.adapter_path}" if options.adapter_path else ""
     folders = quote(str(found.head.folder)), quote(str(found.folder))
     return EngineInfo(
-        target=_name(found.name),
+        target=_name(found.name) + adapter,
         target_precision=precision(pair.target.model),
         head=_name(found.head.name) if pair.head else "",
         head_precision=precision(pair.head) if pair.head else "",
@@ -149,14 +155,15 @@ def _describe(found: Found, pair: Pair, target: LoadedTarget) -> EngineInfo:
 
 
 def _planners(
-    found: Found, pair: Pair, info: EngineInfo, calibrate: bool, progress: Progress | None
+    found: Found, pair: Pair, info: EngineInfo, options: LoadOptions, progress: Progress | None
 ) -> Planners:
     """Return what plans the trees of a pair."""
     assert pair.head is not None and found.head.folder is not None, "only a pair has planners"
-    records = records_of_pair(pair.target, pair.head, found.folder, found.head.folder)
+    folders = found.folder, found.head.folder
+    records = records_of_pair(pair.target, pair.head, *folders, adapter=options.adapter_path)
     report = partial(progress, "calibrate") if progress else _silent
     return planners_of_pair(
-        pair.target, pair.head, records, info.remedy, may_measure=calibrate, report=report
+        pair.target, pair.head, records, info.remedy, may_measure=options.calibrate, report=report
     )
 
 

@@ -25,18 +25,57 @@ import mlx.core as mx
 
 from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.engine import Engine
+from mlx_eagle.files.json_files import read_json
+from mlx_eagle.hub.download import fetch
 from mlx_eagle.loading import load as load_engine
 from mlx_eagle.session.prompt import Prompt, encode
 from mlx_eagle.session.responses import Responses
 from mlx_eagle.session.session import Session
+from mlx_eagle.tree_shape import TreeShape
 
 UNLIMITED = 1 << 40  # tokens, for max_tokens=-1; the context ends the answer
 
 
-def load(path_or_hf_repo: str | Path, **options: Any) -> tuple[Engine, Any]:
-    """Return an engine and its tokenizer; the options are those of `mlx_eagle.load`."""
-    engine = load_engine(path_or_hf_repo, **options)
-    return engine, engine.tokenizer
+def load(
+    path_or_hf_repo: str | Path,
+    tokenizer_config: dict[str, Any] | None = None,
+    model_config: dict[str, Any] | None = None,
+    adapter_path: str | Path | None = None,
+    lazy: bool = False,
+    return_config: bool = False,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> Any:
+    """Return an engine and its tokenizer, in mlx-lm's order of parameters.
+
+    Args:
+        path_or_hf_repo: as `model` of `mlx_eagle.load`.
+        tokenizer_config: refused, unless it only says that no code is to be trusted.
+        model_config: refused: what runs is what the files say.
+        adapter_path: a LoRA adapter, as mlx-lm makes them.
+        lazy: taken and not followed: an engine has read its weights.
+        return_config: return the target's config.json as well.
+        revision: refused: fetch that revision, and give its folder.
+        trust_remote_code: refused.
+        **options: those of `mlx_eagle.load`.
+
+    Raises:
+        ValueError: naming what is refused.
+        EagleError: as `mlx_eagle.load` does.
+    """
+    refused = {
+        "tokenizer_config": {k: v for k, v in (tokenizer_config or {}).items() if v},
+        "model_config": model_config,
+        "revision": revision,
+        "trust_remote_code": trust_remote_code,
+    }
+    if given := [name for name, value in refused.items() if value]:
+        raise ValueError(f"{given[0]} was given, which mlx_eagle does not take")
+    engine = load_engine(path_or_hf_repo, adapter_path=adapter_path, **options)
+    if not return_config:
+        return engine, engine.tokenizer
+    return engine, engine.tokenizer, read_json(fetch(path_or_hf_repo) / "config.json")
 
 
 class PromptCache:
@@ -142,8 +181,9 @@ def stream_generate(
         draft_model: mlx-lm's way to speculate; the engine has its own, so only None is taken.
         prompt_cache: the prompt goes on after what this one has seen.
         prompt_progress_callback: called with (prompt tokens done, prompt tokens in all).
-        **options: `kv_bits`, `kv_group_size` and `max_kv_size` for a new cache; `sampler`,
-            `logits_processors`, `prefill_step_size` and other fields of `GenerationOptions`.
+        **options: `kv_bits`, `kv_group_size` and `max_kv_size` for a new cache; `num_draft_tokens`
+            for a chain of so many every round; `sampler`, `logits_processors`,
+            `prefill_step_size` and other fields of `GenerationOptions`.
 
     Raises:
         TypeError: if an option does not exist.
@@ -152,6 +192,12 @@ def stream_generate(
     """
     if draft_model is not None:
         raise ValueError("draft_model was given, but the engine drafts with its own head")
+    if start := options.pop("quantized_kv_start", 0):
+        raise ValueError(
+            f"quantized_kv_start is {start}, but with kv_bits every row is quantized: leave it out"
+        )
+    if (n_drafted := options.pop("num_draft_tokens", None)) is not None:
+        options = {"tree": TreeShape.chain(n_drafted)} | options
     if tokenizer is not None and tokenizer is not model.tokenizer:
         raise ValueError("tokenizer is not the engine's own; give engine.tokenizer or None")
     cache = _choose_cache(model, prompt_cache, options)

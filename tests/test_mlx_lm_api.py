@@ -14,6 +14,7 @@ from mlx_lm.sample_utils import make_logits_processors, make_sampler
 from cases import broad
 from mlx_eagle import mlx_lm_api as drop_in
 from mlx_eagle.errors import EagleError
+from mlx_eagle.loading import DEMO
 from mlx_eagle.session.options import GenerationOptions
 from mlx_eagle.tree import TreeShape
 
@@ -229,3 +230,28 @@ def test_c1_a_cache_that_is_saved_in_mid_stream_agrees_with_itself(
     assert list(stream) == [], "saving ended it"
     again = drop_in.load_prompt_cache(tmp_path / "chat", demo)
     assert again.tokens == cache.tokens
+
+
+def test_b10_mlx_lms_keywords_of_load_are_done_or_refused_by_name() -> None:
+    target = str(DEMO / "target")
+    engine, tokenizer, config = drop_in.load(
+        target, {"trust_remote_code": False}, None, None, True, True, head="none"
+    )
+    assert tokenizer is engine.tokenizer
+    assert config["model_type"] == "llama"
+    own = {"tokenizer_config": {"eos_token": "x"}, "model_config": {"num_hidden_layers": 2}}
+    for name, value in (own | {"revision": "main", "trust_remote_code": True}).items():
+        with pytest.raises(ValueError, match=f"{name} was given"):
+            drop_in.load(target, **{name: value})
+    theirs = set(inspect.signature(mlx_lm.load).parameters)
+    assert theirs <= set(inspect.signature(drop_in.load).parameters)
+
+
+def test_b10_mlx_lms_keywords_of_drafting_are_done_or_refused_by_name(
+    demo: Any, question: list[int]
+) -> None:
+    *_, last = drop_in.stream_generate(demo, None, question, 12, num_draft_tokens=2)
+    assert set(last.stats.drafted_by_depth) == {last.stats.rounds}
+    assert len(last.stats.drafted_by_depth) == 2
+    with pytest.raises(ValueError, match="quantized_kv_start is 5000"):
+        drop_in.generate(demo, None, question, kv_bits=8, quantized_kv_start=5000)

@@ -41,7 +41,14 @@ def planners_of_pair(
     return Planners(costs, head.max_depth, records, watch, chains_only=target.chains_only)
 
 
-def records_of_pair(target: Target, head: Head, target_folder: Path, head_folder: Path) -> Records:
+def records_of_pair(
+    target: Target,
+    head: Head,
+    target_folder: Path,
+    head_folder: Path,
+    *,
+    adapter: str | None = None,
+) -> Records:
     """Return what is on record of a pair on this machine.
 
     Args:
@@ -49,6 +56,7 @@ def records_of_pair(target: Target, head: Head, target_folder: Path, head_folder
         head: the head.
         target_folder: where the target is.
         head_folder: where the converted head is.
+        adapter: where the target's adapter is, if it has one.
     """
     facts = {
         "target": fingerprint(target_folder),
@@ -58,4 +66,6 @@ def records_of_pair(target: Target, head: Head, target_folder: Path, head_folder
         "activations": str(target.embedding(mx.array([0])).dtype),
         "KV cache": str(target.kv),
     }
+    if adapter is not None:
+        facts["adapter"] = fingerprint(Path(adapter))
     return Records(cache_folder(), Identity(this_machine(), facts))

@@ -20,6 +20,7 @@ from mlx_eagle.files.folders import PICKLES, find_weights
 from mlx_eagle.files.json_files import language_config, read_json
 from mlx_eagle.files.quoting import listed, quote
 from mlx_eagle.files.safetensors import read_header
+from mlx_eagle.target.adapters import apply_adapter, check_adapter
 from mlx_eagle.target.arrival import Dropped, missing_tensors, record_dropped
 from mlx_eagle.target.lift import OUTPUT_LAYERS, lift, untie
 from mlx_eagle.target.ropes import rotate_as_announced
@@ -54,7 +55,11 @@ def _dtype(name: str | None) -> mx.Dtype | None:
 
 
 def load_target(
-    folder: Path, dtype: str | None = None, *, max_context: int | None = None
+    folder: Path,
+    dtype: str | None = None,
+    *,
+    max_context: int | None = None,
+    adapter: Path | None = None,
 ) -> tuple[LoadedTarget, Any]:
     """Load model and tokenizer with mlx-lm's loader; remote code is refused.
 
@@ -62,11 +67,14 @@ def load_target(
         folder: the model.
         dtype: of `LoadOptions`.
         max_context: tokens that a text may have, if the user says so.
+        adapter: a LoRA adapter to put on it.
 
     Raises:
         CheckpointError: if mlx-lm cannot load it, or would not run it as its files say.
     """
     compute_type = _dtype(dtype)
+    if adapter is not None:
+        check_adapter(adapter)
     try:
         loaded = load_network(folder, max_context)
         tokenizer = load_tokenizer(
@@ -79,6 +87,8 @@ def load_target(
         raise CheckpointError(
             f"{folder} is not a target that mlx-lm can load ({reason})"
         ) from error
+    if adapter is not None:
+        apply_adapter(loaded.network, adapter)
     if compute_type is not None:
         loaded.network.set_dtype(compute_type)
     return loaded, tokenizer
