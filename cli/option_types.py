@@ -56,6 +56,41 @@ class WholeChoice(click.Choice[str]):
         return int(super().convert(str(value), param, ctx))
 
 
+class PairsText(click.ParamType):  # type: ignore[type-arg]
+    """Names and values: `name=value,name=value`, where values are JSON or else text; or JSON."""
+
+    name = "pairs"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse the pairs, or fail with what they must be."""
+        if isinstance(value, dict):
+            return value
+        if value.lstrip().startswith("{"):
+            return self._object(value, param, ctx)
+        pairs = [part.partition("=") for part in value.split(",")]
+        if not all(name.strip() and sign for name, sign, _ in pairs):
+            self.fail(f"{value!r} is not NAME=VALUE,NAME=VALUE.", param, ctx)
+        return {name.strip(): _json_or_text(text.strip()) for name, _, text in pairs}
+
+    def _object(
+        self, text: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, Any]:
+        """Parse a JSON object, or fail with the reason."""
+        try:
+            found = json.loads(text)
+        except ValueError as error:
+            self.fail(f"{text!r} is not JSON: {error}.", param, ctx)
+        return dict(found)
+
+
+def _json_or_text(text: str) -> Any:
+    """Return what JSON says, or the text where it is none."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
 class Schema(str):
     """A JSON schema as text, and the file it was read from."""
 
@@ -140,6 +175,8 @@ def reading(kind: option.Kind) -> Reading:
             return Reading(SchemaFile(), "FILE")
         case option.Bytes():
             return Reading(Gigabytes(), "GB")
+        case option.Pairs():
+            return Reading(PairsText(), "NAME=VALUE")
         case option.TreeSizes():
             return Reading(TreeSizes(), "DxWxN")
         case option.Text(metavar):

@@ -5,6 +5,8 @@ It works on every dataclass whose fields are described (`mlx_eagle.option`): `Ge
 accepts is accepted by the other. Nothing heavy is imported here.
 """
 
+import json
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -64,6 +66,8 @@ def text_of(options: Any, field: str) -> str:
         return value.file
     if isinstance(option.kind, Bytes):
         return f"{value / GIGABYTE:g}"
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={json.dumps(part)}" for name, part in value.items())
     if isinstance(option.kind, TreeSizes):
         return str(value.text)
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)

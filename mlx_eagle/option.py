@@ -7,6 +7,7 @@ in one place. Neither MLX nor click is imported here: `mlx-eagle --help` waits f
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Real
 from typing import Any, Protocol
@@ -127,6 +128,16 @@ class Texts:
         """Return what `value` must be instead, or ""."""
         is_list = isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
         return "" if is_list else "give a list of strings"
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Names and their values: a dict; on the command line `name=value,name=value` or JSON."""
+
+    def fault(self, value: Any) -> str:
+        """Return what `value` must be instead, or ""."""
+        is_dict = isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
+        return "" if is_dict else "give a dict of names and values"
 
 
 @dataclass(frozen=True)

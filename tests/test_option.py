@@ -7,7 +7,18 @@ from typing import Any
 import pytest
 
 from mlx_eagle.load_options import LoadOptions
-from mlx_eagle.option import GROUPS, Bytes, Choice, Number, Switch, Text, Texts, Whole, options_of
+from mlx_eagle.option import (
+    GROUPS,
+    Bytes,
+    Choice,
+    Number,
+    Pairs,
+    Switch,
+    Text,
+    Texts,
+    Whole,
+    options_of,
+)
 from mlx_eagle.sampling.options import COLDEST
 from mlx_eagle.session.options import GenerationOptions
 
@@ -25,6 +36,7 @@ from mlx_eagle.session.options import GenerationOptions
         (Text(), ("", "x"), (1, None)),
         (Texts(), ((), ["a"]), ("a", [1])),
         (Bytes(), (1,), (0, 1.5)),
+        (Pairs(), ({}, {"a": 1}), ([], "a=1", {1: 2})),
     ],
 )
 def test_a_kind_says_what_a_wrong_value_must_be(

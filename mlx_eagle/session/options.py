@@ -13,6 +13,7 @@ from mlx_eagle.option import (
     Choice,
     JsonSchema,
     Number,
+    Pairs,
     Switch,
     Text,
     Texts,
@@ -50,6 +51,10 @@ class GenerationOptions(SamplingOptions):
         json_schema: the answer is JSON that this schema allows; a dict or JSON text.
         regex: the answer matches this pattern as a whole.
         stop: strings that end the answer; they are not part of its text.
+        template_args: what the chat template is given besides the messages, such as
+            `enable_thinking`; names that it does not know have no effect.
+        tools: functions that the answer may call, as JSON schemas for the template (the format of
+            OpenAI's API); None: none.
         overflow: what to do with messages that do not fit into the context: "refuse" them, or
             "truncate" by leaving out the oldest turns, which the statistics count.
         speculate: False decodes plainly, through the same loop.
@@ -115,6 +120,15 @@ class GenerationOptions(SamplingOptions):
     stop: Sequence[str] = option(
         (), "End the answer before TEXT; repeatable.", Texts(), "content", in_chat=False
     )
+    template_args: Mapping[str, Any] | None = option(
+        None,
+        "What the chat template is told, several with commas: enable_thinking=false.",
+        Pairs(),
+        "content",
+        flags=("--template-arg", "--template-args"),
+        unset="none",
+    )
+    tools: Sequence[Mapping[str, Any]] | None = None
     overflow: Literal["refuse", "truncate"] = option(
         "refuse",
         "Refuse what does not fit into the context, or leave out the oldest turns.",

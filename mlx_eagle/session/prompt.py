@@ -1,8 +1,9 @@
 """A prompt becomes token ids: text, ids or chat messages."""
 
 import operator
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
 
@@ -10,8 +11,23 @@ from mlx_eagle.errors import EagleError
 
 AT_ONCE = 4  # turns that are left out together, where there are many
 
-Message = dict[str, str]
+Message = dict[str, Any]
 Prompt = str | Sequence[int] | Sequence[Message]
+
+
+class Template(NamedTuple):
+    """What a chat template is given besides the messages.
+
+    Attributes:
+        args: names and values; those that it does not know have no effect.
+        tools: functions that an answer may call, as JSON schemas.
+    """
+
+    args: Mapping[str, Any] = MappingProxyType({})
+    tools: Sequence[Mapping[str, Any]] | None = None
+
+
+PLAIN_TEMPLATE = Template()
 
 
 def is_messages(prompt: Any) -> bool:
@@ -19,12 +35,14 @@ def is_messages(prompt: Any) -> bool:
     return isinstance(prompt, list | tuple) and all(isinstance(m, dict) for m in prompt)
 
 
-def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
+def encode(tokenizer: Any, prompt: Prompt, template: Template = PLAIN_TEMPLATE) -> list[int]:
     """Return the token ids of a prompt.
 
     Args:
         tokenizer: mlx-lm's tokenizer wrapper.
-        prompt: a string or token ids, used as they are, or chat messages for the template.
+        prompt: a string or token ids, used as they are, or chat messages for the template; an
+            answer as the last of them is begun, and goes on.
+        template: what the chat template is given besides.
 
     Raises:
         EagleError: if the prompt is empty or of another kind, or the chat template is missing or
@@ -36,7 +54,7 @@ def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
         has_bos = bos is not None and prompt.startswith(bos)
         ids: list[int] = tokenizer.encode(prompt, add_special_tokens=not has_bos)
     elif is_messages(prompt):
-        ids = _apply_template(tokenizer, list(prompt)) if prompt else []
+        ids = _apply_template(tokenizer, list(prompt), template) if prompt else []
     elif isinstance(prompt, list | tuple) and all(_is_id(i) for i in prompt):
         ids = [operator.index(i) for i in prompt]
     else:
@@ -105,7 +123,7 @@ def _check_text(text: str) -> None:
         ) from error
 
 
-def _apply_template(tokenizer: Any, messages: list[Any]) -> list[int]:
+def _apply_template(tokenizer: Any, messages: list[Any], template: Template) -> list[int]:
     """Return the token ids of chat messages."""
     for message in messages:
         for part in message.values():
@@ -116,8 +134,12 @@ def _apply_template(tokenizer: Any, messages: list[Any]) -> list[int]:
             "this target has no chat template, so chat messages cannot be encoded; "
             "give the prompt as a string (on the command line: --raw)"
         )
+    # An answer that is begun goes on without a new one being opened.
+    goes_on = messages[-1].get("role") == "assistant"
+    mode = {"continue_final_message": True} if goes_on else {"add_generation_prompt": True}
+    own = {"tools": list(template.tools)} if template.tools else {}
     try:
-        ids: list[int] = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        ids: list[int] = tokenizer.apply_chat_template(messages, **mode | own | dict(template.args))
     except (TemplateError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise EagleError(
             f"the target's chat template refuses the messages: {error}; a system prompt or "

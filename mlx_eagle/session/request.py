@@ -9,7 +9,7 @@ from mlx_eagle.sampling.token_selector import TokenSelector
 from mlx_eagle.session.limits import Budget
 from mlx_eagle.session.options import GenerationOptions
 from mlx_eagle.session.prefix import CachedPrefix
-from mlx_eagle.session.prompt import Prompt, check_ids, encode, is_messages, turns_dropped
+from mlx_eagle.session.prompt import Prompt, Template, check_ids, encode, is_messages, turns_dropped
 from mlx_eagle.session.selector import make_constraint, make_processors, make_sampler
 from mlx_eagle.tree import TreeShape
 
@@ -85,14 +85,15 @@ def _fit(
 
     An answer should fit after it, but a high limit of tokens must not cost the conversation.
     """
-    ids, n_dropped = encode(engine.tokenizer, prompt), 0
+    template = Template(options.template_args or {}, options.tools)
+    ids, n_dropped = encode(engine.tokenizer, prompt, template), 0
     if budget is None or options.overflow != "truncate" or not is_messages(prompt):
         return ids, n_dropped
     most = budget.tokens - min(options.max_tokens, budget.tokens // ANSWER_SHARE)
     for kept in turns_dropped(prompt):
         if len(ids) <= most:
             break
-        n_dropped, ids = len(prompt) - len(kept), encode(engine.tokenizer, kept)
+        n_dropped, ids = len(prompt) - len(kept), encode(engine.tokenizer, kept, template)
     return ids, n_dropped
 
 

@@ -235,6 +235,7 @@ def test_options_reach_the_engine_under_its_names(engine: FakeEngine) -> None:
         "top_k": 5,
         "min_p": 0.1,
         "seed": 3,
+        "template_args": None,
         "repetition_penalty": 1.1,
         "presence_penalty": 0.2,
         "frequency_penalty": -0.3,

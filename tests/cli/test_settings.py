@@ -166,3 +166,21 @@ def test_the_coldest_temperature_is_the_librarys() -> None:
     for text in ("0", "1e-6", "0.7"):
         options = as_keywords(with_text(DEFAULTS, "temperature", text))
         assert GenerationOptions(**options).temperature == float(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("enable_thinking=false", {"enable_thinking": False}),
+        ("a=1, b=two", {"a": 1, "b": "two"}),
+        ('{"a": [1]}', {"a": [1]}),
+    ],
+)
+def test_b4_template_arguments_are_names_and_values(text: str, value: dict[str, Any]) -> None:
+    options = with_text(GenerationOptions(), "template_args", text)
+    assert options.template_args == value
+    assert with_text(options, "template_args", text_of(options, "template_args")) == options
+    assert with_text(options, "template_args", "none").template_args is None
+    for wrong in ("enable_thinking", "=1", "{1"):
+        with pytest.raises(click.UsageError):
+            with_text(options, "template_args", wrong)
