@@ -1,11 +1,15 @@
-"""Tokens to text, as it streams: whole characters only, and nothing after a stop string.
+"""Tokens to text, as it streams: the pieces, joined, are what decoding all tokens at once gives.
 
-The detokenizer is mlx-lm's; this adds the stop strings. Text that might be the beginning of a
-stop string is held back until the next token decides.
+What a token adds depends on the tokens around it: bytes of one character, a space that only the
+first word lacks. So each piece is the difference of two decoded stretches that begin at the same
+token, and it is held back while the next token could change it. Text that might be the beginning of
+a stop string is held back as well.
 """
 
 from collections.abc import Sequence
 from typing import Any
+
+REPLACEMENT = "\ufffd"  # what bytes that are no character yet become
 
 
 class TextStream:
@@ -17,23 +21,47 @@ class TextStream:
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
-        self._detokenizer = tokenizer.detokenizer
-        self._detokenizer.reset()
+        self._tokenizer = tokenizer
+        self._tokens: list[int] = []
+        # Tokens up to `_read` have become text; decoding starts at `_start`, some tokens before.
+        self._start = self._read = 0
         self._stop = tuple(s for s in stop if s)
         self._held = ""
         self.stopped = False
 
     def add(self, token: int) -> str:
         """Take one token in and return the text that is now certain."""
-        self._detokenizer.add_token(token)
-        return self._release(self._detokenizer.last_segment)
+        self._tokens.append(token)
+        return self._release(self._new_text(is_last=False))
 
     def finish(self) -> str:
         """Return what was held back, now that no token follows."""
-        self._detokenizer.finalize()
-        text = self._release(self._detokenizer.last_segment) + self._held
+        text = self._release(self._new_text(is_last=True)) + self._held
         self._held = ""
         return text
+
+    def _new_text(self, *, is_last: bool) -> str:
+        """Return the text of the tokens that have not become text; "" while it could change."""
+        if self._read == len(self._tokens):
+            return ""
+        text = self._decode(self._tokens[self._start :])
+        if not is_last and (text.endswith(REPLACEMENT) or self._is_byte(self._tokens[-1])):
+            return ""
+        known = self._decode(self._tokens[self._start : self._read])
+        self._start, self._read = self._read, len(self._tokens)
+        return text[len(known) :]
+
+    def _decode(self, tokens: list[int]) -> str:
+        """Return the text of tokens; nothing is tidied up in it."""
+        return str(self._tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
+
+    def _is_byte(self, token: int) -> bool:
+        """Say whether a token is one byte (sentencepiece's byte fallback).
+
+        Such bytes are read as a whole once their row has ended: it is either text or all wrong.
+        """
+        piece = self._tokenizer.convert_ids_to_tokens(token)
+        return isinstance(piece, str) and len(piece) == 6 and piece.startswith("<0x")
 
     def _release(self, segment: str) -> str:
         """Add a segment and return all but what may yet become a stop string."""

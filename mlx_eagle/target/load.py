@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
-from mlx_lm.utils import _get_classes, load_model, load_tokenizer
+from mlx_lm.utils import _get_classes, load_model
 
 from mlx_eagle.errors import CheckpointError, EagleError
 from mlx_eagle.files.folders import PICKLES, find_weights
@@ -26,6 +26,7 @@ from mlx_eagle.target.lift import OUTPUT_LAYERS, lift, untie
 from mlx_eagle.target.ropes import rotate_as_announced
 from mlx_eagle.target.rotation import trained_length
 from mlx_eagle.target.stage import stage
+from mlx_eagle.target.tokenizer import read_tokenizer
 from mlx_eagle.target.windows import unkept_window
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
@@ -77,9 +78,7 @@ def load_target(
         check_adapter(adapter)
     try:
         loaded = load_network(folder, max_context)
-        tokenizer = load_tokenizer(
-            folder, {"trust_remote_code": False}, eos_token_ids=loaded.config.get("eos_token_id")
-        )
+        tokenizer = read_tokenizer(folder, loaded.config.get("eos_token_id"))
     except EagleError:
         raise
     except Exception as error:  # mlx-lm, transformers and the tokenizers share no error type

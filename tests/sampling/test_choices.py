@@ -74,19 +74,21 @@ def combination(index: int, prompts: list[str]) -> tuple[list[dict[str, str]], d
 
 @pytest.mark.parametrize("block", [*range(5), *map(broad, range(5, 100))])
 def test_speculation_does_not_change_a_token_whatever_chooses_it(
-    block: int, demo: Any, prompts: list[str]
+    block: int, demo: Any, prompts: list[str], is_quick: bool
 ) -> None:
-    """Every setting with every policy; more prompts and seeds where asked for."""
+    """Every setting with two policies, and every policy with four settings; or all where asked."""
     accepted = 0
     for index in (2 * block, 2 * block + 1):
         messages, options = combination(index, prompts)
         want = demo.generate(messages, speculate=False, **options)
-        for policy in POLICIES:
+        turned = [*POLICIES[index % len(POLICIES) :], *POLICIES]
+        for policy in turned[:2] if is_quick else POLICIES:
             got = demo.generate(messages, tree=policy, **options)
             assert got.tokens == want.tokens, (index, options, policy)
             assert (got.text, got.finish_reason) == (want.text, want.finish_reason)
             accepted += got.stats.accepted
-    assert accepted > 10, "next to nothing was accepted; the test shows little"
+    least = 3 if is_quick else 10
+    assert accepted > least, "next to nothing was accepted; the test shows little"
 
 
 STOCK: list[tuple[dict[str, Any], dict[str, Any]]] = [

@@ -301,7 +301,7 @@ def test_c9_a_stop_string_that_only_the_end_shows_ends_the_answer(
     assert len(want) > 3
 
     def hold(self: TextStream, token: int) -> str:
-        self._detokenizer.add_token(token)
+        self._tokens.append(token)
         return ""
 
     monkeypatch.setattr(TextStream, "add", hold)

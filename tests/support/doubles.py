@@ -1,6 +1,7 @@
 """Stand-ins of the tests: scripted drafters and policies, tokenizers without a model, sessions."""
 
 from collections.abc import Callable, Generator, Sequence
+from typing import Any
 
 import mlx.core as mx
 
@@ -104,39 +105,22 @@ class NoText:
 
     bos_token = None
     eos_token_ids: frozenset[int] = frozenset()
-    last_segment = ""
 
-    @property
-    def detokenizer(self) -> "NoText":
-        return self
+    def decode(self, tokens: Sequence[int], **_: Any) -> str:
+        return ""
 
-    def reset(self) -> None: ...
-
-    def add_token(self, token: int) -> None: ...
-
-    def finalize(self) -> None: ...
+    def convert_ids_to_tokens(self, token: int) -> str:
+        return ""
 
 
 class ByteTokenizer:
-    """One token per UTF-8 byte, with mlx-lm's detokenizer protocol."""
+    """One token per UTF-8 byte."""
 
-    def __init__(self) -> None:
-        self.detokenizer = self
-        self.reset()
+    def decode(self, tokens: Sequence[int], **_: Any) -> str:
+        return bytes(tokens).decode("utf-8", "replace")
 
-    def reset(self) -> None:
-        self.data, self.shown = b"", 0
-
-    def add_token(self, token: int) -> None:
-        self.data += bytes([token])
-
-    def finalize(self) -> None: ...
-
-    @property
-    def last_segment(self) -> str:
-        text = self.data.decode("utf-8", "ignore")
-        segment, self.shown = text[self.shown :], len(text)
-        return segment
+    def convert_ids_to_tokens(self, token: int) -> str:
+        return chr(token)
 
 
 class Letters:
@@ -151,20 +135,11 @@ class Letters:
     has_chat_template = True
     eos_token_ids = frozenset({end})
 
-    def __init__(self) -> None:
-        self.last_segment = ""
+    def decode(self, tokens: Sequence[int], **_: Any) -> str:
+        return "".join(self.letters[token % len(self.letters)] for token in tokens)
 
-    @property
-    def detokenizer(self) -> "Letters":
-        return Letters()
-
-    def reset(self) -> None: ...
-
-    def finalize(self) -> None:
-        self.last_segment = ""
-
-    def add_token(self, token: int) -> None:
-        self.last_segment = self.letters[token % len(self.letters)]
+    def convert_ids_to_tokens(self, token: int) -> str:
+        return self.letters[token % len(self.letters)]
 
     def encode(self, text: str) -> list[int]:
         # All but one in seven letters come back as a token of the lower half.
