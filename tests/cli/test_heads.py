@@ -31,7 +31,7 @@ def test_without_a_target_every_target_and_every_head_is_listed(
     for heads in all_heads():
         assert ", ".join(heads[0].targets) in lines
         assert all(any(line.startswith(f"  {head.repo} ") for line in lines) for head in heads)
-    assert "collected in 2026-08, not checked since" in lines[-1]
+    assert "collected in 2026-09, not checked since" in lines[-1]
     assert "\t" not in out and "\x1b" not in out
     assert err == ""
 
@@ -55,7 +55,7 @@ def test_json_is_one_object_with_the_default_of_the_target(
     assert run(["heads", "Qwen/Qwen3-8B", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["default"] == facts["heads"][0]["repo"]
-    assert facts["collected"] == "2026-08"
+    assert facts["collected"] == "2026-09"
     wanted = [head._asdict() for head in known_heads("Qwen/Qwen3-8B")]
     assert facts["heads"] == json.loads(json.dumps(wanted))
     assert run(["heads", "google/gemma-4-12B-it", "--json"]) == 0

@@ -1,12 +1,14 @@
 """The table of known heads: what it holds, and whose names it answers to."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from mlx_eagle.convert.mlx_lm_support import runnable_types
 from mlx_eagle.errors import CheckpointError
 from mlx_eagle.hub.known_heads import (
     RUNS,
@@ -17,6 +19,7 @@ from mlx_eagle.hub.known_heads import (
     when_collected,
 )
 
+ROOT = Path(__file__).resolve().parents[2]
 EVERY_HEAD = [head for heads in all_heads() for head in heads]
 
 
@@ -59,7 +62,7 @@ def test_what_is_recommended_comes_first_and_what_fails_comes_last() -> None:
 
 
 def test_the_table_says_when_it_was_collected_and_that_nobody_looked_since() -> None:
-    assert when_collected() == "2026-08"
+    assert when_collected() == "2026-09"
     file = Path(sys.modules["mlx_eagle"].__path__[0]) / "hub" / "known_heads.json"
     assert "was not checked again" in json.loads(file.read_text())["about"]
 
@@ -199,3 +202,26 @@ def test_an_entry_carries_all_that_is_known_about_a_head() -> None:
         acceptance_length=2.65,
         acceptance_source="reported in sglang#24620",
     )
+
+
+def families(kind: str) -> set[str]:
+    """The families of a row of the table in docs/targets.md."""
+    lines = (ROOT / "docs" / "targets.md").read_text().splitlines()
+    row = next(line for line in lines if line.startswith(f"| {kind}"))
+    return set(re.findall(r"[a-z0-9_]+", row.split("|")[2]))
+
+
+def test_c11_no_entry_contradicts_what_targets_can_do() -> None:
+    """Types are mlx-lm's; where nothing is verified no head runs, elsewhere that is no reason."""
+    table = json.loads((ROOT / "mlx_eagle" / "hub" / "known_heads.json").read_text())["table"]
+    runnable, refused = set(runnable_types()), families("not at all")
+    recurrent = families("chains, with exact return")
+    assert {"llama4", "gemma3n"} <= refused and {"qwen3_5", "qwen3_next"} <= recurrent
+    for row in table:
+        kind = row["model_type"]
+        assert kind in runnable, row["targets"]
+        for head in row["heads"]:
+            runs = head["status"] in RUNS
+            assert not (runs and kind in refused), head["repo"]
+            assert runs or "recurrent" not in head["reason"], head["repo"]
+            assert ("recurrent" in head["reason"]) == (kind in recurrent), head["repo"]
