@@ -100,7 +100,8 @@ def test_a_cache_holds_what_was_given_and_not_what_a_round_found_beyond(
     assert ours.tokens == [*first, *(r.token for r in said)]
     want = mlx_lm.generate(model, tokenizer, second, max_tokens=12, prompt_cache=theirs)
     responses = list(drop_in.stream_generate(demo, None, second, 12, prompt_cache=ours, tree=tree))
-    assert "".join(r.text for r in responses) == want
+    # mlx-lm's detokenizer takes away the space with which an answer begins.
+    assert "".join(r.text for r in responses).removeprefix(" ") == want
     assert responses[0].prompt_tokens == len(second)
 
 

@@ -259,7 +259,7 @@ def test_only_stderr_hears_of_the_progress(
 ) -> None:
     source = publish()
     capsys.readouterr()
-    convert_target(source, tmp_path / "out")
+    convert_target(source, tmp_path / "out", choose_quantization())
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "[INFO]" in printed.err
