@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from mlx_eagle.cli.options import ModelSource, as_keywords, model_options, settings_options
+from mlx_eagle.cli.options import (
+    ModelSource,
+    as_keywords,
+    given_options,
+    model_options,
+    settings_options,
+)
+from mlx_eagle.cli.settings import with_recommended
 from mlx_eagle.session.options import GenerationOptions
 
 if TYPE_CHECKING:
@@ -64,6 +71,7 @@ def command(
 
     console = terminal(stderr=True)
     engine = load_engine(source.for_settings(settings), console)
+    settings = with_recommended(settings, engine.info.recommended, given_options())
     content: Prompt = question if raw else to_messages(question, system)
     out = io.StringIO() if as_json else None
     answer = stream_answer(engine, content, settings, console, out, logprobs=logprobs)

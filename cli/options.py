@@ -32,6 +32,7 @@ MODEL_OPTIONS = [
         "that `mlx-eagle heads MODEL` lists first.",
     ),
 ]
+GIVEN = "mlx_eagle.given"  # in a context's meta
 SIZES = ("depth", "width", "nodes")  # the long form of --tree
 
 
@@ -83,6 +84,7 @@ def settings_options(max_tokens: int, without: Collection[str] = ()) -> Callable
         def command(*args: Any, **options: Any) -> Any:
             sizes = [options.pop(name) for name in SIZES]
             values = _taken(options, GenerationOptions)
+            _note_given(values)
             values["tree"] = _one_tree(values["tree"], *sizes)
             _refuse_contradictions(values)
             return function(*args, settings=GenerationOptions(**values), **options)
@@ -91,6 +93,19 @@ def settings_options(max_tokens: int, without: Collection[str] = ()) -> Callable
         return _with_options(cast(F, command), [*flags, *map(_size, SIZES)])
 
     return decorate
+
+
+def _note_given(names: Collection[str]) -> None:
+    """Note which options the command line gives, and does not leave at their defaults."""
+    context = click.get_current_context()
+    default = (None, click.core.ParameterSource.DEFAULT)
+    context.meta[GIVEN] = {n for n in names if context.get_parameter_source(n) not in default}
+
+
+def given_options() -> set[str]:
+    """Return the options of generating that the command line has given."""
+    given: set[str] = click.get_current_context().meta[GIVEN]
+    return given
 
 
 def as_keywords(settings: GenerationOptions) -> dict[str, Any]:

@@ -6,12 +6,14 @@ accepts is accepted by the other. Nothing heavy is imported here.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlx_eagle.cli.option_types import GIGABYTE, Schema, reading
 from mlx_eagle.option import Bytes, Option, TreeSizes, options_of
+from mlx_eagle.session.options import GenerationOptions
+from mlx_eagle.session.recommended import NAMES
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -48,6 +50,21 @@ def with_text(options: T, field: str, text: str) -> T:
         if field in EXCLUSIVE:
             changes[EXCLUSIVE[field]] = None
     return replace(options, **changes)
+
+
+def with_recommended(
+    options: GenerationOptions, recommended: Mapping[str, Any], given: Collection[str]
+) -> GenerationOptions:
+    """Return options with the sampling that a target's publisher recommends.
+
+    Args:
+        options: as they are.
+        recommended: options by name; those that it lacks have their defaults.
+        given: names that a person has decided, which stay.
+    """
+    defaults = GenerationOptions()
+    chosen = {name: recommended.get(name, getattr(defaults, name)) for name in NAMES}
+    return replace(options, **{n: v for n, v in chosen.items() if n not in given})
 
 
 def takes_back(option: Option, text: str) -> bool:

@@ -1,8 +1,9 @@
 """`Engine`: a target, perhaps with a head, ready to generate; `loading.py` makes one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from mlx_eagle.cache.options import KVOptions
@@ -35,6 +36,7 @@ class EngineInfo(NamedTuple):
     is_demo: bool
     remedy: str = ""  # the command that finds out why a head drafts badly
     remarks: tuple[str, ...] = ()  # what is done otherwise than mlx-lm does, and what limits texts
+    recommended: Mapping[str, Any] = MappingProxyType({})  # the publisher's sampling
 
     @property
     def speculation(self) -> str:

@@ -17,6 +17,7 @@ from mlx_eagle.hub.head_choice import HeadChoice, Notify, choose_head, to_stderr
 from mlx_eagle.load_options import LoadOptions
 from mlx_eagle.pairing import Pair, pair_up
 from mlx_eagle.session.limits import Limits, bytes_per_row, device_memory, model_context_length
+from mlx_eagle.session.recommended import read_recommended
 from mlx_eagle.target.load import LoadedTarget, load_target, precision
 
 DEMO = Path(__file__).parent / "demo"
@@ -151,6 +152,7 @@ def _describe(found: Found, pair: Pair, target: LoadedTarget, options: LoadOptio
         is_demo=found.is_demo,
         remedy="mlx-eagle doctor {} --target {} --fix".format(*folders) if pair.head else "",
         remarks=target.remarks,
+        recommended=read_recommended(found.folder),
     )
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from mlx_eagle.cli.generate import load_engine, read_stdin, stream_answer, to_messages
-from mlx_eagle.cli.options import ModelSource, model_options, settings_options
+from mlx_eagle.cli.options import ModelSource, given_options, model_options, settings_options
+from mlx_eagle.cli.settings import with_recommended
 from mlx_eagle.session.options import GenerationOptions
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def command(
 
     console = terminal(stderr=True)
     engine = load_engine(source.for_settings(settings), console)
+    settings = with_recommended(settings, engine.info.recommended, given_options())
     messages = to_messages(question, system)
     answer = stream_answer(engine, messages, settings, console, markdown=markdown)
     for remark in answer.remarks():
@@ -74,7 +76,8 @@ def converse(
     console = terminal()
     fetch_models(source, console)
     conversation = Conversation(load, source, system)
-    Repl(conversation, settings, console, Show(markdown=markdown)).run(history_path())
+    show = Show(markdown=markdown)
+    Repl(conversation, settings, console, show, given_options()).run(history_path())
     if conversation.is_busy:
         # An engine that still loads cannot be interrupted, and Python would wait for it.
         sys.stdout.flush()

@@ -7,7 +7,7 @@ What the commands do is in `actions` and `setting_actions`; loading and generati
 import asyncio
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from mlx_eagle.cli.chat.fetching import fetch_models
 from mlx_eagle.cli.chat.keyboard import listening
 from mlx_eagle.cli.chat.setting_actions import suggestion
 from mlx_eagle.cli.options import as_keywords
+from mlx_eagle.cli.settings import with_recommended
 from mlx_eagle.cli.terminal.answer import Answer
 from mlx_eagle.cli.terminal.display import DEMO_NOTE, TITLES, Loading, Prefill, about, printable
 from mlx_eagle.cli.terminal.views import Show, open_view
@@ -47,6 +48,7 @@ class Repl:
         conversation: what it talks with.
         settings: how answers are generated.
         show: what is shown of them.
+        given: settings that the person has decided; others are as the publisher recommends.
         console: the terminal.
         answers: those of this chat.
         file: where the conversation was last saved or loaded; None before that.
@@ -60,10 +62,12 @@ class Repl:
         settings: "GenerationOptions",
         console: Console,
         show: Show = Show(),  # noqa: B008 (it is frozen)
+        given: Iterable[str] = (),
     ) -> None:
         self.conversation = conversation
         self.settings = settings
         self.show = show
+        self.given = set(given)
         self.console = console
         self.answers: list[Answer] = []
         self.file: Path | None = None
@@ -153,6 +157,7 @@ class Repl:
             return
         if not self.conversation.is_loaded:
             self._show_loading(lambda: self.conversation.is_loaded)
+        self._take_recommended()
         self.print(self.about())
         self.print(DEMO_NOTE if self.conversation.wait().is_demo else "")
         self._announced = True
@@ -183,7 +188,13 @@ class Repl:
         except KeyboardInterrupt:
             self.note("stopped; the model in use stays")
             return
+        self._take_recommended()
         self.print(self.about())
+
+    def _take_recommended(self) -> None:
+        """Let what the person has not decided be as the model's publisher recommends."""
+        recommended = self.conversation.wait().recommended
+        self.settings = with_recommended(self.settings, recommended, self.given)
 
     def answer(
         self, start: "Callable[..., Stream[GenerationResponse]]", *text: str, **changes: Any

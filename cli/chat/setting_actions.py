@@ -80,6 +80,7 @@ def change(repl: "Repl", name: str, text: str) -> None:
             repl.reload(source._replace(loading=with_text(source.loading, field, text)))
         elif text:
             repl.settings = with_text(repl.settings, field, text)
+            repl.given.add(field)
     except click.UsageError as error:
         repl.note(f"{name}: {error.message}")
         return

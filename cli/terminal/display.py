@@ -181,6 +181,9 @@ def about(info: "EngineInfo", max_context: int | None) -> str:
     }
     if max_context is not None:
         rows["context"] = f"{max_context} tokens"
+    if info.recommended:
+        options = ", ".join(f"{name} {value}" for name, value in info.recommended.items())
+        rows["sampling"] = f"{options} (recommended by the publisher; /set shows yours)"
     if info.remarks:
         rows["notice"] = "; ".join(info.remarks)
     return table(rows)

@@ -46,7 +46,7 @@ def load(*args, **options):
     time.sleep(LOAD_SECONDS)
     info = SimpleNamespace(
         target="toy", target_precision="8-bit", head="", head_precision="", speculation="on",
-        device="CPU", is_demo=True, remarks=(),
+        device="CPU", is_demo=True, remarks=(), recommended={},
     )
     tokenizer = SimpleNamespace(
         has_thinking=False, has_tool_calling=False, has_chat_template=False
