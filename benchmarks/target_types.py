@@ -9,8 +9,8 @@ transformers saves it, and loaded. Its 24 greedy tokens must be PyTorch's. Needs
 import argparse
 import contextlib
 import io
-import json
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -60,8 +60,18 @@ SIZES: dict[str, Any] = {
     "state_size": 16,
 }
 N_PROMPT, N_TOKENS = 40, 24
-# Types whose random models answer otherwise with every rounding, or that need more than sizes.
-OWN_SIZES: dict[str, dict[str, Any]] = {}
+MLA = {"num_key_value_heads": 4, "first_k_dense_replace": 1, "n_shared_experts": 1}
+# Types that need more than sizes, or other ones.
+OWN_SIZES: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite"), MLA),
+    "dots1": {"n_shared_experts": 1, "first_k_dense_replace": 1},
+    "ernie4_5_moe": {"moe_k": 2, "moe_num_experts": 4},
+    "gemma3_text": {"num_hidden_layers": 6},
+    "falcon_h1": {"mamba_d_ssm": 128},
+    "glm4_moe": {"n_shared_experts": 1, "first_k_dense_replace": 1},
+}
+SECONDS = 60  # for a type
+MARKS = ("<!-- types -->", "<!-- end of types -->")
 
 
 class Verdict(NamedTuple):
@@ -89,6 +99,8 @@ def make(model_type: str, folder: Path) -> tuple[list[int], list[int]]:
     known = CONFIG_MAPPING[model_type]
     sizes = SIZES | OWN_SIZES.get(model_type, {})
     fields = set(known().to_dict())
+    if {"vision_config", "audio_config", "text_config"} & fields:
+        raise ValueError("it has parts for other senses, which are not made tiny here")
     config = known(**{key: value for key, value in sizes.items() if key in fields})
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_config(config).float().eval()
@@ -122,8 +134,8 @@ def judge(folder: Path, prompt: list[int], expected: list[int]) -> Verdict:
         steps = generate_step(mx.array(prompt), loaded.network, max_tokens=N_TOKENS)
         found = [int(token) for token, _ in steps]
     except Exception as error:  # whatever model code raises is a refusal; the reason is the table's
-        text = str(error) or type(error).__name__
-        return Verdict("refused", " ".join(text.split())[:160])
+        text = str(error).replace(folder.name, "the target") or type(error).__name__
+        return Verdict("refused", _reason(text))
     if found == expected:
         kind = "right" if loaded.max_context is None else "limited"
         return Verdict(kind, "; ".join(loaded.remarks))
@@ -134,11 +146,38 @@ def judge(folder: Path, prompt: list[int], expected: list[int]) -> Verdict:
 def verdict_of(model_type: str) -> Verdict:
     """Make a type tiny, and judge it."""
     with tempfile.TemporaryDirectory() as place, contextlib.redirect_stdout(io.StringIO()):
+        signal.alarm(SECONDS)
         try:
             prompt, expected = make(model_type, Path(place))
         except Exception as error:  # transformers has no rule for which sizes a type can have
-            return Verdict("not made", " ".join(f"{type(error).__name__}: {error}".split())[:120])
+            return Verdict("not made", _reason(f"{type(error).__name__}: {error}"))
+        finally:
+            signal.alarm(0)
         return judge(Path(place), prompt, expected)
+
+
+def _reason(text: str) -> str:
+    """Return the beginning of an error on one line."""
+    return " ".join(text.split())[:120]
+
+
+def too_slow(signal_number: int, frame: Any) -> None:
+    """End what takes too long."""
+    raise TimeoutError(f"more than {SECONDS} seconds")
+
+
+def as_table(verdicts: dict[str, Verdict]) -> str:
+    """Return the verdicts as Markdown, a line per type."""
+    rows = [f"| {name} | {v.kind} | {v.reason.replace('|', '/')} |" for name, v in verdicts.items()]
+    return "\n".join(["| type | verdict | why |", "|---|---|---|", *rows])
+
+
+def put_table(file: Path, table: str) -> None:
+    """Put the table between its marks in a document."""
+    text = file.read_text()
+    before, rest = text.split(MARKS[0])
+    _, after = rest.split(MARKS[1])
+    file.write_text(f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}")
 
 
 def main() -> None:
@@ -149,11 +188,15 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    signal.signal(signal.SIGALRM, too_slow)
     verdicts = {}
     for name in arguments.types or shared_types():
         verdicts[name] = verdict_of(name)
         print(name, *verdicts[name], sep="\t", file=sys.stderr, flush=True)
-    print(json.dumps(verdicts, indent=1))
+    if arguments.out:
+        put_table(arguments.out, as_table(verdicts))
+    else:
+        print(as_table(verdicts))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from typing import Any
 from mlx_eagle.files.json_files import language_config
 from mlx_eagle.target.rotation import layer_facts
 
+# Names that mlx-lm reads, and those that transformers writes for the same.
+_OTHER_NAMES = {"num_experts": "num_local_experts", "n_ctx": "n_positions"}
 OUTPUT_LAYERS = ("lm_head.weight", "embed_out.weight")
 
 
@@ -24,7 +26,7 @@ def lift(config: dict[str, Any], tensor_names: set[str]) -> dict[str, Any]:
         CheckpointError: if the facts of its rope are malformed.
     """
     language = language_config(config)
-    facts = _rope_facts(language) | _tied(language, tensor_names)
+    facts = _left_out(language) | _rope_facts(language) | _tied(language, tensor_names)
     if not facts:
         return config
     if isinstance(config.get("text_config"), dict):
@@ -65,6 +67,18 @@ def _flat_facts(rope: dict[str, Any], language: dict[str, Any]) -> dict[str, Any
         found["rope_scaling"] = {"type": kind, "rope_type": kind} | rope
     length = "original_max_position_embeddings"
     return found | {length: language.get(length) or rope.get(length)}
+
+
+def _left_out(language: dict[str, Any]) -> dict[str, Any]:
+    """Return what some classes of mlx-lm demand and files leave out or call otherwise."""
+    found: dict[str, Any] = {"rope_scaling": None} if "rope_parameters" in language else {}
+    width, n_heads = language.get("hidden_size"), language.get("num_attention_heads")
+    if isinstance(width, int) and isinstance(n_heads, int) and n_heads:
+        found["head_dim"] = width // n_heads
+    for name, other in _OTHER_NAMES.items():
+        if language.get(other) is not None:
+            found[name] = language[other]
+    return {name: value for name, value in found.items() if name not in language}
 
 
 def _tied(language: dict[str, Any], tensor_names: set[str]) -> dict[str, Any]:

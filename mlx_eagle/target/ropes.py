@@ -16,7 +16,7 @@ import mlx.nn as nn
 from mlx_eagle.errors import CheckpointError
 from mlx_eagle.target.arrival import is_needless
 from mlx_eagle.target.positions import is_rope
-from mlx_eagle.target.rotation import Rotation, announced_rotation, trained_length
+from mlx_eagle.target.rotation import Rotation, announced_rotation, head_width, trained_length
 
 # Angles may differ by this share of themselves: rounding, and formulas written another way.
 TOLERANCE = 1e-3
@@ -70,10 +70,8 @@ def rotate_as_announced(
         announced = announced_rotation(config, layer, long_context=is_long)
         if announced is None:
             continue
-        measured = measured_rotation(rope)
-        # Which types of models rotate a part of each head, only their classes know.
-        whole = announced_rotation(config, layer, whole_heads=True, long_context=is_long)
-        if not any(_is_alike(measured, other) for other in (announced, whole)):
+        if _dims(rope) and not _is_alike(measured_rotation(rope), announced):
+            _check_width(path, rope, head_width(config, layer))
             _replace(network, path, AnnouncedRope(announced, is_interleaved(rope)))
             replaced.append(path)
     if not replaced:
@@ -81,9 +79,18 @@ def rotate_as_announced(
     return [f"rope set as config.json says in {len(replaced)} layers: mlx-lm's class reads less"]
 
 
-def _is_alike(one: Rotation, other: Rotation | None) -> bool:
+def _check_width(path: str, rope: nn.Module, width: int) -> None:
+    """Refuse to replace a rope where model and configuration disagree on the size of a head."""
+    if _dims(rope) > width:
+        raise CheckpointError(
+            f"{path} rotates {_dims(rope)} dimensions of a head, and by config.json a head has "
+            f"{width}: which of them is right is not known"
+        )
+
+
+def _is_alike(one: Rotation, other: Rotation) -> bool:
     """Say whether two ropes turn the same, up to rounding."""
-    if other is None or not math.isclose(one.amplitude, other.amplitude, rel_tol=TOLERANCE):
+    if not math.isclose(one.amplitude, other.amplitude, rel_tol=TOLERANCE):
         return False
     turning = [_turning(rotation) for rotation in (one, other)]
     return len(turning[0]) == len(turning[1]) and all(
@@ -132,11 +139,9 @@ def measured_rotation(rope: nn.Module) -> Rotation:
 
 
 def _dims(rope: nn.Module) -> int:
-    """Return how many dimensions a rope rotates."""
+    """Return how many dimensions a rope rotates; 0 for what rotates none (layers without rope)."""
     dims = getattr(rope, "dims", None) or getattr(rope, "dim", None)
-    if type(dims) is not int:
-        raise CheckpointError(f"mlx-lm's {type(rope).__name__} does not say what it rotates")
-    return dims
+    return dims if isinstance(dims, int) else 0
 
 
 def _halves(rope: nn.Module, dims: int) -> tuple[list[int], list[int]]:

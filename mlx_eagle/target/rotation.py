@@ -56,9 +56,11 @@ def layer_facts(config: dict[str, Any], layer: int) -> dict[str, Any]:
     facts = stated or config.get("rope_scaling") or {}
     if not isinstance(facts, dict):
         raise CheckpointError(f"config.json: its rope is {quote_value(facts)}, not an object")
-    if by_kind := {kind: part for kind, part in facts.items() if isinstance(part, dict)}:
-        facts = by_kind.get(_layer_kind(config, layer), {})
-    elif stated and not any(facts.get(key) is not None for key in ("rope_theta", "rope_type")):
+    by_kind = {kind: part for kind, part in facts.items() if isinstance(part, dict)}
+    if by_kind:
+        part = by_kind.get(_layer_kind(config, layer), {})
+        return part if part.get("rope_theta") is not None else {}
+    if stated and not any(facts.get(key) is not None for key in ("rope_theta", "rope_type")):
         facts = {}
     own = {key: config[key] for key in ("rope_theta", "partial_rotary_factor") if config.get(key)}
     facts = own | {key: value for key, value in facts.items() if value is not None}
@@ -78,7 +80,7 @@ def _layer_kind(config: dict[str, Any], layer: int) -> str:
 
 
 def announced_rotation(
-    config: dict[str, Any], layer: int, *, long_context: bool = False, whole_heads: bool = False
+    config: dict[str, Any], layer: int, *, long_context: bool = False
 ) -> Rotation | None:
     """Return how a layer rotates by its configuration; None if that says nothing.
 
@@ -86,7 +88,6 @@ def announced_rotation(
         config: of the language model.
         layer: from 0.
         long_context: for texts that are longer than those of the training (LongRoPE).
-        whole_heads: as if every dimension of a head were rotated; for plain rope only.
 
     Raises:
         CheckpointError: if the facts are malformed, or of a kind that is not known.
@@ -95,11 +96,9 @@ def announced_rotation(
     if not facts:
         return None
     kind = facts.get("rope_type") or facts.get("type") or "default"
-    if kind not in _FORMULAS:
+    if not isinstance(kind, str) or kind not in _FORMULAS:
         raise CheckpointError(f"config.json: the rope_type {quote_value(kind)} is not known")
-    if whole_heads and kind in _PLAIN:
-        facts = facts | {"partial_rotary_factor": 1.0}
-    whole, theta = _head_dim(config, layer), read_number(facts, "rope_theta", 10000.0)
+    whole, theta = head_width(config, layer), read_number(facts, "rope_theta", 10000.0)
     share = min(read_number(facts, "partial_rotary_factor", 1.0), 1.0)
     dims = whole if kind == "proportional" else int(whole * share)
     plain = [theta ** (-2 * pair / dims) for pair in range(dims // 2)]
@@ -138,8 +137,11 @@ def _longest(config: dict[str, Any]) -> int:
     return read_count(config, "max_position_embeddings", 2048)
 
 
-def _head_dim(config: dict[str, Any], layer: int) -> int:
+def head_width(config: dict[str, Any], layer: int) -> int:
     """Return how many dimensions of a head could be rotated."""
+    own = (config.get("per_layer_config") or {}).get(str(layer)) or {}
+    if own.get("head_dim"):
+        return read_count(own, "head_dim")
     kinds = config.get("layer_types")
     is_global = isinstance(kinds, list) and kinds[layer : layer + 1] == ["full_attention"]
     if is_global and config.get("global_head_dim"):

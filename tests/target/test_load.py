@@ -23,6 +23,8 @@ from mlx_eagle.convert.targets import convert_target
 from mlx_eagle.errors import CheckpointError
 from mlx_eagle.loading import DEMO
 from mlx_eagle.target.load import LoadedTarget, load_network
+from mlx_eagle.target.positions import is_rope
+from mlx_eagle.target.ropes import measured_rotation
 
 PROMPT = mx.array([[5, 9, 2, 30, 41, 17]])
 N_TOKENS = 24
@@ -154,6 +156,17 @@ def test_a2_what_no_text_depends_on_may_vanish(publish: Callable[..., Path]) -> 
     folder = publish("llama")
     add_tensor(folder, "model.layers.0.self_attn.rotary_emb.inv_freq", mx.ones(8))
     load_network(folder)
+
+
+def test_a1_layers_without_rope_stay_without(publish: Callable[..., Path]) -> None:
+    facts = {"rope_type": "default", "rope_theta": 5e5}
+    folder = publish("smollm3", rope_parameters=facts, no_rope_layers=[1, 0, 1, 0])
+    layers = load_network(folder).network.layers
+    angles = [len(measured_rotation(layer.self_attn.rope).angles) for layer in layers[::2]]
+    assert angles == [8, 8]
+    assert [is_rope(layer.self_attn.rope) for layer in layers[1::2]] == [True, True]
+    x = mx.ones((1, 1, 2, 16))
+    assert all(mx.array_equal(layer.self_attn.rope(x, offset=3), x) for layer in layers[1::2])
 
 
 def test_a3_a_left_over_file_beside_an_index_is_not_read(publish: Callable[..., Path]) -> None:

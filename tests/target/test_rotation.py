@@ -60,7 +60,11 @@ FAMILIES: dict[str, dict[str, list[Any]]] = {
 }
 
 
-def random_rope(rng: random.Random) -> dict[str, Any]:
+# Families of which a part of each head is rotated; transformers' code for others has no such part.
+PARTIAL = ("phi3", "stablelm")
+
+
+def random_rope(rng: random.Random, *, may_be_partial: bool = True) -> dict[str, Any]:
     """Random facts of a rope, as transformers 5 writes them."""
     kind = rng.choice(list(KINDS))
     facts = {"rope_type": kind, "rope_theta": rng.choice([1e4, 5e5, 1e6])} | KINDS[kind]
@@ -69,7 +73,7 @@ def random_rope(rng: random.Random) -> dict[str, Any]:
     if kind == "yarn":
         extra = {"beta_fast": 16.0, "beta_slow": 2.0, "truncate": False, "attention_factor": 1.3}
         facts |= {key: value for key, value in extra.items() if rng.random() < 0.4}
-    if rng.random() < 0.3:
+    if may_be_partial and rng.random() < 0.3:
         facts["partial_rotary_factor"] = 0.5
     return facts
 
@@ -163,7 +167,9 @@ def test_random_configurations_run_as_in_pytorch_or_are_refused(
         config: dict[str, Any] = BASE | extra
         head_dim = config.get("head_dim", 16)
         if family != "gemma3_text":  # its layers differ; transformers has its own defaults
-            config["rope_parameters"] = with_factors(random_rope(rng), head_dim, rng)
+            config["rope_parameters"] = with_factors(
+                random_rope(rng, may_be_partial=family in PARTIAL), head_dim, rng
+            )
         try:
             model = random_model(family, config, seed)
         except Exception:  # transformers has no such model, and says so in many ways
@@ -184,3 +190,25 @@ def test_random_configurations_run_as_in_pytorch_or_are_refused(
         n_equal += 1
     assert wrong == [], "\n".join(map(str, wrong))
     assert n_equal >= 15, "nearly everything was refused"
+
+
+def test_layers_of_two_kinds_have_their_own_facts_and_sizes() -> None:
+    """As Gemma 4 is saved; the factor beside is what mlx-lm is told of the other kind."""
+    kinds = {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        "full_attention": {
+            "rope_type": "proportional",
+            "rope_theta": 1e6,
+            "partial_rotary_factor": 0.25,
+        },
+    }
+    config = BASE | {
+        "rope_parameters": kinds,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "per_layer_config": {"1": {"head_dim": 64}},
+        "partial_rotary_factor": 0.25,
+    }
+    sliding, whole = announced_rotation(config, 0), announced_rotation(config, 1)
+    assert sliding is not None and whole is not None
+    assert (len(sliding.angles), sliding.angles[1]) == (8, pytest.approx(1e4 ** (-2 / 16)))
+    assert (len(whole.angles), sum(angle > 0 for angle in whole.angles)) == (32, 8)

@@ -66,3 +66,10 @@ def test_reading_a_prompt_shows_a_bar_only_if_it_takes_time(
             time.sleep(0.3)
             prefill.update(5, 10)
         assert ("reading the prompt" in out.getvalue()) == expected
+
+
+def test_the_banner_tells_what_limits_texts_and_how_the_publisher_samples() -> None:
+    info = INFO._replace(remarks=("context limited", "rope set"), recommended={"temperature": 0.6})
+    lines = about(info, 16).splitlines()
+    assert lines[-2].startswith("  sampling     temperature 0.6 (recommended by the publisher")
+    assert lines[-1] == "  notice       context limited; rope set"
