@@ -29,7 +29,7 @@ from mlx_eagle.target.stage import stage
 from mlx_eagle.target.tokenizer import read_tokenizer
 from mlx_eagle.target.windows import unkept_window
 
-# Types whose tiny random models answer otherwise than PyTorch's, for reasons that are not found yet.
+# Types whose tiny random models answer otherwise than PyTorch's; why has not been found.
 DIFFERING = ("deepseek_v32",)
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
