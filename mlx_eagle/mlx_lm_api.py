@@ -11,8 +11,8 @@ Change the import, and name a head if the one that is known is not wanted:
 Text, tokens and log-probabilities are mlx-lm's. What differs: `model` is an `Engine`; a prompt
 cache knows its tokens, so processors see those of earlier prompts too, and the newest of them is
 read again with the next prompt, which progress reports leave out; a text keeps the space with which
-it begins; with `kv_bits` every row is
-quantized as it is written, where mlx-lm reads the first chunk of a prompt in full precision.
+it begins; with `kv_bits` every row is quantized as it is written, where mlx-lm reads the first
+chunk of a prompt in full precision.
 Options of ours, such as `seed`, `json_schema` or `tree`, are taken as well.
 """
 

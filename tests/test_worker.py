@@ -289,6 +289,8 @@ def test_c8_a_worker_can_be_closed_by_what_runs_on_it() -> None:
     worker = Worker()
     worker.call(worker.close)
     worker.close()
+    with pytest.raises(RuntimeError, match="is closed"):
+        worker.submit(print)
 
 
 def test_c8_what_is_submitted_while_a_worker_closes_runs_or_is_refused() -> None:

@@ -40,6 +40,6 @@ def test_accepted_counts_and_tokens_are_those_of_the_original(
         found = result.stats.n_accepted_per_round[:-1][: len(run["n_accepted"])]
         assert found == run["n_accepted"][: len(found)]
         counts += found
-    assert len(counts) >= (12 if is_quick else n_runs)
+    assert len(counts) > (11 if is_quick else 20)
     if not is_quick:
         assert sum(counts) / len(counts) + 1 == pytest.approx(acceptance_length, abs=0.005)

@@ -163,4 +163,6 @@ def test_after_any_script_the_next_answer_is_that_of_a_fresh_conversation(
         assert "".join(r.text for r in got) == want.text
         assert got[-1].stats is not None
         reused += got[-1].stats.cached_tokens > 0
-    assert reused > n_scripts / 3, "nearly all conversations started over; nothing was kept"
+    # Of a dozen scripts chance may leave fewer than half that were kept.
+    least = n_scripts / 3 if is_quick else n_scripts / 2
+    assert reused > least, "most conversations started over; nothing was kept"
