@@ -29,10 +29,15 @@ def short_forward(network: nn.Module, folder: Path) -> mx.array | None:
     if n_bytes > SHARE_OF_MEMORY * memory:
         return None
     try:
-        logits: mx.array = network(mx.arange(1, N_TOKENS + 1)[None])[0].astype(mx.float32)
-        mx.eval(logits)
+        return _forward(network)
     except RuntimeError:  # kernels of its quantization are missing, as bitnet's are without Metal
         return None
+
+
+def _forward(network: nn.Module) -> mx.array:
+    """Return the logits [L, V] of a few tokens, computed."""
+    logits: mx.array = network(mx.arange(1, N_TOKENS + 1)[None])[0].astype(mx.float32)
+    mx.eval(logits)
     return logits
 
 
@@ -58,16 +63,22 @@ def check_weights(source: Path, out: Path, name: str) -> None:
 
 
 def check_logits(
-    expected: mx.array | None, found: mx.array | None, quantization: Quantization | None, name: str
+    expected: mx.array | None, network: nn.Module, quantization: Quantization | None, name: str
 ) -> None:
     """Refuse a result that answers otherwise than its source, beyond what rounding explains.
+
+    Args:
+        expected: logits [L, V] of the source; None where it cannot be run, nor what it became.
+        network: the result.
+        quantization: of the result.
+        name: of the source.
 
     Raises:
         CheckpointError: saying by how much.
     """
-    if expected is None or found is None:
+    if expected is None:
         return
-    worst = _difference(expected, found)
+    worst = _difference(expected, _forward(network))
     limit: Any = ROUNDING
     if quantization is not None:
         limit = QUANTIZATION.get(quantization.bits, float("inf"))
