@@ -1,8 +1,8 @@
 """Speed and texts of two checkouts in turns, for changes that should change neither.
 
 Each checkout has an environment of its own, in which it is installed. Two processes load the same
-pair once and then answer the same prompts, never both at a time, in alternating order: whatever
-else the machine does falls on both. After `benchmarks/grow_pair.py`, as one line:
+pair once, one after the other (each measures its costs while it loads), and then answer the same
+prompts, never both at a time, in alternating order: whatever else the machine does falls on both. After `benchmarks/grow_pair.py`, as one line:
 
     python benchmarks/two_checkouts.py OLD/.venv/bin/python NEW/.venv/bin/python
         --model grown/target --head grown/converted-head --prompts prompts.jsonl
@@ -54,6 +54,7 @@ class Checkout:
             env=environment,
             cwd=cache,
         )
+        self.ask("Hello.", "plain", 1)  # Loaded: the other may begin.
 
     def ask(self, *request: Any) -> dict[str, Any]:
         """Return tokens and seconds of one answer."""
