@@ -2,7 +2,8 @@
 
 Each checkout has an environment of its own, in which it is installed. Two processes load the same
 pair once, one after the other (each measures its costs while it loads), and then answer the same
-prompts, never both at a time, in alternating order: whatever else the machine does falls on both. After `benchmarks/grow_pair.py`, as one line:
+prompts, never both at a time, in alternating order: whatever else the machine does falls on both.
+After `benchmarks/grow_pair.py`, as one line:
 
     python benchmarks/two_checkouts.py OLD/.venv/bin/python NEW/.venv/bin/python
         --model grown/target --head grown/converted-head --prompts prompts.jsonl

@@ -1,11 +1,12 @@
 """`Engine`: a target, perhaps with a head, ready to generate; `loading.py` makes one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from mlx_eagle.answers.answer_format import read_format
 from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.calibration.planners import Calibration, Planners, measure_costs
 from mlx_eagle.drafters.base import Drafter
@@ -14,7 +15,7 @@ from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.load import Head
 from mlx_eagle.sampling.grammar import Vocabulary
 from mlx_eagle.session.limits import Limits, bytes_per_row
-from mlx_eagle.session.prompt import Prompt
+from mlx_eagle.session.prompt import PLAIN_TEMPLATE, Prompt, Template
 from mlx_eagle.session.responses import GenerationResult, Responses, whole_answer
 from mlx_eagle.session.session import Session
 from mlx_eagle.session.session_file import identify
@@ -48,6 +49,10 @@ class Engine:
     """A loaded target and head; conversations share them and keep their own caches.
 
     MLX ties arrays to the thread that made them: load and generate on the same thread.
+
+    Attributes:
+        template: what the chat template is given in every conversation.
+        answer_format: how the model sets thoughts and calls of tools apart in its answers.
     """
 
     def __init__(
@@ -66,11 +71,27 @@ class Engine:
         max_depth = head.max_depth if head else MAX_NODES
         self.planners = planners or Planners(max_depth=max_depth, chains_only=target.chains_only)
         self.limits = limits or Limits()
+        self.template = PLAIN_TEMPLATE
+        self.answer_format = read_format(tokenizer)
         self._variants: dict[KVOptions, Engine] = {}
 
-    def session(self, system: str | None = None) -> Session:
-        """Start a conversation."""
-        return Session(self, system)
+    def session(
+        self,
+        system: str | None = None,
+        *,
+        template_args: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Session:
+        """Start a conversation.
+
+        Args:
+            system: the system prompt, or None.
+            template_args: what the chat template is given in every turn, beside what was given
+                when the engine was loaded.
+            tools: functions that answers may call, as JSON schemas (OpenAI's format).
+        """
+        args = {**self.template.args, **(template_args or {})}
+        return Session(self, system, Template(args, tools or self.template.tools))
 
     def load_session(self, path: str | Path) -> Session:
         """Return a conversation that was saved with `Session.save`, ready to go on.
@@ -101,7 +122,9 @@ class Engine:
         planners = Planners(
             known.calibration, known.max_depth, watch=known.watch, chains_only=target.chains_only
         )
-        return Engine(target, self.tokenizer, self.head, self.info, planners, limits)
+        variant = Engine(target, self.tokenizer, self.head, self.info, planners, limits)
+        variant.template = self.template
+        return variant
 
     def make_drafter(self) -> Drafter | None:
         """Return a drafter with an empty cache, for a new conversation; None without a head."""

@@ -3,11 +3,13 @@
 `load`, the command line and the mlx-lm API read the same descriptions. MLX is not imported here.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mlx_eagle.errors import EagleError
-from mlx_eagle.option import Bytes, Choice, Switch, Text, Whole, check_options, option
+from mlx_eagle.option import Bytes, Choice, Pairs, Switch, Text, Whole, check_options, option
 
 KV_BITS = (4, 8)
 KV_GROUP_SIZES = (32, 64, 128)
@@ -30,6 +32,8 @@ class LoadOptions:
             as it was on the texts that the head was trained on; 0 is all of them, None is chosen
             for the head.
         max_context: tokens that a conversation may have; None is what the model was made for.
+        template_args: what the chat template is given in every conversation, such as
+            `enable_thinking`; names that it does not know have no effect.
         adapter_path: folder with a LoRA adapter that mlx-lm has made for the target; None: none.
         memory_limit: bytes that MLX may use before a conversation is refused or ended; None is
             what the device recommends.
@@ -98,6 +102,15 @@ class LoadOptions:
         Text("DIR"),
         "loading",
         unset="none",
+        in_chat=False,
+    )
+    template_args: Mapping[str, Any] | None = option(
+        None,
+        "What the chat template is told in every conversation.",
+        Pairs(),
+        "loading",
+        unset="none",
+        is_flag=False,
         in_chat=False,
     )
     memory_limit: int | None = option(

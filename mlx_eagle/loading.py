@@ -17,6 +17,7 @@ from mlx_eagle.hub.head_choice import HeadChoice, Notify, choose_head, to_stderr
 from mlx_eagle.load_options import LoadOptions
 from mlx_eagle.pairing import Pair, pair_up
 from mlx_eagle.session.limits import Limits, bytes_per_row, device_memory, model_context_length
+from mlx_eagle.session.prompt import Template
 from mlx_eagle.session.recommended import read_recommended
 from mlx_eagle.target.load import LoadedTarget, load_target, precision
 
@@ -73,12 +74,14 @@ def load(
     for remark in target.remarks:
         (notify or to_stderr)(f"{_name(found.name)}: {remark}")
     info, limits = _describe(found, pair, target, chosen), _limits(pair, target, chosen)
-    if pair.head is None:
-        return Engine(pair.target, tokenizer, None, info, limits=limits)
-    planners = _planners(found, pair, info, chosen, progress)
-    if not (outlook := planners.outlook(0)).is_on:
-        info = info._replace(status=outlook)
-    return Engine(pair.target, tokenizer, pair.head, info, planners, limits)
+    planners = None
+    if pair.head is not None:
+        planners = _planners(found, pair, info, chosen, progress)
+        if not (outlook := planners.outlook(0)).is_on:
+            info = info._replace(status=outlook)
+    engine = Engine(pair.target, tokenizer, pair.head, info, planners, limits)
+    engine.template = Template(chosen.template_args or {})
+    return engine
 
 
 def find(

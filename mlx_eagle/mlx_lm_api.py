@@ -203,7 +203,7 @@ def stream_generate(
         raise ValueError("tokenizer is not the engine's own; give engine.tokenizer or None")
     cache = _choose_cache(model, prompt_cache, options)
     given = cast(list[int], prompt.tolist()) if isinstance(prompt, mx.array) else prompt
-    ids = encode(model.tokenizer, given)
+    ids = encode(model.tokenizer, given, cache.session.chosen_template(options))
     limit = UNLIMITED if max_tokens == -1 else max_tokens
     return cache.stream(ids, prompt_progress_callback, max_tokens=limit, **options)
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlx_eagle.cli.options import ModelSource
-from mlx_eagle.cli.terminal.sections import Marks, read_marks
 from mlx_eagle.worker import Stream, Worker
 
 if TYPE_CHECKING:
@@ -25,11 +24,10 @@ Load = Callable[[ModelSource, "Progress"], "Engine"]
 
 
 class Loaded(NamedTuple):
-    """What belongs to the thread: an engine and the conversation with it; and the model's marks."""
+    """What belongs to the thread: an engine and the conversation with it."""
 
     engine: "Engine"
     session: "Session"
-    marks: Marks
 
 
 class Conversation:
@@ -57,7 +55,7 @@ class Conversation:
 
     def _begin(self, source: ModelSource, system: str | None) -> None:
         engine = self._load(source, self._note)
-        self._now = Loaded(engine, engine.session(system), read_marks(engine.tokenizer))
+        self._now = Loaded(engine, engine.session(system))
 
     def _note(self, phase: str, done: int, total: int) -> None:
         """Note how far loading is; models are here, so what is fetched is not shown again."""
@@ -85,11 +83,6 @@ class Conversation:
         self._begun.result()
         return self._now.engine.info
 
-    @property
-    def marks(self) -> Marks:
-        """What the model sets parts of its answers apart with."""
-        return self._now.marks
-
     def reload(self, source: ModelSource) -> "Future[Engine]":
         """Begin to load another model, beside the one in use; `adopt` takes it up."""
         self.progress = ("load", 0, 1)
@@ -106,7 +99,8 @@ class Conversation:
 
         session = engine.session(self._now.session.system)
         session.messages = list(self._now.session.messages)
-        self._now = Loaded(engine, session, read_marks(engine.tokenizer))
+        session.template = self._now.session.template
+        self._now = Loaded(engine, session)
         gc.collect()
         mx.clear_cache()
 
@@ -122,7 +116,7 @@ class Conversation:
         self._now.session.system = text
 
     @property
-    def messages(self) -> list[dict[str, str]]:
+    def messages(self) -> list[dict[str, Any]]:
         """What was said so far."""
         return self._now.session.messages
 
@@ -138,7 +132,7 @@ class Conversation:
         """Ask something else in the place of the last question."""
         return self._stream(lambda session: session.edit(text, **options))
 
-    def undo(self) -> dict[str, str] | None:
+    def undo(self) -> dict[str, Any] | None:
         """Forget the last question and its answer; returns the question."""
         return self._worker.call(self._now.session.undo)
 

@@ -212,7 +212,7 @@ class Repl:
         prefill = Prefill(self.console)
         options = as_keywords(self.settings) | changes | {"progress": prefill.update}
         talk = self.conversation
-        answer = Answer(open_view(self.console, self.show, talk.marks, talk.spell))
+        answer = Answer(open_view(self.console, self.show, talk.spell))
         pieces = start(*text, **options)
         is_whole = True
         try:

@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from mlx_eagle.answers.sections import Kind, Span
 from mlx_eagle.cli.terminal.answer import View
 from mlx_eagle.cli.terminal.display import printable
 from mlx_eagle.cli.terminal.footer import (
@@ -22,7 +23,6 @@ from mlx_eagle.cli.terminal.footer import (
     ink,
     rows_of,
 )
-from mlx_eagle.cli.terminal.sections import COMMON, Kind, Marks, Sections, Span
 from mlx_eagle.cli.terminal.tree_view import draw
 
 if TYPE_CHECKING:
@@ -54,7 +54,6 @@ class Show:
 def open_view(
     console: Console,
     show: Show,
-    marks: Marks = Marks(COMMON),  # noqa: B008 (a tuple of constants)
     spell: Callable[[int], str] = str,
 ) -> View:
     """Return what shows one answer on this console.
@@ -62,14 +61,13 @@ def open_view(
     Args:
         console: writes where the answer goes.
         show: what to show beside the text.
-        marks: what sets thoughts and calls of tools apart.
         spell: returns the text of a token, for the tree.
     """
     if not console.file.isatty():  # whatever FORCE_COLOR says: a pipe gets the exact text
         return Plain(console.file)
     if console.is_dumb_terminal:
         show = replace(show, tree=False, markdown=False)
-    return (Rendered if show.markdown else Screen)(console, show, marks, spell)
+    return (Rendered if show.markdown else Screen)(console, show, spell)
 
 
 class Plain:
@@ -96,11 +94,8 @@ class Plain:
 class Screen:
     """The text on a terminal, tinted; below it, perhaps, the tree of the newest round."""
 
-    def __init__(
-        self, console: Console, show: Show, marks: Marks, spell: Callable[[int], str]
-    ) -> None:
+    def __init__(self, console: Console, show: Show, spell: Callable[[int], str]) -> None:
         self._console, self._show, self._spell = console, show, spell
-        self._sections = Sections(marks)
         self._column = Column()
         self._tree: DraftedTree | None = None
         self._kind = Kind.SAID
@@ -113,16 +108,14 @@ class Screen:
         """Show what one token brought."""
         if self._show.tree and piece.tree is not None:
             self._tree = piece.tree
-        elif not piece.text:
+        elif not piece.spans:
             return
-        spans = self._sections.add(printable(piece.text), piece.from_draft)
+        spans = [span._replace(text=printable(span.text)) for span in piece.spans]
         self._update("".join(map(self._shown, spans)))
 
     def close(self) -> None:
-        """Show what was held back, end the line, and leave the last tree below."""
-        last = "".join(map(self._shown, self._sections.finish()))
-        if not self._column.is_start:
-            last += self._follow("\n")
+        """End the line, and leave the last tree below."""
+        last = "" if self._column.is_start else self._follow("\n")
         tree = "".join(f"{row}\n" for row in self._tree_rows())
         self._write(f"{self._erased()}{last}{tree}")
 
@@ -187,17 +180,15 @@ class Screen:
 class Rendered(Screen):
     """The text as Markdown: blocks that are complete, and below them the open one as it is."""
 
-    def __init__(
-        self, console: Console, show: Show, marks: Marks, spell: Callable[[int], str]
-    ) -> None:
-        super().__init__(console, show, marks, spell)
+    def __init__(self, console: Console, show: Show, spell: Callable[[int], str]) -> None:
+        super().__init__(console, show, spell)
         self._open: list[Span] = []  # of the block that is being written
         self._is_first = True
         self._write(HIDE_CURSOR)
 
     def close(self) -> None:
         """Render what is left, and leave the last tree below."""
-        last = "".join(map(self._shown, self._sections.finish())) + self._flush(is_last=True)
+        last = self._flush(is_last=True)
         self._write(f"{self._erased()}{last}{SHOW_CURSOR}")
         self._has_footer = False
         super().close()

@@ -19,6 +19,7 @@ from mlx_eagle.planner.planner import Planner
 from mlx_eagle.planner.policy import FixedShape, Policy
 from mlx_eagle.session.detokenize import TextStream
 from mlx_eagle.session.prefix import CachedPrefix
+from mlx_eagle.session.prompt import Message
 from mlx_eagle.session.request import Request
 from mlx_eagle.session.responses import Ends, Responses, responses
 from mlx_eagle.speculation import ON, Speculation
@@ -47,6 +48,13 @@ class Answering:
         status = engine.info.status
         self._stats = GenerationStats(prompt_tokens=len(request.ids), status=status)
         self._stats.dropped_messages, self._stats.seed = request.n_dropped, request.seed
+        self._text = ""  # of the answer, as far as it was given
+
+    def message(self) -> Message:
+        """Return the answer so far as a chat message."""
+        request, salt = self._request, str(len(self._request.ids))
+        form, tools = self._engine.answer_format, request.options.tools
+        return form.message(self._text, request.begun, tools, salt)
 
     def stream(self) -> Responses:
         """Read the prompt, then turn rounds into responses until something ends the answer."""
@@ -88,15 +96,18 @@ class Answering:
         if not self._read(decoder):
             return
         text = TextStream(self._engine.tokenizer, request.options.stop)
+        sections = self._engine.answer_format.sections(request.begun)
         ends, report = self._ends(), request.options.progress
         n_prompt = len(request.ids)
         with closing(rounds(decoder, request.ids[-1], policy or FixedShape(PLAIN))) as stream:
-            for response in responses(stream, text, stats, ends, started):
+            for response in responses(stream, text, sections, stats, ends, started):
                 prefix.tokens.append(response.token)
+                self._text += response.text
                 if report is not None and response.generation_tokens == 1:
                     report(n_prompt, n_prompt)
                 if response.finish_reason is not None:
                     self._conclude(policy)
+                    response = response._replace(message=self.message())
                 yield response
 
     def _decoder(self, *, speculate: bool) -> Decoder:

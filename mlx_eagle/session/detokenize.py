@@ -9,6 +9,8 @@ a stop string is held back as well.
 from collections.abc import Sequence
 from typing import Any
 
+from mlx_eagle.answers.sections import longest_overlap
+
 REPLACEMENT = "\ufffd"  # what bytes that are no character yet become
 
 
@@ -72,12 +74,6 @@ class TextStream:
         if found:
             self.stopped, self._held = True, ""
             return text[: min(found)]
-        keep = max((_overlap(text, s) for s in self._stop), default=0)
+        keep = longest_overlap(text, self._stop)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Return the length of the longest end of `text` that begins `stop`."""
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -170,6 +170,9 @@ class GenerationOptions(SamplingOptions):
         self._check_biases()
         if callable(self.logits_processors) or not all(map(callable, self.logits_processors)):
             raise ValueError("logits_processors must be a list of functions")
+        tools = self.tools if isinstance(self.tools, list | tuple | None) else [None]
+        if not all(isinstance(tool, Mapping) for tool in tools or ()):
+            raise ValueError("tools must be a list of JSON schemas (dict)")
         self._check_pairs()
 
     def _check_counts(self) -> None:

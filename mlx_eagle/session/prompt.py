@@ -2,13 +2,16 @@
 
 import operator
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from jinja2 import TemplateError
 
+from mlx_eagle.answers.history import as_template_wants, with_json_arguments
 from mlx_eagle.errors import EagleError
 
+REFUSALS = (TemplateError, ValueError, LookupError, TypeError, AttributeError)  # of a template
 AT_ONCE = 4  # turns that are left out together, where there are many
 
 Message = dict[str, Any]
@@ -30,7 +33,7 @@ class Template(NamedTuple):
 PLAIN_TEMPLATE = Template()
 
 
-def is_messages(prompt: Any) -> bool:
+def is_messages(prompt: Any) -> TypeGuard[Sequence[Message]]:
     """Say whether a prompt is a list of chat messages, for the chat template."""
     return isinstance(prompt, list | tuple) and all(isinstance(m, dict) for m in prompt)
 
@@ -138,11 +141,21 @@ def _apply_template(tokenizer: Any, messages: list[Any], template: Template) -> 
     goes_on = messages[-1].get("role") == "assistant"
     mode = {"continue_final_message": True} if goes_on else {"add_generation_prompt": True}
     own = {"tools": list(template.tools)} if template.tools else {}
+    options = mode | own | dict(template.args)
+    wanted = as_template_wants(messages, tokenizer)
     try:
-        ids: list[int] = tokenizer.apply_chat_template(messages, **mode | own | dict(template.args))
-    except (TemplateError, ValueError, LookupError, TypeError, AttributeError) as error:
+        return _rendered(tokenizer, wanted, options)
+    except REFUSALS as error:
+        if any(message.get("tool_calls") for message in wanted):
+            with suppress(*REFUSALS):
+                return _rendered(tokenizer, with_json_arguments(wanted), options)
         raise EagleError(
             f"the target's chat template refuses the messages: {error}; a system prompt or "
             "the order of the roles may be what it does not take"
         ) from error
+
+
+def _rendered(tokenizer: Any, messages: list[Message], options: dict[str, Any]) -> list[int]:
+    """Return the token ids of messages in the form that the template wants."""
+    ids: list[int] = tokenizer.apply_chat_template(messages, **options)
     return ids

@@ -29,6 +29,7 @@ class Request(NamedTuple):
         n_dropped: messages that were left out because they did not fit.
         selector: chooses the tokens of the answer.
         seed: of the draws; None where nothing is drawn, or a sampler made for mlx-lm draws.
+        begun: what the answer continues: an answer that the messages begin, or an opened thought.
     """
 
     ids: list[int]
@@ -37,6 +38,7 @@ class Request(NamedTuple):
     n_dropped: int
     selector: TokenSelector
     seed: int | None
+    begun: str
 
 
 def check_request(
@@ -68,7 +70,8 @@ def check_request(
     constraint = make_constraint(options, engine)
     sampler, processors = make_sampler(options), make_processors(options)
     selector = TokenSelector(sampler, processors, constraint, ids[:-1])
-    return Request(ids, options, budget, n_dropped, selector, _seed(sampler))
+    begun = engine.answer_format.begun(ids, prompt if is_messages(prompt) else ())
+    return Request(ids, options, budget, n_dropped, selector, _seed(sampler), begun)
 
 
 def _seed(sampler: Sampler) -> int | None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 
+from mlx_eagle.answers.sections import Sections, Span
 from mlx_eagle.decoding.rounds import Round
 from mlx_eagle.decoding.stats import GenerationStats
 from mlx_eagle.session.detokenize import TextStream
@@ -42,13 +43,16 @@ class DraftedTree(NamedTuple):
 
 
 class GenerationResponse(NamedTuple):
-    """One token of a stream; the fields are mlx-lm's, and the last four are not.
+    """One token of a stream; the fields are mlx-lm's, and the last six are not.
 
     `text` is what became certain with this token and may be empty. `logprobs` [V] are those that
     the token was chosen from, after processors and grammar; None unless they were asked for.
     `peak_memory` is in GB, rates are in tokens per second. `finish_reason` is "stop", "length" or
     "cancelled", with the last token, as is `stats`. `n_accepted` counts the draft tokens that the
-    rounds so far have accepted. `tree` comes with the first token of a round that drafted.
+    rounds so far have accepted. `tree` comes with the first token of a round that drafted. `spans`
+    are the text cut into what is said, what is thought and calls of tools; a mark of the model that
+    may go on is held back in them. `message` is the whole answer as a chat message, with the last
+    token (see `AnswerFormat.message`).
     """
 
     text: str
@@ -64,6 +68,8 @@ class GenerationResponse(NamedTuple):
     n_accepted: int
     tree: DraftedTree | None
     stats: GenerationStats | None
+    spans: tuple[Span, ...] = ()
+    message: dict[str, Any] | None = None
 
     @property
     def logprob(self) -> float | None:
@@ -96,14 +102,16 @@ Responses = Generator[GenerationResponse, None, None]
 class GenerationResult(NamedTuple):
     """A whole answer; `tokens` includes the end token where one ended it.
 
-    `logprobs` are those of the tokens, where they were asked for.
+    `text` is as the model wrote it, `message` the same as a chat message, with thoughts and calls
+    of tools apart. `logprobs` are those of the tokens, where they were asked for.
     """
 
     text: str
     tokens: list[int]
     finish_reason: str
     stats: GenerationStats
-    logprobs: list[float] | None = None
+    logprobs: list[float] | None
+    message: dict[str, Any]
 
 
 def whole_answer(stream: Responses) -> GenerationResult:
@@ -114,8 +122,9 @@ def whole_answer(stream: Responses) -> GenerationResult:
         tokens.append(response.token)
         if response.logprob is not None:
             logprobs.append(response.logprob)
-    assert response.stats is not None and response.finish_reason is not None, "it has an end"
-    return GenerationResult(text, tokens, response.finish_reason, response.stats, logprobs or None)
+    reason, stats, message = response.finish_reason, response.stats, response.message
+    assert reason is not None and stats is not None and message is not None, "it has an end"
+    return GenerationResult(text, tokens, reason, stats, logprobs or None, message)
 
 
 class Ends(NamedTuple):
@@ -143,11 +152,12 @@ class Ends(NamedTuple):
 def responses(
     stream: Iterator[Round],
     text: TextStream,
+    sections: Sections,
     stats: GenerationStats,
     ends: Ends,
     started: float,
 ) -> Responses:
-    """Turn rounds into one response per token."""
+    """Turn rounds into one response per token, but for the message that the last one carries."""
     for index, round_ in enumerate(stream):
         now = time.perf_counter()
         if index == 0:
@@ -163,6 +173,9 @@ def responses(
             reason = ends.reason(token, stats.generation_tokens, text.stopped)
             if reason:
                 shown += text.finish()
+            spans = sections.add(shown, from_draft := place < round_.n_accepted)
+            if reason:
+                spans += sections.finish()
                 reason = "stop" if text.stopped else reason
                 stats.peak_memory_bytes = mx.get_peak_memory()
                 stats.ended_by = ends.full if reason == "length" else ""
@@ -170,10 +183,11 @@ def responses(
                 text=shown,
                 token=token,
                 logprobs=None if log_probs is None else log_probs[place],
-                from_draft=place < round_.n_accepted,
+                from_draft=from_draft,
                 finish_reason=reason,
                 tree=None if place else tree,
                 stats=stats if reason else None,
+                spans=tuple(spans),
                 **_so_far(stats),
             )
             if reason:

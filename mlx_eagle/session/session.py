@@ -6,17 +6,18 @@ file of a conversation in `session_file.py`.
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlx.core as mx
 
+from mlx_eagle.answers.history import with_ids
 from mlx_eagle.errors import EagleError
 from mlx_eagle.session.answer import Answering
 from mlx_eagle.session.options import GenerationOptions
 from mlx_eagle.session.prefix import CachedPrefix
-from mlx_eagle.session.prompt import Message, Prompt
+from mlx_eagle.session.prompt import PLAIN_TEMPLATE, Message, Prompt, Template, is_messages
 from mlx_eagle.session.request import check_request
 from mlx_eagle.session.responses import Responses
 from mlx_eagle.session.session_file import About, read_session, write_session
@@ -40,15 +41,21 @@ class Session:
     Args:
         engine: that answers.
         system: the system prompt, or None.
+        template: what the chat template is given in every turn.
 
     Attributes:
-        messages: the conversation so far, as chat messages, without the system prompt.
+        messages: the conversation so far, as chat messages, without the system prompt; thoughts
+            and calls of tools stand apart in them (OpenAI's format, "reasoning_content").
         system: the system prompt, or None.
+        template: what the chat template is given; a turn may add to it.
         prefix: what target and head hold of it.
     """
 
-    def __init__(self, engine: "Engine", system: str | None = None) -> None:
+    def __init__(
+        self, engine: "Engine", system: str | None = None, template: Template = PLAIN_TEMPLATE
+    ) -> None:
         self.system = system
+        self.template = template
         self.messages: list[Message] = []
         self.prefix = CachedPrefix(engine)
         self._engine = engine
@@ -67,7 +74,23 @@ class Session:
         """
         question = _question(text)
         self._finish()
-        return self._answer(self.messages, question, options)
+        return self._answer(self.messages, [question], options)
+
+    def send(self, messages: Sequence[Message], **options: Any) -> Responses:
+        """Add messages, such as the results of tools, and stream the answer; all join.
+
+        Args:
+            messages: in OpenAI's format; results of tools ("role": "tool") that do not say which
+                call they belong to follow the order of the calls.
+            **options: as for `ask`.
+
+        Raises:
+            EagleError: if they are no messages; also what `ask` raises.
+        """
+        if not messages or not is_messages(messages):
+            raise EagleError("send takes a list of chat messages (dict), at least one")
+        self._finish()
+        return self._answer(self.messages, with_ids(self.messages, messages), options)
 
     def regenerate(self, **options: Any) -> Responses:
         """Answer the last question anew; the new answer replaces the old one.
@@ -76,7 +99,7 @@ class Session:
             EagleError: if nothing was asked yet; also what `ask` raises.
         """
         before, question = self._last_turn()
-        return self._answer(before, question, options)
+        return self._answer(before, [question], options)
 
     def edit(self, text: str, **options: Any) -> Responses:
         """Ask `text` in place of the last question; it and its answer are forgotten.
@@ -86,7 +109,7 @@ class Session:
         """
         question = _question(text)
         before, _ = self._last_turn()
-        return self._answer(before, question, options)
+        return self._answer(before, [question], options)
 
     def undo(self) -> Message | None:
         """Forget the last question and its answer; return the question, None if there is none."""
@@ -138,7 +161,7 @@ class Session:
             EagleError: if the file cannot be written; an older file of that name is still whole.
         """
         self._finish()
-        about = About(self.system, self.messages, self._engine.identity)
+        about = About(self.system, self.messages, self._engine.identity, self.template)
         write_session(_path(path), about, self.prefix)
 
     @classmethod
@@ -151,6 +174,7 @@ class Session:
         session = cls(engine)
         about = read_session(_path(path), engine.identity, session.prefix)
         session.system, session.messages = about.system, about.messages
+        session.template = about.template
         return session
 
     # Requests
@@ -188,9 +212,25 @@ class Session:
         """
         return self._answering(prompt, options).read()
 
+    def chosen_template(self, options: Mapping[str, Any]) -> Template:
+        """Return what the chat template is given in a turn with these options.
+
+        Args:
+            options: of the turn; "template_args" are added to the session's, "tools" replace them.
+
+        Raises:
+            ValueError: if they are of another kind.
+        """
+        given = GenerationOptions(
+            template_args=options.get("template_args"), tools=options.get("tools")
+        )
+        args = {**self.template.args, **(given.template_args or {})}
+        return Template(args, given.tools if "tools" in options else self.template.tools)
+
     def _answering(self, prompt: Prompt, options: dict[str, Any]) -> Answering:
         """Check a request, then end the stream that is open."""
-        chosen = GenerationOptions(**options)
+        args, tools = self.chosen_template(options)
+        chosen = GenerationOptions(**options | {"template_args": args, "tools": tools})
         request = check_request(self._engine, self.prefix, prompt, chosen)
         self._finish()
         self._cancelled = threading.Event()
@@ -205,13 +245,13 @@ class Session:
         return self.messages[: asked[-1]], self.messages[asked[-1]]
 
     def _answer(
-        self, before: Sequence[Message], question: Message, options: dict[str, Any]
+        self, before: Sequence[Message], asked: Sequence[Message], options: dict[str, Any]
     ) -> Responses:
-        """Stream the answer to a question that follows `before`."""
+        """Stream the answer to what was asked after `before`."""
         system = [{"role": "system", "content": self.system}] if self.system else []
-        stream = self.stream_generate([*system, *before, question], **options)
+        answering = self._answering([*system, *before, *asked], options)
         # An abandoned stream must not keep the conversation, and its caches, alive.
-        self._open = _noted(weakref.ref(self), [*before, question], stream)
+        self._open = _noted(weakref.ref(self), [*before, *asked], answering)
         return self._open
 
     def _finish(self) -> None:
@@ -239,15 +279,18 @@ def _path(path: str | Path) -> Path:
     return Path(path)
 
 
-def _noted(session: "weakref.ref[Session]", asked: list[Message], stream: Responses) -> Responses:
-    """Pass a stream on and note question and answer in the conversation."""
-    answer: list[str] = []
+def _noted(
+    session: "weakref.ref[Session]", asked: list[Message], answering: Answering
+) -> Responses:
+    """Stream an answer, and note what was asked and the answer in the conversation."""
+    is_begun = False
+    stream = answering.stream()
     try:
         for response in stream:
-            answer.append(response.text)
+            is_begun = True
             yield response
     finally:
         stream.close()
         owner = session()
-        if answer and owner is not None:
-            owner.messages = [*asked, {"role": "assistant", "content": "".join(answer)}]
+        if is_begun and owner is not None:
+            owner.messages = [*asked, answering.message()]

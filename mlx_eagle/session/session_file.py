@@ -24,9 +24,10 @@ from mlx_eagle.files.json_files import parse_json
 from mlx_eagle.files.quoting import one_line
 from mlx_eagle.files.safetensors import read_header
 from mlx_eagle.session.prefix import CachedPrefix
-from mlx_eagle.session.prompt import Message
+from mlx_eagle.session.prompt import Message, Template
 
-FORMAT, VERSION = "mlx-eagle session", 1
+FORMAT, VERSION = "mlx-eagle session", 2
+READABLE = ("1", "2")  # versions; the first had no template, and text messages alone
 TOKENS = "tokens"
 SAMPLES = 64  # numbers of every tensor that tell it from another
 WORDS = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint32}  # by bytes of a number
@@ -41,6 +42,7 @@ class About(NamedTuple):
     system: str | None
     messages: list[Message]
     identity: dict[str, str]
+    template: Template
 
 
 def identify(network: nn.Module) -> str:
@@ -66,6 +68,7 @@ def write_session(path: Path, about: About, prefix: CachedPrefix) -> None:
     """
     path = Path(os.path.realpath(os.path.expanduser(path)))
     facts = about._asdict() | {
+        "template": {"args": dict(about.template.args), "tools": about.template.tools},
         "rows": prefix.cache.rows,
         "head_rows": prefix.head_rows,
     }
@@ -124,7 +127,7 @@ def _load(path: Path) -> tuple[dict[str, mx.array], dict[str, Any]]:
         arrays, metadata = cast(tuple[dict[str, mx.array], dict[str, str]], loaded)
         if metadata.get("format") != FORMAT:
             raise CheckpointError(f"{path.name} is not a saved conversation")
-        if metadata.get("version") != str(VERSION):
+        if metadata.get("version") not in READABLE:
             raise EagleError(
                 f"{path.name} has version {metadata.get('version', 'none')[:20]}, this is "
                 f"version {VERSION}; use the mlx-eagle that saved it"
@@ -142,19 +145,31 @@ def _about(path: Path, facts: Any) -> About:
     if isinstance(facts, dict):
         system, messages = facts.get("system"), facts.get("messages")
         identity = facts.get("identity")
+        template = _template(facts.get("template", {}))
         if (
             isinstance(system, str | None)
             and isinstance(messages, list)
             and isinstance(identity, dict)
             and all(isinstance(m, dict) and _is_message(m) for m in messages)
             and _is_text(identity)
+            and template is not None
         ):
-            return About(system, messages, identity)
+            return About(system, messages, identity, template)
     raise EagleError(f"{path.name} is damaged: it does not describe a conversation")
 
 
 def _is_message(fields: dict[str, Any]) -> bool:
-    return _is_text(fields) and {"role", "content"} <= set(fields)
+    """Say whether something is a chat message; what else it holds is the template's business."""
+    return isinstance(fields.get("role"), str) and "content" in fields
+
+
+def _template(facts: Any) -> Template | None:
+    """Return what the chat template was given, None if that has another form."""
+    if not isinstance(facts, dict):
+        return None
+    args, tools = facts.get("args", {}), facts.get("tools")
+    has_form = isinstance(args, dict) and isinstance(tools, list | None)
+    return Template(args, tools) if has_form else None
 
 
 def _is_text(fields: dict[str, Any]) -> bool:

@@ -17,6 +17,7 @@ import pytest
 
 import mlx_eagle
 from command_line import run_here
+from mlx_eagle.answers.sections import Kind, Span
 from mlx_eagle.cli.generate import read_stdin
 from mlx_eagle.cli.main import COMMANDS, group, run
 from mlx_eagle.decoding.stats import GenerationStats
@@ -52,6 +53,8 @@ def responses() -> Iterator[GenerationResponse]:
             n_accepted=n // 2,
             tree=None,
             stats=stats if last else None,
+            spans=(Span(word, Kind.SAID, n % 2 == 0),),
+            message={"role": "assistant", "content": "".join(WORDS)} if last else None,
         )
 
 

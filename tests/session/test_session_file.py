@@ -184,11 +184,14 @@ def about(header: dict[str, Any], **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda h: h["__metadata__"].update(version="9"), "has version 9, this is version 1"),
+        (lambda h: h["__metadata__"].update(version="9"), "has version 9, this is version 2"),
         (lambda h: h["__metadata__"].update(format="x"), "is not a saved conversation"),
         (lambda h: h["__metadata__"].update(about="{"), "is damaged"),
         (lambda h: about(h, messages=[5]), "does not describe a conversation"),
         (lambda h: about(h, messages=[{"content": "x"}]), "does not describe a conversation"),
+        (lambda h: about(h, messages=[{"role": 5, "content": "x"}]), "does not describe a conv"),
+        (lambda h: about(h, template=[]), "does not describe a conversation"),
+        (lambda h: about(h, template={"tools": 5}), "does not describe a conversation"),
         (lambda h: about(h, system=5), "does not describe a conversation"),
         (lambda h: about(h, identity={"target": 5}), "does not describe a conversation"),
         (lambda h: about(h, rows=10**6), "is damaged: it has 1000000 rows"),

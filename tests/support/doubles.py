@@ -100,7 +100,16 @@ class Cycle:
     def record(self, outcome: Outcome) -> None: ...
 
 
-class NoText:
+class NoMarks:
+    """A tokenizer that knows no thoughts and no tools."""
+
+    has_thinking = has_tool_calling = False
+
+    def get_vocab(self) -> dict[str, int]:
+        return {}
+
+
+class NoText(NoMarks):
     """A tokenizer whose tokens are invisible."""
 
     bos_token = None
@@ -113,7 +122,7 @@ class NoText:
         return ""
 
 
-class ByteTokenizer:
+class ByteTokenizer(NoMarks):
     """One token per UTF-8 byte."""
 
     def decode(self, tokens: Sequence[int], **_: Any) -> str:
@@ -123,7 +132,7 @@ class ByteTokenizer:
         return chr(token)
 
 
-class Letters:
+class Letters(NoMarks):
     """A tokenizer of 128 ids for 29 letters: an answer is tokenized anew otherwise than it came.
 
     That is how tokenizers are, and a conversation must not reuse rows of other tokens.

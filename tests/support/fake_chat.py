@@ -11,10 +11,10 @@ from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
+from mlx_eagle.answers.sections import Kind, Span
 from mlx_eagle.cli.chat.repl import Repl
 from mlx_eagle.cli.options import ModelSource
 from mlx_eagle.cli.terminal.display import terminal
-from mlx_eagle.cli.terminal.sections import COMMON, Marks
 from mlx_eagle.decoding.stats import GenerationStats
 from mlx_eagle.engine import EngineInfo
 from mlx_eagle.errors import EagleError
@@ -42,6 +42,7 @@ def piece(text: str, n: int = 1, stats: GenerationStats | None = None) -> Genera
         n_accepted=0,
         tree=None,
         stats=stats,
+        spans=(Span(text, Kind.SAID, False),),
     )
 
 
@@ -49,7 +50,6 @@ class FakeConversation:
     """Echoes what it hears, a token per word; "interrupt" is interrupted after one word."""
 
     is_loaded = True
-    marks = Marks(COMMON)
 
     def __init__(self) -> None:
         self.system: str | None = None

@@ -11,6 +11,7 @@ from pseudo_terminal import Terminal
 STUB = """
 import fcntl, sys, termios, time, types
 from types import SimpleNamespace
+from mlx_eagle.answers.sections import Kind, Span
 
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C on this terminal reaches this process
 LOAD_SECONDS = float(sys.argv.pop())
@@ -37,7 +38,7 @@ class Session:
             yield SimpleNamespace(
                 text=f"[{len(self.messages)}.{n}] ", from_draft=False, generation_tokens=n + 1,
                 generation_tps=10.0, finish_reason="cancelled" if is_last else None, stats=None,
-                tree=None,
+                tree=None, spans=[Span(f"[{len(self.messages)}.{n}] ", Kind.SAID, False)],
             )
             if is_last:
                 return
@@ -48,10 +49,7 @@ def load(*args, **options):
         target="toy", target_precision="8-bit", head="", head_precision="", speculation="on",
         device="CPU", is_demo=True, remarks=(), recommended={},
     )
-    tokenizer = SimpleNamespace(
-        has_thinking=False, has_tool_calling=False, has_chat_template=False
-    )
-    return SimpleNamespace(info=info, session=Session, tokenizer=tokenizer)
+    return SimpleNamespace(info=info, session=Session)
 
 loading = types.ModuleType("mlx_eagle.loading")
 loading.load = load

@@ -9,7 +9,6 @@ import pytest
 
 from mlx_eagle.cli.chat.engine_thread import Conversation
 from mlx_eagle.cli.options import ModelSource
-from mlx_eagle.cli.terminal.sections import COMMON, Marks
 from mlx_eagle.errors import CheckpointError, EagleError
 
 WORDS = ["It ", "joins ", "paths", "."]
@@ -22,7 +21,7 @@ class FakeSession:
     """A conversation that notes what is done with it."""
 
     def __init__(self, system: str | None = None) -> None:
-        self.system = system
+        self.system, self.template = system, {"thinking": False}
         self.messages: list[dict[str, str]] = []
         self.is_cancelled = self.is_closed = False
 
@@ -66,12 +65,7 @@ class Engine:
 
     def __init__(self, name: str) -> None:
         self.info = SimpleNamespace(target=name)
-        self.tokenizer = SimpleNamespace(
-            has_thinking=False,
-            has_tool_calling=False,
-            has_chat_template=False,
-            decode=lambda ids: f"<{ids[0]}>",
-        )
+        self.tokenizer = SimpleNamespace(decode=lambda ids: f"<{ids[0]}>")
 
     def session(self, system: str | None) -> FakeSession:
         return FakeSession(system)
@@ -104,7 +98,6 @@ def test_loading_is_waited_for_and_its_progress_is_known(conversation: Conversat
     assert conversation.is_loaded
     assert conversation.progress == ("calibrate", 1, 4)
     assert conversation.system == "Be brief."
-    assert conversation.marks == Marks(COMMON)
 
 
 def test_what_loading_raised_is_raised_to_whoever_waits() -> None:
@@ -168,6 +161,7 @@ def test_another_model_takes_over_what_was_said(conversation: Conversation) -> N
     assert conversation.source == OTHER
     assert conversation.messages == [{"role": "user", "content": "a"}]
     assert conversation.system == "Be brief."
+    assert conversation._now.session.template is not None
     assert conversation.spell(5) == "?"
     assert said(conversation.ask("b")) == "".join(WORDS)
 

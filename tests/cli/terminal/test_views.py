@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from mlx_eagle.answers.answer_format import COMMON
+from mlx_eagle.answers.sections import MarkedSections
 from mlx_eagle.cli.terminal.views import Show, open_view
 from mlx_eagle.session.responses import DraftedTree, GenerationResponse
 
@@ -115,9 +117,11 @@ def show(
 ) -> str:
     """Write an answer and return what reached the terminal."""
     console = Console(file=out, width=width, height=10, color_system="standard", highlight=False)
-    view = open_view(console, Show(**shown))
-    for response in pieces:
-        view.add(response)
+    view, sections = open_view(console, Show(**shown)), MarkedSections(COMMON)
+    for n, response in enumerate(pieces, start=1):
+        spans = sections.add(response.text, response.from_draft)
+        rest = sections.finish() if close and n == len(pieces) else []
+        view.add(response._replace(spans=(*spans, *rest)))
     if close:
         view.close()
     return out.text() if isinstance(out, Terminal) else out.getvalue()

@@ -1,0 +1,1 @@
+"""Answers as models write them: what is said, what is only thought, and calls of tools."""

@@ -1,0 +1,120 @@
+"""Calls of tools, as models write them and as chat messages hold them.
+
+mlx-lm's parsers read what stands between a model's marks. They raise whatever they like and return
+one call or several; here a text is either calls of one form, or none.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from mlx_lm.tool_parsers import mistral
+
+ID_LENGTH = 9  # letters and digits of a call's id: what the templates of Mistral insist on
+
+Parse = Callable[[str, Sequence[Any] | None], Any]  # text, tools: one call, or a list of them
+
+
+class Call(NamedTuple):
+    """One call of a tool."""
+
+    name: str
+    arguments: dict[str, Any]
+    id: str | None = None
+
+
+def parse_calls(text: str, parse: Parse, tools: Sequence[Any] | None = None) -> list[Call]:
+    """Return the calls in a text.
+
+    Args:
+        text: what stands between a model's marks.
+        parse: reads it; whatever it raises means that there are none.
+        tools: that may be called, for the types of their arguments; None: not known.
+    """
+    try:
+        found = parse(text, list(tools or []))
+    except Exception:  # a parser of mlx-lm raises what it likes, at a text that a model wrote
+        return []
+    calls = [_call(each) for each in (found if isinstance(found, list) else [found])]
+    return [call for call in calls if call] if all(calls) else []
+
+
+def parse_json(text: str, tools: Any = None) -> list[Any]:
+    """Return the JSON values in a text, lists opened up; a ";" may stand between them.
+
+    Raises:
+        ValueError: if it is anything else.
+    """
+    decoder, values, at = json.JSONDecoder(), list[Any](), 0
+    text = text.strip()
+    while at < len(text):
+        value, at = decoder.raw_decode(text, at)
+        values += value if isinstance(value, list) else [value]
+        at = _after(text, at)
+    return values
+
+
+def parse_channel(header: str) -> Parse:
+    """Return what reads the body of a part of a channel, whose header names the tool."""
+    found = re.search(r"\bto=(?:functions\.)?([^\s<]+)", header)
+    name = found[1] if found else ""
+    return lambda text, tools: {"name": name, "arguments": json.loads(text)}
+
+
+def parser_of_mark(start: str, tokenizer: Any) -> Parse:
+    """Return what reads calls that begin with this mark.
+
+    Args:
+        start: the mark.
+        tokenizer: mlx-lm's wrapper, which has a parser for the model's own mark.
+    """
+    if tokenizer.has_tool_calling and start == tokenizer.tool_call_start:
+        parse: Parse = tokenizer.tool_parser
+        return parse
+    return mistral.parse_tool_call if start == "[TOOL_CALLS]" else parse_json
+
+
+def as_messages(calls: Sequence[Call], salt: str) -> list[dict[str, Any]]:
+    """Return calls as a chat message holds them; those without an id get one.
+
+    Args:
+        calls: of one answer, in order.
+        salt: tells this answer from others, so that ids are unique; the same gives the same ids.
+    """
+    return [
+        {
+            "type": "function",
+            "id": call.id or _make_id(f"{salt} {place} {call.name}"),
+            "function": {"name": call.name, "arguments": call.arguments},
+        }
+        for place, call in enumerate(calls)
+    ]
+
+
+def _after(text: str, at: int) -> int:
+    """Return where the next value begins, after white space and one ";"."""
+    rest = text[at:].lstrip()
+    rest = rest.removeprefix(";").lstrip()
+    return len(text) - len(rest)
+
+
+def _call(found: Any) -> Call | None:
+    """Return one call if this is one: a name and arguments, which may be JSON text."""
+    if not isinstance(found, dict):
+        return None
+    name, arguments = found.get("name"), found.get("arguments", found.get("parameters"))
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except ValueError:
+            return None
+    if not isinstance(name, str) or not name or not isinstance(arguments, dict):
+        return None
+    known = found.get("id")
+    return Call(name, arguments, known if isinstance(known, str) and known else None)
+
+
+def _make_id(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:ID_LENGTH]
