@@ -68,11 +68,15 @@ class Sections(ABC):
 
     def finish(self) -> list[Span]:
         """Return what was held back, now that no token follows."""
-        return self._release(sum(len(part) for part, _ in self._held), self._kind())
+        return self._release(sum(len(part) for part, _ in self._held), self._kind(), self._last())
 
     @abstractmethod
     def _cut(self, held: str, spans: list[Span]) -> bool:
         """Release what is certain of the held text; returns whether there may be more."""
+
+    def _last(self) -> Place:
+        """Return what text is that was held back until the end."""
+        return Place.BODY
 
     @abstractmethod
     def _kind(self) -> Kind:
@@ -139,6 +143,9 @@ class ChannelSections(Sections):
     def _kind(self) -> Kind:
         return self._open or Kind.SAID
 
+    def _last(self) -> Place:
+        return Place.BODY if self._open else Place.START  # a header that was cut short
+
     def _cut(self, held: str, spans: list[Span]) -> bool:
         return self._header(held, spans) if self._open is None else self._body(held, spans)
 
@@ -149,7 +156,7 @@ class ChannelSections(Sections):
         n_header = len(held) - len(self._BODY) if at < 0 else at
         if not begins or n_header > LONGEST_HEADER:  # what cannot be a header is text
             self._open = Kind.SAID
-            spans += self._release(min(map(len, begins), default=0), Kind.SAID)
+            spans += self._release(min(map(len, begins), default=0), Kind.SAID, Place.START)
             return True
         if at < 0:
             return False

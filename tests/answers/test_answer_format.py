@@ -108,7 +108,7 @@ def test_an_answer_that_messages_begin_goes_on_in_its_part() -> None:
     begun = MARKED.begun([], [{"role": "assistant", "content": "<think>It"}])
     assert begun == "<think>It"
     assert MARKED.message(" is</think>noon", begun)["reasoning_content"] == " is"
-    assert CHANNELS.message("is <|channel|>", "It ")["content"] == "is <|channel|>"
+    assert CHANNELS.message("is noon", "It ")["content"] == "is noon"
 
 
 def test_the_marks_are_those_that_the_tokenizer_or_the_template_knows() -> None:

@@ -3,36 +3,19 @@
 import json
 import random
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
-from doubles import Letters
-from mlx_eagle.calibration.planners import Planners
-from mlx_eagle.engine import Engine, EngineInfo
+from doubles import Letters, make_engine
+from mlx_eagle.engine import Engine
 from mlx_eagle.heads.config import HeadConfig
-from mlx_eagle.heads.eagle import EagleHead
-from mlx_eagle.speculation import ON
-from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, TreeShape
 
 WORDS = ["why", "say it again", "no.", "a longer question, with commas, and words", "x"]
-
-
-def make_engine(model: nn.Module, head_config: HeadConfig) -> Engine:
-    """An engine of a tiny random target and head."""
-    sizes = {"hidden_size": 64, "target_hidden_size": 64}
-    words = {"target_vocab_size": 128, "draft_vocab_size": 128}
-    mx.random.seed(4)
-    head = EagleHead(replace(head_config, **sizes, **words))
-    target = Target(model, taps=head.config.taps)
-    info = EngineInfo("tiny", "", "tiny", "", ON, "", False)
-    return Engine(target, Letters(), head, info, Planners())
 
 
 def settings(rng: random.Random, trees: list[Any]) -> dict[str, Any]:
@@ -145,7 +128,7 @@ def test_after_any_script_the_next_answer_is_that_of_a_fresh_conversation(
     tmp_path: Path,
 ) -> None:
     model = tiny_target(architecture, **FAMILIES.get(architecture, {}))
-    engine = make_engine(model, head_config)
+    engine = make_engine(model, head_config, Letters())
     trees = CHAINS if engine.target.chains_only else [*CHAINS, TreeShape(3, 3, 7)]
     n_scripts, reused = N_SCRIPTS[architecture][0 if is_quick else 1], 0
     for seed in range(n_scripts):

@@ -1,13 +1,17 @@
 """Stand-ins of the tests: scripted drafters and policies, tokenizers without a model, sessions."""
 
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.drafters.base import Drafter, Level
 from mlx_eagle.engine import Engine, EngineInfo
+from mlx_eagle.heads.config import HeadConfig
+from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.planner.policy import Outcome, Plan
 from mlx_eagle.session.session import Session
 from mlx_eagle.speculation import ON, Speculation
@@ -176,3 +180,21 @@ def make_session(
     engine = Engine(target, NoText(), None, info, planners)
     engine.make_drafter = make_drafter or (lambda: None)
     return engine.session()
+
+
+def make_engine(model: nn.Module, head_config: HeadConfig, tokenizer: Any) -> Engine:
+    """Return an engine of a tiny random target and head.
+
+    Args:
+        model: of `build_target`.
+        head_config: whose widths and vocabularies are replaced by the target's.
+        tokenizer: with which texts are read.
+    """
+    n_tokens, size = model.args.vocab_size, model.args.hidden_size
+    sizes = {"hidden_size": size, "target_hidden_size": size}
+    words = {"target_vocab_size": n_tokens, "draft_vocab_size": n_tokens}
+    mx.random.seed(4)
+    head = EagleHead(replace(head_config, **sizes, **words))
+    target = Target(model, taps=head.config.taps)
+    info = EngineInfo("tiny", "", "tiny", "", ON, "", False)
+    return Engine(target, tokenizer, head, info, Planners())

@@ -1,0 +1,167 @@
+"""Ten turns (by default three) with thoughts and calls of tools, as the templates of four publishers want them.
+
+What the model writes is forced by a pattern, but for the end of every answer, so that a target that
+never saw a tool writes thoughts and calls as such models do. The oracle is a new conversation that
+is given the same messages and has nothing cached.
+"""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from doubles import make_engine
+from mlx_eagle.answers.history import with_ids
+from mlx_eagle.engine import Engine
+from mlx_eagle.errors import EagleError
+from mlx_eagle.heads.config import HeadConfig
+from mlx_eagle.session.prompt import Template, encode
+from mlx_eagle.session.session import Session
+from mlx_eagle.target.tokenizer import read_tokenizer
+from mlx_eagle.tree_shape import TreeShape
+
+TEMPLATES = Path(__file__).parents[1] / "data" / "templates"
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"properties": {}}}}]
+
+
+class Writing(NamedTuple):
+    """How a family writes: a thought, a call, an answer; what the thought may be is up to it."""
+
+    thought: str
+    call: str
+    said: str = ""
+
+    def call_of(self, turn: int) -> str:
+        """Return the text of an answer that thinks and calls."""
+        arguments = f'{{"a": {turn}, "b": 2}}'
+        return self.thought.format("hm") + self.call.replace("ARGUMENTS", arguments)
+
+
+FAMILIES = {
+    "harmony": Writing(
+        "<|channel|>analysis<|message|>{}<|end|>",
+        "<|start|>assistant<|channel|>commentary to=functions.add <|constrain|>json<|message|>"
+        "ARGUMENTS",
+        "<|start|>assistant<|channel|>final<|message|>",
+    ),
+    "qwen3": Writing(
+        "<think>\n{}\n</think>\n\n",
+        '<tool_call>\n{"name": "add", "arguments": ARGUMENTS}\n</tool_call>',
+    ),
+    "mistral": Writing(
+        "[THINK]{}[/THINK]", '[TOOL_CALLS][{"name": "add", "arguments": ARGUMENTS}]'
+    ),
+    "llama3": Writing("<think>\n{}\n</think>\n\n", '{"name": "add", "parameters": ARGUMENTS}'),
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def templated(
+    family: str,
+    demo: Engine,
+    tiny_target: Callable[..., Any],
+    head_config: HeadConfig,
+    tmp_path: Path,
+) -> Engine:
+    """A tiny random pair with the demo pair's tokenizer and the template of a family."""
+    for file in (Path(__file__).parents[2] / "mlx_eagle" / "demo" / "target").glob("*token*"):
+        shutil.copy(file, tmp_path)
+    shutil.copy(TEMPLATES / f"{family}.jinja", tmp_path / "chat_template.jinja")
+    tokenizer = read_tokenizer(tmp_path, demo.tokenizer.eos_token_ids)
+    model = tiny_target("llama", vocab_size=4096, max_position_embeddings=8192)
+    return make_engine(model, head_config, tokenizer)
+
+
+def literally(text: str) -> str:
+    """Return a pattern that matches this text alone, in Rust's syntax."""
+    return re.sub(r"([][.*+?(){}^$|\\])", r"\\\1", text)
+
+
+def shared(left: list[int], right: list[int]) -> int:
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((n for n, (a, b) in pairs if a != b), min(len(left), len(right)))
+
+
+def send(session: Session, asked: list[dict[str, Any]], **options: Any) -> Any:
+    """Send messages and return the answer; what is cached of the prompt must be used."""
+    held, tokenizer = list(session.prefix.tokens), session._engine.tokenizer
+    told = [*session.messages, *with_ids(session.messages, asked)]
+    ids = encode(tokenizer, told, Template({}, session.template.tools))
+    *_, last = session.send(asked, max_tokens=200, tree=TreeShape.chain(2), **options)
+    assert last.finish_reason == "stop"
+    # The newest token that both begin with is read again, for what follows it.
+    assert last.stats.cached_tokens == max(shared(held, ids) - 1, 0)
+    return session.messages[-1]
+
+
+def test_b1_ten_turns_with_thoughts_and_tools_equal_fresh_conversations(
+    family: str, templated: Engine, is_quick: bool
+) -> None:
+    writing, n_reused, n_read = FAMILIES[family], 0, 0
+    n_turns = 3 if is_quick else 10
+    session = templated.session(tools=TOOLS)
+    free = literally(writing.thought.format("so") + writing.said) + "[a-z ]{4,12}"
+    for turn in range(n_turns):
+        question, pattern = {"role": "user", "content": f"{turn} and 2?"}, writing.call_of(turn)
+        call = send(session, [question], regex=literally(pattern))
+        assert (call["content"], call["reasoning_content"]) == ("", "hm")
+        (function,) = [each["function"] for each in call["tool_calls"]]
+        assert function == {"name": "add", "arguments": {"a": turn, "b": 2}}
+        before, fresh = list(session.prefix.tokens), templated.session(tools=TOOLS)
+        fresh.messages = list(session.messages)
+        result = {"role": "tool", "content": str(turn + 2)}
+        answer = send(session, [result], regex=free)
+        assert send(fresh, [result], regex=free) == answer
+        assert session.prefix.tokens == fresh.prefix.tokens
+        assert answer["reasoning_content"] == "so"
+        assert re.fullmatch("[a-z ]{4,12}", answer["content"])
+        n_reused += shared(before, session.prefix.tokens)
+        n_read += len(session.prefix.tokens)
+    assert len(session.messages) == 4 * n_turns
+    assert n_reused > n_read / 2, "of a turn's tokens most are those of the turn before"
+
+
+def test_a_conversation_with_tools_is_saved_and_goes_on(
+    family: str, templated: Engine, tmp_path: Path
+) -> None:
+    writing = FAMILIES[family]
+    session = templated.session(tools=TOOLS)
+    list(session.ask("1 and 2?", regex=literally(writing.call_of(1)), max_tokens=200))
+    session.save(tmp_path / "talk")
+    loaded = templated.load_session(tmp_path / "talk")
+    assert loaded.messages == session.messages
+    assert loaded.template.tools == TOOLS
+    result = [{"role": "tool", "content": "3"}]
+    answers = [list(each.send(result, max_tokens=8)) for each in (session, loaded)]
+    assert [r.token for r in answers[0]] == [r.token for r in answers[1]]
+
+
+def test_an_answer_cut_short_anywhere_keeps_the_conversation_usable(
+    family: str, templated: Engine
+) -> None:
+    writing = FAMILIES[family]
+    for n in range(1, 60, 12):
+        session = templated.session(tools=TOOLS)
+        pattern = literally(writing.call_of(1))
+        stream = session.ask("1 and 2?", regex=pattern, max_tokens=200)
+        for _, _response in zip(range(n), stream, strict=False):
+            pass
+        stream.close()
+        if "tool_calls" not in session.messages[-1]:
+            list(session.ask("And now?", max_tokens=2))
+            assert [m["role"] for m in session.messages] == ["user", "assistant"] * 2
+
+
+def test_send_takes_messages_and_nothing_else(demo: Engine) -> None:
+    session = demo.session()
+    for wrong in ([], "text", ["text"], [5]):
+        with pytest.raises(EagleError, match="chat messages"):
+            session.send(wrong)  # type: ignore[arg-type]
