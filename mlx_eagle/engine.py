@@ -19,6 +19,7 @@ from mlx_eagle.session.prompt import PLAIN_TEMPLATE, Prompt, Template
 from mlx_eagle.session.responses import GenerationResult, Responses, whole_answer
 from mlx_eagle.session.session import Session
 from mlx_eagle.session.session_file import identify
+from mlx_eagle.session.turn import Turn
 from mlx_eagle.speculation import Speculation
 from mlx_eagle.target.self_check import with_caches
 from mlx_eagle.target.target import Target
@@ -52,6 +53,7 @@ class Engine:
 
     Attributes:
         template: what the chat template is given in every conversation.
+        turn: which thread uses it.
         answer_format: how the model sets thoughts and calls of tools apart in its answers.
     """
 
@@ -72,6 +74,7 @@ class Engine:
         self.planners = planners or Planners(max_depth=max_depth, chains_only=target.chains_only)
         self.limits = limits or Limits()
         self.template = PLAIN_TEMPLATE
+        self.turn = Turn()
         self.answer_format = read_format(tokenizer)
         self._variants: dict[KVOptions, Engine] = {}
 
@@ -123,7 +126,7 @@ class Engine:
             known.calibration, known.max_depth, watch=known.watch, chains_only=target.chains_only
         )
         variant = Engine(target, self.tokenizer, self.head, self.info, planners, limits)
-        variant.template = self.template
+        variant.template, variant.turn = self.template, self.turn
         return variant
 
     def make_drafter(self) -> Drafter | None:
@@ -164,7 +167,8 @@ class Engine:
                 f"there is nothing to calibrate: speculation is {self.info.speculation}"
             )
         known, drafter = self.planners, make_drafter(self.head, self.target)
-        costs = measure_costs(self.target, drafter, known.records, report)
+        with self.turn.taken():
+            costs = measure_costs(self.target, drafter, known.records, report)
         self.planners = Planners(
             costs, self.head.max_depth, known.records, known.watch, chains_only=known.chains_only
         )

@@ -61,9 +61,8 @@ class Answering:
         prefix, before = self._prefix, list(self._prefix.tokens)
         n_given = 0
         try:
-            # Closed first: the head's rows must be complete before they are trimmed.
-            with closing(self._stream()) as stream:
-                for response in stream:
+            with closing(self._steps()) as steps:
+                for response in steps:
                     n_given += 1
                     yield response
         except GeneratorExit:
@@ -75,13 +74,30 @@ class Answering:
             prefix.tokens = held
             raise
         finally:
-            prefix.trim_to_tokens()
+            with self._engine.turn.awaited():
+                prefix.trim_to_tokens()
             self._request.selector.end(n_given)
+
+    def _steps(self) -> Responses:
+        """Pass on responses; the engine is taken while one is made, and free in between."""
+        stream = self._stream()
+        try:
+            while True:
+                with self._engine.turn.taken():
+                    response = next(stream, None)
+                if response is None:
+                    return
+                yield response
+        finally:
+            # Before the prefix is trimmed: the head's rows must be complete then.
+            with self._engine.turn.awaited():
+                stream.close()
 
     def read(self) -> bool:
         """Read the prompt; returns False if that was cancelled, and then keeps what was read."""
         try:
-            return self._read(self._decoder(speculate=True))
+            with self._engine.turn.taken():
+                return self._read(self._decoder(speculate=True))
         except BaseException:
             self._prefix.reset()
             raise

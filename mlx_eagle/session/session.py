@@ -257,7 +257,8 @@ class Session:
     def _finish(self) -> None:
         """End the stream that is still open, if any."""
         if self._open is not None:
-            self._open.close()
+            with self._engine.turn.taken():
+                self._open.close()
         self._open = None
 
 

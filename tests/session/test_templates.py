@@ -1,4 +1,4 @@
-"""Ten turns (by default three) with thoughts and calls of tools, as the templates of four publishers want them.
+"""Ten turns (three by default) with thoughts and calls of tools, on templates of four publishers.
 
 What the model writes is forced by a pattern, but for the end of every answer, so that a target that
 never saw a tool writes thoughts and calls as such models do. The oracle is a new conversation that
