@@ -58,7 +58,8 @@ class Answering:
 
     def stream(self) -> Responses:
         """Read the prompt, then turn rounds into responses until something ends the answer."""
-        prefix, before = self._prefix, list(self._prefix.tokens)
+        with self._engine.turn.taken():  # refused here, there is nothing to end and to wait for
+            prefix, before = self._prefix, list(self._prefix.tokens)
         n_given = 0
         try:
             with closing(self._steps()) as steps:
