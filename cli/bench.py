@@ -268,7 +268,7 @@ def choose_prompts(source: ModelSource, wanted: Wanted) -> tuple[str, list["Benc
     elif wanted.dataset:
         from mlx_eagle.bench.datasets import read_dataset
 
-        origin = f"{wanted.dataset} ({wanted.data or 'from the hub'})"
+        origin = f"{wanted.dataset} ({wanted.data or 'the questions of the EAGLE papers'})"
         prompts = read_dataset(wanted.dataset, wanted.data)
         limit = limit or DATASET_LIMIT
     else:
@@ -291,7 +291,7 @@ def load_contestants(
     main = source if needs_head else source._replace(head=source.head or "none")
     engine = load_engine(main, console)
 
-    def load_other(head: str) -> "Engine":
-        return load_engine(source._replace(head=head), console)
+    def load_other(engine: "Engine", head: str) -> "Engine":
+        return load_engine(source._replace(head=head), console, beside=engine)
 
     return engine, [make_contestant(spec, engine, load_other, fetch_shown) for spec in specs]

@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
@@ -118,14 +119,23 @@ def to_messages(question: str, system: str | None) -> list[dict[str, str]]:
     return [{"role": "system", "content": system}, *messages] if system else messages
 
 
-def load_engine(source: ModelSource, console: "Console") -> "Engine":
-    """Load target and head with bars, and notes on what is downloaded, on the console."""
+def load_engine(
+    source: ModelSource, console: "Console", beside: "Engine | None" = None
+) -> "Engine":
+    """Load target and head with bars, and notes on what is downloaded, on the console.
+
+    Args:
+        source: which ones.
+        console: for bars and notes.
+        beside: an engine that has the target already; None loads it.
+    """
     from mlx_eagle.cli.terminal.display import Loading, printable
 
     with Loading(console) as loading:
-        from mlx_eagle.loading import load
+        from mlx_eagle.loading import load, load_with_head
 
-        return load(
+        start = load if beside is None else partial(load_with_head, beside)
+        return start(
             source.model,
             source.head,
             progress=loading.update,

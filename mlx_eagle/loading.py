@@ -12,10 +12,10 @@ from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.calibration.pair_planners import planners_of_pair, records_of_pair
 from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.engine import Engine, EngineInfo
-from mlx_eagle.hub.download import Progress, fetch
-from mlx_eagle.hub.head_choice import HeadChoice, Notify, choose_head, to_stderr
+from mlx_eagle.hub.download import Notify, Progress, fetch, to_stderr
+from mlx_eagle.hub.head_choice import HeadChoice, choose_head
 from mlx_eagle.load_options import LoadOptions
-from mlx_eagle.pairing import Pair, pair_up
+from mlx_eagle.pairing import Pair, pair_again, pair_up
 from mlx_eagle.session.limits import Limits, bytes_per_row, device_memory, model_context_length
 from mlx_eagle.session.prompt import Template
 from mlx_eagle.session.recommended import read_recommended
@@ -84,6 +84,40 @@ def load(
     return engine
 
 
+def load_with_head(
+    engine: Engine,
+    model: str | Path | None,
+    head: str | Path | None,
+    *,
+    progress: Progress | None = None,
+    notify: Notify | None = None,
+    **options: Any,
+) -> Engine:
+    """Load another head for a target that is loaded; the target is not loaded again.
+
+    Args:
+        engine: with the target, its caches, and its adapter if it has one.
+        model: what the engine's target was loaded from.
+        head: as for `load`.
+        progress: as for `load`.
+        notify: as for `load`.
+        **options: with which the engine was loaded.
+
+    Raises:
+        EagleError: if the head cannot be found, or does not work with the target.
+    """
+    chosen = LoadOptions(**options)
+    found = find(model, head, progress, notify)
+    pair = pair_again(engine.target, found.head)
+    info = engine.info._replace(**_describe_head(found, pair))
+    planners = _planners(found, pair, info, chosen, progress) if pair.head else None
+    window = chosen.head_window if chosen.head_window is not None else _default_window(pair)
+    limits = engine.limits._replace(head_window=window)
+    other = Engine(pair.target, engine.tokenizer, pair.head, info, planners, limits)
+    other.template, other.turn = engine.template, engine.turn
+    return other
+
+
 def find(
     model: str | Path | None,
     head: str | Path | None,
@@ -94,7 +128,7 @@ def find(
     is_demo = model is None
     if model is None:
         model, head = DEMO / "target", head or DEMO / "head"
-    folder = fetch(model, progress=progress)
+    folder = fetch(model, progress=progress, notify=notify)
     choice = choose_head(model, head, folder, progress=progress, notify=notify)
     return Found(model, folder, choice, is_demo)
 
@@ -136,26 +170,38 @@ def _limits(pair: Pair, target: LoadedTarget, options: LoadOptions) -> Limits:
     if target.max_context is not None:
         context = min(context or target.max_context, target.max_context)
     if window is None:
-        window = pair.head.default_window if pair.head else 0
+        window = _default_window(pair)
     memory = device_memory() if memory is None else memory
     return Limits(context, memory, bytes_per_row(pair.target), window)
+
+
+def _default_window(pair: Pair) -> int:
+    """Return how many tokens a head attends to where nobody says; 0: all."""
+    return pair.head.default_window if pair.head else 0
+
+
+def _describe_head(found: Found, pair: Pair) -> dict[str, Any]:
+    """Return what a banner says of the head."""
+    folders = quote(str(found.head.folder)), quote(str(found.folder))
+    return {
+        "head": _name(found.head.name) if pair.head else "",
+        "head_precision": precision(pair.head) if pair.head else "",
+        "status": pair.status,
+        "remedy": "mlx-eagle doctor {} --target {} --fix".format(*folders) if pair.head else "",
+    }
 
 
 def _describe(found: Found, pair: Pair, target: LoadedTarget, options: LoadOptions) -> EngineInfo:
     """Return what is loaded, in words for a banner."""
     adapter = f" with the adapter {options.adapter_path}" if options.adapter_path else ""
-    folders = quote(str(found.head.folder)), quote(str(found.folder))
     return EngineInfo(
         target=_name(found.name) + adapter,
         target_precision=precision(pair.target.model),
-        head=_name(found.head.name) if pair.head else "",
-        head_precision=precision(pair.head) if pair.head else "",
-        status=pair.status,
         device=str(mx.device_info()["device_name"]),
         is_demo=found.is_demo,
-        remedy="mlx-eagle doctor {} --target {} --fix".format(*folders) if pair.head else "",
         remarks=target.remarks,
         recommended=read_recommended(found.folder),
+        **_describe_head(found, pair),
     )
 
 

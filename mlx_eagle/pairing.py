@@ -45,6 +45,22 @@ def pair_up(network: nn.Module, choice: HeadChoice, kv: KVOptions = WHOLE) -> Pa
     return pair
 
 
+def pair_again(target: Target, choice: HeadChoice) -> Pair:
+    """Return a target that is in use, and another head for it, which the user named.
+
+    Args:
+        target: with its hooks and caches, which it keeps.
+        choice: which head.
+
+    Raises:
+        EagleError: if there is none, or it does not work with the target.
+    """
+    if choice.folder is None:
+        return Pair(target, None, Speculation.off(choice.reason))
+    head = load_head(choice.folder)
+    return Pair(_checked(target.twin(head.config.taps), head), head, ON)
+
+
 def _pair_up(network: nn.Module, choice: HeadChoice) -> Pair:
     """Do what `pair_up` does, with caches that keep everything."""
     if choice.folder is None:
@@ -61,7 +77,11 @@ def _pair_up(network: nn.Module, choice: HeadChoice) -> Pair:
 
 def _with_head(network: nn.Module, head: Head) -> Target:
     """Return the target, tapped for the head; a target that cannot verify trees is refused."""
-    target = Target(network, head.config.taps)
+    return _checked(Target(network, head.config.taps), head)
+
+
+def _checked(target: Target, head: Head) -> Target:
+    """Return a target that fits the head and verifies trees; another one is refused."""
     try:
         check_fit(head, target)
         check_tree_verification(target)

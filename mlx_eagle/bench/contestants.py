@@ -62,7 +62,7 @@ class Contestant:
 def make_contestant(
     spec: Spec,
     engine: Engine,
-    load_other: Callable[[str], Engine],
+    load_other: Callable[[Engine, str], Engine],
     find: Callable[[str], Path],
 ) -> Contestant:
     """Return the contestant that a specification names.
@@ -70,7 +70,8 @@ def make_contestant(
     Args:
         spec: the specification.
         engine: the target, with the head that `auto`, chains and trees draft with.
-        load_other: returns an engine with the same target and the head that it is given.
+        load_other: returns an engine with the same target and the head that it is given; the
+            target is not loaded again.
         find: returns the folder of a model, fetching it if need be.
 
     Raises:
@@ -84,7 +85,7 @@ def make_contestant(
         draft = _load_draft_model(find(spec.source), engine)
         return Contestant(spec.name, partial(_draft_model, engine, draft, spec.n_draft), False)
     if spec.kind == "head":
-        engine = _with_shared_weights(load_other(spec.source), engine)
+        engine = load_other(engine, spec.source)
     if engine.head is None:
         raise EagleError(
             f"{spec.name} drafts with a head, and there is none (speculation is "
@@ -94,13 +95,6 @@ def make_contestant(
         engine.target.check_shape(spec.shape)
     options = {"tree": spec.shape} if spec.shape else {}
     return Contestant(spec.name, partial(_generate, engine, options), True, engine)
-
-
-def _with_shared_weights(other: Engine, engine: Engine) -> Engine:
-    """Return `other` on the weights of `engine`'s target, so that they are in memory once."""
-    other.target.model.update(engine.target.model.parameters())
-    mx.clear_cache()
-    return other
 
 
 def _load_draft_model(folder: Path, engine: Engine) -> Any:

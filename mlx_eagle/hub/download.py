@@ -8,6 +8,7 @@ import errno
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -17,8 +18,10 @@ from typing import Any, NamedTuple
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
     DryRunError,
+    FileMetadataError,
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -29,6 +32,10 @@ from huggingface_hub.utils.tqdm import tqdm
 from mlx_eagle.errors import HubError
 
 Progress = Callable[[str, int, int], None]
+Notify = Callable[[str], None]
+
+# What huggingface_hub raises over an answer that is none of the hub's: a login page, say.
+STRANGE_ANSWERS = (ValueError, LookupError, TypeError, AttributeError)
 
 WANTED = [
     "*.json",
@@ -64,7 +71,11 @@ class Repo(NamedTuple):
 
 
 def fetch(
-    name: str | Path, *, progress: Progress | None = None, only: Sequence[str] | None = None
+    name: str | Path,
+    *,
+    progress: Progress | None = None,
+    notify: Notify | None = None,
+    only: Sequence[str] | None = None,
 ) -> Path:
     """Return the local folder of a model, downloading it if it is a hub name that is not cached.
 
@@ -72,6 +83,8 @@ def fetch(
         name: a local folder, or `owner/name` or `owner/name@revision` on the hub.
         progress: called with ("download <name>", bytes done, bytes in all), first before the
             first byte; from several threads.
+        notify: told in one line if what is cached has to do, because what answers in the hub's
+            place is not the hub; None writes to stderr.
         only: the files that are needed, such as `config.json`, of those that a model has; None
             for all. A local folder is not looked into.
 
@@ -84,9 +97,10 @@ def fetch(
     if os.path.exists(folder):
         raise HubError(f"{name} is a file; give the folder that holds the model")
     repo = parse_repo(str(name))
+    wanted = WANTED if only is None else list(only)
     try:
-        return _fetch_repo(repo, progress or _silent, WANTED if only is None else list(only))
-    except (NetworkError, OSError) as error:
+        return _fetch_repo(repo, progress or _silent, notify or to_stderr, wanted)
+    except (NetworkError, OSError, *STRANGE_ANSWERS) as error:
         raise HubError(_explain(repo, error)) from error
 
 
@@ -108,12 +122,21 @@ def parse_repo(name: str) -> Repo:
     return Repo(repo_id, revision or constants.DEFAULT_REVISION)
 
 
-def _fetch_repo(repo: Repo, progress: Progress, wanted: list[str]) -> Path:
+def to_stderr(line: str) -> None:
+    """Tell a line to whoever called the library without saying whom to tell."""
+    print(line, file=sys.stderr)
+
+
+def _fetch_repo(repo: Repo, progress: Progress, notify: Notify, wanted: list[str]) -> Path:
     """Ask the hub what is missing here and download that; without the hub, use the cache."""
     try:
         files = _snapshot(repo, wanted, UNWANTED, dry_run=True, tqdm_class=_meter(_silent, "", 0))
     except DryRunError as error:
         return _cached(repo, wanted, error.__cause__ or error)
+    except STRANGE_ANSWERS as error:
+        folder = _cached(repo, wanted, error)
+        notify(f"{_STRANGE} for {repo.name}; the copy in the cache is used")
+        return folder
     if not files:
         raise HubError(f"{repo.name} holds no model files ({', '.join(wanted)})")
     unwanted = UNWANTED
@@ -224,6 +247,11 @@ def _silent(phase: str, done: int, total: int) -> None:
     """Report nothing."""
 
 
+_STRANGE = (
+    f"what answers at {constants.ENDPOINT} is not the hub (a login page of the network, perhaps)"
+)
+
+
 def _explain(repo: Repo, error: BaseException) -> str:
     """Say in one line why a model could not be had, and what to do."""
     known = {
@@ -231,6 +259,7 @@ def _explain(repo: Repo, error: BaseException) -> str:
         "log in with `hf auth login` or set HF_TOKEN",
         RepositoryNotFoundError: f"the hub has no model {repo.id}, or it is private: check the "
         "name, or log in with `hf auth login`",
+        HFValidationError: f"{repo.id} cannot be the name of a model on the hub",
         RevisionNotFoundError: f"{repo.id} has no revision {repo.revision}",
         OfflineModeIsEnabled: f"{repo.name} is not completely in the cache and HF_HUB_OFFLINE "
         "forbids to download it: unset it, or give a local folder",
@@ -247,6 +276,8 @@ def _explain(repo: Repo, error: BaseException) -> str:
             f"the hub ({constants.ENDPOINT}) cannot be reached and {repo.name} is not completely "
             f"in the cache: check the network and try again ({_reason(error)})"
         )
+    if isinstance(error, (*STRANGE_ANSWERS, FileMetadataError)):
+        return f"{_STRANGE} for {repo.name}: log in to the network, or check HF_ENDPOINT"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk filled up while {repo.name} was downloaded: {FREE_SPACE}"
     return f"{repo.name} could not be downloaded to {constants.HF_HUB_CACHE}: {_reason(error)}"

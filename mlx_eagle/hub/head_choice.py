@@ -8,8 +8,6 @@ import hashlib
 import json
 import os
 import re
-import sys
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -17,10 +15,8 @@ from typing import NamedTuple
 from mlx_eagle.errors import EagleError, HubError
 from mlx_eagle.files.folders import cache_folder
 from mlx_eagle.heads.config import FORMAT_VERSION, MODEL_TYPE
-from mlx_eagle.hub.download import Progress, fetch
+from mlx_eagle.hub.download import Notify, Progress, fetch, to_stderr
 from mlx_eagle.hub.known_heads import KnownHead, default_head, known_heads
-
-Notify = Callable[[str], None]
 
 NO_HEAD = "none"
 
@@ -68,13 +64,14 @@ def choose_head(
     if head == NO_HEAD:
         return HeadChoice(None, reason="no head was wanted")
     if head is not None:
-        source = fetch(head, progress=progress)
+        source = fetch(head, progress=progress, notify=notify)
         return HeadChoice(prepare_head(source, folder, notify=notify), str(head), is_named=True)
     known = default_head(model)
     if known is None:
         return HeadChoice(None, reason=_why_none(model))
     try:
-        source = fetch(known.repo, progress=_announced(known, model, progress, notify))
+        report = _announced(known, model, progress, notify)
+        source = fetch(known.repo, progress=report, notify=notify)
         return HeadChoice(prepare_head(source, folder, notify=notify), known.repo)
     except EagleError as error:
         about = "" if isinstance(error, HubError) else f"{known.repo}: "
@@ -194,8 +191,3 @@ def _why_none(model: str | Path) -> str:
         return f"{heads[0].repo} is {heads[0].status}: {heads[0].reason}"
     is_folder = os.path.isdir(os.path.expanduser(model))
     return "no head was given" if is_folder else f"no head is known for {model}"
-
-
-def to_stderr(line: str) -> None:
-    """Tell a line to whoever called the library without saying whom to tell."""
-    print(line, file=sys.stderr)

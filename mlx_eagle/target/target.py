@@ -9,7 +9,8 @@ saving are as before.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -58,16 +59,26 @@ class Target:
         self.taps = tuple(taps)
         self.speculates = speculate
         self.kv = WHOLE
-        self._recorded: dict[int, mx.array] = {}
+        self._recorder = _Recorder()
         self.chains_only = self.make_cache().chains_only  # refuses models with unknown caches
         self._hooks: list[Undo] = []
         if speculate:
             self._put_hooks_on()
 
-    def twin(self) -> "Target":
-        """Return a second target on the same model; the hooks stay this one's to release."""
+    def twin(self, taps: Sequence[int] | None = None) -> "Target":
+        """Return a second target on the same model; the hooks stay this one's to release.
+
+        Args:
+            taps: boundaries for another head; None keeps this one's.
+
+        Raises:
+            UnsupportedTargetError: if the model cannot be tapped there.
+        """
         twin = copy.copy(self)
         twin._hooks = []
+        if taps is not None:
+            twin.taps, twin._recorder = tuple(taps), _Recorder()
+            twin._put_taps_on()
         return twin
 
     def release(self) -> None:
@@ -84,11 +95,19 @@ class Target:
         try:
             if self.chains_only:
                 note_updates(self.model, self._hooks)
-            for boundary in self.taps:
-                self._hooks.append(self._tap(boundary))
+            self._put_taps_on()
             for _, module in self.model.named_modules():
                 if is_rope(module):
                     self._hooks += accept_node_positions(module)
+        except BaseException:
+            self.release()
+            raise
+
+    def _put_taps_on(self) -> None:
+        """Let the model hand out taps; all or nothing."""
+        try:
+            for boundary in self.taps:
+                self._hooks.append(self._tap(boundary))
         except BaseException:
             self.release()
             raise
@@ -149,7 +168,7 @@ class Target:
 
     def _tap(self, boundary: int) -> Undo:
         """Make the layer at `boundary` record the residual stream whenever it runs."""
-        layers, recorded = self.model.layers, self._recorded
+        layers, recorder = self.model.layers, self._recorder
         if not 0 <= boundary <= len(layers) + 1:
             raise UnsupportedTargetError(
                 f"the head taps boundary {boundary}, but the target has boundaries 0 to "
@@ -157,12 +176,12 @@ class Target:
             )
 
         def note_input(plain: Any, self: nn.Module, x: mx.array, *args: Any, **kwargs: Any) -> Any:
-            recorded[boundary] = x
+            recorder.note(boundary, x)
             return plain(self, x, *args, **kwargs)
 
         def note_output(plain: Any, self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             out = plain(self, *args, **kwargs)
-            recorded[boundary] = out[0] if isinstance(out, tuple) else out
+            recorder.note(boundary, out[0] if isinstance(out, tuple) else out)
             return out
 
         if boundary > len(layers):
@@ -203,16 +222,39 @@ class Target:
         """
         assert tree.is_chain or not self.chains_only, "this target verifies chains only"
         cache.open(tree)
-        logits = self.model(tree.tokens[None], cache=cache.layers)[0]  # [N, V]
+        with self._recorder.open() as recorded:
+            logits = self.model(tree.tokens[None], cache=cache.layers)[0]  # [N, V]
         if not self.taps:
             return Verified(logits, None)
-        if missed := [b for b in self.taps if b not in self._recorded]:
+        if missed := [b for b in self.taps if b not in recorded]:
             raise UnsupportedTargetError(
                 f"the target's stream at boundary {missed[0]} is not where it is in other models, "
                 "so the head cannot read it; load the target without a head to decode plainly"
             )
-        taps = mx.concatenate([self._recorded.pop(b)[0] for b in self.taps], axis=-1)
+        taps = mx.concatenate([recorded[b][0] for b in self.taps], axis=-1)
         return Verified(logits, taps)
+
+
+class _Recorder:
+    """Where hooks leave the streams of one forward; of other forwards they leave nothing."""
+
+    def __init__(self) -> None:
+        self._recorded: dict[int, mx.array] | None = None
+
+    @contextmanager
+    def open(self) -> Iterator[dict[int, mx.array]]:
+        """Return what will hold the streams [1, N, D] of the forward inside, by boundary."""
+        recorded: dict[int, mx.array] = {}
+        self._recorded = recorded
+        try:
+            yield recorded
+        finally:
+            self._recorded = None
+
+    def note(self, boundary: int, stream: mx.array) -> None:
+        """Take in the stream at a boundary."""
+        if self._recorded is not None:
+            self._recorded[boundary] = stream
 
 
 def _own_layer(layer: Any, kv: KVOptions) -> OwnCache | LayerList:

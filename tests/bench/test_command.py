@@ -22,6 +22,7 @@ from mlx_eagle.bench.text_comparison import judge_by
 from mlx_eagle.cli.main import run
 from mlx_eagle.errors import EagleError
 from mlx_eagle.loading import DEMO
+from mlx_eagle.tree_shape import TreeShape
 
 SHORT = ["-n", "8", "--warmup", "0", "--compare", "chain:2", "--no-calibrate"]
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -110,18 +111,30 @@ def test_every_kind_of_contestant_gives_plain_decodings_text(
     assert rows["mlx-lm"]["host_seconds"] is None
 
 
-def test_another_head_shares_the_targets_weights(demo: Any) -> None:
-    import mlx_eagle
+def test_c10_another_head_is_loaded_beside_the_target_which_is_not_loaded_again(
+    demo: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlx_eagle import loading
 
-    def load_other(head: str) -> Any:
-        return mlx_eagle.load(None, head, calibrate=False)
+    def load_other(engine: Any, head: str) -> Any:
+        return loading.load_with_head(engine, None, head, calibrate=False)
 
+    monkeypatch.setattr(loading, "load_target", lambda *_, **__: pytest.fail("loaded again"))
     spec = parse_spec(f"head:{DEMO / 'head'}")
     before = mx.get_active_memory()
-    other = contestants.make_contestant(spec, demo, load_other, Path)
-    assert other.engine is not None and other.engine is not demo
+    made = contestants.make_contestant(spec, demo, load_other, Path)
+    other = made.engine
+    assert other is not None and other.head is not demo.head
+    assert other.target.model is demo.target.model
     n_head = sum(f.stat().st_size for f in (DEMO / "head").iterdir())
     assert mx.get_active_memory() - before < 2 * n_head
+    options = {"max_tokens": 24, "tree": TreeShape.chain(3)}
+    question = [{"role": "user", "content": "What is the signature of shutil.copyfile?"}]
+    for engine in (demo, other, demo):  # each with taps of its own, in turns
+        result = engine.generate(question, **options)
+        assert result.tokens == demo.generate(question, max_tokens=24, speculate=False).tokens
+        assert result.stats.accepted > 0
+    other.target.release()
 
 
 def test_a_contestant_that_lies_is_a_bug_with_status_one(

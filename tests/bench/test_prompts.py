@@ -3,11 +3,13 @@
 import csv
 import gzip
 import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub.errors import LocalEntryNotFoundError
 
 from mlx_eagle.bench.datasets import DATASETS, read_dataset
 from mlx_eagle.bench.prompts import BenchPrompt, ask, builtin_prompts, read_prompts, spread
@@ -166,30 +168,74 @@ def test_parquet_is_refused_by_name_with_what_is_read(tmp_path: Path) -> None:
         read_dataset("gsm8k", tmp_path)
 
 
-def test_without_a_path_the_file_comes_from_the_hub(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+class Questions(ThreadingHTTPServer):
+    """The papers' questions on loopback; `asked` are the paths that were fetched."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.folder, self.asked, self.extra = folder, [], b""
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: Questions
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)
+        name = self.path.split("/")[-2]
+        data = (self.server.folder / f"{name}.jsonl").read_bytes() + self.server.extra
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def papers(fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Questions]:
+    server = Questions(fixtures / "bench")
+    monkeypatch.setenv("MLX_EAGLE_CACHE", str(tmp_path))
+    monkeypatch.setattr(
+        "mlx_eagle.bench.datasets.SOURCE", f"http://127.0.0.1:{server.server_port}/data"
+    )
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_c10_without_a_path_it_is_the_questions_of_the_papers_with_their_checksums(
+    papers: Questions,
 ) -> None:
-    path = write_published(tmp_path, "gsm8k", "test.jsonl")
-    asked = []
-
-    def download(*args: str, **options: str) -> str:
-        asked.append((*args, options["repo_type"]))
-        return str(path)
-
-    monkeypatch.setattr("mlx_eagle.bench.datasets.hf_hub_download", download)
-    assert [p.text for p in read_dataset("gsm8k")] == ["How many?"]
-    dataset = DATASETS["gsm8k"]
-    assert asked == [(dataset.repo, dataset.file, "dataset")]
+    for name, dataset in DATASETS.items():
+        prompts = read_dataset(name)
+        assert len(prompts) in (79, 80)
+        assert read_dataset(name) == prompts
+        assert papers.asked.pop() == f"/data/{dataset.folder}/question.jsonl"
+        assert papers.asked == [], "what was fetched is kept"
 
 
-def test_a_hub_that_does_not_answer_is_one_error_that_names_the_way_out(
-    monkeypatch: pytest.MonkeyPatch,
+def test_c10_another_file_in_its_place_is_refused_and_not_kept(
+    papers: Questions, tmp_path: Path
 ) -> None:
-    def download(*args: str, **options: str) -> str:
-        raise LocalEntryNotFoundError("Cannot reach the hub\nand a second line")
+    papers.extra = b"\n"
+    with pytest.raises(HubError, match=r"gsm8k cannot be .*SHA-256 is .*expected a55920b2f2aa"):
+        read_dataset("gsm8k")
+    assert not list(tmp_path.rglob("*.jsonl"))
+    papers.extra = b""
+    wanted = read_dataset("gsm8k")
+    (kept,) = tmp_path.rglob("*.jsonl")
+    kept.write_text("damaged")
+    assert read_dataset("gsm8k") == wanted
 
-    monkeypatch.setattr("mlx_eagle.bench.datasets.hf_hub_download", download)
-    with pytest.raises(HubError, match=r"gsm8k cannot be fetched.*Cannot reach.*--data PATH"):
+
+def test_a_network_that_does_not_answer_is_one_error_that_names_the_way_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLX_EAGLE_CACHE", str(tmp_path))
+    monkeypatch.setattr("mlx_eagle.bench.datasets.SOURCE", "http://127.0.0.1:9")
+    with pytest.raises(HubError, match=r"gsm8k cannot be fetched.*--data PATH"):
         read_dataset("gsm8k")
 
 

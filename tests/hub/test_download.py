@@ -34,11 +34,11 @@ SCRIPT = """
 import json, sys
 from mlx_eagle.errors import HubError
 from mlx_eagle.hub.download import fetch
-calls = []
+calls, notes = [], []
 try:
     report = lambda *call: calls.append(call)
-    folder = fetch(sys.argv[1], progress=report, only=sys.argv[2:] or None)
-    print(json.dumps({"folder": str(folder), "calls": calls}))
+    folder = fetch(sys.argv[1], progress=report, notify=notes.append, only=sys.argv[2:] or None)
+    print(json.dumps({"folder": str(folder), "calls": calls, "notes": notes}))
 except HubError as error:
     print(json.dumps({"error": str(error), "calls": calls}))
 """
@@ -289,3 +289,21 @@ def test_a_disk_that_fills_up_is_said_as_such(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(hub, "snapshot_download", full)
     with pytest.raises(HubError, match="the disk filled up while owner/model was downloaded"):
         fetch("owner/model")
+
+
+PAGES = [b"<html>log in</html>", b"[]", b"{}"]
+MORE_PAGES = [b"", b'"text"', b"5", b"null", b'{"id": 5}', b'{"sha": 5, "siblings": 5}', b"\xff"]
+
+
+def test_b8_a_login_page_in_the_hubs_place_leaves_the_cached_model(
+    fake_hub: FakeHub, tmp_path: Path, is_quick: bool
+) -> None:
+    folder = run("owner/model", fake_hub.url, tmp_path / "cached")["folder"]
+    for fake_hub.page in PAGES if is_quick else PAGES + MORE_PAGES:
+        found = run("owner/model", fake_hub.url, tmp_path / "cached")
+        assert found["folder"] == folder
+        (note,) = found["notes"]
+        assert note.endswith("for owner/model; the copy in the cache is used")
+        error = run("owner/model", fake_hub.url, tmp_path / "empty")["error"]
+        assert "is not the hub (a login page of the network, perhaps) for owner/model" in error
+        assert "\n" not in error

@@ -272,7 +272,7 @@ def test_the_cache_is_where_the_platform_keeps_caches(
         monkeypatch.delenv(name, raising=False)
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(published.sys, "platform", platform)
+    monkeypatch.setattr(sys, "platform", platform)
     assert cache_folder() == Path(folder).expanduser()
 
 

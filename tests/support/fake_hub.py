@@ -15,6 +15,7 @@ class FakeHub(ThreadingHTTPServer):
     Attributes:
         files: what owner/model holds.
         refusals: (status, error code) by path prefix.
+        page: what answers everything in the hub's place, with status 200; None: the hub does.
     """
 
     daemon_threads = True
@@ -23,6 +24,7 @@ class FakeHub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
         self.refusals: dict[str, tuple[int, str]] = {}
+        self.page: bytes | None = None
         self.requests: list[tuple[str, str, str | None]] = []
         self.cut_after = 0  # bytes after which the next download of weights is cut, once
         self.delay = 0.0  # seconds before every MB
@@ -51,6 +53,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def _serve(self, with_body: bool) -> None:
         path = self.path.partition("?")[0]
+        if self.server.page is not None:
+            self._send(200, self.server.page, {"Content-Type": "text/html"})
+            return
         if "/resolve/" in path or with_body is False:
             self.server.requests.append((self.command, path, self.headers.get("Range")))
         for prefix, (status, code) in self.server.refusals.items():
