@@ -45,7 +45,8 @@ class Dialect(NamedTuple):
             "nothing".
         trained_rope_theta: the base that training used whatever the configuration says, or None.
         llama4_interleaved: heads for Llama 4 rotate pairs of neighbouring dimensions.
-        optional: parameters that heads of this publisher may lack.
+        optional: parameters that heads of this publisher may lack; `lm_head` may lack in any, if
+            it has no tables of a draft vocabulary either.
         doubted: facts that files of this publisher are known to get wrong.
     """
 

@@ -87,6 +87,13 @@ def _check_parts(head: PublishedHead) -> None:
         may_lack_it = head.dialect.algorithm == "eagle" or part in parts
         if not may_lack_it and read_flag(head.flags, key, True):
             raise CheckpointError(f"{part} is missing, and config.json does not say {key}: false")
+    n_drafted = head.flags.get("draft_vocab_size")
+    if "lm_head.weight" not in parts and n_drafted not in (None, 0, head.target.vocab_size):
+        raise CheckpointError(
+            f"lm_head.weight is missing, and config.json says that it drafts from "
+            f"{quote_value(n_drafted)} tokens of {head.target.vocab_size}: the target's output "
+            "layer cannot stand in; fetch the head again"
+        )
     activation = layer_config.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise CheckpointError(f"config.json: hidden_act is {quote_value(activation)}, not silu")

@@ -46,13 +46,14 @@ _LAYER_OPTIONS: tuple[dict[str, tuple[str, ...]], ...] = (
         "mlp.down_proj.bias": ("hidden",),
     },
 )
+_OUTPUT = "lm_head.weight"
 # What every EAGLE-3 head has beside its layers, unless its publisher may leave it out.
 _EAGLE3: dict[str, tuple[str, ...]] = {
     "fc.weight": ("hidden", "taps"),
     "layers.0.input_layernorm.weight": ("hidden",),
     "layers.0.hidden_norm.weight": ("hidden",),
     "norm.weight": ("hidden",),
-    "lm_head.weight": ("draft", "hidden"),
+    _OUTPUT: ("draft", "hidden"),
 }
 _OPTIONS: dict[str, tuple[str, ...]] = {
     "fc.bias": ("hidden",),
@@ -163,8 +164,10 @@ def expected_axes(dialect: Dialect, found: Manifest, n_layers: int) -> ExpectedA
     if dialect.algorithm == "eagle":
         required["fc.weight"] = ("hidden", "2 hidden")
     else:
+        # Without a draft vocabulary the target's own output layer may do.
+        may_lack = dialect.optional if set(TABLES) & set(found) else (*dialect.optional, _OUTPUT)
         for name, axes in _EAGLE3.items():
-            (optional if name in dialect.optional else required)[name] = axes
+            (optional if name in may_lack else required)[name] = axes
         optional["input_norm.weight"] = ("taps",)
         n_norms = sum(bool(re.fullmatch(r"fc_norm\.\d{1,2}\.weight", name)) for name in found)
         required |= {f"fc_norm.{i}.weight": ("one tap",) for i in range(min(n_norms, MAX_TAPS))}

@@ -362,3 +362,36 @@ def test_a_norm_that_only_the_config_has_is_refused(
 ) -> None:
     with pytest.raises(CheckpointError, match="input_norm|fc_norm"):
         convert("speculators", {flag: True})
+
+
+OWN_OUTPUT = ("lm_head.weight", "d2t", "t2d")
+
+
+@pytest.mark.parametrize("publisher", ["safeailab", "specforge", "angelslim", "deepspec"])
+def test_c12_a_head_without_an_output_layer_and_tables_borrows_the_targets(
+    publisher: str, convert: Callable[..., dict[str, Any]]
+) -> None:
+    def without(tensors: dict[str, mx.array]) -> dict[str, mx.array]:
+        return {name: t for name, t in tensors.items() if name not in OWN_OUTPUT}
+
+    written = convert(publisher, {"draft_vocab_size": None}, change=without)
+    assert written["own_lm_head"] is False
+    assert written["draft_vocab_size"] == written["target_vocab_size"]
+
+
+@pytest.mark.parametrize(
+    ("lost", "words"),
+    [
+        (OWN_OUTPUT, "lm_head.weight is missing.*drafts from 48"),
+        (OWN_OUTPUT[:1], "missing lm_head"),
+    ],
+)
+def test_c12_a_head_that_lost_its_output_layer_is_refused(
+    lost: tuple[str, ...], words: str, convert: Callable[..., dict[str, Any]]
+) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        convert(
+            "safeailab",
+            {"draft_vocab_size": 48},
+            change=lambda tensors: {n: t for n, t in tensors.items() if n not in lost},
+        )
