@@ -154,7 +154,8 @@ class Engine:
     def calibrate(self, report: Callable[[int, int], None] | None = None) -> Calibration:
         """Measure anew what rounds cost on this machine, and keep it for later runs.
 
-        Conversations in which drafting was given up stay so; new ones follow the new costs.
+        Open conversations follow the new costs from their next answer on, also those of engines
+        with other caches.
 
         Args:
             report: called with (steps done, steps in all).
@@ -169,12 +170,18 @@ class Engine:
         known, drafter = self.planners, make_drafter(self.head, self.target)
         with self.turn.taken():
             costs = measure_costs(self.target, drafter, known.records, report)
+        self._take_costs(costs)
+        for variant in self._variants.values():
+            variant._take_costs(costs)
+        return costs
+
+    def _take_costs(self, costs: Calibration) -> None:
+        """Plan by other costs from now on."""
+        known = self.planners
         self.planners = Planners(
-            costs, self.head.max_depth, known.records, known.watch, chains_only=known.chains_only
+            costs, known.max_depth, known.records, known.watch, chains_only=known.chains_only
         )
         self.info = self.info._replace(status=self.planners.outlook(0))
-        self._variants.clear()  # their costs were made from the old ones
-        return costs
 
     def stream_generate(self, prompt: Prompt, **options: Any) -> Responses:
         """Stream an answer, token by token; see `Session.stream_generate`."""

@@ -176,8 +176,8 @@ class Answering:
         n_tokens = stats.prompt_tokens
         planner = planners.planner(0.0 if self._request.options.is_greedy else 1.0)
         stats.planned = Planned(planners.calibration.source, planner.costs.plain(n_tokens))
-        if prefix.outlook.is_on:
-            prefix.outlook = planners.outlook(n_tokens)
+        if prefix.outlook.is_on or prefix.judged_by is not planners:
+            prefix.outlook, prefix.judged_by = planners.outlook(n_tokens), planners
         stats.status = prefix.outlook
         return planner if prefix.outlook.is_on else None
 

@@ -15,6 +15,7 @@ from mlx_eagle.drafters.base import Drafter, Restorable
 from mlx_eagle.speculation import ON
 
 if TYPE_CHECKING:
+    from mlx_eagle.calibration.planners import Planners
     from mlx_eagle.engine import Engine
 
 TARGET, HEAD = "target.", "head."  # whose arrays they are, in a file
@@ -33,6 +34,7 @@ class CachedPrefix:
         is_shared: whether a fork holds the same rows; the first to go on copies them.
         outlook: whether drafting could pay; once off it stays off, because the head no longer
             follows the tokens then.
+        judged_by: the planners whose costs that is by; other ones judge anew.
     """
 
     def __init__(self, engine: "Engine") -> None:
@@ -41,6 +43,7 @@ class CachedPrefix:
         self.cache: AnyCache
         self.drafter: Drafter | None
         self.outlook = ON
+        self.judged_by: Planners | None = None
         self.reset()
 
     @property

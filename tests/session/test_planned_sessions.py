@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
+from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.calibration.planners import Calibration, Planners
+from mlx_eagle.engine import Engine
 from mlx_eagle.planner.cost_model import Costs
 from mlx_eagle.planner.planner import CHILDREN, Phase
 from mlx_eagle.tree import TreeShape
@@ -104,3 +106,24 @@ def test_planners_of_a_target_that_verifies_chains_plan_chains() -> None:
         planner = Planners(costs, chains_only=chains_only).planner(0.0)
         plan = planner.plan(0)
         assert plan.check is planner.round and plan.n_children == n_children
+
+
+def test_c4_what_was_calibrated_anew_holds_everywhere_at_once(
+    engine: Any, prompts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Engine(engine.target, engine.tokenizer, engine.head, engine.info, Planners())
+    variant = own.with_kv(KVOptions(bits=8, group_size=32))
+    sessions = [own.session(), variant.session()]
+
+    def speculation(machine: str) -> list[str]:
+        costs = Calibration(MACHINES[machine], "made up", is_measured=True)
+        monkeypatch.setattr("mlx_eagle.engine.measure_costs", lambda *_: costs)
+        assert own.calibrate() is costs
+        assert own.with_kv(variant.target.kv) is variant
+        answers = [list(each.ask(prompts[1], max_tokens=4))[-1] for each in sessions]
+        told = [own.info.speculation, variant.info.speculation]
+        return [*told, *(answer.stats.speculation for answer in answers)]
+
+    assert speculation("rows free") == ["on"] * 4
+    assert all(each.startswith("off: verifying") for each in speculation("rows dear"))
+    assert speculation("rows free") == ["on"] * 4
