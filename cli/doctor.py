@@ -15,6 +15,7 @@ EXAMPLES = """\b
 Examples:
   mlx-eagle doctor my-head --target path/to/target
   mlx-eagle doctor my-head --target path/to/target --fix
+  mlx-eagle doctor my-head --target path/to/target --adapter-path my-adapter
 """
 
 
@@ -25,7 +26,13 @@ USELESS = 1.2  # tokens per round: a head that is run as it was trained gives mo
 @click.argument("head")
 @click.option("--target", required=True, help="The target: a folder, or owner/name on the hub.")
 @click.option("--fix", is_flag=True, help="Write what measures best into the converted head.")
-def command(head: str, target: str, fix: bool) -> None:
+@click.option(
+    "--adapter-path",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Measure with this LoRA adapter on the target, and without.",
+)
+def command(head: str, target: str, fix: bool, adapter_path: Path | None) -> None:
     """Try every plausible reading of HEAD, converted or as published, on its target.
 
     Wrong taps, rope or norms break nothing: the head only drafts badly. The target writes a short
@@ -33,14 +40,21 @@ def command(head: str, target: str, fix: bool) -> None:
     """
     from mlx_eagle.doctor.doctor import is_converted, repair_head
 
+    if fix and adapter_path:
+        raise click.UsageError(
+            "--fix writes what the target itself shows: leave out --adapter-path, then measure "
+            "the adapter"
+        )
     folder, target_folder = fetch_shown(head), fetch_shown(target)
     if fix and not is_converted(folder):
         raise click.UsageError(
             f"{head} is not converted, so there is nothing to write to; use "
             f"mlx-eagle convert {head} --target {target} --out DIR --doctor"
         )
-    diagnosis = diagnose_shown(folder, target_folder)
+    diagnosis = diagnose_shown(folder, target_folder, adapter_path)
     click.echo(as_table(diagnosis))
+    if adapter_path:
+        click.echo(cost_of_adapter(diagnosis))
     if fix:
         repair_head(folder, diagnosis)
     remedy = f"mlx-eagle doctor {quote(head)} --target {quote(target)} --fix"
@@ -49,12 +63,23 @@ def command(head: str, target: str, fix: bool) -> None:
     click.echo(verdict(diagnosis, "" if fix else remedy))
 
 
-def diagnose_shown(head: Path, target: Path) -> "Diagnosis":
+def diagnose_shown(head: Path, target: Path, adapter: Path | None = None) -> "Diagnosis":
     """Measure a head; how far it is shows on stderr."""
     from mlx_eagle.doctor.doctor import diagnose_head
 
     with Loading(terminal(stderr=True)) as loading:
-        return diagnose_head(head, target, loading.update)
+        return diagnose_head(head, target, loading.update, adapter)
+
+
+def cost_of_adapter(diagnosis: "Diagnosis") -> str:
+    """Return what an adapter costs in tokens per round, each text being the target's own."""
+    assert diagnosis.without_adapter is not None, "it was measured with an adapter"
+    without = diagnosis.without_adapter.acceptance_length
+    with_it = diagnosis.before.acceptance_length
+    share = with_it / without - 1
+    return (
+        f"the adapter: {without:.2f} tokens per round without it, {with_it:.2f} with ({share:+.0%})"
+    )
 
 
 def as_table(diagnosis: "Diagnosis") -> str:

@@ -38,7 +38,7 @@ from mlx_eagle.errors import CheckpointError
 from mlx_eagle.files.atomic import new_file
 from mlx_eagle.files.json_files import read_json
 from mlx_eagle.heads.config import MODEL_TYPE
-from mlx_eagle.heads.load import assemble, load_head, read_head_config
+from mlx_eagle.heads.load import Head, assemble, load_head, read_head_config
 from mlx_eagle.session.prompt import encode_chat_or_text
 from mlx_eagle.target.load import load_target
 from mlx_eagle.target.target import Target
@@ -72,6 +72,8 @@ class Diagnosis(NamedTuple):
         before: the score of the head as it is.
         after: the score with all changes.
         draft_ids: where the table of draft ids comes from, as the conversion notes it.
+        without_adapter: the score of the head as it is on the base model, where an adapter is
+            measured.
     """
 
     trials: list[Trial]
@@ -79,15 +81,19 @@ class Diagnosis(NamedTuple):
     before: Score
     after: Score
     draft_ids: str
+    without_adapter: Score | None = None
 
 
-def diagnose_head(head: Path, target: Path, progress: Progress) -> Diagnosis:
+def diagnose_head(
+    head: Path, target: Path, progress: Progress, adapter: Path | None = None
+) -> Diagnosis:
     """Measure a head, converted or as published, on its target.
 
     Args:
         head: folder of the head.
         target: folder of the target, weights included.
         progress: called with (what is done, done, in all).
+        adapter: a LoRA adapter that the target gets; the head is measured without it too.
 
     Raises:
         EagleError: if one of them cannot be loaded, or they do not belong together.
@@ -100,12 +106,23 @@ def diagnose_head(head: Path, target: Path, progress: Progress) -> Diagnosis:
         weights = read_weights(head / "model.safetensors")
         network = load_head(head)
         mx.eval(weights, network.parameters())
-    loaded, tokenizer = load_target(target)
+    base = None
+    if adapter is not None:
+        base = score_head(*_texts_of(target, None, network, config, progress), network)
+    tapped, evidence = _texts_of(target, adapter, network, config, progress)
+    found = search_facts(tapped, evidence, config, weights, progress)
+    return found._replace(without_adapter=base)
+
+
+def _texts_of(
+    folder: Path, adapter: Path | None, head: Head, config: dict[str, Any], progress: Progress
+) -> tuple[Target, list[Evidence]]:
+    """Return a target that the head fits, perhaps with an adapter, and texts that it writes."""
+    loaded, tokenizer = load_target(folder, adapter=adapter)
     tapped = Target(loaded.network, boundaries_to_tap(config))
-    check_fit(network, tapped)
+    check_fit(head, tapped)
     prompts = [_encode(tokenizer, prompt) for prompt in PROMPTS]
-    evidence = record_evidence(tapped, prompts, N_TOKENS, progress)
-    return search_facts(tapped, evidence, config, weights, progress)
+    return tapped, record_evidence(tapped, prompts, N_TOKENS, progress)
 
 
 def repair_head(folder: Path, diagnosis: Diagnosis) -> None:

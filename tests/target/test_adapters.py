@@ -1,6 +1,7 @@
 """LoRA adapters: the text is that of mlx-lm with the same adapter, with and without head (B10)."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +95,40 @@ def test_what_is_no_adapter_is_refused_by_name(
     spoil(folder)
     with pytest.raises(error, match=message):
         mlx_eagle.load(DEMO / "target", "none", adapter_path=str(folder))
+
+
+@pytest.fixture
+def lora(adapter: Path) -> Path:
+    """One kind is enough for commands that load it as every other one does."""
+    if json.loads((adapter / "adapter_config.json").read_text())["fine_tune_type"] != "lora":
+        pytest.skip("tried with LoRA alone")
+    return adapter
+
+
+@pytest.mark.usefixtures("short_doctor")
+def test_the_doctor_says_what_an_adapter_costs(lora: Path) -> None:
+    command = ["doctor", str(DEMO / "head"), "--target", str(DEMO / "target")]
+    done = run_here(*command, "--adapter-path", str(lora))
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("the adapter: ")]
+    found = re.fullmatch(
+        r"the adapter: (.+) tokens per round without it, (.+) with \(-\d+%\)", line
+    )
+    assert found is not None
+    assert float(found[1]) > float(found[2]) + 0.3, "a random adapter takes the head's sense away"
+    done = run_here(*command, "--adapter-path", str(lora), "--fix")
+    assert (done.returncode, "leave out --adapter-path" in done.stderr) == (2, True)
+
+
+def test_bench_drafts_for_the_adapted_target_with_every_head(lora: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("What does zip do?\n")
+    heads = ["--compare", f"head:{DEMO / 'head'}", "--compare", "chain:3", "--compare", "mlx-lm"]
+    done = run_here(
+        *("bench", "--adapter-path", str(lora), "--prompts", str(tmp_path / "p.txt"), "--json"),
+        *("-n", "12", "--warmup", "0", "--no-calibrate", *heads),
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["equality"]["n_compared"] == 3
+    assert report["equality"]["differences"] == []
+    assert str(lora) in json.dumps(report)
