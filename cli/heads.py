@@ -26,6 +26,8 @@ def command(target: str | None, as_json: bool) -> None:
     """List the published draft heads, or those for TARGET: owner/name on the hub, or a folder.
 
     The first one that is recommended or usable is what `chat` and `generate` take by themselves.
+    With TARGET the last line says whether both fit into this machine's memory; the sizes come from
+    the hub, and nothing large is downloaded.
     """
     from mlx_eagle.hub.known_heads import all_heads, default_head, known_heads, when_collected
 
@@ -42,6 +44,7 @@ def command(target: str | None, as_json: bool) -> None:
         if target is not None:
             default = default_head(target)
             facts["default"] = default.repo if default else None
+            facts["memory"] = _fit(target)
         click.echo(json.dumps(facts, indent=2))
         return
     note = (
@@ -51,6 +54,19 @@ def command(target: str | None, as_json: bool) -> None:
         _draw(groups, note)
     else:
         click.echo(f"{_as_text(groups)}\n\n{note}")
+    if target is not None:
+        click.echo(_fit(target))
+
+
+def _fit(target: str) -> str:
+    """Return whether a target fits here with the head that it gets; a line that quotes names."""
+    from mlx_eagle.cli.terminal.display import printable
+    from mlx_eagle.hub.fit import foresee
+
+    try:
+        return f"{printable(target)} {foresee(target)}"
+    except EagleError as error:
+        return printable(f"whether it fits into memory is not known: {error}")
 
 
 def _row(head: "KnownHead") -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """`mlx-eagle inspect`: says what a folder with a head or target holds, without loading it."""
 
 import json
+import os
 from typing import Any
 
 import click
@@ -12,8 +13,9 @@ Examples:
   mlx-eagle inspect my-head
   mlx-eagle inspect owner/eagle3-head --target path/to/target
   mlx-eagle inspect path/to/target --json
+  mlx-eagle inspect mlx-community/Qwen3-8B-4bit
 """
-HIDDEN = ("name", "kind", "role", "converted", "origins", "doubts", "format_version")
+HIDDEN = ("fit", "name", "kind", "role", "converted", "origins", "doubts", "format_version")
 
 
 @click.command("inspect", epilog=EXAMPLES)
@@ -24,13 +26,42 @@ def command(source: str, target: str | None, as_json: bool) -> None:
     """Say what SOURCE holds, a folder or owner/name on the hub.
 
     It is a head or a target, converted or as published. Each fact about a head comes with its
-    origin: a file, the shape of a tensor, a default or a guess.
+    origin: a file, the shape of a tensor, a default or a guess. Of a target comes whether it fits
+    into this machine's memory; one on the hub is not downloaded for that.
     """
     from mlx_eagle.convert.describe import describe_folder
 
-    folder = fetch_shown(source)
-    facts = describe_folder(folder, fetch_shown(target, ["config.json"]) if target else None)
+    facts = _from_afar(source)
+    if facts is None:
+        folder = fetch_shown(source)
+        facts = describe_folder(folder, fetch_shown(target, ["config.json"]) if target else None)
+    if facts["role"] == "target":
+        facts |= _fit(source)
     click.echo(json.dumps(facts, indent=2) if as_json else _as_text(facts))
+
+
+def _from_afar(source: str) -> dict[str, Any] | None:
+    """Return the facts about a target on the hub that is not here; None for anything else."""
+    from mlx_eagle.convert.describe import describe_config
+    from mlx_eagle.files.json_files import read_json
+    from mlx_eagle.hub.download import list_files
+    from mlx_eagle.hub.fit import weight_bytes
+
+    if os.path.isdir(os.path.expanduser(source)):
+        return None
+    files = list_files(source)
+    if not files.missing or "config.json" not in files.sizes:
+        return None
+    config = read_json(fetch_shown(source, ["config.json"]) / "config.json")
+    return describe_config(config, source, weight_bytes(files.sizes))
+
+
+def _fit(source: str) -> dict[str, Any]:
+    """Return whether a target, the head that is known for it and a conversation fit here."""
+    from mlx_eagle.hub.fit import foresee
+
+    fit = foresee(source)
+    return {"memory": str(fit), "fit": fit._asdict() | {"fits": fit.missing <= 0}}
 
 
 def _as_text(facts: dict[str, Any]) -> str:

@@ -29,6 +29,7 @@ _TARGET_KEYS = (
     *("model_type", "num_hidden_layers", "hidden_size", "vocab_size", "max_position_embeddings"),
     *("rope_parameters", "rope_theta", "rope_scaling", "sliding_window", "tie_word_embeddings"),
 )
+_HEAD_KEYS = ("draft_vocab_size", "speculators_model_type", "eagle_config", "medusa_num_heads")
 _BOOKKEEPING = ("model_type", "quantization", "origins", "doubts")
 
 
@@ -65,6 +66,35 @@ def describe_folder(folder: Path, target: Path | None = None) -> dict[str, Any]:
     if is_converted_head:
         return found | _converted_head(config, target)
     return found | _published_head(kind, config, manifest, target)
+
+
+def describe_config(config: dict[str, Any], name: str, n_bytes: int) -> dict[str, Any] | None:
+    """Return the facts about a target of which only the configuration is here.
+
+    Args:
+        config: its `config.json`.
+        name: what it is called.
+        n_bytes: of its weight files.
+
+    Returns:
+        What `describe_folder` would, but for what the tensors tell; None for what may be a head.
+    """
+    n_layers = language_config(config).get("num_hidden_layers")
+    is_head = any(key in config for key in _HEAD_KEYS) or "agle" in str(config.get("architectures"))
+    if is_head or type(n_layers) is not int or n_layers <= 1:
+        return None
+    found: dict[str, Any] = {
+        "name": name,
+        "kind": f"{identify_kind(config, {}).label}, not downloaded",
+        "role": "target",
+        "converted": "quantization" in config,
+        "bytes": n_bytes,
+        "quantization": _quantization(config),
+    }
+    told = _target(config, {})
+    if language_config(config).get("tie_word_embeddings") is None:
+        told["lifted"].pop("tie_word_embeddings", None)  # which the tensors decide
+    return found | told
 
 
 def _converted_head(config: dict[str, Any], target: Path | None) -> dict[str, Any]:

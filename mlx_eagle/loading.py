@@ -8,15 +8,17 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 
+from mlx_eagle.cache.estimate import device_memory
 from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.calibration.pair_planners import planners_of_pair, records_of_pair
 from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.hub.download import Notify, Progress, fetch, to_stderr
+from mlx_eagle.hub.fit import fit_check
 from mlx_eagle.hub.head_choice import HeadChoice, choose_head
 from mlx_eagle.load_options import LoadOptions
 from mlx_eagle.pairing import Pair, pair_again, pair_up
-from mlx_eagle.session.limits import Limits, bytes_per_row, device_memory, model_context_length
+from mlx_eagle.session.limits import Limits, bytes_per_row, model_context_length
 from mlx_eagle.session.prompt import Template
 from mlx_eagle.session.recommended import read_recommended
 from mlx_eagle.target.load import LoadedTarget, load_target, precision
@@ -61,7 +63,8 @@ def load(
         progress: called with (phase, done, total): downloads in bytes, then "load" and
             "calibrate" in steps.
         notify: told in one line, beforehand, which known head is downloaded and how large it is,
-            and what is converted; None writes to stderr.
+            what is converted, and what a download will need of this machine's memory; None
+            writes to stderr.
         **options: the fields of `LoadOptions`.
 
     Raises:
@@ -69,7 +72,7 @@ def load(
         TypeError: if an option does not exist.
     """
     chosen = LoadOptions(**options)
-    found = find(model, head, progress, notify)
+    found = find(model, head, progress, notify, chosen)
     pair, target, tokenizer = _read_pair(found, chosen, progress)
     for remark in target.remarks:
         (notify or to_stderr)(f"{_name(found.name)}: {remark}")
@@ -123,12 +126,14 @@ def find(
     head: str | Path | None,
     progress: Progress | None = None,
     notify: Notify | None = None,
+    options: LoadOptions = LoadOptions(),  # noqa: B008 (it is frozen)
 ) -> Found:
     """Return where target and head are, downloaded and converted if need be; see `load`."""
     is_demo = model is None
     if model is None:
         model, head = DEMO / "target", head or DEMO / "head"
-    folder = fetch(model, progress=progress, notify=notify)
+    before = fit_check(model, head, options, notify or to_stderr)
+    folder = fetch(model, progress=progress, notify=notify, before=before)
     choice = choose_head(model, head, folder, progress=progress, notify=notify)
     return Found(model, folder, choice, is_demo)
 

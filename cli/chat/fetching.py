@@ -16,15 +16,16 @@ def fetch_models(source: "ModelSource", console: "Console") -> None:
     if name is None or name == "none":
         return  # the demo pair, or its target alone
     from mlx_eagle.hub.download import fetch
+    from mlx_eagle.hub.fit import fit_check
     from mlx_eagle.hub.head_choice import choose_head
 
+    def notify(line: str) -> None:
+        console.print(printable(line))
+
     with Loading(console) as loading:
-        folder = fetch(name, progress=loading.update)
-        if source.model is not None:
-            choose_head(
-                source.model,
-                source.head,
-                folder,
-                progress=loading.update,
-                notify=lambda line: console.print(printable(line)),
-            )
+        if source.model is None:
+            fetch(name, progress=loading.update, notify=notify)
+            return
+        before = fit_check(source.model, source.head, source.loading, notify)
+        folder = fetch(name, progress=loading.update, notify=notify, before=before)
+        choose_head(source.model, source.head, folder, progress=loading.update, notify=notify)

@@ -75,6 +75,7 @@ def fetch(
     *,
     progress: Progress | None = None,
     notify: Notify | None = None,
+    before: "Callable[[Listing], None] | None" = None,
     only: Sequence[str] | None = None,
 ) -> Path:
     """Return the local folder of a model, downloading it if it is a hub name that is not cached.
@@ -85,6 +86,8 @@ def fetch(
             first byte; from several threads.
         notify: told in one line if what is cached has to do, because what answers in the hub's
             place is not the hub; None writes to stderr.
+        before: called before a download with what the model has and what is missing of it; what
+            it raises keeps the download from beginning.
         only: the files that are needed, such as `config.json`, of those that a model has; None
             for all. A local folder is not looked into.
 
@@ -98,10 +101,58 @@ def fetch(
         raise HubError(f"{name} is a file; give the folder that holds the model")
     repo = parse_repo(str(name))
     wanted = WANTED if only is None else list(only)
+    told = Told(progress or _silent, notify or to_stderr, before)
     try:
-        return _fetch_repo(repo, progress or _silent, notify or to_stderr, wanted)
+        return _fetch_repo(repo, told, wanted)
     except (NetworkError, OSError, *STRANGE_ANSWERS) as error:
         raise HubError(_explain(repo, error)) from error
+
+
+class Listing(NamedTuple):
+    """The files of a model that would be used: bytes by name, and bytes that are not here yet."""
+
+    sizes: dict[str, int]
+    missing: int
+
+
+def list_files(name: str | Path) -> Listing:
+    """Return which files a model has, without fetching any.
+
+    Args:
+        name: a local folder, or `owner/name` or `owner/name@revision` on the hub.
+
+    Raises:
+        HubError: if it is neither, or the hub cannot be asked and nothing is cached.
+    """
+    folder = Path(os.path.expanduser(name))
+    if folder.is_dir():
+        return _listing_of(folder)
+    repo = parse_repo(str(name))
+    try:
+        return _listing(_wanted(repo, WANTED))
+    except (DryRunError, NetworkError, OSError, *STRANGE_ANSWERS) as error:
+        return _listing_of(_cached(repo, WANTED, error.__cause__ or error))
+
+
+def _listing_of(folder: Path) -> Listing:
+    """Return the files of a folder."""
+    return Listing({file.name: file.stat().st_size for file in folder.iterdir()}, 0)
+
+
+def _listing(files: Sequence[Any]) -> Listing:
+    """Return the files that the hub names."""
+    missing = sum(file.file_size or 0 for file in files if file.will_download)
+    return Listing({file.filename: file.file_size or 0 for file in files}, missing)
+
+
+def _wanted(repo: Repo, wanted: list[str]) -> list[Any]:
+    """Return what the hub says of the files that we want; pickles only where there is no better."""
+    files: list[Any] = _snapshot(
+        repo, wanted, UNWANTED, dry_run=True, tqdm_class=_meter(_silent, "", 0)
+    )
+    if any(file.filename.endswith(".safetensors") for file in files):
+        return [file for file in files if not file.filename.endswith((".bin", ".pt"))]
+    return files
 
 
 def parse_repo(name: str) -> Repo:
@@ -127,31 +178,40 @@ def to_stderr(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def _fetch_repo(repo: Repo, progress: Progress, notify: Notify, wanted: list[str]) -> Path:
+class Told(NamedTuple):
+    """Who is told about a download; see `fetch`."""
+
+    progress: Progress
+    notify: Notify
+    before: Callable[[Listing], None] | None
+
+
+def _fetch_repo(repo: Repo, told: Told, wanted: list[str]) -> Path:
     """Ask the hub what is missing here and download that; without the hub, use the cache."""
     try:
-        files = _snapshot(repo, wanted, UNWANTED, dry_run=True, tqdm_class=_meter(_silent, "", 0))
+        files = _wanted(repo, wanted)
     except DryRunError as error:
         return _cached(repo, wanted, error.__cause__ or error)
     except STRANGE_ANSWERS as error:
         folder = _cached(repo, wanted, error)
-        notify(f"{_STRANGE} for {repo.name}; the copy in the cache is used")
+        told.notify(f"{_STRANGE} for {repo.name}; the copy in the cache is used")
         return folder
     if not files:
         raise HubError(f"{repo.name} holds no model files ({', '.join(wanted)})")
     unwanted = UNWANTED
     if any(file.filename.endswith(".safetensors") for file in files):
         unwanted = UNWANTED + PICKLES
-        files = [file for file in files if not file.filename.endswith((".bin", ".pt"))]
-    total = sum(file.file_size or 0 for file in files if file.will_download)
+    total = _listing(files).missing
     pinned = Repo(repo.id, files[0].commit_hash)
     if not total:
         return Path(_snapshot(pinned, wanted, unwanted, local_files_only=True))
+    if told.before is not None:
+        told.before(_listing(files))
     _check_space(repo, total)
     phase = f"download {repo.name}"
-    progress(phase, 0, total)
-    _download(repo, wanted, unwanted, _meter(progress, phase, total))
-    progress(phase, total, total)
+    told.progress(phase, 0, total)
+    _download(repo, wanted, unwanted, _meter(told.progress, phase, total))
+    told.progress(phase, total, total)
     return Path(_snapshot(pinned, wanted, unwanted, local_files_only=True))
 
 

@@ -4,7 +4,6 @@ A limit is told beforehand. A prompt beyond it is refused, or its oldest turns a
 was asked for; an answer that reaches it ends there and says so.
 """
 
-import os
 from bisect import bisect_right
 from typing import Any, NamedTuple
 
@@ -20,7 +19,6 @@ from mlx_eagle.target.rotation import layer_facts
 from mlx_eagle.target.target import Target
 
 UNBOUNDED = 1 << 40  # rows
-SHARE = 0.75  # of the machine's memory, where the device does not say what it can use
 STRETCHING = ("linear", "dynamic", "yarn", "llama3")  # kinds of rope that a factor makes longer
 CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "n_positions")
 
@@ -108,14 +106,6 @@ def _stretched(config: dict[str, Any], stated: int) -> int:
         return 0
     trained = read_count(facts, "original_max_position_embeddings", stated)
     return int(trained * read_number(facts, "factor", 1.0))
-
-
-def device_memory() -> int:
-    """Return the bytes that MLX can use without the machine swapping."""
-    recommended = mx.device_info().get("max_recommended_working_set_size")
-    if isinstance(recommended, int) and recommended > 0:
-        return recommended
-    return int(SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def bytes_per_row(target: Target) -> tuple[tuple[int, int | None], ...]:

@@ -174,7 +174,7 @@ def test_a_chat_fetches_target_and_head_before_its_prompt(
 ) -> None:
     names: list[str] = []
     choices: list[tuple[str, str | None]] = []
-    monkeypatch.setattr("mlx_eagle.hub.download.fetch", lambda name, progress: names.append(name))
+    monkeypatch.setattr("mlx_eagle.hub.download.fetch", lambda name, **_: names.append(name))
     monkeypatch.setattr(
         "mlx_eagle.hub.head_choice.choose_head",
         lambda model, head, folder, **options: choices.append((model, head)),

@@ -6,10 +6,11 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from mlx_eagle.cache.estimate import device_memory
 from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.engine import Engine
 from mlx_eagle.errors import EagleError
-from mlx_eagle.session.limits import Limits, bytes_per_row, device_memory, model_context_length
+from mlx_eagle.session.limits import Limits, bytes_per_row, model_context_length
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import TreeShape
 
