@@ -48,7 +48,7 @@ def test_a_tap_that_is_not_there_leaves_nothing_on_the_model(tiny_target: Any) -
     assert classes(model) == before
 
 
-def test_a_known_head_that_does_not_fit_leaves_no_taps_on_the_target(tiny_target: Any) -> None:
+def test_c5_a_known_head_that_does_not_fit_leaves_no_taps_on_the_target(tiny_target: Any) -> None:
     choice = HeadChoice(DEMO / "head", "owner/head")
     pair = pair_up(tiny_target("llama"), choice)
     assert pair.head is None

@@ -161,7 +161,9 @@ def yarn(factor: float, **more: int) -> dict[str, Any]:
         ({}, None),
     ],
 )
-def test_the_context_that_a_model_was_made_for(config: dict[str, Any], tokens: int | None) -> None:
+def test_b9_the_context_that_a_model_was_made_for(
+    config: dict[str, Any], tokens: int | None
+) -> None:
     assert model_context_length(config) == tokens
 
 

@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+import mlx_eagle
+from mlx_eagle import mlx_lm_api
 from mlx_eagle.engine import Engine
 from mlx_eagle.errors import EagleError
 from mlx_eagle.session.prompt import Template, encode
@@ -75,3 +77,51 @@ def test_b4_a_request_hands_them_on(templated: Engine) -> None:
         for options in ({}, {"template_args": {"enable_thinking": True}, "tools": [TOOL]})
     )
     assert told > plain
+
+
+def test_b4_what_was_given_at_load_and_to_the_session_holds_in_every_turn(
+    templated: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = [{"role": "user", "content": "hi"}]
+
+    def length(session: Any, **options: Any) -> int:
+        return int(list(session.ask("hi", max_tokens=1, **options))[-1].prompt_tokens)
+
+    off, on = ({"enable_thinking": value} for value in (False, True))
+    plain = length(templated.session(template_args=off))
+    thinking = length(templated.session(template_args=on))
+    with_tools = length(templated.session(template_args=off, tools=[TOOL]))
+    assert thinking > plain < with_tools
+    monkeypatch.setattr(templated, "template", Template(on))
+    assert length(templated.session()) == thinking
+    assert length(templated.session(template_args=off)) == plain, "the session decides"
+    session = templated.session(tools=[TOOL])
+    assert length(session, template_args=off, tools=None) == plain, "the turn decides"
+    assert session.template == Template(on, [TOOL])
+    assert templated.generate(question, max_tokens=1).stats.prompt_tokens == thinking
+    told = mlx_lm_api.stream_generate(templated, None, question, 1, template_args=off)
+    assert next(told).prompt_tokens == plain
+
+
+def test_b4_load_takes_template_args_and_refuses_what_is_none() -> None:
+    engine = mlx_eagle.load(template_args={"enable_thinking": False}, calibrate=False)
+    assert engine.session().template.args == {"enable_thinking": False}
+    with pytest.raises(EagleError, match="template_args is 5; give a dict of names and values"):
+        mlx_eagle.load(template_args=5)
+    for wrong in (5, [5], "time"):
+        with pytest.raises(ValueError, match="tools must be a list of JSON schemas"):
+            engine.generate("hi", tools=wrong)
+
+
+def test_b4_a_template_that_wants_arguments_as_json_gets_them(
+    demo: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = (
+        "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ '{' + c.function.arguments }}"
+    )
+    monkeypatch.setattr(
+        demo.tokenizer._tokenizer, "chat_template", f"{template}{{% endfor %}}{{% endfor %}}"
+    )
+    call = {"type": "function", "function": {"name": "time", "arguments": {"zone": "UTC"}}}
+    messages = [{"role": "assistant", "content": "", "tool_calls": [call]}] * 2
+    assert shown(demo, [*messages, {"role": "user", "content": "a"}]).startswith('{{"zone": "UTC"}')
