@@ -104,15 +104,7 @@ class LoadOptions:
         unset="none",
         in_chat=False,
     )
-    template_args: Mapping[str, Any] | None = option(
-        None,
-        "What the chat template is told in every conversation.",
-        Pairs(),
-        "loading",
-        unset="none",
-        is_flag=False,
-        in_chat=False,
-    )
+    template_args: Mapping[str, Any] | None = None  # the flag is that of GenerationOptions
     memory_limit: int | None = option(
         None,
         "Memory that MLX may use. Default: what the device recommends.",
@@ -127,6 +119,8 @@ class LoadOptions:
         if isinstance(self.adapter_path, Path):
             object.__setattr__(self, "adapter_path", str(self.adapter_path))
         check_options(self, error=EagleError)
+        if self.template_args is not None and (fault := Pairs().fault(self.template_args)):
+            raise EagleError(f"template_args is {self.template_args!r}; {fault}")
         if self.kv_bits is not None and self.max_kv_size is not None:
             raise EagleError(
                 "kv_bits and max_kv_size were both given; a cache that forgets rows is not "

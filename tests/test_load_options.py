@@ -10,7 +10,8 @@ from mlx_eagle.option import options_of
 
 
 def test_every_load_option_is_described() -> None:
-    assert set(options_of(LoadOptions)) == set(vars(LoadOptions()))
+    # What the template is told is described where a turn says it.
+    assert {*options_of(LoadOptions), "template_args"} == set(vars(LoadOptions()))
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,7 @@ def test_every_load_option_is_described() -> None:
         ({"max_kv_size": 15}, "max_kv_size is 15; it must be a whole number from 16 on"),
         ({"head_window": -1}, "head_window is -1; it must be a whole number from 0 on"),
         ({"max_context": 2.5}, "max_context is 2.5; it must be a whole number from 2 on"),
+        ({"template_args": [1]}, "template_args is [1]; give a dict of names and values"),
         ({"memory_limit": 0}, "memory_limit is 0; it must be a whole number from 1 on"),
     ],
 )
