@@ -110,12 +110,12 @@ def make(model_type: str, folder: Path) -> tuple[list[int], list[int]]:
                 parameter.normal_(0, 0.12)
     model.save_pretrained(folder)
     prompt = torch.randint(3, SIZES["vocab_size"], (1, N_PROMPT), generator=torch.manual_seed(2))
+    model.generation_config.eos_token_id = None  # an end token is a token like every other here
     with torch.no_grad():
         text = model.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
             max_new_tokens=N_TOKENS,
-            min_new_tokens=N_TOKENS,
             do_sample=False,
         )
     return prompt[0].tolist(), text[0, N_PROMPT:].tolist()

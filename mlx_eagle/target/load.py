@@ -29,8 +29,6 @@ from mlx_eagle.target.stage import stage
 from mlx_eagle.target.tokenizer import read_tokenizer
 from mlx_eagle.target.windows import unkept_window
 
-# Types whose tiny random models answer otherwise than PyTorch's; why has not been found.
-DIFFERING = ("deepseek_v32",)
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 
@@ -121,10 +119,6 @@ def load_network(folder: Path, max_context: int | None = None) -> LoadedTarget:
         )
     language = language_config(full)
     remarks = rotate_as_announced(network, language, max_context)
-    if full.get("model_type") in DIFFERING:
-        remarks.append(
-            "tiny models of this type answered otherwise than PyTorch's: docs/targets.md"
-        )
     limit, reason = _limit(network, language, max_context)
     return LoadedTarget(network, full, limit, (*remarks, *reason))
 
