@@ -77,11 +77,7 @@ def load(
     for remark in target.remarks:
         (notify or to_stderr)(f"{_name(found.name)}: {remark}")
     info, limits = _describe(found, pair, target, chosen), _limits(pair, target, chosen)
-    planners = None
-    if pair.head is not None:
-        planners = _planners(found, pair, info, chosen, progress)
-        if not (outlook := planners.outlook(0)).is_on:
-            info = info._replace(status=outlook)
+    info, planners = _planned(found, pair, info, chosen, progress)
     engine = Engine(pair.target, tokenizer, pair.head, info, planners, limits)
     engine.template = Template(chosen.template_args or {})
     return engine
@@ -112,8 +108,9 @@ def load_with_head(
     chosen = LoadOptions(**options)
     found = find(model, head, progress, notify)
     pair = pair_again(engine.target, found.head)
+    mx.eval(pair.head.parameters() if pair.head else [])
     info = engine.info._replace(**_describe_head(found, pair))
-    planners = _planners(found, pair, info, chosen, progress) if pair.head else None
+    info, planners = _planned(found, pair, info, chosen, progress)
     window = chosen.head_window if chosen.head_window is not None else _default_window(pair)
     limits = engine.limits._replace(head_window=window)
     other = Engine(pair.target, engine.tokenizer, pair.head, info, planners, limits)
@@ -208,6 +205,17 @@ def _describe(found: Found, pair: Pair, target: LoadedTarget, options: LoadOptio
         recommended=read_recommended(found.folder),
         **_describe_head(found, pair),
     )
+
+
+def _planned(
+    found: Found, pair: Pair, info: EngineInfo, options: LoadOptions, progress: Progress | None
+) -> tuple[EngineInfo, Planners | None]:
+    """Return what plans the trees of a pair, and the banner with what that says beforehand."""
+    if pair.head is None:
+        return info, None
+    planners = _planners(found, pair, info, options, progress)
+    outlook = planners.outlook(0)
+    return info if outlook.is_on else info._replace(status=outlook), planners
 
 
 def _planners(

@@ -58,7 +58,12 @@ def pair_again(target: Target, choice: HeadChoice) -> Pair:
     if choice.folder is None:
         return Pair(target, None, Speculation.off(choice.reason))
     head = load_head(choice.folder)
-    return Pair(_checked(target.twin(head.config.taps), head), head, ON)
+    twin = target.twin(head.config.taps)
+    twin.kv = WHOLE  # in which trees are checked exactly
+    twin = _checked(twin, head)
+    twin.kv = target.kv
+    check_kv_options(twin)
+    return Pair(twin, head, ON)
 
 
 def _pair_up(network: nn.Module, choice: HeadChoice) -> Pair:

@@ -3,8 +3,9 @@
 import os
 import random
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from mlx_eagle.answers.history import text_of
 from mlx_eagle.cli.chat.clipboard import copy
 from mlx_eagle.cli.terminal.display import count, details, gigabytes, printable, table
 from mlx_eagle.cli.terminal.plan_report import explain
@@ -45,7 +46,7 @@ def undo(repl: "Repl", rest: str) -> None:
     if question is None:
         repl.note("nothing was asked yet")
     else:
-        repl.note(f"forgotten: {_short(question['content'])}")
+        repl.note(f"forgotten: {_short(text_of(question))}")
 
 
 def clear(repl: "Repl", rest: str) -> None:
@@ -95,7 +96,8 @@ def load(repl: "Repl", rest: str) -> None:
 
 def copy_answer(repl: "Repl", rest: str) -> None:
     """Put the last answer on the clipboard."""
-    answers = [m["content"] for m in _messages(repl) if m["role"] == "assistant"]
+    said = [text_of(m) for m in _messages(repl) if m["role"] == "assistant"]
+    answers = [text for text in said if text]
     if not answers:
         repl.note("there is no answer to copy yet")
         return
@@ -134,7 +136,7 @@ def leave(repl: "Repl", rest: str) -> None:
 
 def last_question(repl: "Repl") -> str | None:
     """Return what was asked last, or None."""
-    questions = [m["content"] for m in _messages(repl) if m["role"] == "user"]
+    questions = [text_of(m) for m in _messages(repl) if m["role"] == "user"]
     return questions[-1] if questions else None
 
 
@@ -146,7 +148,7 @@ def _path(repl: "Repl", rest: str, question: str) -> Path | None:
     return Path(os.path.expanduser(rest)) if rest else repl.file
 
 
-def _messages(repl: "Repl") -> list[dict[str, str]]:
+def _messages(repl: "Repl") -> list[dict[str, Any]]:
     """Return what was said so far; waits for the engine."""
     repl.announce()
     return repl.conversation.messages

@@ -7,6 +7,7 @@ earlier turns, some refuse a conversation in which they stand as text.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from mlx_eagle.answers.history import THOUGHTS, template_text
 from mlx_eagle.answers.sections import (
     ChannelSections,
     Kind,
@@ -25,7 +26,6 @@ from mlx_eagle.answers.tool_calls import (
     parser_of_mark,
 )
 
-THOUGHTS = "reasoning_content"  # the key of thoughts in messages, here and in most templates
 CHANNELS = ("<|channel|>", "<|message|>")  # what a template of Harmony writes
 LONGEST_END = 12  # tokens at the end of a prompt that can be a mark
 
@@ -33,7 +33,7 @@ LONGEST_END = 12  # tokens at the end of a prompt that can be a mark
 THINKS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"))
 CALLS = (
     ("<tool_call>", "</tool_call>"),
-    ("<|tool_call|>", ""),
+    ("<|tool_call|>", "<|/tool_call|>"),
     ("<|python_tag|>", ""),
     ("[TOOL_CALLS]", ""),
 )
@@ -121,8 +121,8 @@ class AnswerFormat(NamedTuple):
             calls += new
             if not new and part.kind is not Kind.THOUGHT:
                 said.append(part.body if self.has_channels else part.raw)
-        content = "".join(said)
-        if tools and not calls and self._writes_bare_calls:
+        content = ("\n\n" if self.has_channels else "").join(said)
+        if not calls and self._writes_bare_calls:
             calls = parse_calls(content, parse_json, tools)
             content = "" if calls else content
         thoughts = [part.body.strip("\n") for part in parts if part.kind is Kind.THOUGHT]
@@ -137,7 +137,7 @@ class AnswerFormat(NamedTuple):
         if self.has_channels:
             return parse_calls(part.body, parse_channel(part.start), tools)
         end = next((mark.end for mark in self.marks if mark.start == part.start), "")
-        if not tools or (end and not part.end):
+        if end and not part.end:
             return []
         return parse_calls(part.body, parser_of_mark(part.start, self.tokenizer), tools)
 
@@ -160,17 +160,18 @@ def read_format(tokenizer: Any) -> AnswerFormat:
     if tokenizer.has_tool_calling:
         own.append(Mark(Kind.TOOL, tokenizer.tool_call_start, tokenizer.tool_call_end or ""))
     vocabulary = tokenizer.get_vocab()
-    common = [mark for mark in COMMON if mark.start in text or mark.start in vocabulary]
+
+    def is_known(words: str) -> bool:
+        return words in text or words in vocabulary
+
+    # A mark of calls without an end that the model knows goes on to the end of the answer.
+    common = [
+        m._replace(end="") if m.kind is Kind.TOOL and not is_known(m.end) else m
+        for m in COMMON
+        if is_known(m.start)
+    ]
     marks = tuple(dict.fromkeys([*own, *common]))
     return AnswerFormat(tokenizer, marks, all(word in text for word in CHANNELS))
-
-
-def template_text(tokenizer: Any) -> str:
-    """Return the source of a chat template, of all if there are several; "" if there is none."""
-    template = getattr(tokenizer, "chat_template", None)
-    if isinstance(template, dict):
-        return "\n".join(map(str, template.values()))
-    return template if isinstance(template, str) else ""
 
 
 def _joined(spans: Sequence[Span]) -> list[Part]:

@@ -9,8 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlx_eagle.answers.answer_format import THOUGHTS, template_text
-
+THOUGHTS = "reasoning_content"  # the key of thoughts in messages, here and in most templates
 # Under which key a template may look for thoughts; the first that it names counts.
 THOUGHT_KEYS = (THOUGHTS, "reasoning", "thinking", "thought")
 
@@ -38,22 +37,71 @@ def with_json_arguments(messages: Sequence[Message]) -> list[Message]:
     ]
 
 
+def with_single_calls(messages: Sequence[Message]) -> list[Message]:
+    """Return messages with one call each, followed by its result: several templates insist."""
+    single: list[Message] = []
+    rest = list(messages)
+    while rest:
+        message = rest.pop(0)
+        calls = message.get("tool_calls") or []
+        if len(calls) < 2:
+            single.append(message)
+            continue
+        n_results = next((n for n, m in enumerate(rest) if m.get("role") != "tool"), len(rest))
+        results, rest = rest[:n_results], rest[n_results:]
+        for place, call in enumerate(calls):
+            said = message if place == 0 else {"role": "assistant", "content": ""}
+            mine = [m for m in results if m.get("tool_call_id") == call.get("id")]
+            single += [said | {"tool_calls": [call]}, *mine]
+    return single
+
+
 def with_ids(asked: Sequence[Message], answers: Sequence[Mapping[str, Any]]) -> list[Message]:
-    """Return results of tools that say which call they belong to: one for each, in order.
+    """Return results of tools that say which call they belong to.
 
     Args:
         asked: the conversation so far.
-        answers: messages that follow; what they say themselves stays.
+        answers: messages that follow; results that name no call answer the calls in order, and
+            what they say themselves stays.
     """
     calls = list(asked[-1].get("tool_calls") or []) if asked else []
     results = []
     for message in answers:
+        named = message.get("tool_call_id")
+        fit = [c for c in calls if named is None or c.get("id") == named]
         known: Message = {}
-        if message.get("role") == "tool" and calls:
-            call = calls.pop(0)
-            known = {"tool_call_id": call["id"], "name": call["function"]["name"]}
-        results.append(known | dict(message))
+        if message.get("role") == "tool" and fit:
+            calls.remove(fit[0])
+            function = fit[0].get("function") or {}
+            known = {"tool_call_id": fit[0].get("id"), "name": function.get("name")}
+        results.append({k: v for k, v in known.items() if v is not None} | dict(message))
     return results
+
+
+def template_text(tokenizer: Any) -> str:
+    """Return the source of a chat template, of all if there are several; "" if there is none."""
+    template = getattr(tokenizer, "chat_template", None)
+    if isinstance(template, dict):
+        return "\n".join(map(str, template.values()))
+    return template if isinstance(template, str) else ""
+
+
+def text_of(message: Mapping[str, Any]) -> str:
+    """Return what a message says: its text, or the texts among its parts; "" if there is none."""
+    content = message.get("content")
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, dict)]
+        return "\n".join(part for part in parts if isinstance(part, str))
+    return content if isinstance(content, str) else ""
+
+
+def names_called_now(messages: Sequence[Message]) -> set[str]:
+    """Return the names of the tools that were called since the last question."""
+    asked = [n for n, message in enumerate(messages) if message.get("role") == "user"]
+    since = messages[asked[-1] if asked else 0 :]
+    calls = [call for message in since for call in message.get("tool_calls") or []]
+    functions = [call.get("function") for call in calls if isinstance(call, dict)]
+    return {str(function.get("name")) for function in functions if isinstance(function, dict)}
 
 
 def _thought_key(template: str) -> str:

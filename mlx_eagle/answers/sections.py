@@ -97,6 +97,8 @@ class Sections(ABC):
 class MarkedSections(Sections):
     """Parts between marks; what is outside of them is said.
 
+    Models think before they speak: the mark of a thought that follows words is one that they quote.
+
     Args:
         marks: of the model.
     """
@@ -105,6 +107,7 @@ class MarkedSections(Sections):
         super().__init__()
         self._marks = marks
         self._open: Mark | None = None
+        self._has_spoken = False  # since the start, or the last part that was set apart
 
     def _kind(self) -> Kind:
         return self._open.kind if self._open else Kind.SAID
@@ -113,16 +116,28 @@ class MarkedSections(Sections):
         wanted = [self._open.end] if self._open else [mark.start for mark in self._marks]
         at, words = _first(held, wanted)
         if not words:
-            spans += self._release(len(held) - longest_overlap(held, wanted), self._kind())
+            spans += self._text(held[: len(held) - longest_overlap(held, wanted)])
             return False
-        spans += self._release(at, self._kind())
+        spans += self._text(held[:at])
         if self._open is None:
-            self._open = next(mark for mark in self._marks if mark.start == words)
-            spans += self._release(len(words), self._kind(), Place.START)
+            spans += self._begun(words)
         else:
             spans += self._release(len(words), self._kind(), Place.END)
-            self._open = None
+            self._open, self._has_spoken = None, False
         return True
+
+    def _text(self, text: str) -> list[Span]:
+        """Release a stretch that holds no mark."""
+        self._has_spoken |= self._open is None and bool(text.strip())
+        return self._release(len(text), self._kind())
+
+    def _begun(self, words: str) -> list[Span]:
+        """Release a mark that begins a part, or one that is quoted."""
+        mark = next(mark for mark in self._marks if mark.start == words)
+        if mark.kind is Kind.THOUGHT and self._has_spoken:
+            return self._text(words)
+        self._open = mark
+        return self._release(len(words), self._kind(), Place.START)
 
 
 class ChannelSections(Sections):

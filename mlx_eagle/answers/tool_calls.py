@@ -7,7 +7,7 @@ one call or several; here a text is either calls of one form, or none.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mlx_lm.tool_parsers import mistral
@@ -31,14 +31,25 @@ def parse_calls(text: str, parse: Parse, tools: Sequence[Any] | None = None) -> 
     Args:
         text: what stands between a model's marks.
         parse: reads it; whatever it raises means that there are none.
-        tools: that may be called, for the types of their arguments; None: not known.
+        tools: that may be called, as JSON schemas; what names another one is no call.
     """
+    if not tools:
+        return []
     try:
-        found = parse(text, list(tools or []))
+        found = parse(text, list(tools))
     except Exception:  # a parser of mlx-lm raises what it likes, at a text that a model wrote
         return []
+    names = {tool_name(tool) for tool in tools}
     calls = [_call(each) for each in (found if isinstance(found, list) else [found])]
-    return [call for call in calls if call] if all(calls) else []
+    known = [call for call in calls if call is not None and call.name in names]
+    return known if len(known) == len(calls) else []
+
+
+def tool_name(tool: Any) -> str | None:
+    """Return the name of a tool, by its JSON schema; None if it has none."""
+    function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+    name = function.get("name") if isinstance(function, Mapping) else None
+    return name if isinstance(name, str) else None
 
 
 def parse_json(text: str, tools: Any = None) -> list[Any]:

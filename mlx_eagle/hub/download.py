@@ -57,6 +57,10 @@ FREE_SPACE = "free some, or set HF_HOME to a folder on another disk; finished fi
 NetworkError: type[Exception] = HfHubHTTPError.__bases__[0]
 
 
+class _NotTheHubError(OSError):
+    """What answered in the hub's place sent something that is not the hub's."""
+
+
 class Repo(NamedTuple):
     """A model on the hub: `owner/name`, and a branch, tag or commit."""
 
@@ -104,7 +108,7 @@ def fetch(
     told = Told(progress or _silent, notify or to_stderr, before)
     try:
         return _fetch_repo(repo, told, wanted)
-    except (NetworkError, OSError, *STRANGE_ANSWERS) as error:
+    except (NetworkError, OSError) as error:
         raise HubError(_explain(repo, error)) from error
 
 
@@ -130,13 +134,14 @@ def list_files(name: str | Path) -> Listing:
     repo = parse_repo(str(name))
     try:
         return _listing(_wanted(repo, WANTED))
-    except (DryRunError, NetworkError, OSError, *STRANGE_ANSWERS) as error:
+    except (DryRunError, NetworkError, OSError) as error:
         return _listing_of(_cached(repo, WANTED, error.__cause__ or error))
 
 
 def _listing_of(folder: Path) -> Listing:
     """Return the files of a folder."""
-    return Listing({file.name: file.stat().st_size for file in folder.iterdir()}, 0)
+    files = [file for file in folder.iterdir() if file.is_file()]
+    return Listing({file.name: file.stat().st_size for file in files}, 0)
 
 
 def _listing(files: Sequence[Any]) -> Listing:
@@ -147,9 +152,13 @@ def _listing(files: Sequence[Any]) -> Listing:
 
 def _wanted(repo: Repo, wanted: list[str]) -> list[Any]:
     """Return what the hub says of the files that we want; pickles only where there is no better."""
-    files: list[Any] = _snapshot(
-        repo, wanted, UNWANTED, dry_run=True, tqdm_class=_meter(_silent, "", 0)
-    )
+    meter = _meter(_silent, "", 0)
+    try:
+        files: list[Any] = _snapshot(repo, wanted, UNWANTED, dry_run=True, tqdm_class=meter)
+    except HFValidationError as error:
+        raise HubError(f"{repo.id} cannot be the name of a model on the hub") from error
+    except STRANGE_ANSWERS as error:
+        raise _NotTheHubError(str(error)) from error
     if any(file.filename.endswith(".safetensors") for file in files):
         return [file for file in files if not file.filename.endswith((".bin", ".pt"))]
     return files
@@ -192,7 +201,7 @@ def _fetch_repo(repo: Repo, told: Told, wanted: list[str]) -> Path:
         files = _wanted(repo, wanted)
     except DryRunError as error:
         return _cached(repo, wanted, error.__cause__ or error)
-    except STRANGE_ANSWERS as error:
+    except _NotTheHubError as error:
         folder = _cached(repo, wanted, error)
         told.notify(f"{_STRANGE} for {repo.name}; the copy in the cache is used")
         return folder
@@ -319,7 +328,6 @@ def _explain(repo: Repo, error: BaseException) -> str:
         "log in with `hf auth login` or set HF_TOKEN",
         RepositoryNotFoundError: f"the hub has no model {repo.id}, or it is private: check the "
         "name, or log in with `hf auth login`",
-        HFValidationError: f"{repo.id} cannot be the name of a model on the hub",
         RevisionNotFoundError: f"{repo.id} has no revision {repo.revision}",
         OfflineModeIsEnabled: f"{repo.name} is not completely in the cache and HF_HUB_OFFLINE "
         "forbids to download it: unset it, or give a local folder",
@@ -336,7 +344,7 @@ def _explain(repo: Repo, error: BaseException) -> str:
             f"the hub ({constants.ENDPOINT}) cannot be reached and {repo.name} is not completely "
             f"in the cache: check the network and try again ({_reason(error)})"
         )
-    if isinstance(error, (*STRANGE_ANSWERS, FileMetadataError)):
+    if isinstance(error, _NotTheHubError | FileMetadataError):
         return f"{_STRANGE} for {repo.name}: log in to the network, or check HF_ENDPOINT"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk filled up while {repo.name} was downloaded: {FREE_SPACE}"

@@ -22,7 +22,7 @@ NO_HEAD = "none"
 
 
 class Fit(NamedTuple):
-    """What a target needs and what there is, in bytes; about right, some tenths of a GB apart.
+    """What a target needs and what there is, in bytes; the cache is an estimate.
 
     Attributes:
         download: still to be fetched, of target and head.
@@ -44,16 +44,18 @@ class Fit(NamedTuple):
 
     @property
     def missing(self) -> int:
-        """Bytes that are too few; negative if some are left."""
-        return self.weights + self.head + self.cache - self.memory
+        """Bytes that are too few for the weights; negative if some are left."""
+        return self.weights + self.head - self.memory
 
     def __str__(self) -> str:
         head = f", head {_gb(self.head)}" if self.head else ""
         parts = f"weights {_gb(self.weights)}{head}, {self.context:,} tokens {_gb(self.cache)}"
         room = f"{parts}; MLX may use {_gb(self.memory)} here"
         if self.missing > 0:
-            return f"does not fit, by {_gb(self.missing)}: {room}"
-        return f"fits, with up to {self.most_tokens:,} tokens: {room}"
+            return f"does not fit, by {_gb(self.missing + self.cache)}: {room}"
+        few = f"not with {self.context:,}, by {_gb(self.missing + self.cache)}"
+        only = f"; {few}" if self.missing + self.cache > 0 else ""
+        return f"fits, with up to about {self.most_tokens:,} tokens{only}: {room}"
 
 
 def foresee(
@@ -101,8 +103,8 @@ def fit_check(
 ) -> Callable[[Listing], None]:
     """Return what tells what a download will need here, and refuses one that would not fit.
 
-    It is for `fetch`, and raises EagleError if target, head and a conversation do not fit into
-    memory, by how much not.
+    It is for `fetch`, and raises EagleError if target and head do not fit into memory, by how much
+    not. A conversation that would be short for want of memory is told of.
     """
 
     def check(files: Listing) -> None:

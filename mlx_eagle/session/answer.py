@@ -96,12 +96,12 @@ class Answering:
 
     def read(self) -> bool:
         """Read the prompt; returns False if that was cancelled, and then keeps what was read."""
-        try:
-            with self._engine.turn.taken():
+        with self._engine.turn.taken():
+            try:
                 return self._read(self._decoder(speculate=True))
-        except BaseException:
-            self._prefix.reset()
-            raise
+            except BaseException:
+                self._prefix.reset()
+                raise
 
     def _stream(self) -> Responses:
         request, prefix, stats = self._request, self._prefix, self._stats

@@ -2,13 +2,17 @@
 
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeGuard
 
 from jinja2 import TemplateError
 
-from mlx_eagle.answers.history import as_template_wants, with_json_arguments
+from mlx_eagle.answers.history import (
+    as_template_wants,
+    names_called_now,
+    with_json_arguments,
+    with_single_calls,
+)
 from mlx_eagle.errors import EagleError
 
 REFUSALS = (TemplateError, ValueError, LookupError, TypeError, AttributeError)  # of a template
@@ -141,21 +145,27 @@ def _apply_template(tokenizer: Any, messages: list[Any], template: Template) -> 
     goes_on = messages[-1].get("role") == "assistant"
     mode = {"continue_final_message": True} if goes_on else {"add_generation_prompt": True}
     own = {"tools": list(template.tools)} if template.tools else {}
-    options = mode | own | dict(template.args)
-    wanted = as_template_wants(messages, tokenizer)
-    try:
-        return _rendered(tokenizer, wanted, options)
-    except REFUSALS as error:
-        if any(message.get("tool_calls") for message in wanted):
-            with suppress(*REFUSALS):
-                return _rendered(tokenizer, with_json_arguments(wanted), options)
-        raise EagleError(
-            f"the target's chat template refuses the messages: {error}; a system prompt or "
-            "the order of the roles may be what it does not take"
-        ) from error
+    return _rendered(tokenizer, messages, mode | own | dict(template.args))
 
 
 def _rendered(tokenizer: Any, messages: list[Message], options: dict[str, Any]) -> list[int]:
-    """Return the token ids of messages in the form that the template wants."""
-    ids: list[int] = tokenizer.apply_chat_template(messages, **options)
-    return ids
+    """Return the token ids of messages in the first form that the template takes as a whole."""
+    forms = [as_template_wants(messages, tokenizer)]
+    names, reasons = names_called_now(messages), list[str]()
+    if any(message.get("tool_calls") for message in messages):
+        single = with_single_calls(forms[0])
+        forms += [with_json_arguments(forms[0]), single, with_json_arguments(single)]
+    for form in forms:
+        try:
+            ids: list[int] = tokenizer.apply_chat_template(form, **options)
+        except REFUSALS as error:
+            reasons.append(
+                f"refuses the messages: {error}; a system prompt or the order of the roles may be "
+                "what it does not take"
+            )
+            continue
+        text = tokenizer.decode(ids) if names else ""
+        if all(name in text for name in names):
+            return ids
+        reasons.append("leaves out the calls of tools, so the model would not know what it called")
+    raise EagleError(f"the target's chat template {reasons[0]}")

@@ -81,14 +81,16 @@ class Session:
 
         Args:
             messages: in OpenAI's format; results of tools ("role": "tool") that do not say which
-                call they belong to follow the order of the calls.
+                call they belong to follow the order of the calls. An answer as the last of them
+                is begun, and goes on.
             **options: as for `ask`.
 
         Raises:
             EagleError: if they are no messages; also what `ask` raises.
         """
-        if not messages or not is_messages(messages):
-            raise EagleError("send takes a list of chat messages (dict), at least one")
+        has_roles = is_messages(messages) and all(isinstance(m.get("role"), str) for m in messages)
+        if not messages or not has_roles:
+            raise EagleError("send takes a list of chat messages (dict with a role), at least one")
         self._finish()
         return self._answer(self.messages, with_ids(self.messages, messages), options)
 
@@ -174,7 +176,8 @@ class Session:
         session = cls(engine)
         about = read_session(_path(path), engine.identity, session.prefix)
         session.system, session.messages = about.system, about.messages
-        session.template = about.template
+        own, args = about.template, {**engine.template.args, **about.template.args}
+        session.template = Template(args, own.tools or engine.template.tools)
         return session
 
     # Requests
@@ -294,4 +297,13 @@ def _noted(
         stream.close()
         owner = session()
         if is_begun and owner is not None:
-            owner.messages = [*asked, answering.message()]
+            owner.messages = _with_answer(asked, answering.message())
+
+
+def _with_answer(asked: list[Message], answer: Message) -> list[Message]:
+    """Return a conversation with an answer, which may go on with one that was begun."""
+    begun = asked[-1]
+    if begun["role"] != "assistant":
+        return [*asked, answer]
+    content = f"{begun.get('content') or ''}{answer['content']}"
+    return [*asked[:-1], begun | answer | {"content": content}]

@@ -73,7 +73,7 @@ def write_session(path: Path, about: About, prefix: CachedPrefix) -> None:
         "head_rows": prefix.head_rows,
     }
     arrays = prefix.arrays() | {TOKENS: mx.array(prefix.tokens, dtype=mx.int32)}
-    metadata = {"format": FORMAT, "version": str(VERSION), "about": json.dumps(facts)}
+    metadata = {"format": FORMAT, "version": str(VERSION), "about": _as_json(facts)}
     metadata["crc32"] = _checksum(arrays)
     try:
         if path.is_dir():
@@ -83,6 +83,20 @@ def write_session(path: Path, about: About, prefix: CachedPrefix) -> None:
             mx.save_safetensors(str(partial), arrays, metadata)
     except (OSError, RuntimeError) as error:
         raise EagleError(f"cannot write {path}: {_reason(error)}") from error
+
+
+def _as_json(facts: dict[str, Any]) -> str:
+    """Return what a file says of its conversation, as it will be read.
+
+    Raises:
+        EagleError: if a message or a tool holds what JSON does not, or what is not read again.
+    """
+    try:
+        text = json.dumps(facts, allow_nan=False)
+        parse_json(text.encode())
+    except (TypeError, ValueError, RecursionError, CheckpointError) as error:
+        raise EagleError(f"this conversation cannot be saved as JSON: {one_line(error)}") from error
+    return text
 
 
 def read_session(path: Path, identity: Mapping[str, str], prefix: CachedPrefix) -> About:
@@ -160,7 +174,7 @@ def _about(path: Path, facts: Any) -> About:
 
 def _is_message(fields: dict[str, Any]) -> bool:
     """Say whether something is a chat message; what else it holds is the template's business."""
-    return isinstance(fields.get("role"), str) and "content" in fields
+    return isinstance(fields.get("role"), str)
 
 
 def _template(facts: Any) -> Template | None:

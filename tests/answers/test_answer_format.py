@@ -58,7 +58,8 @@ def test_b1_the_channels_of_harmony_become_thoughts_text_and_a_call() -> None:
         "reasoning_content": "hm",
     }
     call = f'{said}commentary to=functions.time <|constrain|>json<|message|>{{"zone": "UTC"}}'
-    message = CHANNELS.message(call)
+    assert CHANNELS.message(call)["content"] == '{"zone": "UTC"}', "it was not offered"
+    message = CHANNELS.message(call, tools=TOOLS)
     assert (message["reasoning_content"], message["content"], calls(message)) == ("hm", "", [TIME])
 
 
@@ -84,12 +85,32 @@ def test_what_was_not_offered_is_not_called() -> None:
     assert MARKED.message(text) == {"role": "assistant", "content": text}
 
 
+def test_parts_of_channels_that_are_said_are_paragraphs() -> None:
+    text = "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant<|channel|>final"
+    assert CHANNELS.message(f"{text}<|message|>Done.")["content"] == "I look.\n\nDone."
+
+
+def test_a_mark_that_is_quoted_is_text() -> None:
+    text = "Put it into `<think>` tags, then parse."
+    assert MARKED.message(text) == {"role": "assistant", "content": text}
+    message = MARKED.message(f"<think>hm</think>{text}")
+    assert (message["reasoning_content"], message["content"]) == ("hm", text)
+
+
+def test_a_mark_ends_as_the_vocabulary_of_the_model_says() -> None:
+    phi = read_format(Tokenizer(words=("<|tool_call|>", "<|/tool_call|>")))
+    granite = read_format(Tokenizer("<|tool_call|>"))
+    assert calls(phi.message(f"<|tool_call|>[{CALL}]<|/tool_call|>", tools=TOOLS)) == [TIME]
+    assert calls(granite.message(f"<|tool_call|>[{CALL}]", tools=TOOLS)) == [TIME]
+
+
 def test_a_call_may_be_the_whole_answer_without_a_mark() -> None:
     llama = CALL.replace("arguments", "parameters")
     assert calls(MARKED.message(llama, tools=TOOLS)) == [TIME]
     assert MARKED.message(llama)["content"] == llama
     assert calls(MARKED.message(f"<|python_tag|>{llama}", tools=TOOLS)) == [TIME]
-    assert MARKED.message('{"a": 1}', tools=TOOLS)["content"] == '{"a": 1}'
+    for text in ('{"a": 1}', '{"name": "Bob", "parameters": {"age": 3}}'):
+        assert MARKED.message(text, tools=TOOLS)["content"] == text
 
 
 def test_the_thought_that_a_prompt_opens_ends_in_the_answer() -> None:

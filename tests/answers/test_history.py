@@ -5,7 +5,14 @@ from typing import Any
 
 import pytest
 
-from mlx_eagle.answers.history import as_template_wants, with_ids, with_json_arguments
+from mlx_eagle.answers.history import (
+    as_template_wants,
+    names_called_now,
+    text_of,
+    with_ids,
+    with_json_arguments,
+    with_single_calls,
+)
 
 CALL = {"type": "function", "id": "a", "function": {"name": "time", "arguments": {"zone": "UTC"}}}
 ANSWER = {"role": "assistant", "content": None, "reasoning_content": "hm", "tool_calls": [CALL]}
@@ -62,6 +69,30 @@ def test_results_of_tools_name_the_calls_that_they_answer_in_order() -> None:
         ("a", "time"),
         ("b", "date"),
     ]
-    own = {"role": "tool", "content": "x", "tool_call_id": "b"}
-    assert with_ids(asked, [own])[0]["tool_call_id"] == "b"
+    late = [{"role": "tool", "content": "x", "tool_call_id": "b"}, results[0]]
+    assert [(m["tool_call_id"], m["name"]) for m in with_ids(asked, late)] == [
+        ("b", "date"),
+        ("a", "time"),
+    ]
     assert with_ids([], results) == results
+    nameless = [{"tool_calls": [{"function": {"name": "time"}}]}]
+    assert with_ids(nameless, results[:1]) == [results[0] | {"name": "time"}]
+
+
+def test_several_calls_become_single_ones_each_with_its_result() -> None:
+    second = CALL | {"id": "b", "function": {"name": "date", "arguments": {}}}
+    results = [{"role": "tool", "content": id_, "tool_call_id": id_} for id_ in ("b", "a")]
+    asked = {"role": "user", "content": "?"}
+    told = [asked, ANSWER | {"tool_calls": [CALL, second]}, *results, asked]
+    found = with_single_calls(told)
+    assert [m.get("content") for m in found] == ["?", None, "a", "", "b", "?"]
+    assert [m["tool_calls"] for m in found if "tool_calls" in m] == [[CALL], [second]]
+    assert with_single_calls([asked, ANSWER]) == [asked, ANSWER]
+    assert names_called_now(told) == set()
+    assert names_called_now(told[:-1]) == {"time", "date"}
+
+
+def test_the_text_of_a_message_is_what_it_says() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "image_url"}, 5, {"text": "b"}]
+    contents: list[Any] = ["x", None, parts, 5]
+    assert [text_of({"content": content}) for content in contents] == ["x", "", "a\nb", ""]

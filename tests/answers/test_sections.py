@@ -16,10 +16,12 @@ ANSWERS = [
     ("just text", [(SAID, "just text")]),
     ("a < b <th> c", [(SAID, "a < b <th> c")]),
     ("<think>hm</think>yes", [(THOUGHT, "<think>hm</think>"), (SAID, "yes")]),
+    ("wrap it in <think> and </think>.", [(SAID, "wrap it in <think> and </think>.")]),
+    ("<think>a</think>b<think>c", [(THOUGHT, "<think>a</think>"), (SAID, "b<think>c")]),
     (
-        "a<think>b</think>c<tool_call>{}</tool_call>d",
+        " <think>b</think>c<tool_call>{}</tool_call>d",
         [
-            (SAID, "a"),
+            (SAID, " "),
             (THOUGHT, "<think>b</think>"),
             (SAID, "c"),
             (TOOL, "<tool_call>{}</tool_call>"),
@@ -119,9 +121,9 @@ def test_text_that_cannot_become_a_mark_is_not_held_back() -> None:
 
 def test_every_character_keeps_whether_it_was_drafted() -> None:
     sections = MarkedSections(COMMON)
-    spans = sections.add("a<th", True) + sections.add("ink>b", False) + sections.finish()
+    spans = sections.add(" <th", True) + sections.add("ink>b", False) + sections.finish()
     assert [tuple(span) for span in spans] == [
-        ("a", SAID, True, Place.BODY),
+        (" ", SAID, True, Place.BODY),
         ("<th", THOUGHT, True, Place.START),
         ("ink>", THOUGHT, False, Place.START),
         ("b", THOUGHT, False, Place.BODY),

@@ -52,12 +52,12 @@ def test_a_call_is_read_in_every_spelling(parse: Any, text: str) -> None:
 
 
 def test_several_calls_and_the_ids_that_a_model_gives_are_kept() -> None:
-    assert parse_calls(f"{OBJECT}; {OBJECT}\n{OBJECT}", parse_json) == [WEATHER] * 3
+    assert parse_calls(f"{OBJECT}; {OBJECT}\n{OBJECT}", parse_json, [TOOL]) == [WEATHER] * 3
     text = (
         "<|tool_call_begin|>functions.weather:7<|tool_call_argument_begin|>"
         '{"city": "Rome", "days": 2}<|tool_call_end|>'
     )
-    assert parse_calls(text, kimi_k2.parse_tool_call) == [
+    assert parse_calls(text, kimi_k2.parse_tool_call, [TOOL]) == [
         WEATHER._replace(id="functions.weather:7")
     ]
 
@@ -78,10 +78,17 @@ def test_several_calls_and_the_ids_that_a_model_gives_are_kept() -> None:
     ],
 )
 def test_what_is_no_call_is_none_whatever_the_parser_raises(text: str) -> None:
-    assert parse_calls(text, parse_json) == []
+    assert parse_calls(text, parse_json, [TOOL]) == []
     for parse in (json_tools, mistral, pythonic, gemma4, kimi_k2, qwen3_coder):
-        found = parse_calls(text, parse.parse_tool_call)
+        found = parse_calls(text, parse.parse_tool_call, [TOOL])
         assert all(isinstance(call.arguments, dict) for call in found)
+
+
+def test_what_was_not_offered_is_no_call() -> None:
+    other = {"function": {"name": "time"}}
+    assert parse_calls(OBJECT, parse_json, None) == parse_calls(OBJECT, parse_json, [other]) == []
+    assert parse_calls(OBJECT, parse_json, [other, TOOL["function"]]) == [WEATHER]
+    assert parse_calls(f"[{OBJECT}]", parse_json, [{"name": 5}, "weather", {}]) == []
 
 
 def test_ids_suit_every_template_and_are_the_same_for_the_same_answer() -> None:

@@ -19,6 +19,7 @@ from mlx_eagle.bench.report import to_json
 from mlx_eagle.bench.report_markdown import as_table, to_markdown
 from mlx_eagle.bench.specs import parse_spec
 from mlx_eagle.bench.text_comparison import judge_by
+from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.cli.main import run
 from mlx_eagle.errors import EagleError
 from mlx_eagle.loading import DEMO
@@ -135,6 +136,11 @@ def test_c10_another_head_is_loaded_beside_the_target_which_is_not_loaded_again(
         assert result.tokens == demo.generate(question, max_tokens=24, speculate=False).tokens
         assert result.stats.accepted > 0
     other.target.release()
+    quantized = demo.with_kv(KVOptions(bits=8))
+    pair = loading.load_with_head(quantized, None, DEMO / "head", calibrate=False, kv_bits=8)
+    assert pair.target.kv == quantized.target.kv
+    assert pair.generate(question, **options).stats.drafted > 0
+    pair.target.release()
 
 
 def test_a_contestant_that_lies_is_a_bug_with_status_one(

@@ -48,16 +48,37 @@ def test_fewer_bits_and_fewer_rows_take_less(tiny_target: Callable[..., Any]) ->
     assert few == estimated_cache_bytes(config, 100, PLAIN)
 
 
-def test_windows_recurrent_layers_and_latent_attention_are_told_apart() -> None:
-    sizes = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
-    row = 2 * 2 * 16 * number_bytes()
-    kinds = ["full_attention", "sliding_attention", "linear_attention", "mamba", "conv"]
-    config = sizes | {"layer_types": kinds, "sliding_window": 10, "num_hidden_layers": 5}
-    assert estimated_cache_bytes(config, 100, PLAIN) == row * (100 + 10)
-    every = sizes | {"num_hidden_layers": 8, "full_attention_interval": 4}
-    assert estimated_cache_bytes({"text_config": every}, 100, PLAIN) == row * 200
-    latent = {"num_hidden_layers": 2, "kv_lora_rank": 32, "qk_rope_head_dim": 8}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+ROW = 2 * 2 * 16 * number_bytes()
+
+
+@pytest.mark.parametrize(
+    ("config", "rows"),
+    [
+        (
+            {"layer_types": ["full_attention", "sliding_attention", "conv"], "sliding_window": 10},
+            110,
+        ),
+        ({"layer_types": ["linear_attention", "lightning_attention", "mamba", "attention"]}, 100),
+        ({"layers_block_type": ["mamba", "attention"]}, 100),
+        ({"hybrid_override_pattern": "M-M*M*"}, 200),
+        ({"num_hidden_layers": 8, "full_attention_interval": 4}, 200),
+        ({"num_hidden_layers": 6, "sliding_window_pattern": 3, "sliding_window": 10}, 240),
+        ({"num_hidden_layers": 2}, 200),
+        ({"num_hidden_layers": 10**30, "num_key_value_heads": 2}, 10_000 * 100),
+    ],
+)
+def test_layers_that_do_not_grow_count_as_they_are(config: dict[str, Any], rows: int) -> None:
+    assert estimated_cache_bytes({"text_config": HEADS | config}, 100, PLAIN) == ROW * rows
+
+
+def test_latent_attention_and_models_without_attention() -> None:
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4}
+    latent = sizes | {"kv_lora_rank": 32, "qk_rope_head_dim": 8}
     assert estimated_cache_bytes(latent, 100, PLAIN) == 2 * 100 * 40 * number_bytes()
+    full = latent | {"model_type": "deepseek_v2", "qk_nope_head_dim": 16, "v_head_dim": 20}
+    assert estimated_cache_bytes(full, 10, PLAIN) == 2 * 10 * 4 * (24 + 20) * number_bytes()
+    assert estimated_cache_bytes({"num_hidden_layers": 2, "hidden_size": 64}, 100, PLAIN) == 0
     gpt2 = {"n_layer": 2, "n_head": 4, "n_embd": 64}
     assert estimated_cache_bytes(gpt2, 10, PLAIN) == 2 * 10 * 2 * 64 * number_bytes()
 

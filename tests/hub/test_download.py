@@ -307,3 +307,30 @@ def test_b8_a_login_page_in_the_hubs_place_leaves_the_cached_model(
         error = run("owner/model", fake_hub.url, tmp_path / "empty")["error"]
         assert "is not the hub (a login page of the network, perhaps) for owner/model" in error
         assert "\n" not in error
+
+
+def test_a_fault_in_a_callback_is_not_the_hubs(fake_hub: FakeHub, tmp_path: Path) -> None:
+    code = """
+import sys
+from mlx_eagle.hub.download import fetch
+for name in ("progress", "before"):
+    try:
+        fetch("owner/model", **{name: lambda *told: {}["nothing"]})
+    except KeyError as error:
+        print(error)
+"""
+    env = os.environ | {"HF_ENDPOINT": fake_hub.url, "HF_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["'nothing'"] * 2
+
+
+def test_a_listing_takes_what_is_there_and_refuses_what_is_no_name(tmp_path: Path) -> None:
+    (tmp_path / "gone.safetensors").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "folder").mkdir()
+    assert hub.list_files(tmp_path) == ({"config.json": 2}, 0)
+    for ask in (hub.list_files, fetch):
+        with pytest.raises(HubError, match="a--b/c cannot be the name of a model"):
+            ask("a--b/c")

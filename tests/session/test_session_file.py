@@ -17,6 +17,7 @@ from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.engine import Engine
 from mlx_eagle.errors import EagleError
 from mlx_eagle.session.limits import Limits
+from mlx_eagle.session.prompt import Template
 from mlx_eagle.session.session_file import identify
 from mlx_eagle.tree import TreeShape
 
@@ -242,3 +243,44 @@ def test_a_loaded_conversation_no_longer_needs_its_file(saved: Path, demo: Engin
     want = [r.token for r in demo.load_session(saved).ask("why", max_tokens=8)]
     saved.unlink()
     assert [r.token for r in session.ask("why", max_tokens=8)] == want
+
+
+def test_messages_of_every_kind_come_back_and_what_is_no_json_is_refused(
+    demo: Engine, tmp_path: Path
+) -> None:
+    call = {"type": "function", "id": "a", "function": {"name": "add", "arguments": {"a": 1}}}
+    session = demo.session(template_args={"x": [1]}, tools=[{"function": {"name": "add"}}])
+    session.messages = [
+        {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "assistant", "content": None},
+    ]
+    session.save(tmp_path / "talk")
+    loaded = demo.load_session(tmp_path / "talk")
+    assert (loaded.messages, loaded.template) == (session.messages, session.template)
+    for wrong in ("\ud800", 10**50, float("nan"), {1, 2}):
+        session.messages[0] = {"role": "user", "content": "x", "extra": wrong}
+        with pytest.raises(EagleError, match="cannot be saved as JSON"):
+            session.save(tmp_path / "talk")
+    assert demo.load_session(tmp_path / "talk").messages == loaded.messages
+
+
+def test_what_was_given_at_load_holds_in_loaded_conversations(
+    demo: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = demo.session(template_args={"b": 2})
+    session.save(tmp_path / "talk")
+    monkeypatch.setattr(demo, "template", Template({"a": 1, "b": 1}))
+    assert demo.load_session(tmp_path / "talk").template.args == {"a": 1, "b": 2}
+
+
+def test_a_file_of_the_first_version_is_read(saved: Path, demo: Engine) -> None:
+    expected = demo.load_session(saved).messages
+
+    def first(header: dict[str, Any]) -> None:
+        facts = json.loads(header["__metadata__"]["about"])
+        del facts["template"]
+        header["__metadata__"] |= {"version": "1", "about": json.dumps(facts)}
+
+    rewrite(saved, first)
+    assert demo.load_session(saved).messages == expected

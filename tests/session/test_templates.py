@@ -162,6 +162,40 @@ def test_an_answer_cut_short_anywhere_keeps_the_conversation_usable(
 
 def test_send_takes_messages_and_nothing_else(demo: Engine) -> None:
     session = demo.session()
-    for wrong in ([], "text", ["text"], [5]):
+    for wrong in ([], "text", ["text"], [5], [{"content": "hi"}], [{"role": 5}]):
         with pytest.raises(EagleError, match="chat messages"):
             session.send(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("family", ["llama3"], indirect=True)
+def test_a_template_of_single_calls_is_given_them_one_by_one(templated: Engine) -> None:
+    call = '{"name": "add", "parameters": {"a": 1, "b": 2}}'
+    session = templated.session(tools=TOOLS)
+    list(session.ask("1 and 2, twice?", regex=literally(f"{call}; {call}"), max_tokens=200))
+    assert len(session.messages[-1]["tool_calls"]) == 2
+    results = [{"role": "tool", "content": "3"}, {"role": "tool", "content": "three"}]
+    list(session.send(results, max_tokens=2))
+    text = templated.tokenizer.decode(session.prefix.tokens)
+    places = [text.index(words) for words in ('"3"', '"three"')]
+    assert text.count('"name": "add"') == 2
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("family", ["mistral"], indirect=True)
+def test_an_answer_that_was_begun_is_one_message(templated: Engine) -> None:
+    session = templated.session()
+    asked = [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "It"}]
+    list(session.send(asked, regex=" is", max_tokens=9))
+    assert session.messages == [asked[0], {"role": "assistant", "content": "It is"}]
+    list(session.ask("And 2?", max_tokens=2))
+
+
+def test_a_template_that_leaves_calls_out_is_refused(demo: Engine, monkeypatch: Any) -> None:
+    words = "{% for m in messages %}{{ m.role }} {{ m.content }}{% endfor %}"
+    monkeypatch.setattr(demo.tokenizer._tokenizer, "chat_template", words)
+    call = {"type": "function", "id": "a", "function": {"name": "add", "arguments": {}}}
+    called = {"role": "assistant", "content": "", "tool_calls": [call]}
+    told = [{"role": "user", "content": "1?"}, called, {"role": "tool", "content": "3"}]
+    with pytest.raises(EagleError, match="leaves out the calls of tools"):
+        encode(demo.tokenizer, told)
+    encode(demo.tokenizer, [*told, {"role": "user", "content": "and?"}])  # of an earlier turn

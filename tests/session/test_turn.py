@@ -30,7 +30,8 @@ def test_b12_a_second_thread_at_the_same_moment_is_told_of_worker(
     is_same_session: bool, demo: Engine
 ) -> None:
     expected = demo.generate(QUESTION, max_tokens=6).tokens
-    session, gate = demo.session(), Gate()
+    session, gate, warm = demo.session(), Gate(), demo.session()
+    warm.read(QUESTION)
     other = session if is_same_session else demo.session()
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(
@@ -41,6 +42,10 @@ def test_b12_a_second_thread_at_the_same_moment_is_told_of_worker(
             list(other.ask("And map?", max_tokens=2))
         with pytest.raises(EagleError, match="another thread"):
             demo.calibrate()
+        held = list(warm.prefix.tokens)
+        with pytest.raises(EagleError, match="another thread"):
+            warm.read(QUESTION)
+        assert warm.prefix.tokens == held != []
         gate.is_open.set()
         assert [response.token for response in first.result()] == expected
         assert other.messages == []

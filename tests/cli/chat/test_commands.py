@@ -357,3 +357,20 @@ def test_tab_completes_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_defaults_are_those_of_the_library(chat: Any) -> None:
     assert chat.repl.settings == GenerationOptions()
+
+
+def test_messages_without_a_text_do_not_end_the_chat(
+    chat: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied: list[str] = []
+    monkeypatch.setattr(actions, "copy", lambda text, screen: copied.append(text) or "copied")
+    parts = [{"type": "text", "text": "what is it"}, {"type": "image_url"}]
+    chat.conversation.messages = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "two"},
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": None, "reasoning_content": "hm"},
+    ]
+    chat.say("/copy")
+    assert copied == ["two"], "the last answer that says anything"
+    assert "forgotten: what is it" in chat.say("/undo")

@@ -156,12 +156,13 @@ def test_the_rest_is_the_sessions(conversation: Conversation, tmp_path: Path) ->
 
 def test_another_model_takes_over_what_was_said(conversation: Conversation) -> None:
     said(conversation.ask("a"))
+    conversation._now.session.template = "of the old one"
     conversation.adopt(OTHER, conversation.reload(OTHER).result())
     assert conversation.wait().target == "other"
     assert conversation.source == OTHER
     assert conversation.messages == [{"role": "user", "content": "a"}]
     assert conversation.system == "Be brief."
-    assert conversation._now.session.template is not None
+    assert conversation._now.session.template == "of the old one"
     assert conversation.spell(5) == "?"
     assert said(conversation.ask("b")) == "".join(WORDS)
 

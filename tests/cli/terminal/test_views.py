@@ -134,13 +134,13 @@ class Tape(io.StringIO):
         return True
 
 
-HOSTILE = "a\x1b[31mb<think>c"
+HOSTILE = "\n<think>c\x1b[31mb"
 
 
 def test_an_answer_is_exact_in_a_pipe_and_clean_on_a_terminal() -> None:
     everything = {"drafts": True, "tree": True, "markdown": True, "thinking": False}
     assert show(io.StringIO(), [piece(HOSTILE, True, TREE)], **everything) == f"{HOSTILE}\n"
-    assert show(Tape(), [piece(HOSTILE)]) == "a␛[31mb\x1b[2m<think>\x1b[0m\x1b[2mc\x1b[0m\n"
+    assert show(Tape(), [piece(HOSTILE)]) == "\n\x1b[2m<think>\x1b[0m\x1b[2mc␛[31mb\x1b[0m\n"
 
 
 def test_a_pipe_gets_the_exact_text_even_where_colours_are_forced(
