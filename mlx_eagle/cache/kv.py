@@ -44,6 +44,9 @@ class KVCache:
         self.rows = 0  # committed
         self.pending = 0  # written after the committed rows, undecided
         self.open_rows: OpenRows | None = None
+        # The undecided rows as they came, if they came at once: what a commit with gaps copies. To
+        # read them from the buffers would keep these in use, and MLX would copy all of each.
+        self._fresh: list[mx.array] | None = None
 
     @property
     def held(self) -> int:
@@ -75,7 +78,7 @@ class KVCache:
         start = self.held + self.pending
         end = start + keys.shape[2]
         held_keys, held_values = self._put(start, keys, values)
-        self.pending += keys.shape[2]
+        self._take_in([keys, values])
         return held_keys[:, :, :end], held_values[:, :, :end]
 
     def make_mask(
@@ -94,13 +97,13 @@ class KVCache:
         """
         stay = next((i for i, row in enumerate(path) if row != i), len(path))
         if stay < len(path):
-            self._move(self.held + mx.array(list(path[stay:])), self.held + stay)
+            self._close_gap(mx.array(list(path[stay:])), stay)
         self.rows += len(path)
-        self.pending, self.open_rows = 0, None
+        self.forget()
 
     def forget(self) -> None:
         """Forget the undecided rows."""
-        self.pending, self.open_rows = 0, None
+        self.pending, self.open_rows, self._fresh = 0, None, None
 
     def checkpoint(self) -> None:
         """Remember nothing: the rows themselves say what was before."""
@@ -112,7 +115,8 @@ class KVCache:
     def trim(self, rows: int) -> None:
         """Forget everything after the first `rows` rows."""
         assert self.can_trim(rows), f"cannot trim {self.rows} rows to {rows}"
-        self.rows, self.pending, self.open_rows = rows, 0, None
+        self.rows = rows
+        self.forget()
 
     def fork(self) -> Self:
         """Return a copy; both share the rows held so far, and neither sees what the other adds."""
@@ -138,7 +142,8 @@ class KVCache:
         held = [buffer.shape[2] for buffer in self.buffers] or [0, 0]
         if held[0] != held[1] or not self._least_rows(rows) <= held[0] <= rows:
             raise ValueError(f"a layer has {held[0]} keys and {held[1]} values for {rows} rows")
-        self.rows, self.pending, self.open_rows = rows, 0, None
+        self.rows = rows
+        self.forget()
 
     def pad(self, n: int) -> None:
         """Append n undecided rows of zeros, to measure what a longer context costs."""
@@ -159,10 +164,28 @@ class KVCache:
         self.values[:, :, start:end] = values
         return self.keys, self.values
 
-    def _move(self, source: mx.array, start: int) -> None:
-        """Copy buffer rows `source` [n] to the buffer rows from `start`."""
+    def _take_in(self, parts: list[mx.array]) -> None:
+        """Note rows that were written to the buffers; rows are axis 2."""
+        self._fresh = None if self.pending else parts
+        self.pending += parts[0].shape[2]
+
+    def _close_gap(self, path: mx.array, stay: int) -> None:
+        """Write the undecided rows `path` [n] behind the first `stay` of them."""
+        start = self.held + stay
+        if self._fresh is None:
+            self._write(start, [part[..., self.held + path, :] for part in self._stored])
+        else:
+            self._write(start, [part[..., path, :] for part in self._fresh])
+
+    @property
+    def _stored(self) -> list[mx.array]:
+        """The buffers that hold rows; rows are axis 2."""
         assert self.keys is not None and self.values is not None, "commit before any row"
-        self._put(start, self.keys[..., source, :], self.values[..., source, :])
+        return [self.keys, self.values]
+
+    def _write(self, start: int, parts: Sequence[mx.array]) -> None:
+        """Write rows, in the order of `_stored`, from buffer row `start`."""
+        self._put(start, *parts)
 
 
 def reserve(buffer: mx.array | None, rows: int, like: mx.array, step: int) -> mx.array:

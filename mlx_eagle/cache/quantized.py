@@ -65,8 +65,9 @@ class QuantizedKVCache(KVCache):
             `Quantized` keys and values.
         """
         start = self.held + self.pending
-        self._write(start, [*self._quantize(keys), *self._quantize(values)])
-        self.pending += keys.shape[2]
+        parts = [*self._quantize(keys), *self._quantize(values)]
+        self._write(start, parts)
+        self._take_in(parts)
         end = start + keys.shape[2]
         visible = [part[:, :, :end] for part in self._parts]
         return Quantized(*visible[:3]), Quantized(*visible[3:])
@@ -92,14 +93,18 @@ class QuantizedKVCache(KVCache):
         held = {part.shape[2] for part in parts} or {0}
         if held != {rows} or len(parts) not in (0, len(PARTS)):
             raise ValueError(f"a layer has parts of {sorted(held)} rows for {rows} rows")
-        self._parts = parts
-        self.rows, self.pending, self.open_rows = rows, 0, None
+        self._parts, self.rows = parts, rows
+        self.forget()
 
     def pad(self, n: int) -> None:
         """Append n undecided rows that mean nothing, to measure what a longer context costs."""
         blank = [mx.zeros((*part.shape[:2], n, part.shape[3]), part.dtype) for part in self._parts]
         self._write(self.held + self.pending, blank)
         self.pending += n
+
+    @property
+    def _stored(self) -> list[mx.array]:
+        return self._parts
 
     def _quantize(self, rows: mx.array) -> Quantized:
         """Quantize rows [1, heads, L, head_dim].
@@ -124,7 +129,3 @@ class QuantizedKVCache(KVCache):
         ]
         for buffer, part in zip(self._parts, parts, strict=True):
             buffer[:, :, start:end] = part
-
-    def _move(self, source: mx.array, start: int) -> None:
-        """Copy buffer rows `source` [n] to the buffer rows from `start`."""
-        self._write(start, [part[..., source, :] for part in self._parts])

@@ -45,7 +45,7 @@ class WindowKVCache(KVCache):
             self._move_to_front()
         start = self.rows + self.pending - self.first
         held_keys, held_values = self._put(start, keys, values)
-        self.pending += n
+        self._take_in([keys, values])
         visible = slice(self.lowest - self.first, start + n)
         return held_keys[:, :, visible], held_values[:, :, visible]
 

@@ -23,6 +23,8 @@ from mlx_eagle.decoding.rounds import (
 from mlx_eagle.planner.policy import Plan, Policy
 from mlx_eagle.tree import PLAIN
 
+FREED_EVERY = 256  # tokens, which is also how many rows a cache grows by
+
 
 def rounds(decoder: Decoder, root: int, policy: Policy) -> Generator[Round]:
     """Decode from `root`, the newest committed token, until the caller stops asking.
@@ -34,7 +36,7 @@ def rounds(decoder: Decoder, root: int, policy: Policy) -> Generator[Round]:
         root: the newest committed token.
         policy: what each round drafts; with no drafter every round is plain.
     """
-    first = Plan(PLAIN)
+    first, n_kept = Plan(PLAIN), 0
     in_flight = submit(decoder, mx.array([root], dtype=mx.int32), first)
     last_read, caller_seconds = in_flight.start, 0.0
     try:
@@ -46,6 +48,7 @@ def rounds(decoder: Decoder, root: int, policy: Policy) -> Generator[Round]:
             if in_flight.plan is not first:
                 review = policy.record(outcome(in_flight, done, times, caller_seconds))
             target_tokens = in_flight.target_tokens
+            n_kept = _free_buffers(n_kept + len(done.tokens))
             yield Round(
                 done.tokens, in_flight.tree, done.path, done.depth, target_tokens, times, review
             )
@@ -56,6 +59,18 @@ def rounds(decoder: Decoder, root: int, policy: Policy) -> Generator[Round]:
             in_flight = following
     finally:
         decoder.pending.observe()
+
+
+def _free_buffers(n_tokens: int) -> int:
+    """Give MLX's unused buffers back every so many tokens; returns the tokens since then.
+
+    Those that a cache has outgrown are of no use to the larger ones that follow, and on a GPU they
+    stay wired.
+    """
+    if n_tokens < FREED_EVERY:
+        return n_tokens
+    mx.clear_cache()
+    return 0
 
 
 def _submit_ahead(decoder: Decoder, in_flight: InFlight, policy: Policy) -> InFlight | None:

@@ -43,7 +43,7 @@ def test_nodes_are_verified_by_path_acceptance_parents_first() -> None:
     whole = plan(machine(FREE))
     whole.deeper(level(2))
     whole.deeper(level(2))
-    assert whole.choose() == [Node(0, 0), Node(0, 1), Node(1, 0), Node(1, 1)]
+    assert whole.choose() == [Node(0, 0), Node(1, 0), Node(0, 1), Node(1, 1)]
     assert whole.rates == [[0.5, 0.5], [0.5, 0.5]]
 
 
