@@ -12,7 +12,6 @@ import mlx.core as mx
 
 from mlx_eagle.tree import DraftTree, TreeShape
 
-
 CHUNK = 256  # logits of which the largest stands for all
 FEW = 4096  # that are sorted as they are
 
