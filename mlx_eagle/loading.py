@@ -6,7 +6,6 @@ from shlex import quote
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from mlx_eagle.cache.estimate import device_memory
 from mlx_eagle.cache.options import KVOptions
@@ -148,7 +147,6 @@ def _read_pair(
         adapter=Path(options.adapter_path) if options.adapter_path else None,
     )
     report(1, STEPS)
-    maybe_set_recommended_wired_limit()
     pair = pair_up(target.network, found.head, kv_options(options))
     mx.eval(target.network.parameters(), pair.head.parameters() if pair.head else [])
     report(2, STEPS)

@@ -15,6 +15,7 @@ PROGRAMS = (
     (("xsel", "--clipboard", "--input"), "DISPLAY"),
 )
 REMOTE = ("SSH_TTY", "SSH_CONNECTION")  # then this machine's clipboard is not the user's
+UTF_8 = {"LC_CTYPE": "UTF-8"}  # by which pbcopy reads, which has no locale over ssh
 PATIENCE = 5.0  # seconds
 LONG = 74_000  # characters of OSC 52 beyond which terminals drop it
 
@@ -48,6 +49,7 @@ def _run(command: tuple[str, ...], text: str) -> bool:
         done = subprocess.run(
             [program, *command[1:]],
             input=text.encode(errors="replace"),
+            env=os.environ | UTF_8,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             timeout=PATIENCE,

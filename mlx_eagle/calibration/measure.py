@@ -31,10 +31,12 @@ from mlx_eagle.tree import MAX_NODES, PLAIN, DraftTree
 
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 16, 24, 32)
 FEW_ROWS = (1, 4, 8, 16)  # for the longer contexts, whose slope is all that is wanted
-CONTEXTS = (64, 2048)  # cached tokens
+CONTEXTS = (64, 2048, 8192)  # cached tokens; kernels of attention change in between
 DEPTHS = (1, 2, 3, 4, 6, 8)
 USELESS = 4.0  # rows that cost so many times one row are not worth verifying
-MORE_ROWS = 4  # from here on, a number of rows that is useless ends the search
+# Metal's fused attention takes so many products of rows and queries that share a key, up to eight
+# rows, and then as many rows as there are; between, attention works with 16-bit scores.
+FUSED, FUSED_AGAIN = 32, 9
 SAMPLES = 3  # of each time: the fewest whose median one stall cannot move
 
 Report = Callable[[int, int], None]
@@ -72,6 +74,17 @@ def measure(target: Target, drafter: Drafter, report: Report | None = None) -> C
     sync = min([sync, *(high - low for low, high in pairwise((0.0, *draft)) if high > low)])
     build = min(median(bench.building), min(columns[1]))
     return Costs(CONTEXTS, columns, tuple(plain), draft, sync, build)
+
+
+def fused_rows(queries_per_key: int, *, is_metal: bool) -> tuple[int, ...]:
+    """Return the numbers of rows to try: those for which attention stays on one fused kernel.
+
+    Args:
+        queries_per_key: queries that share a key and a value (grouped-query attention).
+        is_metal: whether the device is an Apple GPU.
+    """
+    most = FUSED // queries_per_key
+    return tuple(n for n in ROWS if not is_metal or n <= most or n >= FUSED_AGAIN)
 
 
 def _few(rows: Sequence[int]) -> list[int]:
@@ -161,12 +174,13 @@ class _Bench:
     def useful_rows(self) -> list[int]:
         """Return the numbers of rows that may pay, by a pass that warms them up."""
         limit = USELESS * min(self._verify(1) for _ in range(3))
-        useful = [1]
-        for n in ROWS[1:]:
-            if any(self._verify(n) <= limit for _ in range(2)):
+        useful, tries = [1], 2
+        for n in fused_rows(self.target.queries_per_key, is_metal=mx.metal.is_available())[1:]:
+            # On some chips the curve comes down again: other kernels take over with more rows.
+            if any(self._verify(n) <= limit for _ in range(tries)):
                 useful.append(n)
-            elif n > MORE_ROWS:
-                break
+            else:
+                tries = 1
         return useful
 
     def verify(self, rows: Sequence[int]) -> tuple[dict[int, float], float]:

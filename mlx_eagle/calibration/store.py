@@ -7,6 +7,7 @@ read, counts as missing: what it holds is measured again.
 
 import hashlib
 import json
+import platform
 from collections.abc import Mapping
 from datetime import date
 from importlib import metadata
@@ -27,7 +28,7 @@ class Identity(NamedTuple):
     """What costs and acceptance depend on.
 
     Attributes:
-        machine: chip, and the versions of MLX and mlx-lm.
+        machine: chip, and the versions of MLX, mlx-lm and macOS.
         pair: what identifies target and head: precisions, names, sizes and dates of their files.
     """
 
@@ -40,7 +41,9 @@ def this_machine() -> dict[str, str]:
     info = mx.device_info()
     versions = {name: metadata.version(name) for name in ("mlx", "mlx-lm")}
     device = str(mx.default_device().type).removeprefix("DeviceType.")
-    return {"chip": str(info["device_name"]), "device": device, **versions}
+    # Which kernels there are depends on macOS too, whatever the version of MLX.
+    system = {"macos": macos} if (macos := platform.mac_ver()[0]) else {}
+    return {"chip": str(info["device_name"]), "device": device, **versions, **system}
 
 
 class Records:

@@ -6,7 +6,8 @@ given, and nothing else.
 
 import threading
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -22,6 +23,7 @@ from mlx_eagle.session.prefix import CachedPrefix
 from mlx_eagle.session.prompt import Message
 from mlx_eagle.session.request import Request
 from mlx_eagle.session.responses import Ends, Responses, responses
+from mlx_eagle.session.wired import wired
 from mlx_eagle.speculation import ON, Speculation
 from mlx_eagle.tree import PLAIN
 
@@ -82,21 +84,26 @@ class Answering:
     def _steps(self) -> Responses:
         """Pass on responses; the engine is taken while one is made, and free in between."""
         stream = self._stream()
-        try:
+        with wired(), self._closing(stream):
             while True:
                 with self._engine.turn.taken():
                     response = next(stream, None)
                 if response is None:
                     return
                 yield response
+
+    @contextmanager
+    def _closing(self, stream: Responses) -> Iterator[None]:
+        """Close a stream before the prefix is trimmed: the head's rows must be complete then."""
+        try:
+            yield
         finally:
-            # Before the prefix is trimmed: the head's rows must be complete then.
             with self._engine.turn.awaited():
                 stream.close()
 
     def read(self) -> bool:
         """Read the prompt; returns False if that was cancelled, and then keeps what was read."""
-        with self._engine.turn.taken():
+        with self._engine.turn.taken(), wired():
             try:
                 return self._read(self._decoder(speculate=True))
             except BaseException:

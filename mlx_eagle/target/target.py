@@ -121,6 +121,16 @@ class Target:
             return None
         return rows
 
+    @property
+    def queries_per_key(self) -> int:
+        """Queries that share a key and a value in attention; 1 where the model does not say."""
+        args = getattr(self.model, "args", None)
+        n_queries = getattr(args, "num_attention_heads", None)
+        n_keys = getattr(args, "num_key_value_heads", None)
+        if isinstance(n_queries, int) and isinstance(n_keys, int) and n_keys > 0:
+            return max(n_queries // n_keys, 1)
+        return 1
+
     @cached_property
     def n_logits(self) -> int:
         """Logits after every node: the vocabulary, with padding that the embedding may lack."""

@@ -11,7 +11,7 @@ import mlx.nn as nn
 import pytest
 
 from mlx_eagle.calibration import planners as planning
-from mlx_eagle.calibration.measure import CONTEXTS, ROWS, _Bench, measure
+from mlx_eagle.calibration.measure import CONTEXTS, ROWS, _Bench, fused_rows, measure
 from mlx_eagle.calibration.planners import GREEDY, UNMEASURED, Calibration, Planners, find_costs
 from mlx_eagle.calibration.store import Identity, Records
 from mlx_eagle.drafters.base import Drafter
@@ -44,7 +44,7 @@ def test_all_costs_are_measured_at_all_contexts(
     assert costs.rows[:2] == [1, 2] and set(costs.rows) <= set(ROWS)
     assert len(costs.draft) == 8
     assert costs.sync < costs.draft[0]
-    assert steps[0] == (0, 4) and steps[-1] == (4, 4)
+    assert steps[0] == (0, 5) and steps[-1] == (5, 5)
 
 
 def test_medusa_is_measured_as_deep_as_it_drafts(tiny_target: TinyTarget) -> None:
@@ -89,6 +89,44 @@ def test_rows_cost_what_the_clock_says(
     for n, want in ((1, 0.01), (2, 0.02), (3, 0.03)):
         assert costs.verify[n][0] == pytest.approx(want, rel=0.01)
     assert max(costs.rows) <= 4, "five rows cost seven times one: they are of no use"
+
+
+def test_a_curve_that_comes_down_again_is_followed(
+    tiny_target: TinyTarget, head_config: HeadConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock by which 5 to 12 rows cost eight times one, and more of them twice, as on an M5."""
+    target, drafter = pair(tiny_target, head_config, "llama")
+    verify, seconds = target.verify, 0.0
+
+    def slow(tree: Any, cache: Any) -> Any:
+        nonlocal seconds
+        seconds += 0.08 if 5 <= tree.n_nodes <= 12 else 0.02 if tree.n_nodes > 12 else 0.01
+        return verify(tree, cache)
+
+    def look() -> float:
+        nonlocal seconds
+        seconds += 1e-6
+        return seconds
+
+    monkeypatch.setattr(target, "verify", slow)
+    monkeypatch.setattr(time, "perf_counter", look)
+    assert measure(target, drafter).rows == [1, 2, 3, 4, 16, 24, 32]
+
+
+@pytest.mark.parametrize(
+    ("group", "left_out"),
+    [(1, []), (4, []), (5, [7, 8]), (6, [6, 7, 8]), (8, [5, 6, 7, 8]), (16, [3, 4, 5, 6, 7, 8])],
+)
+def test_on_metal_rows_that_leave_the_fused_attention_are_not_tried(
+    group: int, left_out: list[int]
+) -> None:
+    assert fused_rows(group, is_metal=False) == ROWS
+    assert [n for n in ROWS if n not in fused_rows(group, is_metal=True)] == left_out
+
+
+def test_the_target_says_how_many_queries_share_a_key(tiny_target: TinyTarget) -> None:
+    assert Target(tiny_target("llama")).queries_per_key == 2
+    assert Target(tiny_target("phi3", num_key_value_heads=4)).queries_per_key == 1
 
 
 def records(folder: Path) -> Records:

@@ -99,3 +99,10 @@ def test_nothing_half_written_is_left(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_machine_is_told_by_chip_device_and_mlx() -> None:
     assert set(this_machine()) == {"chip", "device", "mlx", "mlx-lm"}
     assert all(this_machine().values())
+
+
+def test_another_macos_may_have_other_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.mac_ver", lambda: ("", ("", "", ""), ""))
+    assert "macos" not in this_machine()
+    monkeypatch.setattr("platform.mac_ver", lambda: ("26.2", ("", "", ""), "arm64"))
+    assert this_machine()["macos"] == "26.2"

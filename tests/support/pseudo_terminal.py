@@ -67,8 +67,10 @@ class Terminal:
         """Read until the child has ended; returns its exit status."""
         deadline = time.monotonic() + 20
         with contextlib.suppress(OSError):  # Linux reports the closed terminal as an error
-            while select.select([self._keys], [], [], deadline - time.monotonic())[0]:
-                self.screen += os.read(self._keys, 65536).decode(errors="replace")
+            while select.select([self._keys], [], [], max(deadline - time.monotonic(), 0))[0]:
+                if not (shown := os.read(self._keys, 65536)):
+                    break  # macOS reports its end
+                self.screen += shown.decode(errors="replace")
         return self.process.wait(timeout=1)
 
     def close(self) -> None:
