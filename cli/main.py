@@ -33,6 +33,7 @@ COMMANDS = {
     "explain": Entry("mlx_eagle.cli.explain", "Draw one round: drafted, accepted, gained."),
     "heads": Entry("mlx_eagle.cli.heads", "List published draft heads by target."),
     "inspect": Entry("mlx_eagle.cli.inspect", "Say what a folder with a model or head holds."),
+    "selftest": Entry("mlx_eagle.cli.selftest", "Test a pair on this machine, for reports."),
 }
 
 LIBRARIES = ("mlx", "mlx-lm")
