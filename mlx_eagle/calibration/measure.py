@@ -34,6 +34,7 @@ FEW_ROWS = (1, 4, 8, 16)  # for the longer contexts, whose slope is all that is 
 CONTEXTS = (64, 2048, 8192)  # cached tokens; kernels of attention change in between
 DEPTHS = (1, 2, 3, 4, 6, 8)
 USELESS = 4.0  # rows that cost so many times one row are not worth verifying
+MORE_ROWS = 4  # from here on, a number of rows that is useless ends the search on a CPU
 # Metal's fused attention takes so many products of rows and queries that share a key, up to eight
 # rows, and then as many rows as there are; between, attention works with 16-bit scores.
 FUSED, FUSED_AGAIN = 32, 9
@@ -85,6 +86,11 @@ def fused_rows(queries_per_key: int, *, is_metal: bool) -> tuple[int, ...]:
     """
     most = FUSED // queries_per_key
     return tuple(n for n in ROWS if not is_metal or n <= most or n >= FUSED_AGAIN)
+
+
+def comes_down_again() -> bool:
+    """Say whether more rows may cost less: on GPUs other kernels take over from some number on."""
+    return bool(mx.default_device() == mx.gpu)
 
 
 def _few(rows: Sequence[int]) -> list[int]:
@@ -176,9 +182,10 @@ class _Bench:
         limit = USELESS * min(self._verify(1) for _ in range(3))
         useful, tries = [1], 2
         for n in fused_rows(self.target.queries_per_key, is_metal=mx.metal.is_available())[1:]:
-            # On some chips the curve comes down again: other kernels take over with more rows.
             if any(self._verify(n) <= limit for _ in range(tries)):
                 useful.append(n)
+            elif n > MORE_ROWS and not comes_down_again():
+                break
             else:
                 tries = 1
         return useful

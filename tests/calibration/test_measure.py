@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
+from mlx_eagle.calibration import measure as module
 from mlx_eagle.calibration import planners as planning
 from mlx_eagle.calibration.measure import CONTEXTS, ROWS, _Bench, fused_rows, measure
 from mlx_eagle.calibration.planners import GREEDY, UNMEASURED, Calibration, Planners, find_costs
@@ -110,6 +111,8 @@ def test_a_curve_that_comes_down_again_is_followed(
 
     monkeypatch.setattr(target, "verify", slow)
     monkeypatch.setattr(time, "perf_counter", look)
+    assert measure(target, drafter).rows == [1, 2, 3, 4]
+    monkeypatch.setattr(module, "comes_down_again", lambda: True)
     assert measure(target, drafter).rows == [1, 2, 3, 4, 16, 24, 32]
 
 

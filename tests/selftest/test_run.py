@@ -10,6 +10,7 @@ import pytest
 import mlx_eagle
 from command_line import run_here
 from mlx_eagle.bench.prompts import builtin_prompts
+from mlx_eagle.cache.options import WHOLE
 from mlx_eagle.calibration.planners import UNMEASURED, Calibration
 from mlx_eagle.cli.main import run
 from mlx_eagle.errors import EagleError
@@ -27,6 +28,7 @@ def found() -> Any:
     """What the demo pair gives, in a small run with costs that were measured before."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mlx_eagle.engine.measure_costs", lambda *_: COSTS)
+        patch.setattr("mlx_eagle.selftest.caches.KINDS", {"whole": WHOLE})
         engine = mlx_eagle.load(calibrate=False)
         return run_selftest(engine, builtin_prompts(demo=True)[:1], lambda *_: None, SMALL)
 
@@ -35,7 +37,7 @@ def test_a_sound_pair_is_called_sound(found: Any) -> None:
     assert found.faults == []
     assert found.comparison.n_compared == 2 * 4
     assert found.comparison.differences == []
-    assert [check.is_right for check in found.caches] == [True] * 4
+    assert [check.is_right for check in found.caches] == [True]
     assert found.memory[-1].tokens == 40
     assert set(found.speeds) == {"auto", "chain:4", "tree:4x2x6", "tree:5x4x15"}
     assert verdict(found).startswith("sound: 8 drafted texts equal plain decoding's; the fastest")
