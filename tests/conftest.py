@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
 sys.path.append(str(ROOT / "tests" / "support"))
 
+import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_eagle.heads.config import HeadConfig
@@ -62,11 +63,34 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     The type checker is one long test: at the end one process would wait for it.
     """
     items.sort(key=lambda item: item.path.name != "test_style.py")
+    if may_round_by_rows() and not rounds_rows_alike():
+        why = "products round by the rows that run together here; near-ties are tried instead"
+        for item in items:
+            if item.get_closest_marker("bitwise"):
+                item.add_marker(pytest.mark.skip(reason=why))
     if config.getoption("--exactness") != "quick":
         return
     broad = [item for item in items if item.get_closest_marker("broad")]
     config.hook.pytest_deselected(items=broad)
     items[:] = [item for item in items if not item.get_closest_marker("broad")]
+
+
+def may_round_by_rows() -> bool:
+    """Say whether the backend is another one than the stock wheel for Linux CPUs.
+
+    On that one a bit that differs is a fault, whatever a measurement says.
+    """
+    return sys.platform != "linux" or "LD_PRELOAD" in os.environ
+
+
+def rounds_rows_alike() -> bool:
+    """Say whether a row of a product is the same, to the last bit, alone and among others."""
+    key = mx.random.key(3)
+    weights = mx.random.normal((192, 160), key=key)
+    rows = mx.random.normal((16, 160), key=key)
+    together = rows @ weights.T
+    alone = mx.concatenate([rows[n : n + 1] @ weights.T for n in range(16)])
+    return bool(mx.array_equal(together, alone))
 
 
 @pytest.fixture(scope="session")

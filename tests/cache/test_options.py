@@ -119,6 +119,7 @@ def test_plain_decoding_gives_the_logits_of_mlx_lms_cache_of_that_kind(
     np.testing.assert_allclose(np.array(mx.stack(got)), np.array(mx.stack(want)), atol=3e-5)
 
 
+@pytest.mark.bitwise
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize(("architecture", "kv"), CASES, ids=label)
 def test_a_tree_gives_the_logits_of_its_paths(
@@ -139,6 +140,7 @@ def test_a_tree_gives_the_logits_of_its_paths(
         np.testing.assert_allclose(np.array(got), np.array(want), atol=3e-5)
 
 
+@pytest.mark.bitwise
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("kv", [*BITS, *SIZES], ids=label)
 def test_rows_that_come_from_trees_are_those_of_plain_decoding_bit_for_bit(

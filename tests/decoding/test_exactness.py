@@ -105,6 +105,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         )
 
 
+@pytest.mark.bitwise
 def test_tokens_and_cache_are_those_of_mlx_lm(
     combination: tuple[int, str, str],
     engine: Any,
@@ -148,6 +149,7 @@ def test_tokens_and_cache_are_those_of_mlx_lm(
         assert accepted >= (n // 2 if policy_name in SHAPES else 1)
 
 
+@pytest.mark.bitwise
 @pytest.mark.parametrize("shape", ["chain of 3", "tree of 16", *MACHINES])
 def test_the_cache_equals_plain_decoding_after_every_single_commit(
     shape: str, engine: Any, plain: Callable[..., Any], prompts: list[str], is_quick: bool

@@ -100,6 +100,7 @@ STOCK: list[tuple[dict[str, Any], dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.bitwise
 @pytest.mark.parametrize(("sampling", "penalties"), STOCK)
 def test_samplers_and_processors_of_mlx_lm_choose_the_tokens_that_they_choose_there(
     sampling: dict[str, Any], penalties: dict[str, Any], demo: Any, prompts: list[str]

@@ -85,6 +85,7 @@ def test_tree_verification_equals_paths_on_quantized_targets(
     assert_tree_equals_paths(model, tolerance=5e-5)
 
 
+@pytest.mark.bitwise
 def test_llama_trees_equal_paths_bit_for_bit(tiny_target: Build) -> None:
     model = tiny_target("llama")
     want = plain_logits(model, path_to(8))
@@ -94,6 +95,7 @@ def test_llama_trees_equal_paths_bit_for_bit(tiny_target: Build) -> None:
     assert mx.array_equal(got, want)
 
 
+@pytest.mark.bitwise
 @pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "gpt_oss"])
 def test_committing_a_path_leaves_the_cache_of_plain_decoding(
     architecture: str, tiny_target: Build
