@@ -1,4 +1,4 @@
-"""Ten turns (three by default) with thoughts and calls of tools, on templates of four publishers.
+"""Ten turns (two by default) with thoughts and calls of tools, on templates of four publishers.
 
 What the model writes is forced by a pattern, but for the end of every answer, so that a target that
 never saw a tool writes thoughts and calls as such models do. The oracle is a new conversation that
@@ -106,7 +106,7 @@ def test_b1_ten_turns_with_thoughts_and_tools_equal_fresh_conversations(
     family: str, templated: Engine, is_quick: bool
 ) -> None:
     writing, n_reused, n_read = FAMILIES[family], 0, 0
-    n_turns = 3 if is_quick else 10
+    n_turns = 2 if is_quick else 10
     session = templated.session(tools=TOOLS)
     free = literally(writing.thought.format("so") + writing.said) + "[a-z ]{4,12}"
     for turn in range(n_turns):
