@@ -66,17 +66,15 @@ def test_medusa_is_measured_as_deep_as_it_drafts(tiny_target: TinyTarget) -> Non
     assert len(costs.draft) == 3
 
 
-def test_rows_cost_what_the_clock_says(
-    tiny_target: TinyTarget, head_config: HeadConfig, monkeypatch: pytest.MonkeyPatch
+def run_by_clock(
+    target: Target, monkeypatch: pytest.MonkeyPatch, seconds_of: Callable[[int], float]
 ) -> None:
-    """A clock by which a target takes 10 ms per row, and 20 more from the fifth row on."""
-    target, drafter = pair(tiny_target, head_config, "llama")
+    """Let the clock say that verifying n rows takes so long."""
     verify, seconds = target.verify, 0.0
 
     def slow(tree: Any, cache: Any) -> Any:
         nonlocal seconds
-        n = tree.n_nodes
-        seconds += 0.01 * n + (0.02 if n >= 5 else 0.0)
+        seconds += seconds_of(tree.n_nodes)
         return verify(tree, cache)
 
     def look() -> float:
@@ -86,6 +84,14 @@ def test_rows_cost_what_the_clock_says(
 
     monkeypatch.setattr(target, "verify", slow)
     monkeypatch.setattr(time, "perf_counter", look)
+
+
+def test_rows_cost_what_the_clock_says(
+    tiny_target: TinyTarget, head_config: HeadConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock by which a target takes 10 ms per row, and 20 more from the fifth row on."""
+    target, drafter = pair(tiny_target, head_config, "llama")
+    run_by_clock(target, monkeypatch, lambda n: 0.01 * n + (0.02 if n >= 5 else 0.0))
     costs = measure(target, drafter)
     for n, want in ((1, 0.01), (2, 0.02), (3, 0.03)):
         assert costs.verify[n][0] == pytest.approx(want, rel=0.01)
@@ -97,20 +103,7 @@ def test_a_curve_that_comes_down_again_is_followed(
 ) -> None:
     """A clock by which 5 to 12 rows cost eight times one, and more of them twice, as on an M5."""
     target, drafter = pair(tiny_target, head_config, "llama")
-    verify, seconds = target.verify, 0.0
-
-    def slow(tree: Any, cache: Any) -> Any:
-        nonlocal seconds
-        seconds += 0.08 if 5 <= tree.n_nodes <= 12 else 0.02 if tree.n_nodes > 12 else 0.01
-        return verify(tree, cache)
-
-    def look() -> float:
-        nonlocal seconds
-        seconds += 1e-6
-        return seconds
-
-    monkeypatch.setattr(target, "verify", slow)
-    monkeypatch.setattr(time, "perf_counter", look)
+    run_by_clock(target, monkeypatch, lambda n: 0.08 if 5 <= n <= 12 else 0.02 if n > 12 else 0.01)
     assert measure(target, drafter).rows == [1, 2, 3, 4]
     monkeypatch.setattr(module, "comes_down_again", lambda: True)
     assert measure(target, drafter).rows == [1, 2, 3, 4, 16, 24, 32]
