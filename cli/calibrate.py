@@ -9,8 +9,10 @@ import click
 from mlx_eagle.cli.options import ModelSource, model_options
 
 if TYPE_CHECKING:
+    from mlx_eagle.calibration.kernels import Found
     from mlx_eagle.calibration.planners import Calibration
     from mlx_eagle.engine import Engine
+    from mlx_eagle.kernels.trial import Verdict
     from mlx_eagle.planner.cost_model import Costs
 
 EXAMPLES = """\b
@@ -83,10 +85,29 @@ def report(engine: "Engine", found: "Calibration") -> str:
         "head": f"{info.head} · {info.head_precision}",
         "device": info.device,
         "costs": found.source,
+        "kernels": engine.kernels.status if engine.kernels else "off",
         "plain token": plain,
         "waiting": f"{1e3 * costs.sync:.2f} ms to read something back",
     }
-    return "\n\n".join([table(about), curve(costs), gains(costs, engine.planners.max_depth)])
+    parts = [table(about), curve(costs), gains(costs, engine.planners.max_depth)]
+    tried = engine.kernels.found if engine.kernels else None
+    return "\n\n".join([*parts, kernels(tried)] if tried is not None else parts)
+
+
+def kernels(found: "Found") -> str:
+    """Return what was found of few-row kernels, a line per shape, then of whole forward passes."""
+    lines = ["  few-row kernels, their time over that of MLX's, by rows:"]
+    for shape, verdicts in found.table.items():
+        told = ", ".join(f"{v.rows}: {_verdict(v)}" for v in verdicts)
+        lines.append(f"  {shape}: {told}")
+    whole = ", ".join(f"{n}: {ratio:.2f}" for n, ratio in found.forward.items())
+    return "\n".join([*lines, f"  whole forward passes: {whole or found.fault or 'none faster'}"])
+
+
+def _verdict(verdict: "Verdict") -> str:
+    """Return one verdict: the ratio, and why the kernel is not used if it is not."""
+    ratio = "" if verdict.ratio is None else f"{verdict.ratio:.2f}"
+    return " ".join(filter(None, (ratio, verdict.reason))) or "used"
 
 
 def curve(costs: "Costs") -> str:

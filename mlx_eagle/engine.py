@@ -8,11 +8,14 @@ from typing import Any, NamedTuple
 
 from mlx_eagle.answers.answer_format import read_format
 from mlx_eagle.cache.options import KVOptions
+from mlx_eagle.calibration.kernels import Kernels
 from mlx_eagle.calibration.planners import Calibration, Planners, measure_costs
+from mlx_eagle.calibration.store import Records
 from mlx_eagle.drafters.base import Drafter
 from mlx_eagle.drafters.make import make_drafter
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.load import Head
+from mlx_eagle.hub.download import to_stderr
 from mlx_eagle.sampling.grammar import Vocabulary
 from mlx_eagle.session.limits import Limits, bytes_per_row
 from mlx_eagle.session.prompt import PLAIN_TEMPLATE, Prompt, Template
@@ -54,6 +57,7 @@ class Engine:
     Attributes:
         template: what the chat template is given in every conversation.
         turn: which thread uses it.
+        kernels: the few-row kernels of the target; None where nothing is known of them.
         answer_format: how the model sets thoughts and calls of tools apart in its answers.
     """
 
@@ -75,6 +79,7 @@ class Engine:
         self.limits = limits or Limits()
         self.template = PLAIN_TEMPLATE
         self.turn = Turn()
+        self.kernels: Kernels | None = None
         self.answer_format = read_format(tokenizer)
         self._variants: dict[KVOptions, Engine] = {}
 
@@ -169,17 +174,21 @@ class Engine:
             )
         known, drafter = self.planners, make_drafter(self.head, self.target)
         with self.turn.taken():
-            costs = measure_costs(self.target, drafter, known.records, report)
-        self._take_costs(costs)
+            if self.kernels is not None:
+                self.kernels.try_out(to_stderr)
+            records = known.records
+            records = records.with_kernels(self.target.few_rows.rows) if records else None
+            costs = measure_costs(self.target, drafter, records, report)
+        self._take_costs(costs, records)
         for variant in self._variants.values():
-            variant._take_costs(costs)
+            variant._take_costs(costs, variant.planners.records)
         return costs
 
-    def _take_costs(self, costs: Calibration) -> None:
+    def _take_costs(self, costs: Calibration, records: Records | None) -> None:
         """Plan by other costs from now on."""
         known = self.planners
         self.planners = Planners(
-            costs, known.max_depth, known.records, known.watch, chains_only=known.chains_only
+            costs, known.max_depth, records, known.watch, chains_only=known.chains_only
         )
         self.info = self.info._replace(status=self.planners.outlook(0))
 

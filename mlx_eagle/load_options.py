@@ -34,6 +34,8 @@ class LoadOptions:
         max_context: tokens that a conversation may have; None is what the model was made for.
         template_args: what the chat template is given in every conversation, such as
             `enable_thinking`; names that it does not know have no effect.
+        kernels: "auto" uses Metal kernels for a few rows where a trial on this machine found them
+            right and faster, "off" never, "force" wherever they are right.
         adapter_path: folder with a LoRA adapter that mlx-lm has made for the target; None: none.
         memory_limit: bytes that MLX may use before a conversation is refused or ended; None is
             what the device recommends.
@@ -105,6 +107,14 @@ class LoadOptions:
         in_chat=False,
     )
     template_args: Mapping[str, Any] | None = None  # the flag is that of GenerationOptions
+    kernels: str = option(
+        "auto",
+        "Metal kernels for a few rows: where they were found faster here, never, or wherever they "
+        "are right.",
+        Choice(("auto", "off", "force")),
+        "loading",
+        in_chat=False,
+    )
     memory_limit: int | None = option(
         None,
         "Memory that MLX may use. Default: what the device recommends.",

@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from mlx_eagle.cache.estimate import device_memory
 from mlx_eagle.cache.options import KVOptions
+from mlx_eagle.calibration.kernels import Kernels, TargetSource
 from mlx_eagle.calibration.pair_planners import planners_of_pair, records_of_pair
 from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.engine import Engine, EngineInfo
@@ -76,8 +77,10 @@ def load(
     for remark in target.remarks:
         (notify or to_stderr)(f"{_name(found.name)}: {remark}")
     info, limits = _describe(found, pair, target, chosen), _limits(pair, target, chosen)
+    kernels = _kernels(found, pair, chosen, notify or to_stderr)
     info, planners = _planned(found, pair, info, chosen, progress)
     engine = Engine(pair.target, tokenizer, pair.head, info, planners, limits)
+    engine.kernels = kernels
     engine.template = Template(chosen.template_args or {})
     return engine
 
@@ -109,11 +112,14 @@ def load_with_head(
     pair = pair_again(engine.target, found.head)
     mx.eval(pair.head.parameters() if pair.head else [])
     info = engine.info._replace(**_describe_head(found, pair))
+    if engine.kernels is not None and pair.head is not None:
+        engine.kernels.put_on(notify or to_stderr, may_try=chosen.calibrate)
     info, planners = _planned(found, pair, info, chosen, progress)
     window = chosen.head_window if chosen.head_window is not None else _default_window(pair)
     limits = engine.limits._replace(head_window=window)
     other = Engine(pair.target, engine.tokenizer, pair.head, info, planners, limits)
     other.template, other.turn = engine.template, engine.turn
+    other.kernels = engine.kernels
     return other
 
 
@@ -203,6 +209,15 @@ def _describe(found: Found, pair: Pair, target: LoadedTarget, options: LoadOptio
         recommended=read_recommended(found.folder),
         **_describe_head(found, pair),
     )
+
+
+def _kernels(found: Found, pair: Pair, options: LoadOptions, notify: Notify) -> Kernels:
+    """Return the few-row kernels of the target, which are put on its layers if anything drafts."""
+    source = TargetSource(found.folder, options.dtype, options.adapter_path)
+    kernels = Kernels(pair.target, source, options.kernels)
+    if pair.head is not None:
+        kernels.put_on(notify, may_try=options.calibrate)
+    return kernels
 
 
 def _planned(

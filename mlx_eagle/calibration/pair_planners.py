@@ -68,4 +68,5 @@ def records_of_pair(
     }
     if adapter is not None:
         facts["adapter"] = fingerprint(Path(adapter))
-    return Records(cache_folder(), Identity(this_machine(), facts))
+    records = Records(cache_folder(), Identity(this_machine(), facts))
+    return records.with_kernels(target.few_rows.rows)

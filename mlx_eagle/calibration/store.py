@@ -8,7 +8,7 @@ read, counts as missing: what it holds is measured again.
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +22,7 @@ from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import Costs
 
 VERSION = 1  # of the files; others are ignored
+KERNELS = "rows with kernels"  # what costs depend on beside machine and pair
 
 
 class Identity(NamedTuple):
@@ -55,14 +56,21 @@ class Records:
     """
 
     def __init__(self, folder: Path, identity: Identity) -> None:
-        self.identity = identity
+        self.identity, self._folder = identity, folder
         both = {**identity.machine, **identity.pair}
-        self.costs_file = folder / "costs" / f"{_digest(both)}.json"
-        self.acceptance_file = folder / "acceptance" / f"{_digest(identity.pair)}.json"
+        self.costs_file = folder / "costs" / f"{digest(both)}.json"
+        self.acceptance_file = folder / "acceptance" / f"{digest(identity.pair)}.json"
+
+    def with_kernels(self, rows: Sequence[int]) -> "Records":
+        """Return the records of the same pair where kernels multiply these numbers of rows."""
+        machine = {k: v for k, v in self.identity.machine.items() if k != KERNELS}
+        if rows:
+            machine[KERNELS] = ", ".join(map(str, rows))
+        return Records(self._folder, self.identity._replace(machine=machine))
 
     def costs(self) -> tuple[Costs, str] | None:
         """Return the stored costs and the day of their measurement, if there are any."""
-        fields = _read(self.costs_file)
+        fields = read_record(self.costs_file)
         try:
             return (Costs.from_dict(fields["costs"]), str(fields["measured"])) if fields else None
         except (EagleError, KeyError):
@@ -76,11 +84,11 @@ class Records:
         """
         about = {"machine": dict(self.identity.machine), "pair": dict(self.identity.pair)}
         today = date.today().isoformat()
-        _write(self.costs_file, {**about, "measured": today, "costs": costs.to_dict()})
+        write_record(self.costs_file, {**about, "measured": today, "costs": costs.to_dict()})
 
     def acceptance(self, kind: str) -> Acceptance:
         """Return what is known of the pair when tokens are chosen in this way, if only a prior."""
-        fields = _read(self.acceptance_file)
+        fields = read_record(self.acceptance_file)
         try:
             return Acceptance.from_dict(fields[kind]) if fields else Acceptance()
         except (EagleError, KeyError):
@@ -92,16 +100,17 @@ class Records:
         Raises:
             EagleError: if the folder cannot be written to.
         """
-        fields = _read(self.acceptance_file) or {"pair": dict(self.identity.pair)}
+        fields = read_record(self.acceptance_file) or {"pair": dict(self.identity.pair)}
         fields |= {kind: acceptance.to_dict() for kind, acceptance in kinds.items()}
-        _write(self.acceptance_file, fields)
+        write_record(self.acceptance_file, fields)
 
 
-def _digest(facts: Mapping[str, str]) -> str:
+def digest(facts: Mapping[str, str]) -> str:
+    """Return a file name for what a record depends on."""
     return hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode()).hexdigest()[:24]
 
 
-def _read(file: Path) -> dict[str, Any] | None:
+def read_record(file: Path) -> dict[str, Any] | None:
     """Return the fields of a file of this version, or None."""
     try:
         fields = json.loads(file.read_text())
@@ -110,7 +119,7 @@ def _read(file: Path) -> dict[str, Any] | None:
     return fields if isinstance(fields, dict) and fields.get("version") == VERSION else None
 
 
-def _write(file: Path, fields: dict[str, Any]) -> None:
+def write_record(file: Path, fields: dict[str, Any]) -> None:
     """Write a file whole or not at all.
 
     Raises:

@@ -44,6 +44,7 @@ def rounds(decoder: Decoder, root: int, policy: Policy) -> Generator[Round]:
             following = _submit_ahead(decoder, in_flight, policy)
             done = finish(decoder, in_flight, is_committed=following is not None)
             times = round_times(in_flight, done, last_read)
+            decoder.target.few_rows.watch(in_flight.tree.n_nodes, times.until_read)
             review = None
             if in_flight.plan is not first:
                 review = policy.record(outcome(in_flight, done, times, caller_seconds))

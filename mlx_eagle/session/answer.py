@@ -199,3 +199,4 @@ class Answering:
             planners.keep()
         if planners.watch is not None:
             stats.advice = planners.watch.advise(stats)
+        stats.advice = self._engine.target.few_rows.take_advice() or stats.advice

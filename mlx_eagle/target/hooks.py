@@ -24,7 +24,7 @@ def wrap_method(module: nn.Module, name: str, method: Callable[..., Any]) -> Und
         method: receives the class's present method first, then the module and the arguments.
 
     Returns:
-        What gives the instance its class back; hooks on one instance are undone in reverse.
+        What takes the method off again; other hooks that were put on since then stay.
     """
     kind = type(module)
     plain = getattr(kind, name)
@@ -34,10 +34,14 @@ def wrap_method(module: nn.Module, name: str, method: Callable[..., Any]) -> Und
 
     wrapped.__name__ = method.__name__
     own = {name: wrapped, "__module__": kind.__module__}
-    module.__class__ = type(kind.__name__, (kind,), own)
+    hooked = type(kind.__name__, (kind,), own)
+    module.__class__ = hooked
 
     def undo() -> None:
-        module.__class__ = kind
+        if type(module) is hooked:
+            module.__class__ = kind
+        elif name in vars(hooked):  # below later hooks: there the plain method shows through
+            delattr(hooked, name)
 
     return undo
 

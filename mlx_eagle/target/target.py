@@ -24,6 +24,7 @@ from mlx_eagle.cache.recurrent import RecurrentCache
 from mlx_eagle.cache.stock import StockCache
 from mlx_eagle.cache.window import WindowKVCache
 from mlx_eagle.errors import UnsupportedTargetError
+from mlx_eagle.target.few_rows import FewRows
 from mlx_eagle.target.hooks import Undo, note_updates, wrap_method
 from mlx_eagle.target.positions import accept_node_positions, is_rope
 from mlx_eagle.tree import DraftTree, TreeShape
@@ -49,6 +50,7 @@ class Target:
         chains_only: whether no tree may branch, because a layer is recurrent or trees were tried
             and came out wrong (`self_check.py`).
         kv: what caches made from now on keep; try it with `self_check.check_kv_options`.
+        few_rows: kernels on the model's layers, shared with twins; none at first.
 
     Raises:
         UnsupportedTargetError: if the model cannot be tapped there or cannot verify anything.
@@ -59,6 +61,7 @@ class Target:
         self.taps = tuple(taps)
         self.speculates = speculate
         self.kv = WHOLE
+        self.few_rows = FewRows()
         self._recorder = _Recorder()
         self.chains_only = self.make_cache().chains_only  # refuses models with unknown caches
         self._hooks: list[Undo] = []
@@ -87,6 +90,7 @@ class Target:
         Neither this target nor its twins can be used from then on. Of several targets made from
         one model the newest is released first.
         """
+        self.few_rows.release()
         while self._hooks:
             self._hooks.pop()()
 
@@ -220,7 +224,7 @@ class Target:
         Returns:
             Their taps [L, A * D]; None if nothing is tapped. Nothing is evaluated.
         """
-        taps = self.verify(DraftTree.chain(tokens), cache).taps
+        taps = self._run(DraftTree.chain(tokens), cache).taps
         cache.commit(range(tokens.shape[0]))
         return taps
 
@@ -230,6 +234,11 @@ class Target:
         Every node sees the committed tokens and its own ancestors, at the position that it would
         have in plain decoding (tree attention; SpecInfer, arXiv 2305.09781, section 4.2).
         """
+        with self.few_rows.verifying():
+            return self._run(tree, cache)
+
+    def _run(self, tree: DraftTree, cache: AnyCache) -> Verified:
+        """Run all nodes of a tree through the target at once."""
         assert tree.is_chain or not self.chains_only, "this target verifies chains only"
         cache.open(tree)
         with self._recorder.open() as recorded:
