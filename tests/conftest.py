@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # `python -m pytest` puts the checkout first. It goes before anything of the package is imported, or
 # the tests would see the checkout instead of what was installed.
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
-sys.path.append(str(ROOT / "tests" / "support"))
+sys.path += [str(ROOT / "tests" / "support"), str(ROOT / "tests" / "metal")]
 
 import mlx.core as mx
 import mlx.nn as nn
