@@ -118,10 +118,7 @@ for (int i = split * 32 + lane; i < RT * NA * 64; i += SPLITS * 32) {
   }
   if (m < M && n0 + n < N) {
     if (HAS_BIAS) first += float(added[n0 + n]);
-    if (NA < NT) {                         // rounded where the two layers would have rounded
-      const float gate = float(T(first));
-      first = gate / (1.0f + metal::exp(-gate)) * float(T(second));
-    }
+    if (NA < NT) first = first / (1.0f + metal::exp(-first)) * second;  // SwiGLU
     y[size_t(m) * N + n0 + n] = T(first);
   }
 }
