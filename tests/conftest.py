@@ -215,3 +215,15 @@ def chat(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setattr("mlx_eagle.cli.chat.repl.fetch_models", lambda source, console: None)
     return Chat()
+
+
+@pytest.fixture
+def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let `mx.fast.metal_kernel` make kernels that run on this CPU, and forget them afterwards."""
+    from metal_emulator import metal_kernel
+    from mlx_eagle.kernels import few_rows
+
+    monkeypatch.setattr(mx.fast, "metal_kernel", metal_kernel)
+    few_rows.launch.cache_clear()
+    yield
+    few_rows.launch.cache_clear()

@@ -91,11 +91,15 @@ def ask(
         return from_fields(json.loads((place / ANSWER).read_text()))
 
 
+def command(place: Path) -> list[str]:
+    """Return the program that reads the request in a folder and writes its answer there."""
+    return [sys.executable, "-m", "mlx_eagle.calibration.kernel_trial", str(place)]
+
+
 def _run(place: Path) -> None:
     """Run the trial; raise an error in one line if it does not end well."""
-    command = [sys.executable, "-m", "mlx_eagle.calibration.kernel_trial", str(place)]
     try:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT)
+        ended = subprocess.run(command(place), capture_output=True, text=True, timeout=TIME_LIMIT)
     except subprocess.TimeoutExpired as error:
         raise EagleError(f"trying them took more than {TIME_LIMIT} s") from error
     except OSError as error:

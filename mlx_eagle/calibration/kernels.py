@@ -19,6 +19,7 @@ from mlx_eagle.hub.head_choice import fingerprint
 from mlx_eagle.kernels.few_rows import BODY, HEADER, text
 from mlx_eagle.kernels.gpu import NEWEST_GENERATION, gpu_generation
 from mlx_eagle.kernels.sites import Site, find_sites
+from mlx_eagle.kernels.trial import NOT_FASTER
 from mlx_eagle.kernels.verdicts import Table, from_fields, plan_of, planned_rows, to_fields
 from mlx_eagle.target.load import precision
 from mlx_eagle.target.target import Target
@@ -161,7 +162,7 @@ class Kernels:
         plan = plan_of(found.table, list(found.forward))
         if not plan:
             self._target.few_rows.release()
-            self.status = f"off: {found.fault or 'not faster than those of MLX here'}"
+            self.status = f"off: {found.fault or _why_none(found.table)}"
             return
         self._target.few_rows.put_on(self._sites, plan, self._note_stall)
         rows = planned_rows(plan)
@@ -201,6 +202,13 @@ class Kernels:
             "adapter": fingerprint(Path(source.adapter)) if source.adapter else "",
         }
         return cache_folder() / "kernels" / f"{digest(facts)}.json"
+
+
+def _why_none(table: Table) -> str:
+    """Return why no kernel of a table is used: what is wrong with them, or that none is faster."""
+    reasons = [v.reason for verdicts in table.values() for v in verdicts if v.variant is None]
+    faults = [reason for reason in reasons if reason != NOT_FASTER]
+    return faults[0] if faults else "not faster than those of MLX here"
 
 
 def _to_fields(found: Found) -> dict[str, Any]:

@@ -32,6 +32,7 @@ WORST = 2.0  # units in the last place of the largest output
 FASTER = 0.95  # share of the time of MLX's kernel
 CHAINS = 5  # timed of each kind; their median counts
 STEPS = 8  # products of a chain, at least
+NOT_FASTER = "not faster"  # a reason
 
 Matrices = Sequence[Weights]  # those of one site
 
@@ -65,6 +66,8 @@ def try_shape(
     """
     for most in (TILE, MOST_ROWS):
         counts = [n for n in ROWS if row_tiles(n) == row_tiles(most)]
+        if not counts:
+            continue
         chosen, why = _choose(shape, sites, rows[:, :most], is_timed=is_timed)
         for n in counts:
             if chosen is None:
@@ -178,7 +181,7 @@ def _judge(
     except (RuntimeError, ValueError) as error:  # as above
         return Verdict(n, None, None, f"refused ({variant}): {' '.join(str(error).split())[:200]}")
     if ratio > FASTER:
-        return Verdict(n, None, ratio, "not faster")
+        return Verdict(n, None, ratio, NOT_FASTER)
     return Verdict(n, variant, ratio)
 
 

@@ -61,9 +61,7 @@ def test_biases_of_projections_are_seen() -> None:
 def test_gates_with_another_activation_are_multiplied_without_it() -> None:
     sizes = {"hidden_size": 128, "num_hidden_layers": 1, "intermediate_size": 256}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64}
-    args = gemma.ModelArgs(
-        model_type="gemma", rms_norm_eps=1e-6, vocab_size=128, **sizes, **heads
-    )
+    args = gemma.ModelArgs(model_type="gemma", rms_norm_eps=1e-6, vocab_size=128, **sizes, **heads)
     model = gemma.Model(args)  # GELU
     model.set_dtype(mx.float16)
     nn.quantize(model, group_size=64, bits=4)

@@ -1,0 +1,224 @@
+"""The first use of few-row kernels on a machine: tried apart, kept, used only where they pay."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+import mlx_eagle
+from mlx_eagle.calibration import (
+    kernel_forward,
+    kernel_request,
+    kernel_trial,
+    kernels,
+    planners,
+)
+from mlx_eagle.calibration.kernels import Kernels, TargetSource
+from mlx_eagle.errors import EagleError
+from mlx_eagle.kernels import gpu, shapes, trial
+from mlx_eagle.kernels.sites import find_sites
+from mlx_eagle.loading import DEMO
+from mlx_eagle.planner.cost_model import Costs
+from mlx_eagle.target.load import load_target
+from mlx_eagle.target.target import Target
+
+SOURCE = TargetSource(DEMO / "target", "float16", None)
+ONE = shapes.Variant(2, 4, shapes.CONVERT)
+
+
+@pytest.fixture
+def apple(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Take this machine for an M2 whose cache folder is empty; one variant is tried."""
+    monkeypatch.setattr(kernels, "gpu_generation", lambda: 14)
+    monkeypatch.setenv("MLX_EAGLE_CACHE", str(tmp_path))
+    monkeypatch.setattr(shapes, "CANDIDATES", (ONE,))
+    monkeypatch.setattr(trial, "ROWS", (4,))
+    for module in (kernels, kernel_trial):  # two layers are enough for the slow emulator
+        monkeypatch.setattr(module, "find_sites", lambda model: find_sites(model)[:2])
+
+
+@pytest.fixture
+def in_process(apple: None, emulated: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try kernels in this process, where the emulator is."""
+    monkeypatch.setattr(kernel_request, "_run", kernel_trial.main)
+
+
+@pytest.fixture(scope="module")
+def target() -> Iterator[Target]:
+    loaded, _ = load_target(DEMO / "target", "float16")
+    target = Target(loaded.network)
+    yield target
+    target.release()
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+def answering(table: Any) -> Callable[..., Any]:
+    return lambda request, *source, is_timed: table(request)
+
+
+@pytest.mark.metal
+def test_forced_kernels_are_used_where_they_are_right_and_that_is_on_record(
+    target: Target, in_process: None, said: list[str]
+) -> None:
+    found = Kernels(target, SOURCE, "force")
+    found.put_on(said.append, may_try=True)
+    assert found.status == "on for 4 rows"
+    assert target.few_rows.rows == [4]
+    assert len(said) == 2 and "few-row kernels" in said[0]
+    target.few_rows.release()
+    again = Kernels(target, SOURCE, "force")
+    again.put_on(said.append, may_try=False)
+    assert again.status == "on for 4 rows"
+    assert len(said) == 2  # nothing is tried again
+    target.few_rows.release()
+
+
+@pytest.mark.metal
+def test_a_wrong_kernel_leaves_those_of_mlx_with_one_line_that_says_why(
+    target: Target, in_process: None, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = mx.fast.metal_kernel
+
+    def wrong(source: str, **options: Any) -> Any:
+        text = source.replace("for (int s = 0; s < SPLITS", "for (int s = 1; s < SPLITS")
+        return right(source=text, **options)
+
+    monkeypatch.setattr(mx.fast, "metal_kernel", wrong)
+    found = Kernels(target, SOURCE, "force")
+    found.put_on(said.append, may_try=True)
+    assert target.few_rows.rows == []
+    assert "wrong" in found.status
+    assert [line for line in said if "wrong" in line] == [f"few-row kernels: {found.status}"]
+
+
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "a crash"),
+        ("raise SystemExit('the GPU was lost')", "status 1 (the GPU was lost)"),
+        ("import time; time.sleep(60)", "more than 1 s"),
+        ("", "status 0"),  # without an answer
+    ],
+)
+def test_a_trial_that_crashes_or_hangs_leaves_those_of_mlx(
+    program: str,
+    why: str,
+    target: Target,
+    apple: None,
+    said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kernel_request, "command", lambda place: [sys.executable, "-c", program])
+    monkeypatch.setattr(kernel_request, "TIME_LIMIT", 1)
+    found = Kernels(target, SOURCE, "auto")
+    found.put_on(said.append, may_try=True)
+    assert target.few_rows.rows == []
+    assert why in found.status
+    assert said[-1] == f"few-row kernels: {found.status}"
+
+
+@pytest.mark.metal
+def test_kernels_whose_logits_differ_are_not_used(
+    target: Target, in_process: None, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel_forward, "ALIKE", 0.0)
+    found = Kernels(target, SOURCE, "force")
+    found.put_on(said.append, may_try=True)
+    assert target.few_rows.rows == []
+    assert "logits of 4 rows differ" in found.status
+
+
+@pytest.mark.metal
+def test_kernels_that_do_not_make_a_forward_pass_faster_are_not_used(
+    target: Target, in_process: None, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "FASTER", 1e9)  # taken for faster alone, which the emulator is not
+    monkeypatch.setattr(trial, "CHAINS", 1)
+    monkeypatch.setattr(trial, "STEPS", 1)
+    monkeypatch.setattr(kernel_forward, "PASSES", 1)
+    found = Kernels(target, SOURCE, "auto")
+    found.put_on(said.append, may_try=True)
+    assert target.few_rows.rows == []
+    assert found.status == "off: not faster than those of MLX here"
+    assert found.found is not None and found.found.table
+
+
+@pytest.mark.metal
+def test_rounds_that_stall_are_kept_for_later_runs(
+    target: Target, in_process: None, said: list[str]
+) -> None:
+    first = Kernels(target, SOURCE, "force")
+    first.put_on(said.append, may_try=True)
+    for seconds in [0.1] * 8 + [1.0, 1.0]:
+        target.few_rows.watch(4, seconds)
+    later = Kernels(target, SOURCE, "force")
+    later.put_on(said.append, may_try=True)
+    assert later.status == "off: rounds with them stalled"
+    assert target.few_rows.rows == []
+    later.try_out(said.append)
+    assert later.status == "on for 4 rows"
+    target.few_rows.release()
+
+
+@pytest.mark.parametrize("damaged", ["", "{", "[]", '{"version": 1, "kernels": {"table": 3}}'])
+def test_a_damaged_record_counts_as_missing(
+    damaged: str, target: Target, apple: None, said: list[str]
+) -> None:
+    found = Kernels(target, SOURCE, "auto")
+    found._file.parent.mkdir(parents=True)
+    found._file.write_text(damaged)
+    found.put_on(said.append, may_try=False)
+    assert found.status == "off: not tried on this machine yet (mlx-eagle calibrate does)"
+
+
+def test_they_are_off_where_they_cannot_be(
+    target: Target, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    assert "another device" in Kernels(target, SOURCE, "auto").status
+    with pytest.raises(EagleError, match="forced, but they are for Apple GPUs"):
+        Kernels(target, SOURCE, "force")
+    monkeypatch.setattr(kernels, "gpu_generation", lambda: 17)
+    newer = Kernels(target, SOURCE, "auto")
+    newer.put_on(said.append, may_try=True)
+    assert "--kernels force" in newer.status
+    assert said == []
+    assert Kernels(target, SOURCE, "off").status == "off"
+
+
+def test_layers_in_float32_cannot_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "gpu_generation", lambda: 14)
+    loaded, _ = load_target(DEMO / "target", "float32")
+    with pytest.raises(EagleError, match="no layer of the target"):
+        Kernels(Target(loaded.network), SOURCE, "force")
+
+
+def test_the_generation_is_read_off_the_name_of_the_architecture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert gpu.gpu_generation() is None
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
+    for name, generation in {"applegpu_g13s": 13, "applegpu_g17p": 17, "other": None}.items():
+        monkeypatch.setattr(mx, "device_info", lambda name=name: {"architecture": name})
+        assert gpu.gpu_generation() == generation
+
+
+@pytest.mark.metal
+def test_a_chat_goes_on_with_kernels_and_drafts_with_them(
+    in_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planners, "measure", lambda *_: Costs.published(0.01))
+    engine = mlx_eagle.load(dtype="float16", kernels="force")
+    assert engine.kernels is not None and engine.kernels.status == "on for 4 rows"
+    result = engine.generate("def read(", max_tokens=6, tree=mlx_eagle.TreeShape(depth=3, width=1))
+    assert result.text
+    assert engine.planners.records is not None
+    assert "4" in engine.planners.records.identity.machine["rows with kernels"]
+    engine.target.release()
