@@ -118,6 +118,35 @@ def test_collectives_atomics_and_vectors_give_what_numpy_gives() -> None:
         assert np.array_equal(np.array(vectors), expected.astype(np.float32))
 
 
+RAGGED = """
+int value = x[thread_position_in_grid.x];
+y[thread_position_in_grid.x] = simd_sum(value) + simd_shuffle_down(value, 1);
+"""
+
+
+def test_the_last_simd_group_of_a_ragged_threadgroup_has_its_own_lanes_only() -> None:
+    """With 50 lanes the second SIMD-group has 18; one of them reads from a lane that is not there.
+
+    Metal leaves what that lane gets undefined.
+    """
+    kernel = metal_kernel("ragged", ["x"], ["y"], RAGGED, strict=False)
+    values = np.arange(100, 150, dtype=np.int32)
+    (y,) = kernel(
+        inputs=[mx.array(values)],
+        grid=(50, 1, 1),
+        threadgroup=(64, 1, 1),
+        output_shapes=[(50,)],
+        output_dtypes=[mx.int32],
+    )
+    sums = [values[:32].sum()] * 32 + [values[32:].sum()] * 18
+    below = np.append(values[1:], 0)
+    below[31] = values[31]
+    assert np.array_equal(np.array(y)[:49], (np.array(sums) + below)[:49])
+    (finding,) = kernel.report
+    assert (finding["kind"], finding["line"], finding["count"]) == ("shuffle-source", 3, 1)
+    assert "reads lane 18, which is not active" in finding["text"]
+
+
 PRODUCT = """
 uint sg = simdgroup_index_in_threadgroup;
 threadgroup float tile[2 * 64];
