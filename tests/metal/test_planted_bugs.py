@@ -62,11 +62,14 @@ def number_of(name: str) -> int:
 
 
 def test_inputs_start_where_they_are_told_to(sums: Kernel, rows: mx.array) -> None:
-    """The planted load of 16 bytes is one element off; three more make it right."""
+    """The planted load of 16 bytes is one element off; three more make it right.
+
+    Where it is off the CPU may refuse the load as well, which ends the run.
+    """
     run(sums, rows, number_of("misaligned_vector"), misalign=3)
     assert sums.report == []
     run(sums, rows, number_of("misaligned_vector"), misalign=4)
-    assert sums.report.kinds() == ["misaligned"]
+    assert "misaligned" in sums.report.kinds()
 
 
 @pytest.mark.broad
