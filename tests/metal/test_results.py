@@ -12,8 +12,7 @@ pytestmark = pytest.mark.metal
 
 ELEMENTWISE = """
 uint i = thread_position_in_grid.x;
-T product = a[i] * b[i];
-sum[i] = product + c[0];
+sum[i] = a[i] * b[i] + c[0];
 T power = metal::exp(a[i]);
 for (int k = 0; k < N; ++k) power *= T(factor);
 powers[i] = IS_NEGATIVE ? -power : power;
