@@ -12,8 +12,8 @@ typedef atomic<int> atomic_int;
 typedef atomic<uint> atomic_uint;
 typedef atomic<float> atomic_float;
 
-// `old` is what stood there, `b` the argument. They are not inlined: the return address leads to the
-// line of the kernel.
+// `old` is what stood there, `b` the argument. They are not inlined: the return address leads to
+// the line of the kernel.
 #define MTL_ATOMIC(name, expression)                                            \
   template <typename T, typename U>                                             \
   MTL_NOSAN __attribute__((noinline)) T name(atomic<T>* p, U u, memory_order) { \
