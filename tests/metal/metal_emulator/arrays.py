@@ -37,7 +37,7 @@ def dtype_name(dtype: Any) -> str:
         ValueError: if no kernel takes that type.
     """
     name = str(dtype).rsplit(".", 1)[-1]
-    if name not in METAL_TYPES:
+    if name not in METAL_TYPES and not isinstance(dtype, mx.Dtype):
         name = str(np.dtype(dtype))
     if name not in METAL_TYPES:
         raise ValueError(f"a Metal kernel takes no {name}; it takes {', '.join(METAL_TYPES)}")

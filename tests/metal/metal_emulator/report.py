@@ -174,8 +174,8 @@ def source_lines(file: Path, addresses: Iterable[int]) -> dict[int, int | str]:
     blocks = re.split(r"^0x[0-9a-f]+\n", said, flags=re.MULTILINE)[1:]
     lines: dict[int, int | str] = {}
     for address, block in zip(wanted, blocks, strict=True):
-        body = re.findall(r"kernel_body:(\d+)", block)
-        header = re.findall(r"kernel_header:(\d+)", block)
+        body = re.findall(r"kernel_body:([1-9]\d*)", block)
+        header = re.findall(r"kernel_header:([1-9]\d*)", block)
         if body:
             lines[address] = int(body[-1])
         elif header:
