@@ -212,11 +212,10 @@ def _draft_levels(plan: Plan, levels: list[Level]) -> tuple[int, list[Node]]:
     """Return how many levels are drafted, and the nodes to verify."""
     if plan.check is None:
         return plan.shape.depth, [Node(level, 0) for level in range(plan.shape.depth)]
-    depth = 0
-    for level in levels[: plan.shape.depth]:
-        depth += 1
-        if not plan.check.deeper(level):
-            break
+    depth, goes_on = 0, True
+    while goes_on and depth < plan.shape.depth:
+        for level in levels[depth : min(depth + plan.check_interval, plan.shape.depth)]:
+            depth, goes_on = depth + 1, plan.check.deeper(level)
     return depth, plan.check.choose()
 
 
