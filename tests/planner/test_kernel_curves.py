@@ -18,7 +18,7 @@ simulate_kernels = load_benchmark("simulate_kernels")
 
 CURVES: dict[str, Any] = kernel_curves.KERNEL_CURVES
 M1_M2 = [chip for chip in kernel_curves.CHIPS if chip.startswith(("M1", "M2"))]
-# Flat to 8 rows, to 16 rows, two steps, and one that comes down again.
+# Flat to 8 rows, to 16 rows, several steps, and one that comes down again.
 FEW_CURVES = [
     "M1 Ultra, 4 bits, kernel",
     "M5 Max, 4 bits, kernel",
