@@ -13,7 +13,9 @@ source measured a model, it is that model's; else that of an 8B target at 4 bits
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
+Label = Literal["published", "calculated", "estimate", "synthetic", "measured"]
 SYNC_MS = 0.25  # floor of one mx.eval from the host on a GPU; published by several MLX projects
 FIRST = 0.06  # drafting at all, in plain steps: taking in the round's tokens; measured on the CPU
 LEVEL = 0.047  # each drafted level, in plain steps; measured on the CPU
@@ -31,6 +33,8 @@ class Curve:
         rows: by number of rows, the cost of verifying them, relative to a plain step.
         plain_ms: milliseconds of a plain step.
         source: where the numbers are from.
+        label: what they are: published by others, calculated from what was, an estimate where not
+            even that can be, synthetic, or measured by this project.
         sync_ms: milliseconds of one host synchronisation (reading something back).
         build: plain steps that the host takes to build the verification graph. The device idles
             meanwhile, unless it has a draft to work on that nobody waits for.
@@ -41,6 +45,7 @@ class Curve:
     rows: Mapping[int, float]
     plain_ms: float
     source: str
+    label: Label = "published"
     sync_ms: float = SYNC_MS
     first: float = FIRST
     level: float = LEVEL
@@ -71,7 +76,7 @@ M3_MAX, M3_ULTRA, M4_PRO, M5_MAX = 14.1, 6.9, 20.6, 9.2
 # Of a Gemma4-12B on an M5 Max; it stands in for the Ultras, of which only fits were published.
 GEMMA_12B = 23.1
 
-SYNTHETIC = {
+_SYNTHETIC = {
     "flat": Curve({1: 1.0} | dict.fromkeys(range(2, 17), 1.1), M4_PRO, "synthetic"),
     "linear": Curve({n: float(n) for n in range(1, 9)}, M4_PRO, "synthetic: no amortisation"),
     "half linear": Curve({n: 0.5 + 0.5 * n for n in range(1, 13)}, M4_PRO, "synthetic"),
@@ -82,6 +87,7 @@ SYNTHETIC = {
     ),
     "noisy": Curve(_noisy(), M4_PRO, "synthetic: 0.85 + 0.15 N with lognormal noise of 15 %"),
 }
+SYNTHETIC = {name: replace(curve, label="synthetic") for name, curve in _SYNTHETIC.items()}
 
 KERNELS = {
     "M4 Pro 4096x6144": Curve(
@@ -108,6 +114,7 @@ KERNELS = {
         {1: 1.0} | dict.fromkeys(range(2, 9), 1.1),
         M4_PRO,
         "derived: the same with a kernel that reads the weights once for 8 rows",
+        "calculated",
     ),
     "M4 Pro 5120x17408": Curve(
         {1: 1.0, 2: 0.99, 3: 1.13, 4: 1.43, 5: 1.75, 8: 2.84, 10: 4.5, 32: 4.5},
@@ -171,8 +178,11 @@ MODELS = {
     "M4 Pro Qwen3-8B, MLX 0.32": milliseconds(
         {1: 34.1, 4: 73.0}, "vllm-metal#503, 8k tokens cached"
     ),
-    "M4 Qwen3-4B": milliseconds(
-        {1: 31.6, 8: 34.8}, "Camelid (own kernels), against its best plain step; derived"
+    "M4 Qwen3-4B": Curve(
+        {1: 1.0, 8: 34.8 / 31.6},
+        31.6,
+        "Camelid (own kernels), against its best plain step; derived",
+        "calculated",
     ),
 }
 
@@ -183,6 +193,7 @@ HERE = {
         | {40: 4.29, 48: 4.35, 60: 6.16},
         37.0,
         "this project: two cores of an AMD EPYC, OpenBLAS, float32, a target of 8B proportions",
+        "measured",
         sync_ms=0.0,
     )
 }
@@ -193,7 +204,7 @@ PUBLISHED: dict[str, Curve] = SYNTHETIC | KERNELS | MODELS | HERE
 def _slow_host(name: str, sync: float, build: float) -> Curve:
     """Return a curve with other costs of the host; `sync` and `build` in plain steps."""
     curve = PUBLISHED[name]
-    return replace(curve, sync_ms=sync * curve.plain_ms, build=build)
+    return replace(curve, sync_ms=sync * curve.plain_ms, build=build, label="synthetic")
 
 
 # What the host costs on real GPUs is not in any published curve: Python builds the graph of 32

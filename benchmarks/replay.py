@@ -126,6 +126,25 @@ def variants(trace: Trace) -> dict[str, Trace]:
     }
 
 
+def accepting(trace: Trace, tokens: float) -> Trace:
+    """Return the trace without the texts that accept least, so that a round gives `tokens`.
+
+    Texts are dropped one by one, by what a chain of 3 gives on them alone.
+
+    Args:
+        trace: of several texts.
+        tokens: what rounds with a chain of 3 give at least on the texts that are left.
+    """
+    walks = [trace.reordered([i]).walk(TreeShape.chain(3)) for i in range(trace.size[0])]
+    kept = sorted(range(len(walks)), key=lambda i: walks[i][0] / walks[i][1], reverse=True)
+    while len(kept) > 1:
+        total, rounds = (sum(walks[i][column] for i in kept) for column in (0, 1))
+        if total >= tokens * rounds:
+            break
+        kept.pop()
+    return trace.reordered(sorted(kept))
+
+
 def sweep(trace: Trace, rows: Mapping[int, float]) -> dict[str, TreeShape]:
     """Return chains, and EAGLE-2's trees of every depth and width, of these numbers of rows."""
     depths = range(1, trace.size[2] + 1)

@@ -4,8 +4,9 @@
     python benchmarks/simulate.py
     python benchmarks/simulate.py --details --curve "M4 Pro 8B" --trace "dead head" --rough
 
-The first command simulates every curve (`curves.py`) with every trace (`replay.py`) in about two
+The first command simulates every curve of `curves.py` with every trace (`replay.py`) in about two
 minutes. It prints the planner's speed over that of the best fixed shape, and the mean of them all.
+The curves of `kernel_curves.py` have a command of their own, `simulate_kernels.py`.
 
 The planner is the very class that decodes; it is given the costs of the machine, as a calibration
 would measure them, and nothing of the trace. "Best fixed" is the best of all chains and trees in
@@ -25,6 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from curves import CURVES, Curve
+from kernel_curves import KERNEL_CURVES
 from laws import DepthLaw
 from replay import Trace, sweep, variants
 
@@ -36,6 +38,7 @@ from mlx_eagle.tree import PLAIN
 
 FOREIGN = -1  # a token that is nobody's child
 CONTEXT = 100  # tokens before each text
+ALL_CURVES = CURVES | KERNEL_CURVES
 
 
 class Machine:
@@ -209,11 +212,10 @@ def _draft_levels(plan: Plan, levels: list[Level]) -> tuple[int, list[Node]]:
     """Return how many levels are drafted, and the nodes to verify."""
     if plan.check is None:
         return plan.shape.depth, [Node(level, 0) for level in range(plan.shape.depth)]
-    depth = 0
-    for level in levels[: plan.shape.depth]:
-        depth += 1
-        if not plan.check.deeper(level):
-            break
+    depth, goes_on = 0, True
+    while goes_on and depth < plan.shape.depth:
+        for level in levels[depth : min(depth + plan.check_interval, plan.shape.depth)]:
+            depth, goes_on = depth + 1, plan.check.deeper(level)
     return depth, plan.check.choose()
 
 
@@ -266,7 +268,7 @@ class Contest(NamedTuple):
 
 def contest(curve: str, name: str, trace: Trace, *, rough: bool = False) -> Contest:
     """Let all policies decode one trace on one machine."""
-    machine = Machine(CURVES[curve])
+    machine = Machine(ALL_CURVES[curve])
     runs = run_fixed(machine, trace)
     runs["law"] = run_law(machine, trace, rough=rough)
     runs["planner"] = PlannerRun(machine, trace, rough=rough).run()
@@ -304,7 +306,13 @@ def main() -> None:
     """Parse the command line, simulate, print."""
     traces = variants(Trace.load())
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--curve", action="append", choices=list(CURVES), help="default: all")
+    parser.add_argument(
+        "--curve",
+        action="append",
+        choices=list(ALL_CURVES),
+        metavar="NAME",
+        help="of curves.py (default: all) or kernel_curves.py",
+    )
     parser.add_argument("--trace", action="append", choices=list(traces), help="default: all")
     parser.add_argument("--rough", action="store_true", help="noise, stalls, a calibration off")
     parser.add_argument("--details", action="store_true", help="a line per curve and trace")

@@ -125,18 +125,38 @@ class LiveCosts:
         plain = self.measured.at(self.measured.plain, context) * self._factor("plain")
         return min(plain, self.verify(1, context))
 
-    def draft(self, depth: int, *, is_checked: bool = True) -> float:
-        """Return the seconds to draft `depth` levels; without checking, less what that saves."""
+    def draft(self, depth: int, *, is_checked: bool = True, interval: int = 1) -> float:
+        """Return the seconds to draft `depth` levels.
+
+        Args:
+            depth: number of levels.
+            is_checked: whether levels are read back; else what that costs is saved.
+            interval: levels that are read back at a time.
+        """
         known = self.measured.draft
         beyond = max(0, depth - len(known))  # levels, in mean steps
         step = (known[-1] - known[0]) / max(1, len(known) - 1)
         seconds = ((0.0, *known)[depth - beyond] + beyond * step) * self._factor("draft")
-        saved = 0.0 if is_checked else self.checks(depth)
+        skipped = depth - -(-depth // interval)
+        saved = self._reading(skipped) if is_checked else self.checks(depth)
         return max(seconds - saved, LEAST_DRAFTING * seconds)
 
     def checks(self, depth: int) -> float:
         """Return the seconds that checking each of `depth` levels adds to a round."""
-        return (depth * self.measured.sync + self.measured.build) * math.exp(self._shared)
+        return self._reading(depth) + self.measured.build * math.exp(self._shared)
+
+    def check_interval(self, depth: int) -> int:
+        """Return how many levels to read back at a time in rounds of about `depth` levels.
+
+        Reading every i-th level costs depth / i waits, and the last (i - 1) / 2 levels drafted are
+        of no use on average; of the sum of both the least is where i^2 = 2 depth wait / level.
+        """
+        level = self.draft(depth, is_checked=False) / depth
+        return max(1, round(math.sqrt(2 * self._reading(depth) / level)))
+
+    def _reading(self, n_levels: int) -> float:
+        """Return the seconds of reading levels back, one after the other."""
+        return n_levels * self.measured.sync * math.exp(self._shared)
 
     def best_chain(self, acceptance: float, context: int, max_depth: int) -> tuple[float, int]:
         """Return speed-up and rows of the best unchecked chain; `acceptance` is that per token."""

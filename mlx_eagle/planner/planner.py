@@ -70,9 +70,12 @@ class Planner:
             self.phase = self.phase._replace(plain_left=self.phase.plain_left - 1)
             self.round = self._begin(context, 0)
             return Plan(PLAIN)
-        if self._may_check(context):
-            self.round = self._begin(context, self.max_depth, is_checked=True)
-            return Plan(TreeShape.chain(self.max_depth), self.round, 1, self.n_children)
+        usual = self.costs.best_chain(TYPICAL, context, self.max_depth)[1] - 1
+        if self._may_check(usual, context):
+            interval = self.costs.check_interval(usual)
+            self.round = self._begin(context, self.max_depth, check_interval=interval)
+            shape = TreeShape.chain(self.max_depth)
+            return Plan(shape, self.round, interval, self.n_children)
         _, n_rows = self.costs.best_chain(self._usual, context, self.max_depth)
         self.round = self._begin(context, n_rows - 1)
         return Plan(TreeShape.chain(n_rows - 1))
@@ -126,16 +129,15 @@ class Planner:
         plain = seconds / self.costs.plain(context)
         return f"drafting would give {tokens:.2f} tokens in the time of {plain:.2f} plain ones"
 
-    def _begin(self, context: int, depth: int, *, is_checked: bool = False) -> RoundPlan:
-        """Return a new round, `depth` levels deep at most."""
+    def _begin(self, context: int, depth: int, *, check_interval: int = 0) -> RoundPlan:
+        """Return a new round, `depth` levels deep at most, unchecked if the interval is 0."""
         tokens, _, seconds = self._recent
         price = max(1 / self.costs.plain(context), tokens / seconds if seconds else 0.0)
         known = self.costs, self.acceptance, self._usual, price, context
-        return RoundPlan(*known, depth, is_checked)
+        return RoundPlan(*known, depth, check_interval > 0, max(1, check_interval))
 
-    def _may_check(self, context: int) -> bool:
+    def _may_check(self, depth: int, context: int) -> bool:
         """Say whether checks cost less than they give: early stops, trees rather than chains."""
-        depth = self.costs.best_chain(TYPICAL, context, self.max_depth)[1] - 1
         seconds = self.costs.draft(depth, is_checked=False) + self.costs.verify(depth + 1, context)
         return self.costs.checks(depth) < self.CHECK_COST * depth * seconds
 

@@ -26,6 +26,7 @@ class RoundPlan:
     context: int  # cached tokens
     depth: int  # most levels
     is_checked: bool
+    check_interval: int = 1  # levels that are checked at a time
     levels: list[Level] = field(default_factory=list)
     rates: list[list[float]] = field(default_factory=list)  # acceptance of each child of a level
     forecast: Forecast | None = None  # once the nodes are chosen
@@ -79,12 +80,15 @@ class RoundPlan:
             tokens += sum(paths[taken : n_rows - 1])
             taken = n_rows - 1
             best = max(best, (tokens - price * costs.verify(n_rows, self.context), n_rows))
-        return best[0] - price * costs.draft(depth, is_checked=self.is_checked), best[1]
+        return best[0] - price * self._drafting(depth), best[1]
+
+    def _drafting(self, depth: int) -> float:
+        """Return the seconds to draft `depth` levels, checked as in this round."""
+        return self.costs.draft(depth, is_checked=self.is_checked, interval=self.check_interval)
 
     def _expect(self, n_rows: int) -> None:
         """Note what the round is expected to give when `n_rows` are verified."""
         costs, depth = self.costs, len(self.levels)
         tokens = 1 + sum(path for path, _ in self._nodes[: n_rows - 1])
-        drafting = costs.draft(depth, is_checked=self.is_checked)
         verifying = costs.verify(n_rows, self.context)
-        self.forecast = Forecast(tokens, drafting, verifying, n_rows, depth)
+        self.forecast = Forecast(tokens, self._drafting(depth), verifying, n_rows, depth)

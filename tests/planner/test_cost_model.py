@@ -104,6 +104,24 @@ def test_without_checking_all_waits_and_the_building_of_the_graph_are_saved() ->
     assert live.draft(3, is_checked=False) == pytest.approx(0.9 - 0.45)
 
 
+def test_levels_read_back_two_at_a_time_are_waited_for_half_as_often() -> None:
+    live = LiveCosts(TWO_CONTEXTS)
+    assert live.draft(3, interval=2) == pytest.approx(0.9 - 0.1)
+    assert live.draft(3, interval=8) == pytest.approx(0.9 - 0.2)
+
+
+@pytest.mark.parametrize(("sync", "interval"), [(0.0, 1), (0.01, 1), (0.05, 3), (0.1, 4)])
+def test_the_dearer_a_wait_the_more_levels_are_read_back_at_a_time(
+    sync: float, interval: int
+) -> None:
+    """The least sum of waits and of levels in vain, where a level takes 0.1 without its wait."""
+    draft = tuple(depth * (0.1 + sync) for depth in range(1, 9))
+    live = LiveCosts(Costs((0,), {1: (1.0,), 9: (1.0,)}, (1.0,), draft, sync))
+    assert live.check_interval(8) == interval
+    waste = {i: 8 / i * sync + (i - 1) / 2 * 0.1 for i in range(1, 9)}
+    assert waste[interval] == min(waste.values())
+
+
 def test_waits_that_were_measured_too_long_leave_drafting_something() -> None:
     live = LiveCosts(replace(TWO_CONTEXTS, sync=5.0))
     assert live.draft(2, is_checked=False) == pytest.approx(0.1 * 0.7)

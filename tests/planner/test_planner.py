@@ -196,6 +196,14 @@ def test_waits_that_cost_more_than_checking_gives_are_not_made(
         assert plan.round.is_checked is is_checked
 
 
+@pytest.mark.parametrize(("sync", "interval"), [(0.001, 1), (0.03, 3)])
+def test_levels_are_checked_several_at_a_time_where_a_wait_costs_much(
+    sync: float, interval: int
+) -> None:
+    plan = Planner(machine(FLAT, sync=sync), Acceptance(), 8)
+    assert plan.plan(0).check_interval == plan.round.check_interval == interval
+
+
 def test_a_chain_without_checking_is_as_deep_as_pays_at_the_acceptance_of_late() -> None:
     plan = planner(dict.fromkeys(range(1, 9), 1.0), step=0.1, sync=0.2)
     speed(plan, 60, 0.99, right=True)

@@ -92,6 +92,14 @@ def test_a_round_that_is_checked_is_expected_to_wait_for_every_level() -> None:
     assert made.forecast == Forecast(1.75, pytest.approx(0.3), 1.0, 3, 2)
 
 
+def test_a_round_that_checks_two_levels_at_a_time_is_expected_to_wait_once_for_both() -> None:
+    made = plan(machine(FREE, sync=0.05), check_interval=2)
+    made.deeper(level())
+    made.deeper(level())
+    made.choose()
+    assert made.forecast == Forecast(1.75, pytest.approx(0.25), 1.0, 3, 2)
+
+
 def test_a_chain_that_was_not_checked_is_expected_to_give_all_its_paths_without_waits() -> None:
     made = plan(machine(FREE, sync=0.05), is_checked=False)
     made.take_in([level(), level(), level()])
