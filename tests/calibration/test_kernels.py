@@ -1,32 +1,56 @@
 """The first use of few-row kernels on a machine: tried apart, kept, used only where they pay."""
 
+import json
+import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
+from mlx.utils import tree_flatten
 
 import mlx_eagle
+from doubles import Letters, make_engine
 from mlx_eagle.calibration import (
     kernel_forward,
     kernel_request,
     kernel_trial,
     kernels,
-    planners,
 )
 from mlx_eagle.calibration.kernels import Kernels, TargetSource
 from mlx_eagle.errors import EagleError
+from mlx_eagle.heads.config import HeadConfig
 from mlx_eagle.kernels import gpu, shapes, trial
 from mlx_eagle.kernels.sites import find_sites
 from mlx_eagle.loading import DEMO
-from mlx_eagle.planner.cost_model import Costs
 from mlx_eagle.target.load import load_target
 from mlx_eagle.target.target import Target
+from mlx_eagle.tree_shape import TreeShape
+from tiny_models import SMALL, build_target
 
-SOURCE = TargetSource(DEMO / "target", "float16", None)
-ONE = shapes.Variant(2, 4, shapes.CONVERT)
+ONE = shapes.Variant(2, 2, shapes.CONVERT)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> TargetSource:
+    """A tiny target on disk, in 16 bits and 4."""
+    folder = tmp_path_factory.mktemp("target")
+    sizes = {"num_hidden_layers": 1, "hidden_size": 128}
+    model = build_target("llama", **sizes)
+    model.set_dtype(mx.float16)
+    nn.quantize(model, group_size=32, bits=4)
+    weights = dict(tree_flatten(model.parameters()))
+    mx.save_safetensors(str(folder / "model.safetensors"), weights)
+    quantization = {"group_size": 32, "bits": 4}
+    fields = {"model_type": "llama", **SMALL, **sizes, "quantization": quantization}
+    (folder / "config.json").write_text(json.dumps(fields))
+    for file in (DEMO / "target").glob("tokenizer*"):
+        shutil.copy(file, folder)
+    return TargetSource(folder, "float16", None)
 
 
 @pytest.fixture
@@ -36,6 +60,8 @@ def apple(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MLX_EAGLE_CACHE", str(tmp_path))
     monkeypatch.setattr(shapes, "CANDIDATES", (ONE,))
     monkeypatch.setattr(trial, "ROWS", (4,))
+    monkeypatch.setattr(kernel_request, "N_PREFIX", 4)
+    monkeypatch.setattr(kernel_forward, "N_PREFIX", 4)
     for module in (kernels, kernel_trial):  # two layers are enough for the slow emulator
         monkeypatch.setattr(module, "find_sites", lambda model: find_sites(model)[:2])
 
@@ -47,8 +73,8 @@ def in_process(apple: None, emulated: None, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture(scope="module")
-def target() -> Iterator[Target]:
-    loaded, _ = load_target(DEMO / "target", "float16")
+def target(source: TargetSource) -> Iterator[Target]:
+    loaded, _ = load_target(source.folder, source.dtype)
     target = Target(loaded.network)
     yield target
     target.release()
@@ -59,21 +85,17 @@ def said() -> list[str]:
     return []
 
 
-def answering(table: Any) -> Callable[..., Any]:
-    return lambda request, *source, is_timed: table(request)
-
-
 @pytest.mark.metal
 def test_forced_kernels_are_used_where_they_are_right_and_that_is_on_record(
-    target: Target, in_process: None, said: list[str]
+    source: TargetSource, target: Target, in_process: None, said: list[str]
 ) -> None:
-    found = Kernels(target, SOURCE, "force")
+    found = Kernels(target, source, "force")
     found.put_on(said.append, may_try=True)
     assert found.status == "on for 4 rows"
     assert target.few_rows.rows == [4]
     assert len(said) == 2 and "few-row kernels" in said[0]
     target.few_rows.release()
-    again = Kernels(target, SOURCE, "force")
+    again = Kernels(target, source, "force")
     again.put_on(said.append, may_try=False)
     assert again.status == "on for 4 rows"
     assert len(said) == 2  # nothing is tried again
@@ -82,7 +104,11 @@ def test_forced_kernels_are_used_where_they_are_right_and_that_is_on_record(
 
 @pytest.mark.metal
 def test_a_wrong_kernel_leaves_those_of_mlx_with_one_line_that_says_why(
-    target: Target, in_process: None, said: list[str], monkeypatch: pytest.MonkeyPatch
+    source: TargetSource,
+    target: Target,
+    in_process: None,
+    said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     right = mx.fast.metal_kernel
 
@@ -91,7 +117,7 @@ def test_a_wrong_kernel_leaves_those_of_mlx_with_one_line_that_says_why(
         return right(source=text, **options)
 
     monkeypatch.setattr(mx.fast, "metal_kernel", wrong)
-    found = Kernels(target, SOURCE, "force")
+    found = Kernels(target, source, "force")
     found.put_on(said.append, may_try=True)
     assert target.few_rows.rows == []
     assert "wrong" in found.status
@@ -108,6 +134,7 @@ def test_a_wrong_kernel_leaves_those_of_mlx_with_one_line_that_says_why(
     ],
 )
 def test_a_trial_that_crashes_or_hangs_leaves_those_of_mlx(
+    source: TargetSource,
     program: str,
     why: str,
     target: Target,
@@ -117,7 +144,7 @@ def test_a_trial_that_crashes_or_hangs_leaves_those_of_mlx(
 ) -> None:
     monkeypatch.setattr(kernel_request, "command", lambda place: [sys.executable, "-c", program])
     monkeypatch.setattr(kernel_request, "TIME_LIMIT", 1)
-    found = Kernels(target, SOURCE, "auto")
+    found = Kernels(target, source, "auto")
     found.put_on(said.append, may_try=True)
     assert target.few_rows.rows == []
     assert why in found.status
@@ -126,10 +153,14 @@ def test_a_trial_that_crashes_or_hangs_leaves_those_of_mlx(
 
 @pytest.mark.metal
 def test_kernels_whose_logits_differ_are_not_used(
-    target: Target, in_process: None, said: list[str], monkeypatch: pytest.MonkeyPatch
+    source: TargetSource,
+    target: Target,
+    in_process: None,
+    said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(kernel_forward, "ALIKE", 0.0)
-    found = Kernels(target, SOURCE, "force")
+    found = Kernels(target, source, "force")
     found.put_on(said.append, may_try=True)
     assert target.few_rows.rows == []
     assert "logits of 4 rows differ" in found.status
@@ -137,13 +168,17 @@ def test_kernels_whose_logits_differ_are_not_used(
 
 @pytest.mark.metal
 def test_kernels_that_do_not_make_a_forward_pass_faster_are_not_used(
-    target: Target, in_process: None, said: list[str], monkeypatch: pytest.MonkeyPatch
+    source: TargetSource,
+    target: Target,
+    in_process: None,
+    said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(trial, "FASTER", 1e9)  # taken for faster alone, which the emulator is not
     monkeypatch.setattr(trial, "CHAINS", 1)
     monkeypatch.setattr(trial, "STEPS", 1)
     monkeypatch.setattr(kernel_forward, "PASSES", 1)
-    found = Kernels(target, SOURCE, "auto")
+    found = Kernels(target, source, "auto")
     found.put_on(said.append, may_try=True)
     assert target.few_rows.rows == []
     assert found.status == "off: not faster than those of MLX here"
@@ -152,13 +187,13 @@ def test_kernels_that_do_not_make_a_forward_pass_faster_are_not_used(
 
 @pytest.mark.metal
 def test_rounds_that_stall_are_kept_for_later_runs(
-    target: Target, in_process: None, said: list[str]
+    source: TargetSource, target: Target, in_process: None, said: list[str]
 ) -> None:
-    first = Kernels(target, SOURCE, "force")
+    first = Kernels(target, source, "force")
     first.put_on(said.append, may_try=True)
     for seconds in [0.1] * 8 + [1.0, 1.0]:
         target.few_rows.watch(4, seconds)
-    later = Kernels(target, SOURCE, "force")
+    later = Kernels(target, source, "force")
     later.put_on(said.append, may_try=True)
     assert later.status == "off: rounds with them stalled"
     assert target.few_rows.rows == []
@@ -169,9 +204,9 @@ def test_rounds_that_stall_are_kept_for_later_runs(
 
 @pytest.mark.parametrize("damaged", ["", "{", "[]", '{"version": 1, "kernels": {"table": 3}}'])
 def test_a_damaged_record_counts_as_missing(
-    damaged: str, target: Target, apple: None, said: list[str]
+    source: TargetSource, damaged: str, target: Target, apple: None, said: list[str]
 ) -> None:
-    found = Kernels(target, SOURCE, "auto")
+    found = Kernels(target, source, "auto")
     found._file.parent.mkdir(parents=True)
     found._file.write_text(damaged)
     found.put_on(said.append, may_try=False)
@@ -179,24 +214,26 @@ def test_a_damaged_record_counts_as_missing(
 
 
 def test_they_are_off_where_they_cannot_be(
-    target: Target, monkeypatch: pytest.MonkeyPatch, said: list[str]
+    source: TargetSource, target: Target, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
-    assert "another device" in Kernels(target, SOURCE, "auto").status
+    assert "another device" in Kernels(target, source, "auto").status
     with pytest.raises(EagleError, match="forced, but they are for Apple GPUs"):
-        Kernels(target, SOURCE, "force")
+        Kernels(target, source, "force")
     monkeypatch.setattr(kernels, "gpu_generation", lambda: 17)
-    newer = Kernels(target, SOURCE, "auto")
+    newer = Kernels(target, source, "auto")
     newer.put_on(said.append, may_try=True)
     assert "--kernels force" in newer.status
     assert said == []
-    assert Kernels(target, SOURCE, "off").status == "off"
+    assert Kernels(target, source, "off").status == "off"
 
 
-def test_layers_in_float32_cannot_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_in_float32_cannot_be_forced(
+    source: TargetSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(kernels, "gpu_generation", lambda: 14)
     loaded, _ = load_target(DEMO / "target", "float32")
     with pytest.raises(EagleError, match="no layer of the target"):
-        Kernels(Target(loaded.network), SOURCE, "force")
+        Kernels(Target(loaded.network), source, "force")
 
 
 def test_the_generation_is_read_off_the_name_of_the_architecture(
@@ -211,14 +248,27 @@ def test_the_generation_is_read_off_the_name_of_the_architecture(
 
 
 @pytest.mark.metal
-def test_a_chat_goes_on_with_kernels_and_drafts_with_them(
-    in_process: None, monkeypatch: pytest.MonkeyPatch
+def test_an_answer_is_drafted_with_kernels_and_goes_on_without_them_after_a_stall(
+    source: TargetSource, in_process: None, said: list[str], head_config: HeadConfig
 ) -> None:
-    monkeypatch.setattr(planners, "measure", lambda *_: Costs.published(0.01))
-    engine = mlx_eagle.load(dtype="float16", kernels="force")
-    assert engine.kernels is not None and engine.kernels.status == "on for 4 rows"
-    result = engine.generate("def read(", max_tokens=6, tree=mlx_eagle.TreeShape(depth=3, width=1))
-    assert result.text
-    assert engine.planners.records is not None
-    assert "4" in engine.planners.records.identity.machine["rows with kernels"]
+    loaded, _ = load_target(source.folder, source.dtype)
+    engine = make_engine(loaded.network, replace(head_config, taps=(0, 1)), Letters())
+    engine.kernels = Kernels(engine.target, source, "force")
+    engine.kernels.put_on(said.append, may_try=True)
+    launched: list[int] = []
+    served = engine.target.few_rows.watch
+    engine.target.few_rows.watch = lambda n, s: (launched.append(n), served(n, s))
+    options = {"max_tokens": 12, "tree": TreeShape.chain(3), "ignore_eos": True}
+    assert engine.generate([1, 2, 3], **options).stats.generation_tokens == 12
+    assert 4 in launched
+    for seconds in [0.1] * 8 + [9.0, 9.0]:
+        served(4, seconds)
+    result = engine.generate([1, 2, 3], **options)
+    assert result.stats.generation_tokens == 12
+    assert "stalled" in result.stats.advice
     engine.target.release()
+
+
+def test_kernels_cannot_be_forced_on_a_machine_without_them() -> None:
+    with pytest.raises(EagleError, match="another device"):
+        mlx_eagle.load(kernels="force", calibrate=False)
