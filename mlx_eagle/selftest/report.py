@@ -32,6 +32,7 @@ def to_json(found: SelfTest) -> str:
         "differences": [each._asdict() for each in found.comparison.differences],
         "caches": [each._asdict() for each in found.caches],
         "memory": [each._asdict() for each in found.memory],
+        "kernels": found.kernels._asdict(),
         "costs": found.costs,
         "speeds": found.speeds,
         "plain_tokens_per_second": found.plain_tps,
@@ -76,6 +77,19 @@ def to_markdown(found: SelfTest) -> str:
                 (str(m.tokens), *(f"{part / 1e6:.1f}" for part in (m.active, m.unused, m.caches)))
                 for m in found.memory
             ],
+        ),
+        _table(
+            f"Few-row kernels: {found.kernels.status}",
+            ("what is multiplied", "rows", "time over MLX's", "not used because"),
+            [
+                (shape, str(rows), _number(ratio), reason)
+                for shape, rows, ratio, reason in found.kernels.products
+            ],
+        ),
+        _table(
+            "Whole forward passes with kernels",
+            ("rows", "time over that without"),
+            [(str(rows), f"{ratio:.2f}") for rows, ratio in found.kernels.forward.items()],
         ),
         _costs(found.costs),
         _table(

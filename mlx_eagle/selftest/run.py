@@ -13,6 +13,7 @@ from mlx_eagle.bench.text_comparison import Comparison, compare, judge_by
 from mlx_eagle.engine import Engine
 from mlx_eagle.errors import EagleError
 from mlx_eagle.selftest.caches import CacheCheck, check_caches
+from mlx_eagle.selftest.kernels import KernelLook, look_at_kernels
 from mlx_eagle.selftest.memory import MemoryLook, piles_up, watch_memory
 
 TREES = ("auto", "chain:4", "tree:4x2x6", "tree:5x4x15")
@@ -38,6 +39,7 @@ class SelfTest(NamedTuple):
         comparison: of every drafted text with plain decoding's.
         caches: what became of every kind of cache.
         memory: what MLX held during a long answer.
+        kernels: whether few-row kernels run here, and their time over that of MLX's.
         costs: seconds of rounds by rows and context, as measured here; None without a head.
         speeds: by contestant, how many times as fast as plain decoding its greedy texts came.
         plain_tps: tokens per second of plain decoding.
@@ -48,6 +50,7 @@ class SelfTest(NamedTuple):
     comparison: Comparison
     caches: list[CacheCheck]
     memory: list[MemoryLook]
+    kernels: KernelLook
     costs: dict[str, Any] | None
     speeds: dict[str, float]
     plain_tps: float
@@ -118,9 +121,9 @@ def run_selftest(
         "head": f"{engine.info.head} · {engine.info.head_precision}",
         "speculation": engine.info.speculation,
     }
-    return SelfTest(
-        describe_machine(), pair, comparison, caches, memory, costs.to_dict(), speeds, plain_tps
-    )
+    kernels = look_at_kernels(engine.kernels)
+    findings = (comparison, caches, memory, kernels, costs.to_dict(), speeds, plain_tps)
+    return SelfTest(describe_machine(), pair, *findings)
 
 
 def _contestants(engine: Engine) -> list[Contestant]:
