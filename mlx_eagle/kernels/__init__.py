@@ -1,0 +1,1 @@
+"""Metal kernels for a few rows, and what decides where they run."""
