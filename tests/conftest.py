@@ -21,6 +21,7 @@ sys.path += [str(ROOT / "tests" / "support"), str(ROOT / "tests" / "metal")]
 import mlx.core as mx
 import mlx.nn as nn
 
+from metal_emulator.build import NO_COMPILER, find_compiler
 from mlx_eagle.heads.config import HeadConfig
 from published import Publisher
 from tiny_models import build_target, tiny_head_config
@@ -68,6 +69,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("bitwise"):
                 item.add_marker(pytest.mark.skip(reason=why))
+    if find_compiler() is None:
+        for item in items:
+            if item.get_closest_marker("metal"):
+                item.add_marker(pytest.mark.skip(reason=NO_COMPILER))
     if config.getoption("--exactness") != "quick":
         return
     broad = [item for item in items if item.get_closest_marker("broad")]
