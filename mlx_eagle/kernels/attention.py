@@ -17,11 +17,12 @@ float32 fragments, as in MLX's own attention: quantized numbers are unpacked in 
 import functools
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlx_eagle.kernels.attention_geometry import LANES, SIMDGROUPS, Geometry, Shape, geometry
+from mlx_eagle.kernels.attention_geometry import SIMDGROUPS, Geometry, Shape, geometry
 from mlx_eagle.kernels.attention_source import HEADER
 from mlx_eagle.kernels.attention_text import (
     TYPES,
@@ -108,9 +109,10 @@ def attention(
         [1, H, N, D].
     """
     _, n_heads, rows, head_dim = queries.shape
-    kind = _kind(mask)
-    shape = Shape(n_heads, keys.shape[1], rows, head_dim, queries.dtype, kind, scale)
-    return _launch(shape, [queries, keys, values], mask, keys.shape[2])
+    _, n_kv_heads, length, _ = keys.shape
+    kind, masks = _masks(mask)
+    shape = Shape(n_heads, n_kv_heads, rows, head_dim, queries.dtype, kind, scale)
+    return kernels(shape).launch([queries, keys, values, *masks], length)
 
 
 def quantized_attention(
@@ -139,40 +141,70 @@ def quantized_attention(
     """
     _, n_heads, rows, head_dim = queries.shape
     _, n_kv_heads, length, _ = keys[0].shape
-    kind = _kind(mask)
+    kind, masks = _masks(mask)
     shape = Shape(n_heads, n_kv_heads, rows, head_dim, queries.dtype, kind, scale, bits, group_size)
-    return _launch(shape, [queries, *keys, *values], mask, length)
+    return kernels(shape).launch([queries, *keys, *values, *masks], length)
 
 
-def _kind(mask: Mask) -> str:
-    return "none" if mask is None else "causal" if isinstance(mask, str) else "array"
+def _masks(mask: Mask) -> tuple[str, tuple[mx.array, ...]]:
+    """Return which kind of mask a kernel is made for, and the input that it then has."""
+    if mask is None:
+        return "none", ()
+    return ("causal", ()) if isinstance(mask, str) else ("array", (mask,))
 
 
 class Kernels(NamedTuple):
-    """The kernels of one shape.
+    """The kernels of one shape, with what is the same in all their launches filled in.
 
     Attributes:
         geometry: how they are launched.
+        line: KV heads, and query vectors and numbers of each.
         whole: attends to a context in one split.
         split: attends to each split: sums and totals.
         combine: weighs the sums of splits.
     """
 
     geometry: Geometry
+    line: tuple[int, int, int]
     whole: Kernel
     split: Kernel
     combine: Kernel
+
+    def launch(self, inputs: list[mx.array], length: int) -> mx.array:
+        """Launch one kernel for a short context, two for a longer one; returns [1, H, N, D]."""
+        splits = self.geometry.splits(length)
+        n_kv_heads, queries, head_dim = self.line
+        grid = (splits * self.geometry.threads, n_kv_heads, self.geometry.blocks)
+        if splits == 1:
+            return self.whole(inputs=inputs, grid=grid)[0]
+        shapes = [(n_kv_heads, splits, queries, head_dim), (n_kv_heads, splits, queries, 2)]
+        return self.combine(inputs=self.split(inputs=inputs, grid=grid, output_shapes=shapes))[0]
 
 
 @functools.cache
 def kernels(shape: Shape) -> Kernels:
     """Return the kernels of a shape; MLX compiles each when it runs for the first time."""
+    laid = geometry(shape)
     names = input_names(shape)
+    whole = _kernel("attention", names, ["out"], whole_source(shape))
+    split = _kernel("attention_split", names, ["out", "totals"], split_source(shape))
+    combine = _kernel("attention_combine", ["sums", "totals"], ["out"], combine_source(shape))
+    threadgroup = (laid.threads, 1, 1)
+    output = {
+        "output_shapes": [(1, shape.n_heads, shape.rows, shape.head_dim)],
+        "output_dtypes": [shape.dtype],
+    }
     return Kernels(
-        geometry(shape),
-        _kernel("attention", names, ["out"], whole_source(shape)),
-        _kernel("attention_split", names, ["out", "totals"], split_source(shape)),
-        _kernel("attention_combine", ["sums", "totals"], ["out"], combine_source(shape)),
+        laid,
+        (shape.n_kv_heads, shape.queries, shape.head_dim),
+        partial(whole, threadgroup=threadgroup, **output),
+        partial(split, threadgroup=threadgroup, output_dtypes=[mx.float32, mx.float32]),
+        partial(
+            combine,
+            grid=(shape.head_dim, shape.queries, shape.n_kv_heads),
+            threadgroup=(shape.head_dim, 1, 1),
+            **output,
+        ),
     )
 
 
@@ -191,31 +223,3 @@ def _kernel(name: str, inputs: list[str], outputs: list[str], source: str) -> Ke
         ensure_row_contiguous=False,
     )
     return kernel
-
-
-def _launch(shape: Shape, inputs: list[mx.array], mask: Mask, length: int) -> mx.array:
-    """Launch one kernel for a short context, two for a longer one; returns [1, H, N, D]."""
-    if isinstance(mask, mx.array):
-        inputs.append(mask)
-    laid, whole, split, combine = kernels(shape)
-    splits = laid.splits(length)
-    threads = laid.simdgroups * LANES
-    place: dict[str, Any] = {
-        "grid": (splits * threads, shape.n_kv_heads, laid.blocks),
-        "threadgroup": (threads, 1, 1),
-    }
-    output: dict[str, Any] = {
-        "output_shapes": [(1, shape.n_heads, shape.rows, shape.head_dim)],
-        "output_dtypes": [shape.dtype],
-    }
-    if splits == 1:
-        return whole(inputs=inputs, **place, **output)[0]
-    line = (shape.n_kv_heads, splits, shape.queries)
-    sums = split(
-        inputs=inputs,
-        **place,
-        output_shapes=[(*line, shape.head_dim), (*line, 2)],
-        output_dtypes=[mx.float32, mx.float32],
-    )
-    grid = (shape.head_dim, shape.queries, shape.n_kv_heads)
-    return combine(inputs=sums, grid=grid, threadgroup=(shape.head_dim, 1, 1), **output)[0]

@@ -67,6 +67,11 @@ class Geometry(NamedTuple):
     split_keys: int
     most_splits: int
 
+    @property
+    def threads(self) -> int:
+        """Threads of a threadgroup."""
+        return LANES * self.simdgroups
+
     def splits(self, length: int) -> int:
         """Return the number of splits for a context of `length` keys."""
         return max(1, min(length // self.split_keys, self.most_splits))
