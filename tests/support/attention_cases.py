@@ -48,14 +48,13 @@ def make_inputs(case: Case) -> Inputs:
     shape = (1, n_kv_heads, case.length + SPARE, case.head_dim)
     buffers = [mx.array(draw.standard_normal(shape)).astype(case.dtype) for _ in range(2)]
     if case.group_size:
-        held = [_packed(buffer, case) for buffer in buffers]
-        exact = [_unpacked(parts, case) for parts in held]
-        keys, values = held
-        return Inputs(queries.astype(case.dtype), keys, values, make_mask(case), (*exact,))
-    slices = [spoil(buffer, case.length)[:, :, : case.length] for buffer in buffers]
-    exact = [part.astype(mx.float32) for part in slices]
-    mx.eval(slices)
-    return Inputs(queries.astype(case.dtype), *slices, make_mask(case), (*exact,))
+        packed = _packed(buffers[0], case), _packed(buffers[1], case)
+        exact = _unpacked(packed[0], case), _unpacked(packed[1], case)
+        return Inputs(queries.astype(case.dtype), *packed, make_mask(case), exact)
+    keys, values = (spoil(buffer, case.length)[:, :, : case.length] for buffer in buffers)
+    mx.eval(keys, values)
+    exact = keys.astype(mx.float32), values.astype(mx.float32)
+    return Inputs(queries.astype(case.dtype), keys, values, make_mask(case), exact)
 
 
 def spoil(buffer: mx.array, length: int) -> mx.array:
