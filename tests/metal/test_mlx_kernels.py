@@ -80,7 +80,7 @@ def test_mlx_s_quantized_matrix_vector_product() -> None:
         output_shapes=[(1, n)],
         output_dtypes=[mx.float16],
     )
-    wide = [array.astype(mx.float32) for array in (scales, biases)]
-    expected = x.astype(mx.float32) @ mx.dequantize(w, *wide, group_size=64, bits=4).T
+    wide, low = scales.astype(mx.float32), biases.astype(mx.float32)
+    expected = x.astype(mx.float32) @ mx.dequantize(w, wide, low, group_size=64, bits=4).T
     assert mx.abs(y.astype(mx.float32) - expected).max() < 2e-3 * mx.abs(expected).max()
     assert kernel.report.stats["w"]["unique"] == w.nbytes

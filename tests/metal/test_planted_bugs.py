@@ -57,11 +57,29 @@ def test_a_planted_bug_is_reported_with_its_kind_and_line(
         assert named & set(lines_of(bug)), (found, lines_of(bug))
 
 
+def number_of(name: str) -> int:
+    return [bug.name for bug in BUGS].index(name) + 1
+
+
+def test_inputs_start_where_they_are_told_to(sums: Kernel, rows: mx.array) -> None:
+    """The planted load of 16 bytes is one element off; three more make it right."""
+    run(sums, rows, number_of("misaligned_vector"), misalign=3)
+    assert sums.report == []
+    run(sums, rows, number_of("misaligned_vector"), misalign=4)
+    assert sums.report.kinds() == ["misaligned"]
+
+
+@pytest.mark.broad
+def test_without_checks_a_bug_that_harms_nothing_goes_unnoticed(rows: mx.array) -> None:
+    unchecked = metal_kernel("row_sums", ["x", "bug"], ["y"], SOURCE, HEADER, checks=False)
+    result = run(unchecked, rows, number_of("barrier_without_memory"))
+    assert mx.allclose(result, rows.sum(axis=1), atol=1e-4)
+
+
 def test_a_strict_kernel_raises_what_it_finds(rows: mx.array) -> None:
     strict = metal_kernel("row_sums", ["x", "bug"], ["y"], SOURCE, HEADER)
-    number = [bug.name for bug in BUGS].index("write_to_input") + 1
     with pytest.raises(
         EmulationError, match=r"write-to-input \(line 18, 384 times\): write to"
     ) as e:
-        run(strict, rows, number)
+        run(strict, rows, number_of("write_to_input"))
     assert e.value.report.kinds() == ["write-to-input"]

@@ -58,6 +58,7 @@ def test_without_clang_there_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_pa
         run(COPY)
 
 
+@pytest.mark.metal
 @pytest.mark.parametrize(("version", "is_taken"), [("17.0.6", False), ("18.1.0", True)])
 def test_a_clang_without_a_number_in_its_name_is_asked_for_its_version(
     version: str, is_taken: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -158,3 +159,15 @@ def test_only_declarations_of_threadgroup_storage_are_rewritten(
     source: str, rewritten: str
 ) -> None:
     assert rewrite_threadgroup_storage(source) == rewritten
+
+
+def test_more_buffers_than_metal_binds_are_refused() -> None:
+    names = [f"x{n}" for n in range(31)]
+    with pytest.raises(ValueError, match="32 buffers: Metal binds 31"):
+        metal_kernel("refused", names, ["y"], "y[0] = x0[0];")(
+            inputs=[mx.ones((4,))] * 31,
+            grid=(4, 1, 1),
+            threadgroup=(4, 1, 1),
+            output_shapes=[(4,)],
+            output_dtypes=[mx.float32],
+        )

@@ -118,6 +118,35 @@ def test_collectives_atomics_and_vectors_give_what_numpy_gives() -> None:
         assert np.array_equal(np.array(vectors), expected.astype(np.float32))
 
 
+RAGGED = """
+int value = x[thread_position_in_grid.x];
+y[thread_position_in_grid.x] = simd_sum(value) + simd_shuffle_down(value, 1);
+"""
+
+
+def test_the_last_simd_group_of_a_ragged_threadgroup_has_its_own_lanes_only() -> None:
+    """With 50 lanes the second SIMD-group has 18; one of them reads from a lane that is not there.
+
+    Metal leaves what that lane gets undefined.
+    """
+    kernel = metal_kernel("ragged", ["x"], ["y"], RAGGED, strict=False)
+    values = np.arange(100, 150, dtype=np.int32)
+    (y,) = kernel(
+        inputs=[mx.array(values)],
+        grid=(50, 1, 1),
+        threadgroup=(64, 1, 1),
+        output_shapes=[(50,)],
+        output_dtypes=[mx.int32],
+    )
+    sums = [values[:32].sum()] * 32 + [values[32:].sum()] * 18
+    below = np.append(values[1:], 0)
+    below[31] = values[31]
+    assert np.array_equal(np.array(y)[:49], (np.array(sums) + below)[:49])
+    (finding,) = kernel.report
+    assert (finding["kind"], finding["line"], finding["count"]) == ("shuffle-source", 3, 1)
+    assert "reads lane 18, which is not active" in finding["text"]
+
+
 PRODUCT = """
 uint sg = simdgroup_index_in_threadgroup;
 threadgroup float tile[2 * 64];
@@ -153,3 +182,81 @@ def test_simdgroup_matrices_multiply() -> None:
     expected = 0.5 * (wide @ other.T) + mx.concatenate([last, last], axis=1)
     assert mx.allclose(y, expected, atol=1e-4)
     assert kernel.report.stats["mma"] == 2 * 4
+
+
+TENSORS = """
+threadgroup half tile[16 * 32];
+for (uint i = thread_index_in_simdgroup; i < 16 * 32; i += 32) tile[i] = b[i];
+simdgroup_barrier(mem_flags::mem_threadgroup);
+using namespace mpp::tensor_ops;
+auto left = tensor<const device half, dextents<int, 2>, tensor_inline>(a, dextents<int, 2>{16, 8});
+auto right = tensor<threadgroup half, dextents<int, 2>, tensor_inline>(
+    tile, dextents<int, 2>{32, 16});
+auto result = tensor<device float, dextents<int, 2>, tensor_inline>(y, dextents<int, 2>{32, 8});
+constexpr auto sizes = matmul2d_descriptor(
+    8, 32, 16, false, false, false, matmul2d_descriptor::mode::multiply_accumulate);
+matmul2d<sizes, execution_simdgroup> product;
+auto sum = product.get_destination_cooperative_tensor<decltype(left), decltype(right), float>();
+for (uint16_t i = 0; i < sum.get_capacity(); ++i) sum[i] = 1.0f;
+product.run(left, right, sum);
+sum.store(result);
+"""
+
+
+def test_metal_4_tensors_multiply() -> None:
+    header = "#include <MetalPerformancePrimitives/MetalPerformancePrimitives.h>\n"
+    kernel = metal_kernel("tensors", ["a", "b"], ["y"], TENSORS, header)
+    a = mx.random.normal((8, 16), key=mx.random.key(3)).astype(mx.float16)
+    b = mx.random.normal((16, 32), key=mx.random.key(4)).astype(mx.float16)
+    (y,) = kernel(
+        inputs=[a, b],
+        grid=(32, 1, 1),
+        threadgroup=(32, 1, 1),
+        output_shapes=[(8, 32)],
+        output_dtypes=[mx.float32],
+    )
+    assert mx.allclose(y, a.astype(mx.float32) @ b.astype(mx.float32) + 1, atol=1e-5)
+
+
+PROFILED = """
+uint i = thread_position_in_grid.x;
+y[i] = x[i] + x[32 * (i % 32)];
+"""
+
+
+def test_a_profile_counts_the_cache_lines_of_a_simd_load() -> None:
+    """32 floats side by side are one line of 128 bytes; a stride of 128 bytes touches 32 lines."""
+    kernel = metal_kernel("profiled", ["x"], ["y"], PROFILED)
+    x = mx.zeros((1024,))
+    kernel(
+        inputs=[x],
+        grid=(1024, 1, 1),
+        threadgroup=(64, 1, 1),
+        output_shapes=[(1024,)],
+        output_dtypes=[mx.float32],
+        profile=True,
+        threadgroups=(1, 2),
+        init_value=0,
+    )
+    stats = kernel.report.stats
+    found = sorted((op["buffer"], op["write"], op["lines128_per_op"]) for op in stats["memory_ops"])
+    assert found == [("x", False, 1.0), ("x", False, 32.0), ("y", True, 1.0)]
+    assert {op["line"] for op in stats["memory_ops"]} == {3}
+    assert stats["threadgroups"] == 2
+    assert (stats["y"]["written"], stats["x"]["read"]) == (2 * 64 * 4, 2 * 64 * 8)
+
+
+@pytest.mark.parametrize("init_value", [0.5, float("nan")])
+def test_an_output_with_an_initial_value_need_not_be_written(init_value: float) -> None:
+    kernel = metal_kernel("half_written", ["x"], ["y"], "y[0] = T(x[0]) + y[1];")
+    (y,) = kernel(
+        inputs=[mx.ones((3,))],
+        template=[("T", mx.bfloat16)],
+        grid=(1, 1, 1),
+        threadgroup=(1, 1, 1),
+        output_shapes=[(2,)],
+        output_dtypes=[mx.bfloat16],
+        init_value=init_value,
+    )
+    expected = mx.array([1 + init_value, init_value])
+    assert mx.array_equal(y.astype(mx.float32), expected, equal_nan=True)

@@ -61,7 +61,8 @@ def write_here(case: dict[str, Any]) -> str:
 
 def write_in_mlx(case: dict[str, Any], folder: Path) -> None:
     """Have MLX print the source that it generates: it does where a function is exported."""
-    kernel = mx.fast.metal_kernel(
+    make_kernel: Any = mx.fast.metal_kernel  # its type in MLX is `object`
+    kernel = make_kernel(
         "sample",
         case.get("names", NAMES),
         case.get("outputs", ["y"]),

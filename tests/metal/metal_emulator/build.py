@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import fcntl
 import functools
 import hashlib
 import os
@@ -126,16 +127,19 @@ def load_library(file: Path) -> ctypes.CDLL:
 
 
 def _runtime_objects() -> list[str]:
-    """Return the object files of the scheduler and the checks, which all kernels share."""
+    """Return the object files of the scheduler and the checks, which all kernels share.
+
+    They take seconds to compile: of several processes that start at once, one does it.
+    """
     sources = sorted(RUNTIME.glob("*.cpp"))
     folder = cache_folder() / f"runtime-{_digest(compiler(), *RUNTIME_FLAGS, _runtime_text())}"
-    if not folder.exists():
-        with _work_folder() as work:
+    with _work_folder() as work, (cache_folder() / "runtime.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
             objects = work / "objects"
             objects.mkdir()
             _run([compiler(), *RUNTIME_FLAGS, "-c", *map(str, sources)], objects)
-            with contextlib.suppress(OSError):  # another process may have been first
-                os.rename(objects, folder)
+            os.rename(objects, folder)
     return [str(folder / f"{source.stem}.o") for source in sources]
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from metal_emulator.arrays import METAL_TYPES, HostArray, dtype_name
 from metal_emulator.threadgroup_storage import rewrite_threadgroup_storage
 
+MAX_BUFFERS = 31  # of a Metal kernel
 N_CONSTANT = 8  # MLX passes inputs with fewer elements in the constant address space
 
 # What a body may name to learn where its lane is: its Metal type and its value in the emulator.
@@ -151,7 +152,12 @@ def program(
     """Return the C++ text of a kernel for these buffers.
 
     The `#line` marks give compiler messages and findings the line numbers of the kernel's own text.
+
+    Raises:
+        ValueError: if there are more buffers than Metal binds, or a template parameter has no name.
     """
+    if len(buffers) > MAX_BUFFERS:
+        raise ValueError(f"{len(buffers)} buffers: Metal binds {MAX_BUFFERS} to a kernel at most")
     for name, _ in template:
         if not re.fullmatch(r"[A-Za-z_]\w*", name):
             raise ValueError(f"{name!r} is no name of a template parameter")

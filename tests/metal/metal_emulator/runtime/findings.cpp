@@ -31,8 +31,8 @@ void clear_findings() {
 }
 
 void add_finding(const char* kind, Place at, const std::string& text) {
-  std::string key = text_of("%s|%lx|%lx|%u|%u", kind, (long)at.pc, (long)at.other_pc, at.line,
-                            at.other_line);
+  std::string key =
+      text_of("%s|%lx|%lx|%u|%u", kind, (long)at.pc, (long)at.other_pc, at.line, at.other_line);
   auto known = g_index.find(key);
   if (known != g_index.end()) {
     g_findings[known->second].count++;

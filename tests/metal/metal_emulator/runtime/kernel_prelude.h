@@ -1,6 +1,6 @@
 // What stands before every kernel: the Metal library and the storage of threadgroup variables.
 #pragma once
-#include "msl_shim.h"
+#include "msl.h"
 
 #ifdef MTL_SPACES
 // Type check only: the variable gets its address space, and nothing is registered.

@@ -23,11 +23,11 @@ struct MtlLane {
   uint32_t tid, lane, sg;  // index in the threadgroup, in the SIMD-group, and that SIMD-group's
   MtlKind kind;
   bool done;
-  uint32_t site;         // where in the source it waits: line << 10 | column
-  uint32_t nsync, ntg;   // how many collectives and barriers it has come to, and how many of the
-                         // latter were of the threadgroup
-  const char* op;        // the name of what it waits at
-  uint32_t flags;        // mem_flags of a barrier
+  uint32_t site;        // where in the source it waits: line << 10 | column
+  uint32_t nsync, ntg;  // how many collectives and barriers it has come to, and how many of the
+                        // latter were of the threadgroup
+  const char* op;       // the name of what it waits at
+  uint32_t flags;       // mem_flags of a barrier
   void* slot;
   MtlCombine combine;
   void* aux;

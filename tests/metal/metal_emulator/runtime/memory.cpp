@@ -109,7 +109,8 @@ static inline void access_device(char* p, size_t n, bool is_write, const void* p
     r->shadow[first / r->esz].w_tg = kAtomic;
     return;
   }
-  Access a{is_write, false, r->is_filled, r->name, 0, pc, g_tg_epoch[0], g_sg_epoch[0][mtl_cur->sg]};
+  uint32_t te = g_tg_epoch[0], se = g_sg_epoch[0][mtl_cur->sg];
+  Access a{is_write, false, r->is_filled, r->name, 0, pc, te, se};
   for (a.index = first / r->esz; a.index <= last / r->esz; a.index++) visit(r->shadow[a.index], a);
 }
 
@@ -124,14 +125,16 @@ static inline void access_threadgroup(char* p, size_t n, bool is_write, const vo
   }
   g_counts[is_write ? MC_TG_WRITTEN : MC_TG_READ] += n;
   if (is_atomic) return;
-  Access a{is_write, true, false, v->name, 0, pc, g_tg_epoch[1], g_sg_epoch[1][mtl_cur->sg]};
+  uint32_t te = g_tg_epoch[1], se = g_sg_epoch[1][mtl_cur->sg];
+  Access a{is_write, true, false, v->name, 0, pc, te, se};
   for (size_t i = 0; i < n; i++) {
     a.index = (p + i - v->lo) / v->esz;
     visit(g_tg_shadow[p - g_tg + i], a);
   }
 }
 
-static inline void access(char* p, size_t n, bool is_write, const void* pc, bool is_atomic = false) {
+static inline void access(char* p, size_t n, bool is_write, const void* pc,
+                          bool is_atomic = false) {
   if (p >= g_arena && p < g_arena_end) {
     access_device(p, n, is_write, pc, is_atomic);
   } else if (p >= g_tg && p < g_tg + g_tg_size) {

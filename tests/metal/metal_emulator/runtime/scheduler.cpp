@@ -77,9 +77,9 @@ static void report_divergence(uint32_t sg, uint32_t n) {
   std::map<std::string, uint32_t> lanes_at, line_at;
   for (uint32_t i = 0; i < n; i++) {
     MtlLane& lane = g_lanes[sg * kLanes + i];
-    std::string place = lane.done ? "returned"
-                                  : text_of("at %s line %u (sync number %u)", lane.op,
-                                            line_of(lane), lane.nsync);
+    std::string place =
+        lane.done ? "returned"
+                  : text_of("at %s line %u (sync number %u)", lane.op, line_of(lane), lane.nsync);
     lanes_at[place] |= 1u << i;
     if (!lane.done) line_at[place] = line_of(lane);
   }
@@ -276,7 +276,8 @@ static uint32_t run_grid(MtlU3 grid, MtlU3 tg, uint32_t first_tg, uint32_t max_t
   uint32_t total = n.x * n.y * n.z, n_done = 0;
   for (uint32_t i = first_tg; i < total && !g_fatal && n_done < max_tg; i++, n_done++) {
     MtlU3 at = {i % n.x, i / n.x % n.y, i / n.x / n.y};
-    MtlU3 size = {std::min(full.x, grid.x - at.x * full.x), std::min(full.y, grid.y - at.y * full.y),
+    MtlU3 size = {std::min(full.x, grid.x - at.x * full.x),
+                  std::min(full.y, grid.y - at.y * full.y),
                   std::min(full.z, grid.z - at.z * full.z)};
     uint32_t threads = size.x * size.y * size.z;
     mtl_grp = {at, n, size, grid, full, (threads + kLanes - 1) / kLanes, threads};
@@ -299,7 +300,6 @@ extern "C" void mtl_run(void (*entry)(void**), const BufDesc* buffers, int n_buf
   open_memory(buffers, n_buffers, is_checked, pointers);
   g_buffers = pointers.data();
   CrashHandlers handlers;
-  uint32_t n_left =
-      run_grid({grid[0], grid[1], grid[2]}, {tg[0], tg[1], tg[2]}, first_tg, max_tg);
+  uint32_t n_left = run_grid({grid[0], grid[1], grid[2]}, {tg[0], tg[1], tg[2]}, first_tg, max_tg);
   close_memory(buffers, !g_fatal && n_left == 0);
 }

@@ -20,9 +20,9 @@ static const int32_t kManyGroups = -1;
 static const uint32_t kAtomic = 0xffffffff;  // as w_tg: written by an atomic operation
 
 // ---------------------------------------------------------------- time
-static uint32_t g_tg_number;  // of the threadgroup that runs, from 1
-static uint32_t g_tg_epoch[2];                   // barriers so far: [0] device, [1] threadgroup
-static std::vector<uint32_t> g_sg_epoch[2];      // the same for each SIMD-group
+static uint32_t g_tg_number;                 // of the threadgroup that runs, from 1
+static uint32_t g_tg_epoch[2];               // barriers so far: [0] device, [1] threadgroup
+static std::vector<uint32_t> g_sg_epoch[2];  // the same for each SIMD-group
 
 void order_threadgroup(uint32_t flags) {
   for (int space = 0; space < 2; space++) g_tg_epoch[space] += flags >> space & 1;
@@ -47,9 +47,10 @@ static void report_race(const Access& a, bool other_is_write, const void* other_
   std::string who = other == kManyGroups  ? "several SIMD-groups"
                     : other < kManyGroups ? "several lanes of a SIMD-group"
                                           : "thread " + std::to_string(other);
-  std::string text = text_of("%s of %s[%llu] by %s is not ordered after the %s by %s",
-                             a.is_write ? "write" : "read", a.name, (unsigned long long)a.index,
-                             current_lane().c_str(), other_is_write ? "write" : "read", who.c_str());
+  std::string text =
+      text_of("%s of %s[%llu] by %s is not ordered after the %s by %s",
+              a.is_write ? "write" : "read", a.name, (unsigned long long)a.index,
+              current_lane().c_str(), other_is_write ? "write" : "read", who.c_str());
   Place place;
   place.pc = (uint64_t)a.pc;
   place.other_pc = (uint64_t)other_pc;
@@ -73,9 +74,8 @@ static inline void check_against_write(Shadow& s, const Access& a) {
     return;
   }
   uint32_t writer = s.w_lane - 1;
-  bool is_ordered = s.w_tg == g_tg_number &&
-                    (writer == mtl_cur->tid || s.w_te < a.te ||
-                     (writer / 32 == mtl_cur->sg && s.w_se < a.se));
+  bool is_ordered = s.w_tg == g_tg_number && (writer == mtl_cur->tid || s.w_te < a.te ||
+                                              (writer / 32 == mtl_cur->sg && s.w_se < a.se));
   if (!is_ordered) report_race(a, true, s.w_pc, (int)writer);
 }
 
@@ -87,8 +87,8 @@ static inline void check_against_reads(const Shadow& s, const Access& a) {
   } else if (s.r_te < a.te) {
     is_ordered = true;
   } else if (s.r_lane >= 0) {
-    is_ordered = s.r_lane == (int)mtl_cur->tid ||
-                 ((uint32_t)s.r_lane / 32 == mtl_cur->sg && s.r_se < a.se);
+    is_ordered =
+        s.r_lane == (int)mtl_cur->tid || ((uint32_t)s.r_lane / 32 == mtl_cur->sg && s.r_se < a.se);
   } else {
     is_ordered = s.r_lane == -2 - (int)mtl_cur->sg && s.r_se < a.se;
   }

@@ -29,8 +29,7 @@ void __ubsan_handle_divrem_overflow(SourceLocation* at, uintptr_t, uintptr_t) {
   abort_lane();
 }
 void __ubsan_handle_type_mismatch_v1(AlignmentData* data, uintptr_t p) {
-  mtl_report("misaligned", data->at.line,
-             "address %s to a %d-byte alignment (address mod 16 = %d)",
+  mtl_report("misaligned", data->at.line, "address %s to a %d-byte alignment (address mod 16 = %d)",
              p ? "is not aligned" : "is null, not aligned", 1 << data->log_alignment,
              (int)(p % 16));
 }
