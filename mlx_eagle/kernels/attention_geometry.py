@@ -85,8 +85,9 @@ def geometry(shape: Shape) -> Geometry:
     the scores of 64 keys, so they get half as many SIMD-groups, which own twice as many columns.
 
     A split writes 4 bytes per query and column that are read once more; a key with its value is
-    4 bytes per column. With at least 4 keys per query, that is at most half of the traffic of
-    keys and values, and little of a long context, whose number of splits is limited.
+    4 bytes per column. With at least 4 keys per query, that is at most half of the bytes of keys
+    and values (1.8 times them if they have 4 bits), and little of them in a long context, whose
+    number of splits is limited. More keys per split would leave cores idle in a short one.
     """
     most = min(MOST_QUERIES, QUERY_BYTES // (2 * shape.head_dim) // 8 * 8)
     blocks = math.ceil(shape.queries / most)

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
@@ -226,6 +227,22 @@ def test_nothing_beyond_the_context_is_used(emulated: Emulated) -> None:
     buffer = spoil(mx.zeros((1, 2, LONG.length + SPARE, 64), F16), LONG.length - 1)
     used = attention(inputs.queries, buffer[:, :, : LONG.length], inputs.keys, scale=1.0, mask=None)
     assert mx.isnan(used).any()
+
+
+@pytest.mark.parametrize("case", [LONG, SHORT, PACKED], ids=str)
+def test_mlx_itself_takes_the_kernels_and_their_launches(tmp_path: Path, case: Case) -> None:
+    """Without a GPU it builds the graph only where a function is exported."""
+    module.kernels.cache_clear()
+    inputs = make_inputs(case)
+    seen: list[mx.array] = []
+
+    def traced(queries: mx.array) -> mx.array:
+        seen.append(run(case, inputs._replace(queries=queries)))
+        return seen[0]
+
+    mx.export_function(str(tmp_path / "attention.mlxfn"), traced, inputs.queries)
+    module.kernels.cache_clear()
+    assert (seen[0].shape, seen[0].dtype) == (inputs.queries.shape, case.dtype)
 
 
 @pytest.mark.parametrize("rows", [2, 16])
