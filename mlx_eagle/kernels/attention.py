@@ -99,8 +99,8 @@ def attention(
 
     Args:
         queries: [1, H, N, D].
-        keys: [1, Hk, T, D]; H is a multiple of Hk.
-        values: [1, Hk, T, D].
+        keys: [1, Hk, T, D] of the queries' type; H is a multiple of Hk.
+        values: likewise.
         scale: of scores.
         mask: [N, T] bool, True where a row sees a key, at least one in every row; "causal" if the
             last N keys belong to the rows; None if every row sees all.
