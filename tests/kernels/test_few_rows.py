@@ -5,7 +5,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from emulated import Case, error, exact, kernel_of, make_case
+from few_row_cases import Case, error, exact, kernel_of, make_case
 from metal_emulator import EmulationError
 from mlx_eagle.kernels.few_rows import Launch, source
 from mlx_eagle.kernels.shapes import (

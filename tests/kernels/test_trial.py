@@ -5,7 +5,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from emulated import make_case
+from few_row_cases import make_case
 from metal_emulator import metal_kernel
 from mlx_eagle.kernels import few_rows, trial
 from mlx_eagle.kernels.shapes import CONVERT, Shape, Variant

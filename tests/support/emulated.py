@@ -1,66 +1,51 @@
-"""Few-row kernels run by the emulator: cases, and what the exact product is."""
+"""Kernels of the package on the emulator: put in place of `mx.fast.metal_kernel`, and recorded."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 
 from metal_emulator import Kernel, metal_kernel
-from mlx_eagle.kernels import few_rows
-from mlx_eagle.kernels.shapes import DTYPES, Shape, Variant, Weights, row_tiles
+
+UNROLL = '_Pragma("clang loop unroll(full)")'
 
 
-class Case(NamedTuple):
-    """A product to compute: rows, and the matrices of a shape."""
+class Emulated:
+    """Takes the place of `mx.fast.metal_kernel`.
 
-    shape: Shape
-    rows: mx.array
-    weights: list[Weights]
+    Unrolled loops take most of the time of the C++ compiler and compute the same, so the request
+    to unroll is left out unless `unrolls` is set.
 
+    Attributes:
+        launch: options of the emulator for every launch, such as `seed`.
+        edit: changes the arguments a kernel is made with, or returns them as they are.
+        strict: raise what the emulator finds.
+        launched: the kernels in the order of their launches.
+    """
 
-def make_case(shape: Shape, n_rows: int, seed: int = 0) -> Case:
-    """Return random rows [1, M, K], some inputs of which are large, and matrices for a shape."""
-    keys = iter(mx.random.split(mx.random.key(seed), 2 * len(shape.ns) + 2))
-    dtype = DTYPES[shape.dtype]
-    weights = []
-    for n in shape.ns:
-        dense = (mx.random.normal((n, shape.k), key=next(keys)) * 0.05).astype(dtype)
-        packed, scales, biases = mx.quantize(dense, group_size=shape.group, bits=shape.bits)
-        added = mx.random.normal((n,), key=next(keys)).astype(dtype) if shape.has_bias else None
-        weights.append(Weights(packed, scales, biases, added))
-    rows = mx.random.normal((1, n_rows, shape.k), key=next(keys))
-    is_outlier = mx.random.uniform(shape=(shape.k,), key=next(keys)) > 0.99
-    return Case(shape, mx.where(is_outlier, 8 * rows, rows).astype(dtype), weights)
+    def __init__(self, *, strict: bool = True, unrolls: bool = False) -> None:
+        self.launch: dict[str, Any] = {}
+        self.edit: Callable[[dict[str, Any]], dict[str, Any]] = dict
+        self.extra_inputs: list[mx.array] = []
+        self.strict, self.unrolls = strict, unrolls
+        self.launched: list[Kernel] = []
 
+    def __call__(self, **arguments: Any) -> Callable[..., list[mx.array]]:
+        edited = self.edit(arguments)
+        if not self.unrolls:
+            edited["header"] = edited["header"].replace(UNROLL, "")
+        kernel = metal_kernel(**edited, strict=self.strict)
 
-def exact(case: Case) -> list[mx.array]:
-    """Return the product in float32, written with dequantized matrices."""
-    rows, outputs = case.rows.astype(mx.float32), []
-    for part in case.weights:
-        scales, biases = part.scales.astype(mx.float32), part.biases.astype(mx.float32)
-        group, bits = case.shape.group, case.shape.bits
-        dense = mx.dequantize(part.packed, scales, biases, group_size=group, bits=bits)
-        added = 0.0 if part.added is None else part.added.astype(mx.float32)
-        outputs.append(rows @ dense.T + added)
-    if not case.shape.is_gated:
-        return outputs
-    gate, up = outputs
-    return [gate / (1 + mx.exp(-gate)) * up]
+        def launch(*, inputs: list[mx.array], **options: Any) -> list[mx.array]:
+            self.launched.append(kernel)
+            return kernel(inputs=[*inputs, *self.extra_inputs], **options, **self.launch)
 
+        return launch
 
-def kernel_of(
-    case: Case, variant: Variant, changes: Sequence[tuple[str, str]] = (), **options: Any
-) -> Kernel:
-    """Return the kernel for a case in the emulator, perhaps with its text changed."""
-    kernel = few_rows.Launch(case.shape, variant, row_tiles(case.rows.shape[1]))._kernel
-    source = kernel.source
-    for old, new in changes:
-        assert source.count(old) == 1, (old, source.count(old))
-        source = source.replace(old, new)
-    return metal_kernel(kernel.name, kernel.ins, kernel.outs, source, kernel.header, **options)
+    def find(self, word: str) -> Kernel:
+        """Return the last kernel launched whose name contains `word`."""
+        return next(kernel for kernel in reversed(self.launched) if word in kernel.name)
 
-
-def error(found: mx.array, expected: mx.array) -> float:
-    """Return the largest difference, in parts of the largest expected number."""
-    difference = mx.abs(found.astype(mx.float32) - expected).max() / mx.abs(expected).max()
-    return float(difference)
+    def findings(self) -> list[str]:
+        """Return the kinds of all findings of the last runs."""
+        return sorted({kind for kernel in self.launched for kind in kernel.report.kinds()})

@@ -56,6 +56,23 @@ def to_host(value: Any) -> HostArray:
     return HostArray(np.array(value, order="C"), name)
 
 
+def to_strided_host(value: Any) -> HostArray:
+    """Return an input in its own memory with its own strides, as MLX passes it on if told to."""
+    value = value if isinstance(value, mx.array) else mx.array(value)
+    name = dtype_name(value.dtype)
+    if value.ndim == 0:
+        return to_host(value)
+    return HostArray(np.asarray(value.view(mx.uint16) if name == "bfloat16" else value), name)
+
+
+def extent(values: NDArray[Any]) -> int:
+    """Return the bytes from an array's first element to the end of its last, gaps included."""
+    if values.size == 0:
+        return 0
+    steps = zip(values.shape, values.strides, strict=True)
+    return values.itemsize + sum((size - 1) * stride for size, stride in steps)
+
+
 def to_mlx(array: HostArray) -> mx.array:
     """Return what a kernel wrote as an array of MLX, in its own type."""
     result = mx.array(array.values)

@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from metal_emulator.arrays import HostArray, dtype_name, new_output, to_host, to_mlx
+from metal_emulator.arrays import (
+    HostArray,
+    dtype_name,
+    new_output,
+    to_host,
+    to_mlx,
+    to_strided_host,
+)
 from metal_emulator.build import build_library, check_spaces
 from metal_emulator.report import EmulationError, Report
 from metal_emulator.run import Launch, run_library
@@ -89,7 +96,8 @@ class Kernel:
         ]
 
     def _buffers(self, launch: Launch, outputs: Sequence[HostArray]) -> list[Buffer]:
-        inputs = [to_host(value) for value in launch.inputs]
+        convert = to_host if self.ensure_row_contiguous else to_strided_host
+        inputs = [convert(value) for value in launch.inputs]
         return [
             *input_buffers(self.input_names, inputs, self.source),
             *output_buffers(self.output_names, outputs, self.atomic_outputs),

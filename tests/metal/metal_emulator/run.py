@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metal_emulator.arrays import extent
 from metal_emulator.build import load_library
 from metal_emulator.report import Report, read_report
 from metal_emulator.signature import Buffer
@@ -88,7 +89,7 @@ def _describe(buffer: Buffer, launch: Launch) -> _BufferDescription:
     role = FILLED_OUTPUT if launch.init_value is not None else OUTPUT
     return _BufferDescription(
         buffer.name.encode(),
-        max(values.nbytes, 1),
+        max(extent(values), 1),
         values.itemsize,
         role if buffer.is_output else INPUT,
         launch.misalign * values.itemsize if buffer.is_caller_input else 0,
