@@ -218,12 +218,13 @@ def chat(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
-def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Let `mx.fast.metal_kernel` make kernels that run on this CPU, and forget them afterwards."""
-    from metal_emulator import metal_kernel
+    from emulated import Emulated
     from mlx_eagle.kernels import few_rows
 
-    monkeypatch.setattr(mx.fast, "metal_kernel", metal_kernel)
+    emulator = Emulated()
+    monkeypatch.setattr(mx.fast, "metal_kernel", emulator)
     few_rows.launch.cache_clear()
-    yield
+    yield emulator
     few_rows.launch.cache_clear()

@@ -5,8 +5,9 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from few_row_cases import Case, error, exact, kernel_of, make_case
-from metal_emulator import EmulationError
+from emulated import Emulated
+from few_row_cases import Case, error, exact, make_case
+from metal_emulator import EmulationError, Report
 from mlx_eagle.kernels.few_rows import Launch, source
 from mlx_eagle.kernels.shapes import (
     BITS,
@@ -78,11 +79,11 @@ def test_the_order_of_lanes_changes_no_bit() -> None:
     assert all(mx.array_equal(first, other).item() for other in others)
 
 
-def test_weights_are_read_once_for_sixteen_rows() -> None:
+def test_weights_are_read_once_for_sixteen_rows(emulated: Emulated) -> None:
     shape = Shape(512, (64,), 4, 64, "float16")
-    case, kernel = make_case(shape, 16), Launch(shape, Variant(4, 8, CONVERT), 2)
-    kernel(case.rows, case.weights)
-    weights: dict[str, int] = kernel._kernel.report.stats["w0"]
+    case = make_case(shape, 16)
+    Launch(shape, Variant(4, 8, CONVERT), 2)(case.rows, case.weights)
+    weights: dict[str, int] = emulated.launched[-1].report.stats["w0"]
     assert weights["unique"] == weights["size"]
     # While one group is multiplied the next one is read; past the end that is the last one again.
     assert weights["read"] <= 2 * weights["size"]
@@ -240,32 +241,34 @@ def ragged() -> Case:
     return make_case(Shape(576, (100,), 4, 64, "float16"), 5)
 
 
+def run(case: Case, emulated: Emulated, **options: Any) -> tuple[mx.array, Report]:
+    """Return what a kernel gives for a case of one matrix, and what the checks found."""
+    outputs = Launch(case.shape, Variant(4, 4, MAGIC), 1)(case.rows, case.weights, **options)
+    return outputs[0], emulated.launched[-1].report
+
+
 @pytest.mark.parametrize(("name", "old", "new", "kind"), BUGS, ids=[bug[0] for bug in BUGS])
 def test_a_planted_bug_is_reported_or_seen_in_the_numbers(
-    name: str, old: str, new: str, kind: str, ragged: Case
+    name: str, old: str, new: str, kind: str, ragged: Case, emulated: Emulated
 ) -> None:
-    kernel = kernel_of(ragged, Variant(4, 4, MAGIC), [(old, new)], strict=False)
-    found = _run(kernel, ragged)
+    def plant(arguments: dict[str, Any]) -> dict[str, Any]:
+        assert arguments["source"].count(old) == 1
+        return {**arguments, "source": arguments["source"].replace(old, new)}
+
+    emulated.edit, emulated.strict = plant, False
+    found, report = run(ragged, emulated)
     if kind:
-        assert kind in kernel.report.kinds(), kernel.report
+        assert kind in report.kinds(), report
     else:
         assert not error(found, exact(ragged)[0]) <= ROUNDING["float16"]
 
 
-def test_without_a_planted_bug_nothing_is_reported(ragged: Case) -> None:
-    kernel = kernel_of(ragged, Variant(4, 4, MAGIC))
-    assert error(_run(kernel, ragged), exact(ragged)[0]) <= ROUNDING["float16"]
-    assert kernel.report == []
+def test_without_a_planted_bug_nothing_is_reported(ragged: Case, emulated: Emulated) -> None:
+    found, report = run(ragged, emulated)
+    assert error(found, exact(ragged)[0]) <= ROUNDING["float16"]
+    assert report == []
 
 
-def test_rows_that_are_not_aligned_are_reported(ragged: Case) -> None:
-    kernel = kernel_of(ragged, Variant(4, 4, MAGIC))
+def test_rows_that_are_not_aligned_are_reported(ragged: Case, emulated: Emulated) -> None:
     with pytest.raises(EmulationError, match="misaligned"):
-        _run(kernel, ragged, misalign=3)
-
-
-def _run(kernel: Any, case: Case, **options: Any) -> mx.array:
-    """Run a kernel that may be wrong on a case of one matrix."""
-    launch = Launch(case.shape, Variant(4, 4, MAGIC), 1)
-    launch._kernel = kernel
-    return launch(case.rows, case.weights, **options)[0]
+        run(ragged, emulated, misalign=3)

@@ -1,13 +1,11 @@
 """Whether a kernel is kept: right first, then faster."""
 
-from typing import Any
-
 import mlx.core as mx
 import pytest
 
+from emulated import Emulated
 from few_row_cases import make_case
-from metal_emulator import metal_kernel
-from mlx_eagle.kernels import few_rows, trial
+from mlx_eagle.kernels import trial
 from mlx_eagle.kernels.shapes import CONVERT, Shape, Variant
 from mlx_eagle.kernels.trial import Verdict, in_turns, stock_product, try_shape
 from mlx_eagle.kernels.verdicts import from_fields, plan_of, planned_rows, to_fields
@@ -28,25 +26,8 @@ def verdicts(*, is_timed: bool = False) -> dict[int, Verdict]:
     return {v.rows: v for v in try_shape(SHAPE, [case.weights], case.rows, is_timed=is_timed)}
 
 
-@pytest.fixture
-def changed(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Let kernels be made from a changed text, or with other limits."""
-
-    def change(old: str = "", new: str = "", **options: Any) -> None:
-        def make(name: str, input_names: Any, output_names: Any, source: str, header: str) -> Any:
-            assert old in source
-            text = source.replace(old, new)
-            return metal_kernel(name, input_names, output_names, text, header, **options)
-
-        monkeypatch.setattr(mx.fast, "metal_kernel", make)
-        few_rows.launch.cache_clear()
-
-    yield change
-    few_rows.launch.cache_clear()
-
-
 @pytest.mark.metal
-def test_a_right_kernel_is_kept_for_all_rows_where_time_does_not_count(emulated: None) -> None:
+def test_a_right_kernel_is_kept_for_all_rows_where_time_does_not_count(emulated: Emulated) -> None:
     found = verdicts()
     assert found == {n: Verdict(n, ONLY) for n in (2, 8, 12)}
     assert planned_rows(plan_of({SHAPE: list(found.values())})) == [2, 8, 12]
@@ -63,16 +44,17 @@ def test_a_right_kernel_is_kept_for_all_rows_where_time_does_not_count(emulated:
         ("= T(first);", "= T(first * 1.004f);"),
     ],
 )
-def test_a_wrong_kernel_is_refused(old: str, new: str, changed: Any) -> None:
-    changed(old, new, strict=False)
+def test_a_wrong_kernel_is_refused(old: str, new: str, emulated: Emulated) -> None:
+    emulated.edit = lambda a: {**a, "source": a["source"].replace(old, new)}
+    emulated.strict = False
     for verdict in verdicts().values():
         assert verdict.variant is None
         assert verdict.reason.startswith("wrong (16 outputs, 4 splits, convert): ")
 
 
 @pytest.mark.metal
-def test_a_kernel_that_the_gpu_refuses_is_not_used(changed: Any) -> None:
-    changed(max_threads=64)
+def test_a_kernel_that_the_gpu_refuses_is_not_used(emulated: Emulated) -> None:
+    emulated.options["max_threads"] = 64
     for verdict in verdicts().values():
         assert verdict.variant is None
         assert verdict.reason.startswith("refused")
@@ -80,7 +62,7 @@ def test_a_kernel_that_the_gpu_refuses_is_not_used(changed: Any) -> None:
 
 
 @pytest.mark.metal
-def test_a_slower_kernel_is_not_used(emulated: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slower_kernel_is_not_used(emulated: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
     # The emulator is thousands of times slower than MLX.
     monkeypatch.setattr(trial, "ROWS", (2,))
     monkeypatch.setattr(trial, "CHAINS", 1)

@@ -20,11 +20,13 @@ class Emulated:
         launch: options of the emulator for every launch, such as `seed`.
         edit: changes the arguments a kernel is made with, or returns them as they are.
         strict: raise what the emulator finds.
+        options: with which the emulator makes kernels, such as `max_threads`.
         launched: the kernels in the order of their launches.
     """
 
     def __init__(self, *, strict: bool = True, unrolls: bool = False) -> None:
         self.launch: dict[str, Any] = {}
+        self.options: dict[str, Any] = {}
         self.edit: Callable[[dict[str, Any]], dict[str, Any]] = dict
         self.extra_inputs: list[mx.array] = []
         self.strict, self.unrolls = strict, unrolls
@@ -34,7 +36,7 @@ class Emulated:
         edited = self.edit(arguments)
         if not self.unrolls:
             edited["header"] = edited["header"].replace(UNROLL, "")
-        kernel = metal_kernel(**edited, strict=self.strict)
+        kernel = metal_kernel(**edited, strict=self.strict, **self.options)
 
         def launch(*, inputs: list[mx.array], **options: Any) -> list[mx.array]:
             self.launched.append(kernel)

@@ -1,13 +1,10 @@
-"""Few-row kernels run by the emulator: cases, and what the exact product is."""
+"""Quantized products of a few rows: cases, and what the exact product is."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
 
-from metal_emulator import Kernel, metal_kernel
-from mlx_eagle.kernels import few_rows
-from mlx_eagle.kernels.shapes import DTYPES, Shape, Variant, Weights, row_tiles
+from mlx_eagle.kernels.shapes import DTYPES, Shape, Weights
 
 
 class Case(NamedTuple):
@@ -46,18 +43,6 @@ def exact(case: Case) -> list[mx.array]:
         return outputs
     gate, up = outputs
     return [gate / (1 + mx.exp(-gate)) * up]
-
-
-def kernel_of(
-    case: Case, variant: Variant, changes: Sequence[tuple[str, str]] = (), **options: Any
-) -> Kernel:
-    """Return the kernel for a case in the emulator, perhaps with its text changed."""
-    kernel = few_rows.Launch(case.shape, variant, row_tiles(case.rows.shape[1]))._kernel
-    source = kernel.source
-    for old, new in changes:
-        assert source.count(old) == 1, (old, source.count(old))
-        source = source.replace(old, new)
-    return metal_kernel(kernel.name, kernel.ins, kernel.outs, source, kernel.header, **options)
 
 
 def error(found: mx.array, expected: mx.array) -> float:
