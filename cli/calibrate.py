@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from mlx_eagle.calibration.kernels import Found
     from mlx_eagle.calibration.planners import Calibration
     from mlx_eagle.engine import Engine
-    from mlx_eagle.kernels.trial import Verdict
     from mlx_eagle.planner.cost_model import Costs
 
 EXAMPLES = """\b
@@ -97,17 +96,10 @@ def report(engine: "Engine", found: "Calibration") -> str:
 def kernels(found: "Found") -> str:
     """Return what was found of few-row kernels, a line per shape, then of whole forward passes."""
     lines = ["  few-row kernels, their time over that of MLX's, by rows:"]
-    for shape, verdicts in found.table.items():
-        told = ", ".join(f"{v.rows}: {_verdict(v)}" for v in verdicts)
-        lines.append(f"  {shape}: {told}")
+    for what, verdicts in found.table.lines:
+        lines.append(f"  {what}: {', '.join(verdicts)}")
     whole = ", ".join(f"{n}: {ratio:.2f}" for n, ratio in found.forward.items())
     return "\n".join([*lines, f"  whole forward passes: {whole or found.fault or 'none faster'}"])
-
-
-def _verdict(verdict: "Verdict") -> str:
-    """Return one verdict: the ratio, and why the kernel is not used if it is not."""
-    ratio = "" if verdict.ratio is None else f"{verdict.ratio:.2f}"
-    return " ".join(filter(None, (ratio, verdict.reason))) or "used"
 
 
 def curve(costs: "Costs") -> str:

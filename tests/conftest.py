@@ -221,10 +221,12 @@ def chat(monkeypatch: pytest.MonkeyPatch) -> Any:
 def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Let `mx.fast.metal_kernel` make kernels that run on this CPU, and forget them afterwards."""
     from emulated import Emulated
-    from mlx_eagle.kernels import few_rows
+    from mlx_eagle.kernels import attention, few_rows
 
     emulator = Emulated()
     monkeypatch.setattr(mx.fast, "metal_kernel", emulator)
-    few_rows.launch.cache_clear()
+    for cached in (few_rows.launch, attention.kernels):
+        cached.cache_clear()
     yield emulator
-    few_rows.launch.cache_clear()
+    for cached in (few_rows.launch, attention.kernels):
+        cached.cache_clear()

@@ -10,9 +10,12 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from mlx_eagle.errors import EagleError
+from mlx_eagle.kernels.attention_trial import Heads
 from mlx_eagle.kernels.shapes import MOST_ROWS, Shape
 from mlx_eagle.kernels.sites import Site, multiplies_in
+from mlx_eagle.kernels.trial import ROWS as ROWS_TRIED
 from mlx_eagle.kernels.verdicts import Table, from_fields
+from mlx_eagle.target.attention_hook import wrap_attention
 from mlx_eagle.target.hooks import Undo, wrap_method
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import DraftTree
@@ -20,7 +23,7 @@ from mlx_eagle.tree import DraftTree
 TIME_LIMIT = 90  # seconds, most of them for reading the weights from a disk
 N_SITES = 6  # of each shape: more weights than any cache of a GPU holds, in models that matter
 N_PREFIX = 33  # tokens before the rows
-REQUEST, ROWS, ANSWER = "request.json", "rows.safetensors", "answer.json"
+REQUEST, ACTIVATIONS, ANSWER = "request.json", "activations.safetensors", "answer.json"
 
 
 class Request(NamedTuple):
@@ -29,21 +32,25 @@ class Request(NamedTuple):
     Attributes:
         sites: which of the model's sites have each shape.
         rows: [1, 16, K] activations of the model for each shape.
+        heads: kinds of attention of the model.
     """
 
     sites: dict[Shape, list[int]]
     rows: dict[Shape, mx.array]
+    heads: list[Heads]
 
 
-def capture_rows(target: Target, sites: list[Site]) -> Request:
-    """Run a few tokens through a target and keep what its sites are given."""
+def capture(target: Target, sites: list[Site]) -> Request:
+    """Run a few tokens through a target and keep what its sites and its attention are given."""
     chosen: dict[Shape, list[int]] = {}
     for index, site in enumerate(sites):
         chosen.setdefault(site.shape, []).append(index)
     chosen = {shape: _spread(found) for shape, found in chosen.items()}
     middle = {shape: sites[found[len(found) // 2]] for shape, found in chosen.items()}
     rows: dict[Shape, mx.array] = {}
+    heads: dict[Heads, None] = {}
     hooks = [_keep_rows(site, rows) for site in middle.values()]
+    hooks += wrap_attention(target.model, lambda found, *_: heads.setdefault(found))
     try:
         n_tokens = target.vocab_size or 1000
         ids = [(7919 * i + 11) % n_tokens for i in range(N_PREFIX + MOST_ROWS)]
@@ -56,7 +63,8 @@ def capture_rows(target: Target, sites: list[Site]) -> Request:
             hooks.pop()()
     # Layers that are not given [1, 16, K] in their own type cannot be served.
     usable = {s: x for s, x in rows.items() if x.shape == (1, MOST_ROWS, s.k)}
-    return Request({shape: chosen[shape] for shape in usable}, usable)
+    served = [found for found in heads if any(found.refusal(n) is None for n in ROWS_TRIED)]
+    return Request({shape: chosen[shape] for shape in usable}, usable, served)
 
 
 def ask(
@@ -82,11 +90,12 @@ def ask(
             "dtype": dtype,
             "adapter": adapter,
             "is_timed": is_timed,
+            "heads": [found._asdict() for found in request.heads],
             "shapes": [{**s._asdict(), "sites": request.sites[s]} for s in shapes],
         }
         (place / REQUEST).write_text(json.dumps(asked))
         rows = {str(i): request.rows[shape] for i, shape in enumerate(shapes)}
-        mx.save_safetensors(str(place / ROWS), rows)
+        mx.save_safetensors(str(place / ACTIVATIONS), rows)
         _run(place)
         return from_fields(json.loads((place / ANSWER).read_text()))
 

@@ -10,32 +10,38 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_eagle.calibration.kernel_request import ANSWER, REQUEST, ROWS
+from mlx_eagle.calibration.kernel_request import ACTIVATIONS, ANSWER, REQUEST
 from mlx_eagle.files.atomic import new_file
+from mlx_eagle.kernels.attention_trial import Heads, try_attention
 from mlx_eagle.kernels.shapes import Shape
 from mlx_eagle.kernels.sites import find_sites
 from mlx_eagle.kernels.trial import Verdict, try_shape
-from mlx_eagle.kernels.verdicts import to_fields
+from mlx_eagle.kernels.verdicts import Table, to_fields
 from mlx_eagle.target.load import load_target
 
 
 def main(place: Path) -> None:
     """Try the kernels of a request and write down the verdicts."""
     asked = json.loads((place / REQUEST).read_text())
-    rows = mx.load(str(place / ROWS))
+    rows = mx.load(str(place / ACTIVATIONS))
     assert isinstance(rows, dict), "a safetensors file holds named arrays"
     adapter = Path(asked["adapter"]) if asked["adapter"] else None
     loaded, _ = load_target(Path(asked["folder"]), asked["dtype"], adapter=adapter)
     sites = find_sites(loaded.network)
-    table: dict[Shape, list[Verdict]] = {}
+    is_timed = asked["is_timed"]
+    products: dict[Shape, list[Verdict]] = {}
     for i, fields in enumerate(asked["shapes"]):
         shape = Shape(
             **{k: v for k, v in fields.items() if k != "sites"} | {"ns": tuple(fields["ns"])}
         )
         matrices = [sites[index].weights for index in fields["sites"]]
-        table[shape] = list(try_shape(shape, matrices, rows[str(i)], is_timed=asked["is_timed"]))
+        products[shape] = list(try_shape(shape, matrices, rows[str(i)], is_timed=is_timed))
+    attention = {
+        heads: list(try_attention(heads, is_timed=is_timed))
+        for heads in (Heads(**fields) for fields in asked["heads"])
+    }
     with new_file(place / ANSWER) as partial:
-        partial.write_text(json.dumps(to_fields(table)))
+        partial.write_text(json.dumps(to_fields(Table(products, attention))))
 
 
 if __name__ == "__main__":

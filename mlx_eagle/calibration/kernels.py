@@ -10,17 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mlx_eagle import kernels as kernels_room
 from mlx_eagle.calibration.kernel_forward import rows_that_pay
-from mlx_eagle.calibration.kernel_request import ask, capture_rows
+from mlx_eagle.calibration.kernel_request import ask, capture
 from mlx_eagle.calibration.store import digest, read_record, this_machine, write_record
 from mlx_eagle.errors import EagleError
 from mlx_eagle.files.folders import cache_folder
 from mlx_eagle.hub.head_choice import fingerprint
-from mlx_eagle.kernels.few_rows import BODY, HEADER, text
 from mlx_eagle.kernels.gpu import NEWEST_GENERATION, gpu_generation
 from mlx_eagle.kernels.sites import Site, find_sites
 from mlx_eagle.kernels.trial import NOT_FASTER
-from mlx_eagle.kernels.verdicts import Table, from_fields, plan_of, planned_rows, to_fields
+from mlx_eagle.kernels.verdicts import Table, from_fields, to_fields
 from mlx_eagle.target.load import precision
 from mlx_eagle.target.target import Target
 
@@ -47,7 +47,7 @@ class Found(NamedTuple):
     """What was found of the kernels.
 
     Attributes:
-        table: verdicts by shape.
+        table: verdicts on products and attention.
         forward: time of a whole forward pass with kernels over that without, by number of rows.
         fault: why none is used although it was tried; "" where some are, or none is faster.
     """
@@ -142,16 +142,16 @@ class Kernels:
         """Try the kernels in a process of their own, then in whole forward passes."""
         is_timed = self._mode == AUTO
         try:
-            request = capture_rows(self._target, self._sites)
+            request = capture(self._target, self._sites)
             table = ask(request, *self._source, is_timed=is_timed)
         except EagleError as error:
-            return Found({}, {}, str(error))
-        plan = plan_of(table)
-        if not plan:
+            return Found(Table(), {}, str(error))
+        plan = table.plan()
+        if not plan.rows:
             return Found(table, {})
-        self._target.few_rows.put_on(self._sites, plan)
+        self._target.few_rows.put_on(self._target.model, plan)
         try:
-            forward = rows_that_pay(self._target, planned_rows(plan), is_timed=is_timed)
+            forward = rows_that_pay(self._target, plan.rows, is_timed=is_timed)
         except EagleError as error:
             return Found(table, {}, str(error))
         return Found(table, forward)
@@ -159,14 +159,13 @@ class Kernels:
     def _use(self, found: Found) -> None:
         """Put kernels on for the numbers of rows that pay."""
         self.found = found
-        plan = plan_of(found.table, list(found.forward))
-        if not plan:
+        plan = found.table.plan(list(found.forward))
+        if not plan.rows:
             self._target.few_rows.release()
             self.status = f"off: {found.fault or _why_none(found.table)}"
             return
-        self._target.few_rows.put_on(self._sites, plan, self._note_stall)
-        rows = planned_rows(plan)
-        self.status = f"on for {', '.join(map(str, rows))} rows"
+        self._target.few_rows.put_on(self._target.model, plan, self._note_stall)
+        self.status = f"on for {', '.join(map(str, plan.rows))} rows"
 
     def _note_stall(self) -> None:
         """Keep for later runs that rounds with the kernels stall here."""
@@ -189,12 +188,11 @@ class Kernels:
     @property
     def _file(self) -> Path:
         """Where what is found is kept: by machine, kernel and target."""
-        code = hashlib.sha256((text(HEADER) + text(BODY)).encode()).hexdigest()[:16]
         source = self._source
         facts = {
             **this_machine(),
             "generation": str(gpu_generation()),
-            "kernel": code,
+            "kernels": _code(),
             "mode": self._mode,
             "target": fingerprint(source.folder),
             "precision": precision(self._target.model),
@@ -204,10 +202,16 @@ class Kernels:
         return cache_folder() / "kernels" / f"{digest(facts)}.json"
 
 
+def _code() -> str:
+    """Return a digest of the code of all kernels, and of what tries them."""
+    files = (Path(kernels_room.__file__).parent).iterdir()
+    texts = [file.read_bytes() for file in sorted(files) if file.suffix in (".py", ".metal")]
+    return hashlib.sha256(b"".join(texts)).hexdigest()[:16]
+
+
 def _why_none(table: Table) -> str:
     """Return why no kernel of a table is used: what is wrong with them, or that none is faster."""
-    reasons = [v.reason for verdicts in table.values() for v in verdicts if v.variant is None]
-    faults = [reason for reason in reasons if reason != NOT_FASTER]
+    faults = [reason for reason in table.reasons if reason != NOT_FASTER]
     return faults[0] if faults else "not faster than those of MLX here"
 
 

@@ -80,11 +80,8 @@ def to_markdown(found: SelfTest) -> str:
         ),
         _table(
             f"Few-row kernels: {found.kernels.status}",
-            ("what is multiplied", "rows", "time over MLX's", "not used because"),
-            [
-                (shape, str(rows), _number(ratio), reason)
-                for shape, rows, ratio, reason in found.kernels.products
-            ],
+            ("what is computed", "by rows: time over that of MLX's kernel"),
+            [(what, ", ".join(verdicts)) for what, verdicts in found.kernels.tried],
         ),
         _table(
             "Whole forward passes with kernels",

@@ -3,18 +3,21 @@
 Plain steps, prompts and heads are computed by MLX as before, to the last bit.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_eagle.kernels.attention_trial import Heads
 from mlx_eagle.kernels.few_rows import Launch, launch
 from mlx_eagle.kernels.shapes import DTYPES, Shape, row_tiles
-from mlx_eagle.kernels.sites import Site, multiplies_in
-from mlx_eagle.kernels.verdicts import Plan, planned_rows
+from mlx_eagle.kernels.sites import Site, find_sites, multiplies_in
+from mlx_eagle.kernels.verdicts import Plan
 from mlx_eagle.kernels.watchdog import Watchdog
+from mlx_eagle.target.attention_hook import wrap_attention
 from mlx_eagle.target.hooks import Undo, wrap_method
 
 
@@ -36,21 +39,23 @@ class FewRows:
         self._undo: list[Undo] = []
 
     def put_on(
-        self, sites: Sequence[Site], plan: Plan, on_stall: Callable[[], None] | None = None
+        self, model: nn.Module, plan: Plan, on_stall: Callable[[], None] | None = None
     ) -> None:
-        """Put kernels on layers, in place of others.
+        """Put kernels on a model, in place of others.
 
         Args:
-            sites: where they may be.
-            plan: where they are, by shape and number of rows.
+            model: whose layers and attention they serve.
+            plan: which of them, and for how many rows.
             on_stall: called once, if they are switched off because rounds with them stall.
         """
         self.release()
-        self.is_on, self.rows = True, planned_rows(plan)
+        self.is_on, self.rows = True, plan.rows
         self._on_stall, self._watchdog = on_stall, Watchdog()
-        for site in sites:
+        for site in find_sites(model) if plan.products else []:
             if launches := _launches(site.shape, plan):
                 self._undo += self._wrap_site(site, launches)
+        if plan.attention:
+            self._undo += wrap_attention(model, partial(self._attend, plan))
 
     def release(self) -> None:
         """Give the layers back as they were."""
@@ -106,6 +111,18 @@ class FewRows:
         shared = _Shared(run) if len(site.layers) > 1 else None
         return [_wrap(layer, i, run, shared) for i, layer in enumerate(site.layers)]
 
+    def _attend(
+        self, plan: Plan, heads: Heads, queries: mx.array, keys: Any, values: Any, mask: Any
+    ) -> mx.array | None:
+        """Return what the attention kernel gives, or None if mlx-lm is to run; see `Attend`."""
+        if not self._verifies:
+            return None
+        least = plan.attention.get(heads, {}).get(queries.shape[2])
+        length = (keys[0] if heads.group_size else keys).shape[2]
+        if least is None or length < least or not _is_served(mask):
+            return None
+        return heads.own(queries, keys, values, mask)
+
 
 Run = Callable[[mx.array], list[mx.array] | None]
 
@@ -135,9 +152,16 @@ class _Shared:
         return output
 
 
+def _is_served(mask: Any) -> bool:
+    """Say whether the attention kernel takes a mask."""
+    if isinstance(mask, mx.array):
+        return mask.dtype == mx.bool_ and mask.ndim == 2
+    return mask is None or mask == "causal"
+
+
 def _launches(shape: Shape, plan: Plan) -> dict[int, Launch]:
     """Return the kernel for every number of rows that one is planned for."""
-    rows = plan.get(shape, {})
+    rows = plan.products.get(shape, {})
     return {n: launch(shape, variant, row_tiles(n)) for n, variant in rows.items()}
 
 

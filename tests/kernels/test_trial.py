@@ -6,9 +6,10 @@ import pytest
 from emulated import Emulated
 from few_row_cases import make_case
 from mlx_eagle.kernels import trial
+from mlx_eagle.kernels.attention_trial import AttentionVerdict, Heads
 from mlx_eagle.kernels.shapes import CONVERT, Shape, Variant
 from mlx_eagle.kernels.trial import Verdict, in_turns, stock_product, try_shape
-from mlx_eagle.kernels.verdicts import from_fields, plan_of, planned_rows, to_fields
+from mlx_eagle.kernels.verdicts import Table, from_fields, to_fields
 
 SHAPE = Shape(128, (64,), 4, 32, "float16")
 ONLY = Variant(2, 4, CONVERT)
@@ -30,7 +31,7 @@ def verdicts(*, is_timed: bool = False) -> dict[int, Verdict]:
 def test_a_right_kernel_is_kept_for_all_rows_where_time_does_not_count(emulated: Emulated) -> None:
     found = verdicts()
     assert found == {n: Verdict(n, ONLY) for n in (2, 8, 12)}
-    assert planned_rows(plan_of({SHAPE: list(found.values())})) == [2, 8, 12]
+    assert Table({SHAPE: list(found.values())}).plan().rows == [2, 8, 12]
 
 
 @pytest.mark.metal
@@ -97,10 +98,17 @@ def test_the_product_it_is_compared_with_is_that_of_the_layers() -> None:
 
 
 def test_verdicts_survive_a_file_and_limit_the_rows_of_the_plan() -> None:
-    table = {
+    products = {
         SHAPE: [Verdict(2, ONLY, 0.9), Verdict(3, None, 1.2, "not faster"), Verdict(8, ONLY, 0.5)],
         SHAPE._replace(k=256): [Verdict(2, None, None, "wrong (x): y")],
     }
+    heads = Heads(32, 8, 128, "float16", 0.125)
+    attention = {heads: [AttentionVerdict(4, 0, (0.9, 0.8)), AttentionVerdict(6, 4096, (1.1, 0.7))]}
+    table = Table(products, attention)
     assert from_fields(to_fields(table)) == table
-    assert plan_of(table) == {SHAPE: {2: ONLY, 8: ONLY}}
-    assert plan_of(table, [8]) == {SHAPE: {8: ONLY}}
+    assert table.plan() == ({SHAPE: {2: ONLY, 8: ONLY}}, {heads: {4: 0, 6: 4096}})
+    assert table.plan([8]) == ({SHAPE: {8: ONLY}}, {})
+    assert table.plan([4, 8]).rows == [4, 8]
+    assert table.reasons == ["not faster", "wrong (x): y"]
+    assert table.lines[0][1] == ["2: 0.90 used", "3: 1.20 not faster", "8: 0.50 used"]
+    assert table.lines[2][1] == ["4: 0.90 0.80 used", "6: 1.10 0.70 used"]

@@ -7,6 +7,7 @@ import mlx.nn as nn
 import pytest
 from mlx.utils import tree_map
 
+from mlx_eagle.kernels.attention_trial import Heads
 from mlx_eagle.kernels.shapes import CONVERT, Variant
 from mlx_eagle.kernels.sites import find_sites
 from mlx_eagle.kernels.verdicts import Plan
@@ -17,6 +18,7 @@ from tiny_models import build_target
 
 PROMPT = mx.array([3, 1, 4, 1, 5, 9, 2, 6], dtype=mx.int32)
 TREE = DraftTree.static(mx.array([7, 8, 9, 10, 11, 12], dtype=mx.int32), [0, 0, 0, 1, 1, 2])
+HEADS = Heads(4, 2, 64, "float16", 64**-0.5)
 
 
 def model_in_16_bits(architecture: str = "llama", **changes: object) -> nn.Module:
@@ -42,7 +44,9 @@ def in_float32(model: nn.Module) -> nn.Module:
 
 
 def plan(model: nn.Module, rows: range) -> Plan:
-    return {site.shape: dict.fromkeys(rows, Variant(2, 2, CONVERT)) for site in find_sites(model)}
+    variants = dict.fromkeys(rows, Variant(2, 2, CONVERT))
+    attention = {HEADS: dict.fromkeys(rows, 0)}
+    return Plan({site.shape: variants for site in find_sites(model)}, attention)
 
 
 def logits(target: Target, tree: DraftTree = TREE) -> mx.array:
@@ -75,7 +79,7 @@ def test_a_verification_with_kernels_is_nearer_to_float32_and_plain_decoding_sta
     exact = logits(Target(in_float32(model)))
     stock, one = logits(target), logits(target, DraftTree.chain(PROMPT[:1]))
     prompt = model(PROMPT[None])
-    target.few_rows.put_on(find_sites(model), plan(model, range(2, 17)))
+    target.few_rows.put_on(model, plan(model, range(2, 17)))
     found = logits(target)
     assert rms(found - exact) < 0.8 * rms(stock - exact)
     # One row, prompts and forward passes of others are computed by MLX, to the last bit.
@@ -89,7 +93,7 @@ def test_a_verification_with_kernels_is_nearer_to_float32_and_plain_decoding_sta
 def test_taking_them_off_leaves_no_trace(target: Target) -> None:
     kinds = {name: type(m) for name, m in target.model.named_modules()}
     state = {name: dict(vars(m)) for name, m in target.model.named_modules()}
-    target.few_rows.put_on(find_sites(target.model), plan(target.model, range(2, 9)))
+    target.few_rows.put_on(target.model, plan(target.model, range(2, 9)))
     assert {name: type(m) for name, m in target.model.named_modules()} != kinds
     target.few_rows.release()
     assert {name: type(m) for name, m in target.model.named_modules()} == kinds
@@ -99,7 +103,7 @@ def test_taking_them_off_leaves_no_trace(target: Target) -> None:
 @pytest.mark.metal
 def test_hooks_that_were_put_on_later_stay_when_kernels_are_taken_off(target: Target) -> None:
     n_layers = len(target.model.layers)
-    target.few_rows.put_on(find_sites(target.model), plan(target.model, range(2, 9)))
+    target.few_rows.put_on(target.model, plan(target.model, range(2, 9)))
     twin = target.twin(taps=(n_layers + 1,))  # on the layer that gives the logits
     cache = twin.make_cache()
     twin.few_rows.release()
@@ -125,11 +129,11 @@ def test_layers_that_read_the_same_rows_are_one_launch(
 
     original = mx.fast.metal_kernel
     monkeypatch.setattr(mx.fast, "metal_kernel", counted)
-    target.few_rows.put_on(find_sites(target.model), plan(target.model, range(2, 9)))
+    target.few_rows.put_on(target.model, plan(target.model, range(2, 9)))
     mx.eval(logits(target))
     n_layers = len(target.model.layers)
-    # queries, keys and values; what attention gives; gate and up; down; and the logits once
-    assert len(launched) == 4 * n_layers + 1
+    # queries, keys and values; attention; what it gives; gate and up; down; and the logits once
+    assert len(launched) == 5 * n_layers + 1
 
 
 def test_rounds_that_stall_switch_them_off_and_are_told_once() -> None:
