@@ -102,8 +102,13 @@ class AttentionVerdict(NamedTuple):
 
 def try_attention(heads: Heads, *, is_timed: bool = True) -> Iterator[AttentionVerdict]:
     """Try the kernel for all numbers of rows; see `trial.try_shape`."""
-    layers = {n: [_layer(heads, n, seed) for seed in range(LAYERS)] for n in CONTEXTS}
+    layers: dict[int, list[tuple[Rows, Rows]]] = {}
     for n_rows in ROWS:
+        if why := heads.refusal(n_rows):
+            yield AttentionVerdict(n_rows, None, (), f"not served: {why}")
+            continue
+        for context in CONTEXTS if not layers else ():
+            layers[context] = [_layer(heads, context, seed) for seed in range(LAYERS)]
         try:
             yield _judge(heads, n_rows, layers, is_timed=is_timed)
         except (RuntimeError, ValueError) as error:  # MLX's, for what a GPU refuses or cannot
@@ -115,8 +120,6 @@ def _judge(
     heads: Heads, n_rows: int, layers: dict[int, list[tuple[Rows, Rows]]], *, is_timed: bool
 ) -> AttentionVerdict:
     """Try one number of rows."""
-    if why := heads.refusal(n_rows):
-        return AttentionVerdict(n_rows, None, (), f"not served: {why}")
     ratios = []
     for context, kept in layers.items():
         queries, mask = _queries(heads, n_rows), _mask(n_rows, context)

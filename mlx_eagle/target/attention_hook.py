@@ -35,11 +35,15 @@ def wrap_attention(model: nn.Module, attend: Attend) -> list[Undo]:
     return [_replace(place, attend) for place in places if hasattr(place, NAME)]
 
 
-def _replace(place: Any, attend: Attend) -> Undo:
-    """Replace the function in one module."""
-    before, is_on = getattr(place, NAME), [True]
+class _Replacement:
+    """A function in place of another one, which it calls where it does not serve a call itself."""
 
-    def attention(
+    def __init__(self, before: Callable[..., mx.array], attend: Attend) -> None:
+        self.before, self.is_on = before, True
+        self._attend = attend
+
+    def __call__(
+        self,
         queries: mx.array,
         keys: Any,
         values: Any,
@@ -48,23 +52,28 @@ def _replace(place: Any, attend: Attend) -> Undo:
         mask: Any,
         sinks: mx.array | None = None,
     ) -> mx.array:
-        found = None
-        if is_on and sinks is None and queries.shape[0] == 1:
+        """Return the attention; the arguments are those of mlx-lm's function."""
+        if self.is_on and sinks is None and queries.shape[0] == 1:
             heads = _heads(queries, keys, values, cache, scale)
-            found = attend(heads, queries, keys, values, mask) if heads is not None else None
-        if found is not None:
-            return found
-        output: mx.array = before(
-            queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks
-        )
-        return output
+            found = None if heads is None else self._attend(heads, queries, keys, values, mask)
+            if found is not None:
+                return found
+        rest = {"cache": cache, "scale": scale, "mask": mask, "sinks": sinks}
+        return self.before(queries, keys, values, **rest)
+
+
+def _replace(place: Any, attend: Attend) -> Undo:
+    """Replace the function in one module."""
+    replacement = _Replacement(getattr(place, NAME), attend)
+    setattr(place, NAME, replacement)
 
     def undo() -> None:
-        is_on.clear()  # another replacement may have been put on since, which calls this one
-        if getattr(place, NAME) is attention:
-            setattr(place, NAME, before)
+        replacement.is_on = False
+        top = getattr(place, NAME)
+        while isinstance(top, _Replacement) and not top.is_on:
+            top = top.before
+        setattr(place, NAME, top)
 
-    setattr(place, NAME, attention)
     return undo
 
 
