@@ -48,9 +48,9 @@ def capture(target: Target, sites: list[Site]) -> Request:
     chosen = {shape: _spread(found) for shape, found in chosen.items()}
     middle = {shape: sites[found[len(found) // 2]] for shape, found in chosen.items()}
     rows: dict[Shape, mx.array] = {}
-    heads: dict[Heads, None] = {}
+    heads: set[Heads | None] = set()
     hooks = [_keep_rows(site, rows) for site in middle.values()]
-    hooks += wrap_attention(target.model, lambda found, *_: heads.setdefault(found))
+    hooks += wrap_attention(target.model, lambda call: heads.add(call.heads))
     try:
         n_tokens = target.vocab_size or 1000
         ids = [(7919 * i + 11) % n_tokens for i in range(N_PREFIX + MOST_ROWS)]
@@ -63,7 +63,7 @@ def capture(target: Target, sites: list[Site]) -> Request:
             hooks.pop()()
     # Layers that are not given [1, 16, K] in their own type cannot be served.
     usable = {s: x for s, x in rows.items() if x.shape == (1, MOST_ROWS, s.k)}
-    served = [found for found in heads if any(found.refusal(n) is None for n in ROWS_TRIED)]
+    served = [h for h in heads if h and any(h.refusal(n) is None for n in ROWS_TRIED)]
     return Request({shape: chosen[shape] for shape in usable}, usable, served)
 
 

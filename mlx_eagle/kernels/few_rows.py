@@ -10,8 +10,8 @@ Which variant is fast, and whether any is, depends on the machine: `trial.py` me
 """
 
 import math
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from importlib import resources
 from typing import Any
 
@@ -20,6 +20,8 @@ import mlx.core as mx
 from mlx_eagle.kernels.shapes import DTYPES, IN_PLACE, MAGIC, Shape, Variant, Weights
 
 THREADS = 32  # of a SIMD-group
+Multiply = Callable[..., list[mx.array]]  # of rows [1, M, K]
+
 BODY, HEADER = "few_rows.metal", "few_rows_header.metal"
 
 
@@ -55,14 +57,20 @@ class Launch:
         Returns:
             [1, M, N] for each matrix; one array [1, M, N] for a gated pair.
         """
+        return self.prepared(weights, x.shape[1])(x, **options)
+
+    def prepared(self, weights: Sequence[Weights], n_rows: int) -> Multiply:
+        """Return the product for one place and number of rows, which is cheap to call."""
         n_arrays = 4 if self.shape.has_bias else 3
-        inputs = [x, *(array for part in weights for array in part[:n_arrays])]
-        rows = x.shape[1]
-        output_shapes = [(1, rows, n) for n in self.shape.outputs]
-        outputs: list[mx.array] = self._kernel(
-            inputs=inputs, output_shapes=output_shapes, **self._fixed, **options
-        )
-        return outputs
+        arrays = [array for part in weights for array in part[:n_arrays]]
+        output_shapes = [(1, n_rows, n) for n in self.shape.outputs]
+        call = partial(self._kernel, output_shapes=output_shapes, **self._fixed)
+
+        def multiply(x: mx.array, **options: Any) -> list[mx.array]:
+            outputs: list[mx.array] = call(inputs=[x, *arrays], **options)
+            return outputs
+
+        return multiply
 
 
 @cache

@@ -6,7 +6,7 @@ an architecture; a replacement that does not want a call leaves it to the functi
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -16,8 +16,51 @@ from mlx_eagle.target.hooks import Undo
 
 NAME = "scaled_dot_product_attention"
 
-# Given what attention is, queries [1, H, N, D], keys, values and mask; None leaves it to mlx-lm.
-Attend = Callable[[Heads, mx.array, Any, Any, Any], mx.array | None]
+
+class Call(NamedTuple):
+    """A call of mlx-lm's function.
+
+    Attributes:
+        queries: [B, H, N, D].
+        keys: [B, Hk, T, D], or three arrays that `mx.quantize` gave.
+        values: likewise.
+        cache: of the layer; one that is quantized says how.
+        scale: of scores.
+        mask: as mlx-lm makes them: an array, "causal" or None.
+        sinks: of the layer, or None.
+    """
+
+    queries: mx.array
+    keys: Any
+    values: Any
+    cache: Any
+    scale: float
+    mask: Any
+    sinks: mx.array | None
+
+    @property
+    def heads(self) -> Heads | None:
+        """What attention this is; None where it is none that a kernel could serve."""
+        shape, packing = self.queries.shape, (16, 0)
+        if self.sinks is not None or shape[0] != 1:
+            return None
+        of_keys, of_values = self.keys, self.values
+        if isinstance(of_keys, tuple):
+            packing = self.cache.bits, self.cache.group_size
+            of_keys, of_values = of_keys[1], of_values[1]  # the scales
+        if of_keys.shape != of_values.shape or of_keys.dtype != self.queries.dtype:
+            return None
+        dtype = str(of_keys.dtype).removeprefix("mlx.core.")
+        return Heads(shape[1], of_keys.shape[1], shape[3], dtype, float(self.scale), *packing)
+
+    @property
+    def length(self) -> int:
+        """Keys."""
+        keys = self.keys[0] if isinstance(self.keys, tuple) else self.keys
+        return int(keys.shape[2])
+
+
+Attend = Callable[[Call], mx.array | None]  # None leaves the call to mlx-lm
 
 
 def wrap_attention(model: nn.Module, attend: Attend) -> list[Undo]:
@@ -53,13 +96,11 @@ class _Replacement:
         sinks: mx.array | None = None,
     ) -> mx.array:
         """Return the attention; the arguments are those of mlx-lm's function."""
-        if self.is_on and sinks is None and queries.shape[0] == 1:
-            heads = _heads(queries, keys, values, cache, scale)
-            found = None if heads is None else self._attend(heads, queries, keys, values, mask)
-            if found is not None:
+        if self.is_on:
+            call = Call(queries, keys, values, cache, scale, mask, sinks)
+            if (found := self._attend(call)) is not None:
                 return found
-        rest = {"cache": cache, "scale": scale, "mask": mask, "sinks": sinks}
-        return self.before(queries, keys, values, **rest)
+        return self.before(queries, keys, values, cache, scale, mask, sinks)
 
 
 def _replace(place: Any, attend: Attend) -> Undo:
@@ -75,15 +116,3 @@ def _replace(place: Any, attend: Attend) -> Undo:
         setattr(place, NAME, top)
 
     return undo
-
-
-def _heads(queries: mx.array, keys: Any, values: Any, cache: Any, scale: float) -> Heads | None:
-    """Return what attention this is; None where keys and values are of different kinds."""
-    packing = (cache.bits, cache.group_size) if hasattr(cache, "bits") else (16, 0)
-    of_keys, of_values = (rows[1] if packing[1] else rows for rows in (keys, values))
-    if of_keys.shape != of_values.shape or of_keys.dtype != queries.dtype:
-        return None
-    dtype = str(queries.dtype).removeprefix("mlx.core.")
-    return Heads(
-        queries.shape[1], of_keys.shape[1], queries.shape[3], dtype, float(scale), *packing
-    )

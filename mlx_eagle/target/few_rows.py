@@ -3,7 +3,7 @@
 Plain steps, prompts and heads are computed by MLX as before, to the last bit.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -11,14 +11,16 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_eagle.kernels.attention_trial import Heads
-from mlx_eagle.kernels.few_rows import Launch, launch
-from mlx_eagle.kernels.shapes import DTYPES, Shape, row_tiles
+from mlx_eagle.kernels.few_rows import Multiply, launch
+from mlx_eagle.kernels.shapes import DTYPES, row_tiles
 from mlx_eagle.kernels.sites import Site, find_sites, multiplies_in
 from mlx_eagle.kernels.verdicts import Plan
 from mlx_eagle.kernels.watchdog import Watchdog
-from mlx_eagle.target.attention_hook import wrap_attention
-from mlx_eagle.target.hooks import Undo, wrap_method
+from mlx_eagle.target.attention_hook import Call, wrap_attention
+from mlx_eagle.target.hooks import Undo, replace_method
+
+Method = Callable[[nn.Module, mx.array], mx.array]
+Kernels = dict[tuple[int, ...], Multiply]  # by the shape [1, M, K] of the rows
 
 
 class FewRows:
@@ -52,8 +54,7 @@ class FewRows:
         self.is_on, self.rows = True, plan.rows
         self._on_stall, self._watchdog = on_stall, Watchdog()
         for site in find_sites(model) if plan.products else []:
-            if launches := _launches(site.shape, plan):
-                self._undo += self._wrap_site(site, launches)
+            self._undo += self._wrap_site(site, plan)
         if plan.attention:
             self._undo += wrap_attention(model, partial(self._attend, plan))
 
@@ -95,36 +96,69 @@ class FewRows:
             if self._on_stall is not None:
                 self._on_stall()
 
-    def _wrap_site(self, site: Site, launches: Mapping[int, Launch]) -> list[Undo]:
-        """Put kernels on one site."""
-        dtype, weights = DTYPES[site.shape.dtype], site.weights
-
-        def run(x: mx.array) -> list[mx.array] | None:
-            """Return what the kernel gives for rows x [1, M, K], or None if MLX is to run."""
-            if not self._verifies or x.ndim != 3 or x.dtype != dtype or x.shape[0] != 1:
-                return None
-            kernel = launches.get(x.shape[1])
-            return kernel(x, weights) if kernel is not None else None
-
+    def _wrap_site(self, site: Site, plan: Plan) -> list[Undo]:
+        """Put kernels on one site, if any are planned for it."""
+        kernels = _by_shape(site, plan)
+        if not kernels:
+            return []
         if site.whole is not None:
-            return [_wrap_gated(site, run)]
-        shared = _Shared(run) if len(site.layers) > 1 else None
-        return [_wrap(layer, i, run, shared) for i, layer in enumerate(site.layers)]
+            return [replace_method(site.whole, "__call__", partial(self._gated, site, kernels))]
+        if len(site.layers) == 1:
+            make = partial(self._alone, site, kernels)
+            return [replace_method(site.layers[0], multiplies_in(site.layers[0]), make)]
+        shared = _Shared(kernels)
+        return [
+            replace_method(layer, "__call__", partial(self._together, site, shared, i))
+            for i, layer in enumerate(site.layers)
+        ]
 
-    def _attend(
-        self, plan: Plan, heads: Heads, queries: mx.array, keys: Any, values: Any, mask: Any
-    ) -> mx.array | None:
-        """Return what the attention kernel gives, or None if mlx-lm is to run; see `Attend`."""
-        if not self._verifies:
+    # Methods of layers, made of the plain ones. They are called hundreds of times per forward pass,
+    # so each is one function that looks for its kernel by the shape of the rows.
+
+    def _alone(self, site: Site, kernels: Kernels, plain: Method) -> Method:
+        """Return the method of a layer that has a launch of its own."""
+        dtype = DTYPES[site.shape.dtype]
+
+        def multiply(layer: nn.Module, x: mx.array) -> mx.array:
+            kernel = kernels.get(x.shape) if self._verifies else None
+            return plain(layer, x) if kernel is None or x.dtype != dtype else kernel(x)[0]
+
+        return multiply
+
+    def _gated(self, site: Site, kernels: Kernels, plain: Method) -> Method:
+        """Return the method of a SwiGLU layer."""
+        dtype, down = DTYPES[site.shape.dtype], site.down
+        assert down is not None, "gated sites have a layer that reads them"
+
+        def feed_forward(layer: nn.Module, x: mx.array) -> mx.array:
+            kernel = kernels.get(x.shape) if self._verifies else None
+            if kernel is None or x.dtype != dtype:
+                return plain(layer, x)
+            output: mx.array = down(kernel(x)[0])
+            return output
+
+        return feed_forward
+
+    def _together(self, site: Site, shared: "_Shared", index: int, plain: Method) -> Method:
+        """Return the method of one of several layers that share a launch."""
+        dtype = DTYPES[site.shape.dtype]
+
+        def multiply(layer: nn.Module, x: mx.array) -> mx.array:
+            if not self._verifies or x.dtype != dtype:
+                return plain(layer, x)
+            output = shared.take(index, x)
+            return plain(layer, x) if output is None else output
+
+        return multiply
+
+    def _attend(self, plan: Plan, call: Call) -> mx.array | None:
+        """Return what the attention kernel gives, or None if mlx-lm is to run."""
+        if not self._verifies or (heads := call.heads) is None:
             return None
-        least = plan.attention.get(heads, {}).get(queries.shape[2])
-        length = (keys[0] if heads.group_size else keys).shape[2]
-        if least is None or length < least or not _is_served(mask):
+        least = plan.attention.get(heads, {}).get(call.queries.shape[2])
+        if least is None or call.length < least or not _is_served(call.mask):
             return None
-        return heads.own(queries, keys, values, mask)
-
-
-Run = Callable[[mx.array], list[mx.array] | None]
+        return heads.own(call.queries, call.keys, call.values, call.mask)
 
 
 class _Shared:
@@ -134,18 +168,18 @@ class _Shared:
     is kept.
     """
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self, kernels: Kernels) -> None:
+        self._kernels = kernels
         self._rows: mx.array | None = None
         self._left: dict[int, mx.array] = {}
 
     def take(self, index: int, x: mx.array) -> mx.array | None:
         """Return the output of one layer for rows x, or None if MLX is to run."""
         if self._rows is not x or index not in self._left:
-            outputs = self._run(x)
-            if outputs is None:
+            kernel = self._kernels.get(x.shape)
+            if kernel is None:
                 return None
-            self._rows, self._left = x, dict(enumerate(outputs))
+            self._rows, self._left = x, dict(enumerate(kernel(x)))
         output = self._left.pop(index)
         if not self._left:
             self._rows = None
@@ -159,36 +193,10 @@ def _is_served(mask: Any) -> bool:
     return mask is None or mask == "causal"
 
 
-def _launches(shape: Shape, plan: Plan) -> dict[int, Launch]:
-    """Return the kernel for every number of rows that one is planned for."""
-    rows = plan.products.get(shape, {})
-    return {n: launch(shape, variant, row_tiles(n)) for n, variant in rows.items()}
-
-
-def _wrap(layer: nn.Module, index: int, run: Run, shared: _Shared | None) -> Undo:
-    """Put a kernel on one layer, or its share of one that serves several."""
-
-    def multiply(plain: Any, self: nn.Module, x: mx.array) -> mx.array:
-        if shared is not None:
-            output = shared.take(index, x)
-        else:
-            outputs = run(x)
-            output = outputs[0] if outputs is not None else None
-        if output is None:
-            output = plain(self, x)
-        return output
-
-    return wrap_method(layer, multiplies_in(layer), multiply)
-
-
-def _wrap_gated(site: Site, run: Run) -> Undo:
-    """Put a kernel on a SwiGLU layer."""
-    whole, down = site.whole, site.down
-    assert whole is not None and down is not None, "only gated sites are whole layers"
-
-    def feed_forward(plain: Any, self: nn.Module, x: mx.array) -> mx.array:
-        outputs = run(x)
-        output: mx.array = plain(self, x) if outputs is None else down(outputs[0])
-        return output
-
-    return wrap_method(whole, "__call__", feed_forward)
+def _by_shape(site: Site, plan: Plan) -> Kernels:
+    """Return the kernels of a site by the shape [1, M, K] of the rows that they multiply."""
+    planned = plan.products.get(site.shape, {})
+    return {
+        (1, n, site.shape.k): launch(site.shape, variant, row_tiles(n)).prepared(site.weights, n)
+        for n, variant in planned.items()
+    }

@@ -15,25 +15,19 @@ from mlx_eagle.cache.recurrent import RecurrentCache, Update
 Undo = Callable[[], None]
 
 
-def wrap_method(module: nn.Module, name: str, method: Callable[..., Any]) -> Undo:
-    """Give one instance a subclass in which a method is `method(plain, module, ...)`.
+def replace_method(module: nn.Module, name: str, make: Callable[[Any], Any]) -> Undo:
+    """Give one instance a subclass with another method.
 
     Args:
         module: changed in place; its parameters keep their paths.
         name: the method to replace.
-        method: receives the class's present method first, then the module and the arguments.
+        make: returns it, given the class's present method; both take the module first.
 
     Returns:
         What takes the method off again; other hooks that were put on since then stay.
     """
     kind = type(module)
-    plain = getattr(kind, name)
-
-    def wrapped(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return method(plain, self, *args, **kwargs)
-
-    wrapped.__name__ = method.__name__
-    own = {name: wrapped, "__module__": kind.__module__}
+    own = {name: make(getattr(kind, name)), "__module__": kind.__module__}
     hooked = type(kind.__name__, (kind,), own)
     module.__class__ = hooked
 
@@ -44,6 +38,28 @@ def wrap_method(module: nn.Module, name: str, method: Callable[..., Any]) -> Und
             delattr(hooked, name)
 
     return undo
+
+
+def wrap_method(module: nn.Module, name: str, method: Callable[..., Any]) -> Undo:
+    """Give one instance a subclass in which a method is `method(plain, module, ...)`.
+
+    Args:
+        module: changed in place; its parameters keep their paths.
+        name: the method to replace.
+        method: receives the class's present method first, then the module and the arguments.
+
+    Returns:
+        As `replace_method`.
+    """
+
+    def make(plain: Any) -> Any:
+        def wrapped(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return method(plain, self, *args, **kwargs)
+
+        wrapped.__name__ = method.__name__
+        return wrapped
+
+    return replace_method(module, name, make)
 
 
 def note_updates(model: nn.Module, hooks: list[Undo]) -> None:

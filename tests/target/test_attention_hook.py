@@ -1,14 +1,13 @@
 """The attention of a model served by another function, and given back."""
 
 import sys
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
 from mlx_eagle.kernels.attention_trial import Heads
-from mlx_eagle.target.attention_hook import NAME, wrap_attention
+from mlx_eagle.target.attention_hook import NAME, Call, wrap_attention
 from tiny_models import build_target
 
 TOKENS = mx.array([[3, 1, 4, 1, 5]])
@@ -20,11 +19,11 @@ def model() -> nn.Module:
 
 
 def test_it_is_asked_what_attention_is_and_may_serve_it(model: nn.Module) -> None:
-    seen: list[Heads] = []
+    seen: list[Heads | None] = []
 
-    def zeros(heads: Heads, queries: mx.array, keys: Any, values: Any, mask: Any) -> mx.array:
-        seen.append(heads)
-        return mx.zeros_like(queries)
+    def zeros(call: Call) -> mx.array:
+        seen.append(call.heads)
+        return mx.zeros_like(call.queries)
 
     before = model(TOKENS)
     hooks = wrap_attention(model, zeros)
