@@ -16,7 +16,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlx_eagle.cache.model_cache import AnyCache
+from mlx_eagle.cache.model_cache import AnyCache, TreeCache
 from mlx_eagle.decoding.accept import accept
 from mlx_eagle.drafters.base import Drafter
 from mlx_eagle.drafters.early_stop import draft_as_planned
@@ -53,8 +53,9 @@ class Decoder:
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of the caches, target's and head's."""
-        return self.cache.nbytes + (self.drafter.nbytes if self.drafter is not None else 0)
+        """Bytes of our caches, target's and head's; mlx-lm's own do not all know theirs."""
+        own = self.cache.nbytes if isinstance(self.cache, TreeCache) else 0
+        return own + (self.drafter.nbytes if self.drafter is not None else 0)
 
     def commit(self, tree: DraftTree, path: Sequence[int]) -> None:
         """Keep the accepted nodes `path` of a tree, in the cache and for the next choices."""

@@ -10,6 +10,7 @@ import mlx.nn as nn
 import pytest
 
 from doubles import Cycle, ScriptedDrafter, wrong_every
+from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.decoding import loop
 from mlx_eagle.decoding.loop import rounds
 from mlx_eagle.decoding.prefill import prefill
@@ -170,3 +171,14 @@ def test_a_slow_caller_does_not_count_as_time_of_the_device(
     stream.close()
     assert len(seconds) == 3
     assert None in seconds
+
+
+def test_mlx_lms_own_caches_need_not_know_their_bytes(
+    tiny_target: Callable[..., nn.Module],
+) -> None:
+    """A quantized one does not while it is empty, as it is before a prompt of one token."""
+    target = Target(tiny_target("llama", head_dim=32), speculate=False)
+    target.kv = KVOptions(bits=8, group_size=32)
+    decoder = Decoder(target, target.make_cache(), None, TokenSelector(SeededSampler()))
+    stream = rounds(decoder, 5, FixedShape(PLAIN))
+    assert [len(next(stream).tokens) for _ in range(3)] == [1, 1, 1]
