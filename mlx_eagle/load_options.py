@@ -30,7 +30,8 @@ class LoadOptions:
         max_kv_size: rows that the target's cache keeps: the first four and the newest.
         head_window: tokens that the head attends to, so that drafting stays as good and as cheap
             as it was on the texts that the head was trained on; 0 is all of them, None is chosen
-            for the head.
+            for the head. With 0 a GPU copies the head's whole cache for every level of a draft that
+            is not checked, because the level before may still be reading it.
         max_context: tokens that a conversation may have; None is what the model was made for.
         template_args: what the chat template is given in every conversation, such as
             `enable_thinking`; names that it does not know have no effect.

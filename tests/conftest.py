@@ -176,11 +176,12 @@ def demo() -> Any:
 
 @pytest.fixture
 def short_doctor(is_quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By default the doctor judges a head by one of its prompts."""
+    """By default the doctor judges a head by half a text after one of its prompts."""
     from mlx_eagle.doctor import doctor
 
     if is_quick:
         monkeypatch.setattr(doctor, "PROMPTS", doctor.PROMPTS[:1])
+        monkeypatch.setattr(doctor, "N_TOKENS", 48)
 
 
 @pytest.fixture

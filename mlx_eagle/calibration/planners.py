@@ -1,7 +1,7 @@
 """The planners of an engine, and the records that they start from and keep.
 
-All of them share the live costs of the machine; greedy and sampled decoding have a planner each,
-because fewer drafts are accepted where tokens are drawn.
+Greedy and sampled decoding have a planner each, because fewer drafts are accepted where tokens are
+drawn, and live costs each, because drawing them takes time of its own in every round.
 """
 
 from typing import NamedTuple
@@ -96,7 +96,6 @@ class Planners:
         chains_only: bool = False,
     ) -> None:
         self.calibration = calibration
-        self._costs = LiveCosts(calibration.costs, is_measured=calibration.is_measured)
         self.max_depth, self.records, self.watch = max_depth, records, watch
         self.chains_only = chains_only
         self._n_children = 1 if chains_only else CHILDREN
@@ -108,7 +107,9 @@ class Planners:
         kind = SAMPLED if temperature else GREEDY
         if kind not in self._planners:
             known = self.records.acceptance(kind) if self.records else Acceptance()
-            self._planners[kind] = Planner(self._costs, known, self.max_depth, self._n_children)
+            measured = self.calibration
+            costs = LiveCosts(measured.costs, is_measured=measured.is_measured)
+            self._planners[kind] = Planner(costs, known, self.max_depth, self._n_children)
         return self._planners[kind]
 
     def outlook(self, context: int) -> Speculation:

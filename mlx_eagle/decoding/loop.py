@@ -7,79 +7,105 @@ vocabulary, so the text is that of plain decoding.
 """
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 
 import mlx.core as mx
 
 from mlx_eagle.decoding.rounds import (
     Decoder,
+    Finished,
     InFlight,
     Round,
+    RoundTimes,
     finish,
     outcome,
     round_times,
     submit,
 )
-from mlx_eagle.planner.policy import Plan, Policy
+from mlx_eagle.planner.policy import Plan, Policy, Review
 from mlx_eagle.tree import PLAIN
 
 FREED_EVERY = 256  # tokens, which is also how many rows a cache grows by
+UNREAD = -1  # stands for a token that is computed and not read yet
+
+IsEnd = Callable[[Sequence[int]], bool]
 
 
-def rounds(decoder: Decoder, root: int, policy: Policy) -> Generator[Round]:
+def never(tokens: Sequence[int]) -> bool:
+    """Say that no token is the last one: the caller stops asking instead."""
+    return False
+
+
+def rounds(decoder: Decoder, root: int, policy: Policy, is_end: IsEnd = never) -> Generator[Round]:
     """Decode from `root`, the newest committed token, until the caller stops asking.
 
-    The first round is plain, so that the first token comes as soon as it can.
+    The first round is plain, and its token is handed out at once. From then on the next round is
+    submitted before the tokens of the last one are handed out: the device works while the caller
+    does. A round that nobody asks for leaves nothing behind.
 
     Args:
         decoder: target, cache, drafter and selector; everything before the root is committed.
         root: the newest committed token.
         policy: what each round drafts; with no drafter every round is plain.
+        is_end: called with the tokens that come next, `UNREAD` for one that is not known yet; says
+            whether the caller will ask for none after them, so that none are computed in vain.
     """
-    first, n_kept = Plan(PLAIN), 0
+    first, garbage = Plan(PLAIN), Garbage(decoder)
     in_flight = submit(decoder, mx.array([root], dtype=mx.int32), first)
     last_read, caller_seconds = in_flight.start, 0.0
     try:
         while True:
-            following = _submit_ahead(decoder, in_flight, policy)
+            following = _submit_ahead(decoder, in_flight, policy, is_end)
             done = finish(decoder, in_flight, is_committed=following is not None)
+            garbage.collect(len(done.tokens), in_flight.cache_bytes)
             times = round_times(in_flight, done, last_read)
             decoder.target.few_rows.watch(in_flight.tree.n_nodes, times.until_read)
             review = None
             if in_flight.plan is not first:
                 review = policy.record(outcome(in_flight, done, times, caller_seconds))
-            target_tokens = in_flight.target_tokens
-            n_kept = _free_buffers(n_kept + len(done.tokens))
-            yield Round(
-                done.tokens, in_flight.tree, done.path, done.depth, target_tokens, times, review
-            )
-            last_read, caller_seconds = done.read, time.perf_counter() - done.end
-            if following is None:
-                next_root = mx.array(done.tokens[-1:], dtype=mx.int32)
-                following = submit(decoder, next_root, policy.plan(decoder.cache.rows))
-            in_flight = following
+            round_ = _round(in_flight, done, times, review)
+            try:
+                if following is None and in_flight.plan is not first and not is_end(done.tokens):
+                    following = _submit_next(decoder, done, policy)
+            except Exception:
+                yield round_  # what was decoded comes before the error
+                raise
+            handed_out = time.perf_counter()
+            yield round_
+            last_read, caller_seconds = done.read, time.perf_counter() - handed_out
+            in_flight = following or _submit_next(decoder, done, policy)
     finally:
+        decoder.cache.commit([])  # forget the rows of a round that is not read any more
         decoder.pending.observe()
 
 
-def _free_buffers(n_tokens: int) -> int:
-    """Give MLX's unused buffers back every so many tokens; returns the tokens since then.
+class Garbage:
+    """MLX's unused buffers: those that a cache has outgrown, and what has piled up besides.
 
-    Those that a cache has outgrown are of no use to the larger ones that follow, and on a GPU they
-    stay wired.
+    Nothing that follows fits into them, and on a GPU they stay wired. A cache grows when a round is
+    submitted; its old buffers are free once that round has been read.
     """
-    if n_tokens < FREED_EVERY:
-        return n_tokens
-    mx.clear_cache()
-    return 0
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._cache_bytes, self._n_tokens = decoder.cache_bytes, 0
+
+    def collect(self, n_tokens: int, cache_bytes: int) -> None:
+        """Give them back after a round that gave `n_tokens`, if it is time to."""
+        self._n_tokens += n_tokens
+        if cache_bytes > self._cache_bytes or self._n_tokens >= FREED_EVERY:
+            mx.clear_cache()
+            self._n_tokens = 0
+        self._cache_bytes = max(self._cache_bytes, cache_bytes)
 
 
-def _submit_ahead(decoder: Decoder, in_flight: InFlight, policy: Policy) -> InFlight | None:
+def _submit_ahead(
+    decoder: Decoder, in_flight: InFlight, policy: Policy, is_end: IsEnd
+) -> InFlight | None:
     """Submit the round after a plain one before that is read; None where that cannot be done.
 
     Without a tree the next root is known to the device, so it need not wait for the host.
     """
-    if decoder.selector.waits or in_flight.plan.shape != PLAIN:
+    if decoder.selector.waits or in_flight.plan.shape != PLAIN or is_end([UNREAD]):
         return None
     if decoder.drafter is not None and not policy.stays_plain():
         return None
@@ -87,3 +113,15 @@ def _submit_ahead(decoder: Decoder, in_flight: InFlight, policy: Policy) -> InFl
     plan = policy.plan(decoder.cache.rows)
     assert plan.shape == PLAIN or decoder.drafter is None, "only plain rounds are submitted ahead"
     return submit(decoder, in_flight.target_tokens.tokens, plan, is_overlapped=True)
+
+
+def _submit_next(decoder: Decoder, done: Finished, policy: Policy) -> InFlight:
+    """Submit the round after one that was read, as the policy plans it."""
+    root = mx.array(done.tokens[-1:], dtype=mx.int32)
+    return submit(decoder, root, policy.plan(decoder.cache.rows))
+
+
+def _round(in_flight: InFlight, done: Finished, times: RoundTimes, review: Review | None) -> Round:
+    """Return what is handed out of a round."""
+    tree, target_tokens = in_flight.tree, in_flight.target_tokens
+    return Round(done.tokens, tree, done.path, done.depth, target_tokens, times, review)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlx_eagle.cache.model_cache import AnyCache
+from mlx_eagle.cache.model_cache import AnyCache, TreeCache
 from mlx_eagle.decoding.accept import accept
 from mlx_eagle.drafters.base import Drafter
 from mlx_eagle.drafters.early_stop import draft_as_planned
@@ -26,8 +26,9 @@ from mlx_eagle.sampling.token_selector import TargetTokens, TokenSelector
 from mlx_eagle.target.target import Target, Verified
 from mlx_eagle.tree import PLAIN, DraftTree, check_structure
 
-# Share of a plain round that the caller may take before the round's time tells nothing.
-MOST_CALLER_SHARE = 0.2
+# Shares of a round: what the caller may take before the round's time tells nothing, unless the
+# device was still at work then, so that the host had to wait at least so much for it.
+MOST_CALLER_SHARE, LEAST_WAIT_SHARE = 0.2, 0.05
 
 
 @dataclass
@@ -49,6 +50,12 @@ class Decoder:
 
     def __post_init__(self) -> None:
         self.pending = PendingRows(self.drafter)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of our caches, target's and head's; mlx-lm's own do not all know theirs."""
+        own = self.cache.nbytes if isinstance(self.cache, TreeCache) else 0
+        return own + (self.drafter.nbytes if self.drafter is not None else 0)
 
     def commit(self, tree: DraftTree, path: Sequence[int]) -> None:
         """Keep the accepted nodes `path` of a tree, in the cache and for the next choices."""
@@ -72,7 +79,8 @@ class RoundTimes(NamedTuple):
         verify: verification, likewise.
         host: in which the device had nothing to do.
         until_read: from the start until the target's tokens were on the host; of a round that was
-            submitted before the last one was read, from the moment of that reading.
+            submitted before the last one was read, from the moment of that reading. A caller that
+            takes longer than the device delays the reading, and so counts in it.
         total: until the round was committed as well.
     """
 
@@ -130,6 +138,7 @@ class InFlight(NamedTuple):
         target_tokens: what follows from that.
         packed: all that is read back, in one array.
         is_overlapped: submitted before the last round was read.
+        cache_bytes: of the caches, as large as they have become for it.
         start, drafted, submitted: moments in seconds; an unchecked draft is complete, if that is
             known at all, only when the round was submitted.
     """
@@ -140,6 +149,7 @@ class InFlight(NamedTuple):
     target_tokens: TargetTokens
     packed: mx.array
     is_overlapped: bool
+    cache_bytes: int
     start: float
     drafted: float
     submitted: float
@@ -151,12 +161,16 @@ class InFlight(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """A round that was read and committed; `levels` is an unchecked chain, level by level."""
+    """A round that was read and committed; `levels` is an unchecked chain, level by level.
+
+    `asked` is the moment in seconds at which the host began to wait for it.
+    """
 
     tokens: list[int]
     path: list[int]
     depth: int
     levels: list[Level]
+    asked: float
     read: float
     end: float
 
@@ -181,8 +195,8 @@ def submit(
         mx.eval(tree.tokens, tree.parents)
     submitted = time.perf_counter()
     mx.async_eval(packed)
-    moments = (start, drafted, submitted)
-    return InFlight(plan, tree, verified, target_tokens, packed, is_overlapped, *moments)
+    facts = (is_overlapped, decoder.cache_bytes, start, drafted, submitted)
+    return InFlight(plan, tree, verified, target_tokens, packed, *facts)
 
 
 def finish(decoder: Decoder, in_flight: InFlight, *, is_committed: bool = False) -> Finished:
@@ -194,6 +208,7 @@ def finish(decoder: Decoder, in_flight: InFlight, *, is_committed: bool = False)
         is_committed: whether a round without drafts was committed before it was read.
     """
     tree, taps = in_flight.tree, in_flight.verified.taps
+    asked = time.perf_counter()
     packed = np.array(in_flight.packed)
     read = time.perf_counter()
     if not tree.num_draft_tokens:
@@ -201,7 +216,7 @@ def finish(decoder: Decoder, in_flight: InFlight, *, is_committed: bool = False)
             decoder.commit(tree, [0])
         decoder.pending.add(taps, in_flight.target_tokens.tokens)
         decoder.selector.advance(packed.tolist())
-        return Finished(packed.tolist(), [0], 0, [], read, time.perf_counter())
+        return Finished(packed.tolist(), [0], 0, [], asked, read, time.perf_counter())
     tokens, parents, target_tokens, scores = packed.reshape(4, -1)
     path, token = accept(tokens.tolist(), parents.tolist(), target_tokens.tolist())
     emitted = [*tokens[path[1:]].tolist(), token]
@@ -212,7 +227,7 @@ def finish(decoder: Decoder, in_flight: InFlight, *, is_committed: bool = False)
     is_chain = in_flight.kind is RoundKind.UNCHECKED and tree.is_chain
     levels = _chain_levels(tokens, scores.view(np.float32)) if is_chain else []
     depth = max(check_structure(parents.tolist()))
-    return Finished(emitted, path, depth, levels, read, time.perf_counter())
+    return Finished(emitted, path, depth, levels, asked, read, time.perf_counter())
 
 
 def round_times(in_flight: InFlight, finished: Finished, last_read: float) -> RoundTimes:
@@ -244,7 +259,8 @@ def outcome(
     """Return what a planner learns of a round.
 
     Only a checked round tells the planner what drafting took apart from the rest. A plain round
-    tells something only where it was submitted ahead and the caller took little of its time.
+    tells something only where it was submitted ahead, and every round only where its time is the
+    device's: the caller took little of it, or the device still worked when the caller was done.
 
     Args:
         in_flight: the round as it was submitted.
@@ -252,14 +268,16 @@ def outcome(
         times: what `round_times` makes of them.
         caller_seconds: what the caller took since the round before.
     """
-    tokens, seconds = finished.tokens, times.until_read
-    if in_flight.kind is RoundKind.UNCHECKED:
-        return Outcome(tokens, None, seconds, finished.levels)
+    tokens, planned, total = finished.tokens, in_flight.plan.planned, times.until_read
+    waited = finished.read - finished.asked
+    is_clean = caller_seconds < MOST_CALLER_SHARE * total or waited > LEAST_WAIT_SHARE * total
     if in_flight.kind is RoundKind.CHECKED:
         assert times.draft is not None, "a checked draft was waited for"
-        return Outcome(tokens, times.draft, seconds - times.draft)
-    is_clean = in_flight.is_overlapped and caller_seconds < MOST_CALLER_SHARE * seconds
-    return Outcome(tokens, None, seconds if is_clean else None)
+        verifying = total - times.draft if is_clean else None
+        return Outcome(tokens, times.draft, verifying, planned=planned)
+    if in_flight.kind is RoundKind.PLAIN:
+        is_clean = is_clean and in_flight.is_overlapped
+    return Outcome(tokens, None, total if is_clean else None, finished.levels, planned)
 
 
 def _kind(plan: Plan, tree: DraftTree) -> RoundKind:

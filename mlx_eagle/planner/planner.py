@@ -69,16 +69,16 @@ class Planner:
         if self.phase.plain_left:
             self.phase = self.phase._replace(plain_left=self.phase.plain_left - 1)
             self.round = self._begin(context, 0)
-            return Plan(PLAIN)
+            return Plan(PLAIN, planned=self.round)
         usual = self.costs.best_chain(TYPICAL, context, self.max_depth)[1] - 1
         if self._may_check(usual, context):
             interval = self.costs.check_interval(usual)
             self.round = self._begin(context, self.max_depth, check_interval=interval)
             shape = TreeShape.chain(self.max_depth)
-            return Plan(shape, self.round, interval, self.n_children)
+            return Plan(shape, self.round, interval, self.n_children, planned=self.round)
         _, n_rows = self.costs.best_chain(self._usual, context, self.max_depth)
         self.round = self._begin(context, n_rows - 1)
-        return Plan(TreeShape.chain(n_rows - 1))
+        return Plan(TreeShape.chain(n_rows - 1), planned=self.round)
 
     def stays_plain(self) -> bool:
         """Say whether the next round is plain too, whatever this one gives."""
@@ -86,11 +86,13 @@ class Planner:
 
     def record(self, outcome: Outcome) -> Review | None:
         """Learn what the round cost and which drafted tokens the target chose."""
-        planned, costs = self.round, self.costs
+        # Rounds of several conversations may be under way, and one planned before one is read.
+        planned = outcome.planned if isinstance(outcome.planned, RoundPlan) else self.round
+        costs = self.costs
         if outcome.levels:
             planned.take_in(outcome.levels)
-        self._learn_costs(planned.forecast, outcome)
-        is_surprise = self._learn_acceptance(outcome.tokens)
+        self._learn_costs(planned, outcome)
+        is_surprise = self._learn_acceptance(planned, outcome.tokens)
         if planned.forecast is None:
             return None
         self._learn_throughput(planned.forecast, len(outcome.tokens))
@@ -154,13 +156,13 @@ class Planner:
         news = forecast.tokens, n_tokens, forecast.draft_seconds + forecast.verify_seconds
         self._recent = [x + weight * (y - x) for x, y in zip(self._recent, news, strict=True)]
 
-    def _learn_costs(self, forecast: Forecast | None, outcome: Outcome) -> None:
+    def _learn_costs(self, planned: RoundPlan, outcome: Outcome) -> None:
         """Compare what the round took with what was expected."""
-        costs, seconds = self.costs, outcome.verify_seconds
+        costs, forecast, seconds = self.costs, planned.forecast, outcome.verify_seconds
         if seconds is None:
             return
         if forecast is None:
-            costs.observe("plain", costs.plain(self.round.context), seconds)
+            costs.observe("plain", costs.plain(planned.context), seconds)
         elif outcome.draft_seconds is None:
             costs.observe(
                 forecast.n_rows, forecast.draft_seconds + forecast.verify_seconds, seconds
@@ -169,12 +171,12 @@ class Planner:
             costs.observe(forecast.n_rows, forecast.verify_seconds, seconds)
             costs.observe("draft", forecast.draft_seconds, outcome.draft_seconds)
 
-    def _learn_acceptance(self, tokens: Sequence[int]) -> bool:
+    def _learn_acceptance(self, planned: RoundPlan, tokens: Sequence[int]) -> bool:
         """Count the drafted tokens down to the first miss; say whether a hit was a surprise."""
-        for rates in self.round.rates:
+        for rates in planned.rates:
             self._usual += self.USUAL_RATE * (rates[0] - self._usual)
         is_surprise = False
-        for level, rates, token in zip(self.round.levels, self.round.rates, tokens, strict=False):
+        for level, rates, token in zip(planned.levels, planned.rates, tokens, strict=False):
             at = list(level.tokens).index(token) if token in level.tokens else None
             self.acceptance.observe(level.confidences, at)
             if at != 0:

@@ -44,6 +44,7 @@ class Outcome(NamedTuple):
     draft_seconds: float | None
     verify_seconds: float | None  # None where something else took part of the time
     levels: Sequence[Level] = ()  # the chain that was drafted without checking
+    planned: object = None  # that of the plan; None: the newest plan's
 
 
 class ConfidenceCheck(Protocol):
@@ -63,6 +64,7 @@ class Plan(NamedTuple):
     check: ConfidenceCheck | None = None
     check_interval: int = 1  # levels that the check is shown at a time
     n_children: int = 1  # likeliest tokens of every level that it is shown
+    planned: object = None  # what the policy keeps of the round, to be handed back in its outcome
 
 
 class Policy(Protocol):
@@ -75,7 +77,7 @@ class Policy(Protocol):
         """Say whether the next round is plain too, whatever this one gives."""
 
     def record(self, outcome: Outcome) -> Review | None:
-        """Learn from the round that was planned last; return how it went, if it drafted."""
+        """Learn from a round that was planned; return how it went, if it drafted."""
 
 
 class FixedShape(NamedTuple):

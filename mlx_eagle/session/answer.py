@@ -6,7 +6,7 @@ given, and nothing else.
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
@@ -123,7 +123,12 @@ class Answering:
         sections = self._engine.answer_format.sections(request.begun)
         ends, report = self._ends(), request.options.progress
         n_prompt = len(request.ids)
-        with closing(rounds(decoder, request.ids[-1], policy or FixedShape(PLAIN))) as stream:
+
+        def is_end(tokens: Sequence[int]) -> bool:
+            return ends.within(tokens, stats.generation_tokens)
+
+        plan = policy or FixedShape(PLAIN)
+        with closing(rounds(decoder, request.ids[-1], plan, is_end)) as stream:
             for response in responses(stream, text, sections, stats, ends, started):
                 prefix.tokens.append(response.token)
                 self._text += response.text

@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
@@ -147,6 +147,14 @@ class Ends(NamedTuple):
         if n_tokens >= self.max_tokens:
             return "length"
         return "cancelled" if self.cancelled.is_set() else None
+
+    def within(self, tokens: Sequence[int], n_tokens: int) -> bool:
+        """Say whether the answer ends with one of `tokens`, which come after `n_tokens`.
+
+        A stop string may end it all the same: that is known once the tokens have become text.
+        """
+        is_full = n_tokens + len(tokens) >= self.max_tokens
+        return is_full or not self.eos.isdisjoint(tokens) or self.cancelled.is_set()
 
 
 def responses(

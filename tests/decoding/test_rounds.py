@@ -12,7 +12,8 @@ from mlx_lm.generate import generate_step
 from doubles import Cycle, ScriptedDrafter, always_right, always_wrong, wrong_every
 from mlx_eagle.decoding.loop import rounds
 from mlx_eagle.decoding.prefill import prefill_steps
-from mlx_eagle.decoding.rounds import Decoder, Round
+from mlx_eagle.decoding.rounds import Decoder, Round, finish, outcome, round_times, submit
+from mlx_eagle.planner.policy import Plan
 from mlx_eagle.sampling.samplers import SeededSampler
 from mlx_eagle.sampling.token_selector import TokenSelector
 from mlx_eagle.target.target import Target
@@ -101,3 +102,24 @@ def test_without_a_drafter_one_row_is_committed_per_token(target: Target, truth:
     made, decoder = decode(target, None)
     assert [token for round_ in made for token in round_.tokens] == truth[20 : 20 + len(made)]
     assert decoder.cache.rows - (len(PROMPT) - 1) - len(made) in (0, 1)
+
+
+@pytest.mark.parametrize("shape", [PLAIN, TreeShape.chain(3)])
+def test_a_time_counts_where_the_device_still_worked_when_the_caller_was_done(
+    shape: TreeShape, target: Target, truth: list[int]
+) -> None:
+    drafter = Noting(truth, always_right)
+    decoder = Decoder(target, target.make_cache(), drafter, TokenSelector(SeededSampler()))
+    for _ in prefill_steps(decoder, PROMPT):
+        pass
+    root = mx.array(PROMPT[-1:], dtype=mx.int32)
+    in_flight = submit(decoder, root, Plan(shape), is_overlapped=shape == PLAIN)
+    done = finish(decoder, in_flight)
+    times = round_times(in_flight, done, in_flight.start)
+
+    def learnt(waited: float, caller_seconds: float) -> float | None:
+        asked = done.read - waited * times.until_read
+        return outcome(in_flight, done._replace(asked=asked), times, caller_seconds).verify_seconds
+
+    assert learnt(0.5, 10.0) == learnt(0.0, 0.0) == times.until_read
+    assert learnt(0.0, 10.0) is None

@@ -17,6 +17,7 @@ from mlx_eagle.doctor.alternatives import candidate_taps
 from mlx_eagle.doctor.doctor import (
     PROMPTS,
     Diagnosis,
+    Trial,
     diagnose_head,
     is_better,
     repair_head,
@@ -24,7 +25,7 @@ from mlx_eagle.doctor.doctor import (
 )
 from mlx_eagle.doctor.score import STEPS, Evidence, Score, record_evidence, score_head
 from mlx_eagle.errors import CheckpointError
-from mlx_eagle.heads.load import load_head, read_head_config
+from mlx_eagle.heads.load import assemble, load_head, read_head_config
 from mlx_eagle.loading import load
 from mlx_eagle.target.load import load_target
 from mlx_eagle.target.target import Target
@@ -62,7 +63,7 @@ def evidence(target: Target, engine: Any, is_quick: bool) -> list[Evidence]:
         engine.tokenizer.apply_chat_template(question, add_generation_prompt=True)
         for question in questions
     ]
-    return record_evidence(target, ids, 80 if is_quick else 96, silent)
+    return record_evidence(target, ids, 64 if is_quick else 96, silent)
 
 
 @pytest.fixture(scope="module")
@@ -175,14 +176,15 @@ def test_taps_to_try_are_readings_of_the_same_ids() -> None:
 
 
 def test_treatment_is_written_with_its_reason(
-    tmp_path: Path, trained_head: Path, target: Target, evidence: list[Evidence]
+    tmp_path: Path, trained_head: Path, target: Target, evidence: list[Evidence], truth: Score
 ) -> None:
     folder = tmp_path / "head"
     shutil.copytree(trained_head, folder)
     config = read_head_config(folder) | {"norm_output": True}
     config["doubts"] = {"norm_output": {"reason": "x", "alternatives": [False]}}
     (folder / "config.json").write_text(json.dumps(config))
-    found: Diagnosis = search_facts(target, evidence, config, weights_of(folder), silent)
+    before = score_head(target, evidence, assemble(config, weights_of(folder)))
+    found = Diagnosis([], [Trial("norm_output", False, truth)], before, truth, "d2t")
     repair_head(folder, found)
     after = read_head_config(folder)
     assert after["norm_output"] is False

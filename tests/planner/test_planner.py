@@ -390,3 +390,22 @@ def test_a_planner_for_chains_asks_for_the_likeliest_token_only_and_chooses_it()
         assert nodes == [Node(depth, 0) for depth in range(len(nodes or []))]
         assert plan.round.forecast is not None and plan.round.forecast.n_rows > 4
         plan.record(Outcome([RIGHT] * (len(nodes) + 1), plan.round.forecast.draft_seconds, 1.0))
+
+
+def test_rounds_of_two_conversations_that_overlap_are_reviewed_as_they_were_planned() -> None:
+    """One is planned before the other is read, where both are answered in turns."""
+    plan = planner(FLAT, step=0.01)
+    likely, unlikely = (level(0.9, right=True), level(0.2, right=False))
+    first = plan.plan(0)
+    assert first.check is not None
+    first.check.deeper(likely)
+    first.check.choose()
+    forecast = plan.round.forecast
+    second = plan.plan(700)
+    assert second.check is not None and second.planned is not first.planned
+    second.check.deeper(unlikely)
+    second.check.choose()
+    review = plan.record(Outcome([RIGHT, RIGHT], 0.01, 1.0, planned=first.planned))
+    assert review == (forecast, True)
+    review = plan.record(Outcome([RIGHT], 0.01, 1.0, planned=second.planned))
+    assert review is not None and not review.first_right

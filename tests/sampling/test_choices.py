@@ -238,13 +238,14 @@ def test_texts_of_three_tokens_follow_the_distribution_that_is_enumerated(
     options: dict[str, Any],
     whole_answers: bool,
     twelve: tuple[nn.Module, Session],
+    is_quick: bool,
 ) -> None:
     """Chi-square over all 1728 texts; the limit is exceeded once in 30,000 fair trials."""
     model, session = twelve
     expected, after = enumerate_texts(model, law)
     draw = partial(draw_from_session, session) if whole_answers else None
     draw = draw or partial(draw_from_selector, after)
-    n, accepted = 1500, 0
+    n, accepted = 800 if is_quick else 1500, 0
     counts: Counter[Text] = Counter()
     for seed in range(n):
         text, n_accepted = draw(options, seed)

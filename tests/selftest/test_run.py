@@ -29,6 +29,7 @@ def found() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mlx_eagle.engine.measure_costs", lambda *_: COSTS)
         patch.setattr("mlx_eagle.selftest.caches.KINDS", {"whole": WHOLE})
+        patch.setattr("mlx_eagle.selftest.run.warm_up", lambda *_: None)
         engine = mlx_eagle.load(calibrate=False)
         return run_selftest(engine, builtin_prompts(demo=True)[:1], lambda *_: None, SMALL)
 
@@ -70,6 +71,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Costs that were measured before, caches that were tried, few tokens."""
     monkeypatch.setattr("mlx_eagle.engine.measure_costs", lambda *_: COSTS)
     monkeypatch.setattr("mlx_eagle.selftest.run.check_caches", lambda _: [])
+    monkeypatch.setattr("mlx_eagle.selftest.run.warm_up", lambda *_: None)
     monkeypatch.setattr("mlx_eagle.selftest.run.TREES", ("chain:4",))
     monkeypatch.setattr("mlx_eagle.selftest.run.TEMPERATURES", (0.0,))
     monkeypatch.setattr(Sizes, "__new__", lambda cls, tokens=4: SMALL)

@@ -6,6 +6,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from doubles import Letters, make_engine
 from mlx_eagle.cache.estimate import device_memory
 from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.engine import Engine
@@ -62,8 +63,9 @@ def test_truncation_leaves_out_the_oldest_turns_keeps_the_system_prompt_and_coun
         said = [{"role": "system", "content": "Be brief."}, *session.messages[:-1]]
         kept = [said[0], *said[1 + dropped[-1] :]]
         assert kept[1]["role"] == "user"
-        want = limited.generate(kept, max_tokens=8, tree=TREE)
-        assert [r.token for r in got] == want.tokens
+        if turn in (2, 5):
+            want = limited.generate(kept, max_tokens=8, tree=TREE)
+            assert [r.token for r in got] == want.tokens
     assert dropped[0] == 0
     assert dropped == sorted(dropped)
     assert dropped[-1] >= 4
@@ -79,9 +81,9 @@ def test_a_single_message_that_is_too_long_cannot_be_truncated(limited: Engine) 
 
 @pytest.fixture
 def small_memory(demo: Engine) -> Iterator[Engine]:
-    """The demo pair with memory for 600 more rows of the target's cache."""
+    """The demo pair with memory for 300 more rows of the target's cache."""
     before = demo.limits
-    memory = mx.get_active_memory() + before.cache_bytes(600)
+    memory = mx.get_active_memory() + before.cache_bytes(300)
     demo.limits = before._replace(memory=memory, max_context=None)
     yield demo
     demo.limits = before
@@ -95,7 +97,7 @@ def test_memory_is_a_limit_with_a_way_out(small_memory: Engine) -> None:
 
 
 def test_an_answer_ends_where_the_memory_does_and_says_so(small_memory: Engine) -> None:
-    result = small_memory.generate([5] * 590, max_tokens=300, ignore_eos=True, tree=TREE)
+    result = small_memory.generate([5] * 290, max_tokens=300, ignore_eos=True, tree=TREE)
     assert result.finish_reason == "length"
     assert len(result.tokens) < 20
     assert "memory limit" in result.stats.ended_by
@@ -103,10 +105,10 @@ def test_an_answer_ends_where_the_memory_does_and_says_so(small_memory: Engine) 
 
 def test_a_fork_needs_memory_of_its_own(small_memory: Engine) -> None:
     session = small_memory.session()
-    assert session.read([5] * 400)
+    assert session.read([5] * 200)
     fork = session.fork()
     with pytest.raises(EagleError, match="memory limit"):
-        fork.stream_generate([5] * 450)
+        fork.stream_generate([5] * 225)
 
 
 def test_what_a_row_takes_follows_from_the_kind_of_cache(demo: Engine, tiny_target: Any) -> None:
@@ -171,17 +173,17 @@ def test_the_memory_of_this_machine_is_known() -> None:
     assert 10**9 < device_memory() < 10**13
 
 
-def test_clearing_a_conversation_gives_its_memory_back(demo: Engine, is_quick: bool) -> None:
-    n_tokens = 350 if is_quick else 1400
-    n_bytes = n_tokens / 1400 * 10**7
-    session = demo.session()
+def test_clearing_a_conversation_gives_its_memory_back(tiny_target: Any, head_config: Any) -> None:
+    model = tiny_target("llama", head_dim=256, max_position_embeddings=2048)
+    ids = [5 + n % 100 for n in range(350)]
+    session = make_engine(model, head_config, Letters()).session()
     list(session.stream_generate([5, 6, 7], max_tokens=3, tree=TREE))
     session.clear()
     before = mx.get_active_memory()
-    for _ in range(2 if is_quick else 3):
-        list(session.stream_generate(list(range(5, n_tokens)), max_tokens=8, tree=TREE))
-        assert mx.get_active_memory() - before > n_bytes
-        assert session.usage().cache_bytes > n_bytes
+    for _ in range(2):
+        list(session.stream_generate(ids, max_tokens=8, tree=TREE))
+        assert mx.get_active_memory() - before > 5 * 10**6
+        assert session.usage().cache_bytes > 5 * 10**6
         session.clear()
         assert abs(mx.get_active_memory() - before) < 10**5
         assert session.usage().tokens == 0

@@ -1,5 +1,7 @@
 """Conversations that a planner drafts: the text of plain decoding, whatever is planned."""
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from mlx_eagle.planner.cost_model import Costs
 from mlx_eagle.planner.planner import CHILDREN, Phase
 from mlx_eagle.tree import TreeShape
 
+TEXT = {"max_tokens": 32, "ignore_eos": True}
 FREE = dict.fromkeys(range(1, 9), (1e-4,))
 STEPS = tuple(1e-6 * d for d in range(1, 9))
 MACHINES = {
@@ -32,6 +35,19 @@ def ask(prompts: list[str], index: int) -> list[dict[str, str]]:
     return [{"role": "user", "content": prompts[index]}]
 
 
+@pytest.fixture(scope="module")
+def plain_tokens(engine: Any, prompts: list[str]) -> Callable[[int, float], list[int]]:
+    """The plain text after a prompt, which machines share."""
+
+    @cache
+    def generate(index: int, temperature: float) -> list[int]:
+        options = TEXT | {"temperature": temperature, "seed": index}
+        tokens: list[int] = engine.generate(ask(prompts, index), speculate=False, **options).tokens
+        return tokens
+
+    return generate
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("name", MACHINES)
 def test_what_is_planned_does_not_show_in_the_text(
@@ -39,15 +55,15 @@ def test_what_is_planned_does_not_show_in_the_text(
     temperature: float,
     engine: Any,
     prompts: list[str],
+    plain_tokens: Callable[[int, float], list[int]],
     monkeypatch: pytest.MonkeyPatch,
     is_quick: bool,
 ) -> None:
     engine = planned(engine, monkeypatch, name)
     for index in (1,) if is_quick else (1, 5):
-        options = {"max_tokens": 40, "ignore_eos": True, "temperature": temperature, "seed": index}
+        options = TEXT | {"temperature": temperature, "seed": index}
         found = engine.generate(ask(prompts, index), **options)
-        plain = engine.generate(ask(prompts, index), speculate=False, **options)
-        assert found.tokens == plain.tokens
+        assert found.tokens == plain_tokens(index, temperature)
         assert found.stats.rounds == found.stats.planned.rounds
         if name == "rows free":
             assert found.stats.accepted > 10 and found.stats.speculation == "on"

@@ -10,7 +10,7 @@ import pytest
 from mlx_lm.generate import generate_step
 
 from cases import broad
-from doubles import NoText, make_session
+from doubles import Letters, NoText, make_engine, make_session
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.errors import EagleError
@@ -335,3 +335,33 @@ def test_sixteen_bit_greedy_decoding_breaks_ties_as_mlx_lm_does(tiny_target: Any
         want = [int(t) for t, _ in generate_step(mx.array(prompt), model, max_tokens=30)]
         session = make_session(Target(model))
         assert [r.token for r in session.stream_generate(prompt, max_tokens=30)] == want
+
+
+@pytest.mark.parametrize("shape", [None, TreeShape.chain(3), TreeShape(3, 3, 7)])
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_the_target_runs_no_round_that_the_answer_cannot_use(
+    is_stopped: bool,
+    shape: TreeShape | None,
+    tiny_target: Any,
+    head_config: HeadConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One forward for the prompt and one for every round; plain rounds may find a stop one late."""
+    engine = make_engine(tiny_target("llama"), head_config, Letters())
+    options: dict[str, Any] = {"temperature": 1.0, "seed": 3}
+    options |= {"tree": shape} if shape else {"speculate": False}
+    text = engine.generate([5, 6, 7, 8], max_tokens=20, ignore_eos=True, **options).tokens
+    n_tokens = next(n for n in range(6, 20) if text[n] not in text[:n])
+    monkeypatch.setattr(Letters, "eos_token_ids", frozenset({text[n_tokens]}))
+    calls, verify = [], Target.verify
+
+    def counted(self: Target, tree: Any, cache: Any) -> Any:
+        calls.append(tree)
+        return verify(self, tree, cache)
+
+    monkeypatch.setattr(Target, "verify", counted)
+    most = 99 if is_stopped else n_tokens
+    found = engine.generate([5, 6, 7, 8], max_tokens=most, **options)
+    assert found.finish_reason == ("stop" if is_stopped else "length")
+    late = is_stopped and shape is None
+    assert len(calls) == 1 + (1 + found.stats.rounds) + late

@@ -111,9 +111,9 @@ FAMILIES = json.loads((Path(__file__).parents[1] / "data" / "families.json").rea
 ]
 # How many scripts there are of each by default, and where more is asked for.
 N_SCRIPTS = {
-    "llama": (20, 200),
-    "gemma3_text": (12, 150),
-    "qwen3_moe": (8, 50),
+    "llama": (12, 200),
+    "gemma3_text": (9, 150),
+    "qwen3_moe": (6, 50),
     "lfm2": (12, 60),
     "qwen3_next": (12, 40),
 }

@@ -94,9 +94,14 @@ def decode(target: Target, drafter: ScriptedDrafter, policy: Policy) -> tuple[li
     for _ in prefill_steps(decoder, PROMPT, 16):
         pass
     made: list[Round] = []
-    for round_ in rounds(decoder, PROMPT[-1], policy):
+
+    def is_end(tokens: Sequence[int]) -> bool:
+        return sum(len(r.tokens) for r in made) + len(tokens) >= N_TOKENS
+
+    for round_ in rounds(decoder, PROMPT[-1], policy, is_end):
+        is_last = is_end(round_.tokens)
         made.append(round_)
-        if sum(len(r.tokens) for r in made) >= N_TOKENS:
+        if is_last:
             break
     return made, decoder
 
