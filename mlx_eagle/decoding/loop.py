@@ -59,10 +59,11 @@ def rounds(decoder: Decoder, root: int, policy: Policy, is_end: IsEnd = never) -
             done = finish(decoder, in_flight, is_committed=following is not None)
             garbage.collect(len(done.tokens), in_flight.cache_bytes)
             times = round_times(in_flight, done, last_read)
-            decoder.target.few_rows.watch(in_flight.tree.n_nodes, times.until_read)
             review = None
             if in_flight.plan is not first:
-                review = policy.record(outcome(in_flight, done, times, caller_seconds))
+                learnt = outcome(in_flight, done, times, caller_seconds)
+                decoder.target.few_rows.watch(in_flight.tree.n_nodes, learnt.verify_seconds)
+                review = policy.record(learnt)
             round_ = _round(in_flight, done, times, review)
             try:
                 if following is None and in_flight.plan is not first and not is_end(done.tokens):

@@ -78,14 +78,14 @@ class FewRows:
         finally:
             self._verifies = False
 
-    def watch(self, n_rows: int, seconds: float) -> None:
+    def watch(self, n_rows: int, seconds: float | None) -> None:
         """Take in a round; where rounds with kernels stall, MLX's are used from now on.
 
         Args:
             n_rows: rows that it verified.
-            seconds: until they were read back.
+            seconds: until they were read back; None where the caller took part of them.
         """
-        if not self.is_on or n_rows not in self.rows:
+        if seconds is None or not self.is_on or n_rows not in self.rows:
             return
         if self._watchdog.stalls(n_rows, seconds):
             self.is_on = False
