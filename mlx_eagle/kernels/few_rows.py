@@ -17,6 +17,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_eagle.kernels.metal_text import short_names, shortened
 from mlx_eagle.kernels.shapes import DTYPES, IN_PLACE, MAGIC, Shape, Variant, Weights
 
 THREADS = 32  # of a SIMD-group
@@ -89,7 +90,7 @@ def _kernel(shape: Shape, variant: Variant, row_tiles: int) -> Any:
         input_names=["x", *(f"{a}{i}" for i in range(len(shape.ns)) for a in arrays)],
         output_names=[f"y{i}" for i in range(len(shape.outputs))],
         source=source(shape, variant, row_tiles),
-        header=_short(text(HEADER)),
+        header=shortened(text(HEADER), _names()),
     )
 
 
@@ -97,11 +98,12 @@ def source(shape: Shape, variant: Variant, row_tiles: int) -> str:
     """Return the body of the kernel: one line of constants, then few_rows.metal.
 
     Constants stand in the text, because MLX writes and compares the whole text at every call and
-    template arguments make that slower. For the same reason comments are left out.
+    template arguments make that slower. For the same reason names are short.
     """
     first, rest = text(BODY).split("\n", 1)
     assert first.startswith("//"), "the first line of the body makes room for the constants"
-    return " ".join(_constants(shape, variant, row_tiles)) + "\n" + _short(rest)
+    constants = " ".join(_constants(shape, variant, row_tiles))
+    return shortened(f"{constants}\n{rest}", _names())
 
 
 @cache
@@ -160,6 +162,6 @@ def _pointers(shape: Shape, width: int) -> list[str]:
     return [*lines, f"const device T* added = {added};"]
 
 
-def _short(code: str) -> str:
-    """Return Metal code without comments and indentation; lines keep their numbers."""
-    return "\n".join(line.split("//")[0].strip() for line in code.split("\n"))
+@cache
+def _names() -> dict[str, str]:
+    return short_names(text(HEADER), text(BODY))

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -24,7 +23,7 @@ from mlx_eagle.calibration import (
 from mlx_eagle.calibration.kernels import Kernels, TargetSource
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.config import HeadConfig
-from mlx_eagle.kernels import gpu, shapes, trial
+from mlx_eagle.kernels import few_rows, gpu, shapes, trial
 from mlx_eagle.kernels.sites import find_sites
 from mlx_eagle.loading import DEMO
 from mlx_eagle.target.load import load_target
@@ -110,13 +109,12 @@ def test_a_wrong_kernel_leaves_those_of_mlx_with_one_line_that_says_why(
     said: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    right = mx.fast.metal_kernel
+    read = few_rows.text
 
-    def wrong(source: str, **options: Any) -> Any:
-        text = source.replace("for (int s = 0; s < SPLITS", "for (int s = 1; s < SPLITS")
-        return right(source=text, **options)
+    def wrong(name: str) -> str:
+        return read(name).replace("for (int s = 0; s < SPLITS", "for (int s = 1; s < SPLITS")
 
-    monkeypatch.setattr(mx.fast, "metal_kernel", wrong)
+    monkeypatch.setattr(few_rows, "text", wrong)
     found = Kernels(target, source, "force")
     found.put_on(said.append, may_try=True)
     assert target.few_rows.rows == []

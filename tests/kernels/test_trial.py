@@ -1,11 +1,13 @@
 """Whether a kernel is kept: right first, then faster."""
 
+from typing import Any
+
 import mlx.core as mx
 import pytest
 
 from emulated import Emulated
 from few_row_cases import make_case
-from mlx_eagle.kernels import trial
+from mlx_eagle.kernels import few_rows, metal_text, trial
 from mlx_eagle.kernels.attention_trial import AttentionVerdict, Heads
 from mlx_eagle.kernels.shapes import CONVERT, Shape, Variant
 from mlx_eagle.kernels.trial import Verdict, in_turns, stock_product, try_shape
@@ -46,8 +48,14 @@ def test_a_right_kernel_is_kept_for_all_rows_where_time_does_not_count(emulated:
     ],
 )
 def test_a_wrong_kernel_is_refused(old: str, new: str, emulated: Emulated) -> None:
-    emulated.edit = lambda a: {**a, "source": a["source"].replace(old, new)}
-    emulated.strict = False
+    names = few_rows._names()
+    old, new = (metal_text.shortened(part, names) for part in (old, new))
+
+    def plant(arguments: dict[str, Any]) -> dict[str, Any]:
+        assert arguments["source"].count(old) == 1
+        return {**arguments, "source": arguments["source"].replace(old, new)}
+
+    emulated.edit, emulated.strict = plant, False
     for verdict in verdicts().values():
         assert verdict.variant is None
         assert verdict.reason.startswith("wrong (16 outputs, 4 splits, convert): ")
