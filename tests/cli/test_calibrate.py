@@ -6,9 +6,13 @@ from pathlib import Path
 import pytest
 
 from command_line import run_here
-from mlx_eagle.cli.calibrate import curve, gains
+from mlx_eagle.calibration.kernels import Found
+from mlx_eagle.cli.calibrate import curve, gains, kernels
 from mlx_eagle.cli.terminal.plan_report import explain
 from mlx_eagle.decoding.stats import GenerationStats, Planned
+from mlx_eagle.kernels.shapes import Shape, Variant
+from mlx_eagle.kernels.trial import Verdict
+from mlx_eagle.kernels.verdicts import Table
 from mlx_eagle.planner.cost_model import Costs
 from mlx_eagle.planner.policy import Forecast, Review
 from mlx_eagle.speculation import Speculation
@@ -128,3 +132,15 @@ def test_an_answer_is_mostly_plain_if_nearly_all_of_many_rounds_are(
     for rows in (1, 3, 3, 3):
         planned.add(1, 1.0, Review(Forecast(1.0, 0.0, 1.0, n_rows=rows, depth=1), True))
     assert planned.is_mostly_plain is expected
+
+
+def test_the_table_of_kernels_says_what_is_used_and_why_the_rest_is_not() -> None:
+    shape = Shape(128, (64,), 4, 32, "float16")
+    verdicts = [Verdict(4, None, 1.2, "not faster"), Verdict(8, Variant(4, 8, "convert"), 0.6)]
+    found = Found(Table({shape: verdicts}), {8: 0.75})
+    assert kernels(found).split("\n") == [
+        "  few-row kernels, their time over that of MLX's, by rows:",
+        "  128->64, 4 bits by 32, float16: 4: 1.20 not faster, 8: 0.60 used",
+        "  whole forward passes: 8: 0.75",
+    ]
+    assert "the GPU was lost" in kernels(Found(Table(), {}, "the GPU was lost"))

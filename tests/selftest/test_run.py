@@ -15,6 +15,7 @@ from mlx_eagle.calibration.planners import UNMEASURED, Calibration
 from mlx_eagle.cli.main import run
 from mlx_eagle.errors import EagleError
 from mlx_eagle.sampling.samplers import SeededSampler
+from mlx_eagle.selftest.kernels import KernelLook
 from mlx_eagle.selftest.memory import MemoryLook
 from mlx_eagle.selftest.report import to_json, to_markdown, verdict
 from mlx_eagle.selftest.run import Sizes, run_selftest
@@ -54,6 +55,15 @@ def test_the_reports_hold_all_of_it(found: Any) -> None:
     contexts = " | ".join(map(str, facts["costs"]["contexts"]))
     assert f"| rows | {contexts} |" in page
     assert verdict(found) in page
+
+
+def test_the_reports_tell_what_was_found_of_kernels(found: Any) -> None:
+    assert "another device" in found.kernels.status
+    look = KernelLook("on for 8 rows", [("128->64", ["8: 0.60 used"])], {8: 0.75})
+    page, facts = (make(found._replace(kernels=look)) for make in (to_markdown, to_json))
+    assert "## Few-row kernels: on for 8 rows" in page
+    assert "| 128->64 | 8: 0.60 used |" in page and "| 8 | 0.75 |" in page
+    assert json.loads(facts)["kernels"]["forward"] == {"8": 0.75}
 
 
 def test_every_fault_is_named_in_the_verdict(found: Any) -> None:
