@@ -177,7 +177,7 @@ class Engine:
             if self.kernels is not None:
                 self.kernels.try_out(to_stderr)
             records = known.records
-            records = records.with_kernels(self.target.few_rows.rows) if records else None
+            records = records.with_kernels(self.target.few_rows.identity) if records else None
             costs = measure_costs(self.target, drafter, records, report)
         self._take_costs(costs, records)
         for variant in self._variants.values():

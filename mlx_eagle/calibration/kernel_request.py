@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from mlx_eagle.errors import EagleError
 from mlx_eagle.kernels.attention_trial import Heads
-from mlx_eagle.kernels.shapes import MOST_ROWS, Shape
+from mlx_eagle.kernels.shapes import DTYPES, MOST_ROWS, Shape
 from mlx_eagle.kernels.sites import Site, multiplies_in
 from mlx_eagle.kernels.trial import ROWS as ROWS_TRIED
 from mlx_eagle.kernels.verdicts import Table, from_fields
@@ -62,7 +62,11 @@ def capture(target: Target, sites: list[Site]) -> Request:
         while hooks:
             hooks.pop()()
     # Layers that are not given [1, 16, K] in their own type cannot be served.
-    usable = {s: x for s, x in rows.items() if x.shape == (1, MOST_ROWS, s.k)}
+    usable = {
+        s: x
+        for s, x in rows.items()
+        if x.shape == (1, MOST_ROWS, s.k) and x.dtype == DTYPES[s.dtype]
+    }
     served = [h for h in heads if h and any(h.refusal(n) is None for n in ROWS_TRIED)]
     return Request({shape: chosen[shape] for shape in usable}, usable, served)
 

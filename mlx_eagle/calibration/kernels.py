@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlx_eagle import kernels as kernels_room
+import mlx_eagle
 from mlx_eagle.calibration.kernel_forward import rows_that_pay
 from mlx_eagle.calibration.kernel_request import ask, capture
 from mlx_eagle.calibration.store import digest, read_record, this_machine, write_record
@@ -112,7 +112,7 @@ class Kernels:
         if not self.are_possible:
             return
         self._target.few_rows.release()
-        say("few-row kernels: tried once on this machine, which takes up to a minute")
+        say("few-row kernels: tried once on this machine, which takes up to two minutes")
         found = self._try()
         try:
             write_record(self._file, {"kernels": _to_fields(found)})
@@ -140,6 +140,13 @@ class Kernels:
 
     def _try(self) -> Found:
         """Try the kernels in a process of their own, then in whole forward passes."""
+        try:
+            return self._find()
+        except (RuntimeError, ValueError) as error:  # MLX's, for what a GPU refuses or cannot
+            return Found(Table(), {}, " ".join(str(error).split())[:200])
+
+    def _find(self) -> Found:
+        """Try the kernels; errors of MLX are the caller's matter."""
         is_timed = self._mode == AUTO
         try:
             request = capture(self._target, self._sites)
@@ -197,15 +204,18 @@ class Kernels:
             "target": fingerprint(source.folder),
             "precision": precision(self._target.model),
             "dtype": str(source.dtype),
+            "KV cache": str(self._target.kv),
             "adapter": fingerprint(Path(source.adapter)) if source.adapter else "",
         }
         return cache_folder() / "kernels" / f"{digest(facts)}.json"
 
 
 def _code() -> str:
-    """Return a digest of the code of all kernels, and of what tries them."""
-    files = (Path(kernels_room.__file__).parent).iterdir()
-    texts = [file.read_bytes() for file in sorted(files) if file.suffix in (".py", ".metal")]
+    """Return a digest of the code of all kernels, of what tries them and what puts them on."""
+    package = Path(mlx_eagle.__file__).parent
+    files = [*(package / "kernels").glob("*.*"), *(package / "calibration").glob("kernel*.py")]
+    files += [package / "target" / "few_rows.py", package / "target" / "attention_hook.py"]
+    texts = [file.read_bytes() for file in sorted(files) if file.is_file()]
     return hashlib.sha256(b"".join(texts)).hexdigest()[:16]
 
 

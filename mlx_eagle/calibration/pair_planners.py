@@ -69,4 +69,4 @@ def records_of_pair(
     if adapter is not None:
         facts["adapter"] = fingerprint(Path(adapter))
     records = Records(cache_folder(), Identity(this_machine(), facts))
-    return records.with_kernels(target.few_rows.rows)
+    return records.with_kernels(target.few_rows.identity)

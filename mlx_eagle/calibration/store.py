@@ -8,7 +8,7 @@ read, counts as missing: what it holds is measured again.
 import hashlib
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import date
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +22,7 @@ from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import Costs
 
 VERSION = 1  # of the files; others are ignored
-KERNELS = "rows with kernels"  # what costs depend on beside machine and pair
+KERNELS = "few-row kernels"  # what costs depend on beside machine and pair
 
 
 class Identity(NamedTuple):
@@ -61,11 +61,11 @@ class Records:
         self.costs_file = folder / "costs" / f"{digest(both)}.json"
         self.acceptance_file = folder / "acceptance" / f"{digest(identity.pair)}.json"
 
-    def with_kernels(self, rows: Sequence[int]) -> "Records":
-        """Return the records of the same pair where kernels multiply these numbers of rows."""
+    def with_kernels(self, identity: str) -> "Records":
+        """Return the records of the same pair with these few-row kernels; "" are none."""
         machine = {k: v for k, v in self.identity.machine.items() if k != KERNELS}
-        if rows:
-            machine[KERNELS] = ", ".join(map(str, rows))
+        if identity:
+            machine[KERNELS] = identity
         return Records(self._folder, self.identity._replace(machine=machine))
 
     def costs(self) -> tuple[Costs, str] | None:

@@ -26,9 +26,9 @@ from mlx_eagle.kernels.attention_geometry import SIMDGROUPS, Geometry, Shape, ge
 from mlx_eagle.kernels.attention_source import HEADER
 from mlx_eagle.kernels.attention_text import (
     TYPES,
-    bare,
     combine_source,
     input_names,
+    short,
     split_source,
     whole_source,
 )
@@ -219,7 +219,7 @@ def _kernel(name: str, inputs: list[str], outputs: list[str], source: str) -> Ke
         input_names=inputs,
         output_names=outputs,
         source=source,
-        header=bare(HEADER),
+        header=short(HEADER),
         ensure_row_contiguous=False,
     )
     return kernel

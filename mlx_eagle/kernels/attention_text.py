@@ -1,21 +1,34 @@
 """The source texts of the attention kernels for a shape: constants in front of the Metal source.
 
-Constants are baked into the text instead of template arguments, and comments are taken out, since
+Constants are baked into the text instead of template arguments, and names are shortened, since
 MLX builds and hashes the whole text on every call.
 """
 
 import math
+from functools import cache
 
 import mlx.core as mx
 
 from mlx_eagle.kernels.attention_geometry import Shape, geometry
-from mlx_eagle.kernels.attention_source import COMBINE, FIELD, PARTIAL, SHARE_TOTALS, WRITE_TOTALS
+from mlx_eagle.kernels.attention_source import (
+    COMBINE,
+    FIELD,
+    HEADER,
+    PARTIAL,
+    SHARE_TOTALS,
+    WRITE_TOTALS,
+)
+from mlx_eagle.kernels.metal_text import short_names, shortened
 
 # Metal's name of a type, and the macro that makes a float of its 16 bits.
 TYPES = {
     mx.float16: ("half", "float(as_type<half>(ushort(x)))"),
     mx.bfloat16: ("bfloat16_t", "as_type<float>(uint(x) << 16)"),
 }
+PACKING = ("key_scales", "key_biases", "value_scales", "value_biases")
+INPUTS = ("queries", "keys", *PACKING[:2], "values", *PACKING[2:], "mask")
+OUTPUTS = ("out", "sums", "totals")
+MACROS = ("SCALE", "FIELD", "FLOAT", "NUMBER", "KEY_SCALE", "VALUE_SCALE", "VISIBLE", "RESULT")
 VISIBLE = {
     "none": "true",
     "causal": "(key) <= length - N + (n)",
@@ -25,35 +38,37 @@ VISIBLE = {
 
 def input_names(shape: Shape) -> list[str]:
     """Return the names of the arrays that the kernels of a shape read."""
-    if shape.group_size:
-        names = ["queries", "keys", "key_scales", "key_biases"]
-        names += ["values", "value_scales", "value_biases"]
-    else:
-        names = ["queries", "keys", "values"]
-    return [*names, "mask"] if shape.mask == "array" else names
+    names = [name for name in INPUTS if shape.group_size or name not in PACKING]
+    return names if shape.mask == "array" else names[:-1]
 
 
 def whole_source(shape: Shape) -> str:
     """Return the body of the kernel that attends to a context in one split."""
     result = f"{TYPES[shape.dtype][0]}((x) / factor[8 * t + fm])"
-    return bare(_constants(shape, result) + PARTIAL.replace("FINISH", SHARE_TOTALS))
+    return short(_constants(shape, result) + PARTIAL.replace("FINISH", SHARE_TOTALS))
 
 
 def split_source(shape: Shape) -> str:
     """Return the body of the kernel that attends to each split of a context."""
-    return bare(_constants(shape, "(x)") + PARTIAL.replace("FINISH", WRITE_TOTALS))
+    return short(_constants(shape, "(x)") + PARTIAL.replace("FINISH", WRITE_TOTALS))
 
 
 def combine_source(shape: Shape) -> str:
     """Return the body of the kernel that weighs the sums of splits."""
     sizes = f"constexpr int D = {shape.head_dim}, Q = {shape.queries};"
-    return bare(f"{sizes}\nusing T = {TYPES[shape.dtype][0]};\n{COMBINE}")
+    return short(f"{sizes}\nusing T = {TYPES[shape.dtype][0]};\n{COMBINE}")
 
 
-def bare(source: str) -> str:
-    """Return source text without comments, indentation and empty lines."""
-    lines = (line.partition("//")[0].strip() for line in source.splitlines())
-    return "\n".join(line for line in lines if line) + "\n"
+def short(code: str) -> str:
+    """Return a part of the kernels' text without comments, needless spaces and long names."""
+    return shortened(code, _names())
+
+
+@cache
+def _names() -> dict[str, str]:
+    codes = (HEADER, PARTIAL, WRITE_TOTALS, SHARE_TOTALS, COMBINE, FIELD, *MACROS)
+    names = short_names(*codes)
+    return {name: names[name] for name in names if name not in (*INPUTS, *OUTPUTS)}
 
 
 def _constants(shape: Shape, result: str) -> str:

@@ -17,7 +17,7 @@ from mlx_eagle.kernels.attention import Mask, attention, quantized_attention, re
 from mlx_eagle.kernels.shapes import DTYPES
 from mlx_eagle.kernels.trial import FASTER, NOT_FASTER, ROWS, in_turns
 
-CONTEXTS = (512, 4096)  # cached tokens
+CONTEXTS = (128, 512, 4096)  # cached tokens; the kernel cuts the longer ones into splits
 LAYERS = 4  # whose keys and values take turns
 STEPS = 8  # of a chain
 CHAINS = 5  # timed of each kind; their median counts
@@ -71,7 +71,7 @@ class Heads(NamedTuple):
         packing = {"group_size": self.group_size, "bits": self.bits}
         return quantized_attention(queries, keys, values, scale=self.scale, mask=mask, **packing)
 
-    def stock(self, queries: mx.array, keys: Rows, values: Rows, mask: mx.array) -> mx.array:
+    def stock(self, queries: mx.array, keys: Rows, values: Rows, mask: Mask) -> mx.array:
         """Return what mlx-lm calls."""
         if not self.group_size:
             return mx.fast.scaled_dot_product_attention(
@@ -79,9 +79,9 @@ class Heads(NamedTuple):
             )
         packing = {"group_size": self.group_size, "bits": self.bits}
         queries = queries + 0  # it scales its argument in place
-        return quantized_scaled_dot_product_attention(
-            queries, keys, values, scale=self.scale, mask=mask, **packing
-        )
+        stock: Any = quantized_scaled_dot_product_attention  # its mask may be "causal" too
+        found: mx.array = stock(queries, keys, values, scale=self.scale, mask=mask, **packing)
+        return found
 
 
 class AttentionVerdict(NamedTuple):
@@ -123,19 +123,19 @@ def _judge(
     ratios = []
     for context, kept in layers.items():
         queries, mask = _queries(heads, n_rows), _mask(n_rows, context)
-        if wrong := _fault(heads, queries, kept[0], mask):
-            return AttentionVerdict(n_rows, None, (), f"wrong: {wrong}")
+        for layer, seen in ((kept[0], mask), (kept[-1], "causal")):
+            if wrong := _fault(heads, queries, layer, seen):
+                return AttentionVerdict(n_rows, None, (), f"wrong: {wrong}")
         if is_timed:
             own = partial(_seconds, heads.own, kept, queries, mask)
             ratios.append(in_turns(own, partial(_seconds, heads.stock, kept, queries, mask)))
     if not is_timed:
-        return AttentionVerdict(n_rows, 0)
+        return AttentionVerdict(n_rows, CONTEXTS[0])
     least = next((n for i, n in enumerate(CONTEXTS) if max(ratios[i:]) <= FASTER), None)
-    first = 0 if least == CONTEXTS[0] else least
-    return AttentionVerdict(n_rows, first, tuple(ratios), "" if least is not None else NOT_FASTER)
+    return AttentionVerdict(n_rows, least, tuple(ratios), "" if least is not None else NOT_FASTER)
 
 
-def _fault(heads: Heads, queries: mx.array, layer: tuple[Rows, Rows], mask: mx.array) -> str | None:
+def _fault(heads: Heads, queries: mx.array, layer: tuple[Rows, Rows], mask: Mask) -> str | None:
     """Return what is wrong with what the kernel computes; None if nothing is."""
     keys, values = (_in_float32(heads, rows) for rows in layer)
     wide = heads._replace(group_size=0)

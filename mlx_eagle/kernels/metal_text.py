@@ -7,7 +7,7 @@ _KEPT = re.compile(
     r"(simd|thread|mem_|make_filled|atomic)\w*|\w+_(shape|strides|ndim|in_grid)|(b?float|half)\w*"
     r"|u?(int|short|char|long)\w*|[a-z]\d+|const|constexpr|constant|device|using|template|typename"
     r"|struct|static|inline|void|bool|for|if|else|return|true|false|define|_Pragma|clang|loop"
-    r"|unroll|full|metal|exp|fma|min|max|vec|size_t|as_type|uchar"
+    r"|unroll|full|metal|fast|exp2?|fma|min|max|vec|size_t|as_type|uchar"
 )
 _WORD = re.compile(r"(?<!\w)[A-Za-z_]\w*")
 # Spaces around these separate nothing; those between two signs do.

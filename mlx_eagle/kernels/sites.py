@@ -66,10 +66,14 @@ def find_sites(model: nn.Module) -> list[Site]:
     together = [site for module in modules for site in _joint_sites(module, is_swiglu)]
     taken = {id(layer) for site in together for layer in site.layers}
     # An embedding multiplies only where no other layer gives the logits.
-    has_output = any(name.endswith(OUTPUTS) for name, _ in model.named_modules())
+    outputs = {
+        module.weight.shape[0]
+        for name, module in model.named_modules()
+        if name.endswith(OUTPUTS) and isinstance(module, nn.Linear | nn.QuantizedLinear)
+    }
     alone = []
     for module in modules:
-        is_idle = isinstance(module, nn.QuantizedEmbedding) and has_output
+        is_idle = isinstance(module, nn.QuantizedEmbedding) and module.weight.shape[0] in outputs
         if isinstance(module, Quantized) and id(module) not in taken and not is_idle:
             shape = _shape((module,))
             alone += [] if shape is None else [Site(shape, (module,))]

@@ -2,9 +2,9 @@
 
 Right first: on the model's own weights and activations its distance from a product in float32 is
 no more than that of MLX's kernel. Then faster: in chains of products that wait for one another,
-over all layers of a shape, so that weights come from memory as they do in a forward pass. The two
-take turns (first one, then twice the other, then the first again), so that a machine that becomes
-slower meanwhile slows down both.
+over several layers of a shape, so that weights come from memory as they do in a forward pass. The
+two take turns (first one, then twice the other, then the first again), so that a machine that
+becomes slower meanwhile slows down both.
 """
 
 import time
@@ -14,6 +14,7 @@ from statistics import median
 from typing import NamedTuple
 
 import mlx.core as mx
+from mlx_lm.models.activations import swiglu
 
 from mlx_eagle.kernels.few_rows import Launch, launch
 from mlx_eagle.kernels.shapes import (
@@ -118,7 +119,7 @@ def stock_product(shape: Shape, rows: mx.array, matrices: Matrices) -> list[mx.a
     outputs = [y if b is None else y + b for y, b in zip(outputs, added, strict=True)]
     if shape.is_gated:
         gate, up = outputs
-        return [gate * mx.sigmoid(gate) * up]
+        return [swiglu(gate, up)]
     return outputs
 
 

@@ -6,6 +6,7 @@ from statistics import median
 REMEMBERED = 64  # rounds of each number of rows
 ENOUGH = 8  # rounds before one can be called slow
 SLOW = 3.0  # times the median
+LEAST = 0.5  # seconds: compiling for a longer context, or another program, takes less
 TWICE_WITHIN = 64  # rounds: a machine that sleeps in between stalls once
 
 
@@ -26,7 +27,7 @@ class Watchdog:
         """
         self._n_rounds += 1
         known = self._seconds[n_rows]
-        is_slow = len(known) >= ENOUGH and seconds > SLOW * median(known)
+        is_slow = len(known) >= ENOUGH and seconds > max(LEAST, SLOW * median(known))
         if not is_slow:
             known.append(seconds)
             return False

@@ -3,6 +3,7 @@
 Plain steps, prompts and heads are computed by MLX as before, to the last bit.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -20,6 +21,7 @@ from mlx_eagle.target.attention_hook import Call, wrap_attention
 from mlx_eagle.target.hooks import Undo, replace_method
 
 Method = Callable[[nn.Module, mx.array], mx.array]
+PLAIN_LAYERS = (nn.QuantizedLinear, nn.QuantizedEmbedding)
 Kernels = dict[tuple[int, ...], Multiply]  # by the shape [1, M, K] of the rows
 
 
@@ -39,6 +41,8 @@ class FewRows:
         self._watchdog = Watchdog()
         self._verifies = False
         self._undo: list[Undo] = []
+        self._shared: list[_Shared] = []
+        self._plan = Plan()
 
     def put_on(
         self, model: nn.Module, plan: Plan, on_stall: Callable[[], None] | None = None
@@ -51,7 +55,7 @@ class FewRows:
             on_stall: called once, if they are switched off because rounds with them stall.
         """
         self.release()
-        self.is_on, self.rows = True, plan.rows
+        self.is_on, self.rows, self._plan = True, plan.rows, plan
         self._on_stall, self._watchdog = on_stall, Watchdog()
         for site in find_sites(model) if plan.products else []:
             self._undo += self._wrap_site(site, plan)
@@ -60,9 +64,15 @@ class FewRows:
 
     def release(self) -> None:
         """Give the layers back as they were."""
-        self.rows = []
+        self.rows, self._plan = [], Plan()
+        self._shared.clear()
         while self._undo:
             self._undo.pop()()
+
+    @property
+    def identity(self) -> str:
+        """What costs depend on: a digest of which kernels are there; "" if there are none."""
+        return hashlib.sha256(repr(self._plan).encode()).hexdigest()[:16] if self.rows else ""
 
     def take_advice(self) -> str:
         """Return what to tell the user, once."""
@@ -77,6 +87,8 @@ class FewRows:
             yield
         finally:
             self._verifies = False
+            for shared in self._shared:
+                shared.forget()
 
     def watch(self, n_rows: int, seconds: float | None) -> None:
         """Take in a round; where rounds with kernels stall, MLX's are used from now on.
@@ -99,7 +111,9 @@ class FewRows:
     def _wrap_site(self, site: Site, plan: Plan) -> list[Undo]:
         """Put kernels on one site, if any are planned for it."""
         kernels = _by_shape(site, plan)
-        if not kernels:
+        # A hook below would not be reached any more: the tap of what the output layer is given.
+        is_hooked = any(type(layer) not in PLAIN_LAYERS for layer in site.layers)
+        if not kernels or is_hooked:
             return []
         if site.whole is not None:
             return [replace_method(site.whole, "__call__", partial(self._gated, site, kernels))]
@@ -107,6 +121,7 @@ class FewRows:
             make = partial(self._alone, site, kernels)
             return [replace_method(site.layers[0], multiplies_in(site.layers[0]), make)]
         shared = _Shared(kernels)
+        self._shared.append(shared)
         return [
             replace_method(layer, "__call__", partial(self._together, site, shared, i))
             for i, layer in enumerate(site.layers)
@@ -185,12 +200,17 @@ class _Shared:
             self._rows = None
         return output
 
+    def forget(self) -> None:
+        """Drop what was not taken."""
+        if self._left:
+            self._rows, self._left = None, {}
+
 
 def _is_served(mask: Any) -> bool:
     """Say whether the attention kernel takes a mask."""
     if isinstance(mask, mx.array):
         return mask.dtype == mx.bool_ and mask.ndim == 2
-    return mask is None or mask == "causal"
+    return isinstance(mask, str) and mask == "causal"
 
 
 def _by_shape(site: Site, plan: Plan) -> Kernels:

@@ -6,6 +6,7 @@ Parameters, their paths, attributes, quantization and saving stay as they were.
 import inspect
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -13,6 +14,9 @@ import mlx.nn as nn
 from mlx_eagle.cache.recurrent import RecurrentCache, Update
 
 Undo = Callable[[], None]
+
+# Subclasses whose method was taken off: an instance leaves them as soon as none is above them.
+_SPENT: WeakSet[type] = WeakSet()
 
 
 def replace_method(module: nn.Module, name: str, make: Callable[[Any], Any]) -> Undo:
@@ -32,10 +36,10 @@ def replace_method(module: nn.Module, name: str, make: Callable[[Any], Any]) -> 
     module.__class__ = hooked
 
     def undo() -> None:
-        if type(module) is hooked:
-            module.__class__ = kind
-        elif name in vars(hooked):  # below later hooks: there the plain method shows through
+        if name in vars(hooked):  # below later hooks the plain method shows through from now on
             delattr(hooked, name)
+        _SPENT.add(hooked)
+        module.__class__ = next(kind for kind in type(module).__mro__ if kind not in _SPENT)
 
     return undo
 

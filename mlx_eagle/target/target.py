@@ -62,6 +62,7 @@ class Target:
         self.speculates = speculate
         self.kv = WHOLE
         self.few_rows = FewRows()
+        self._is_first = True  # of the targets on this model; kernels are this one's to release
         self._recorder = _Recorder()
         self.chains_only = self.make_cache().chains_only  # refuses models with unknown caches
         self._hooks: list[Undo] = []
@@ -78,7 +79,7 @@ class Target:
             UnsupportedTargetError: if the model cannot be tapped there.
         """
         twin = copy.copy(self)
-        twin._hooks = []
+        twin._hooks, twin._is_first = [], False
         if taps is not None:
             twin.taps, twin._recorder = tuple(taps), _Recorder()
             twin._put_taps_on()
@@ -90,7 +91,8 @@ class Target:
         Neither this target nor its twins can be used from then on. Of several targets made from
         one model the newest is released first.
         """
-        self.few_rows.release()
+        if self._is_first:
+            self.few_rows.release()
         while self._hooks:
             self._hooks.pop()()
 

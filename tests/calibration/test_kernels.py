@@ -165,6 +165,24 @@ def test_kernels_whose_logits_differ_are_not_used(
 
 
 @pytest.mark.metal
+def test_what_mlx_refuses_in_the_whole_forward_pass_leaves_those_of_mlx(
+    source: TargetSource,
+    target: Target,
+    in_process: None,
+    said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("[metal::Device] out of\nmemory")
+
+    monkeypatch.setattr(kernels, "rows_that_pay", refuse)
+    found = Kernels(target, source, "force")
+    found.put_on(said.append, may_try=True)
+    assert target.few_rows.rows == []
+    assert found.status == "off: [metal::Device] out of memory"
+
+
+@pytest.mark.metal
 def test_kernels_that_do_not_make_a_forward_pass_faster_are_not_used(
     source: TargetSource,
     target: Target,
@@ -176,6 +194,8 @@ def test_kernels_that_do_not_make_a_forward_pass_faster_are_not_used(
     monkeypatch.setattr(trial, "CHAINS", 1)
     monkeypatch.setattr(trial, "STEPS", 1)
     monkeypatch.setattr(kernel_forward, "PASSES", 1)
+    monkeypatch.setattr(kernel_forward, "FASTER", 0.0)
+    monkeypatch.setattr(kernel_forward, "FASTER", 0.0)
     found = Kernels(target, source, "auto")
     found.put_on(said.append, may_try=True)
     assert target.few_rows.rows == []

@@ -13,6 +13,8 @@ import pytest
 from attention_cases import Case, error, make_inputs, run
 from emulated import Emulated
 from mlx_eagle.kernels import attention as module
+from mlx_eagle.kernels import attention_text
+from mlx_eagle.kernels.metal_text import bare
 
 pytestmark = pytest.mark.metal
 CASE = Case(rows=5, length=303)  # three splits, 20 queries for each KV head, ragged at both
@@ -111,11 +113,18 @@ def plant(arguments: dict[str, Any]) -> dict[str, Any]:
     return {**arguments, "source": source, "input_names": names, "name": "bugs"}
 
 
+def readable(code: str) -> str:
+    """Return code with its names, without comments and empty lines."""
+    return "\n".join(filter(None, bare(code).split("\n"))) + "\n"
+
+
 @pytest.fixture
 def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulated]:
     """Kernels with all bugs in them, none of which is on."""
     made = Emulated(strict=False)
     made.edit = plant
+    for place in (attention_text, module):  # bugs are planted into what can be read
+        monkeypatch.setattr(place, "short", readable)
     monkeypatch.setattr(mx.fast, "metal_kernel", made)
     module.kernels.cache_clear()
     yield made

@@ -72,13 +72,13 @@ def test_a_kernel_that_the_gpu_refuses_is_not_used(emulated: Emulated) -> None:
 
 @pytest.mark.metal
 def test_a_slower_kernel_is_not_used(emulated: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The emulator is thousands of times slower than MLX.
+    monkeypatch.setattr(trial, "in_turns", lambda own, stock: own() * 0 + stock() * 0 + 1.5)
     monkeypatch.setattr(trial, "ROWS", (2,))
     monkeypatch.setattr(trial, "CHAINS", 1)
     monkeypatch.setattr(trial, "STEPS", 1)
     found = verdicts(is_timed=True)[2]
     assert (found.variant, found.reason) == (None, "not faster")
-    assert found.ratio is not None and found.ratio > 1
+    assert found.ratio == 1.5
 
 
 def test_both_ways_take_turns_so_that_a_machine_that_slows_down_favours_neither() -> None:

@@ -353,13 +353,13 @@ def test_the_target_runs_no_round_that_the_answer_cannot_use(
     text = engine.generate([5, 6, 7, 8], max_tokens=20, ignore_eos=True, **options).tokens
     n_tokens = next(n for n in range(6, 20) if text[n] not in text[:n])
     monkeypatch.setattr(Letters, "eos_token_ids", frozenset({text[n_tokens]}))
-    calls, verify = [], Target.verify
+    calls, run = [], Target._run
 
     def counted(self: Target, tree: Any, cache: Any) -> Any:
         calls.append(tree)
-        return verify(self, tree, cache)
+        return run(self, tree, cache)
 
-    monkeypatch.setattr(Target, "verify", counted)
+    monkeypatch.setattr(Target, "_run", counted)
     most = 99 if is_stopped else n_tokens
     found = engine.generate([5, 6, 7, 8], max_tokens=most, **options)
     assert found.finish_reason == ("stop" if is_stopped else "length")

@@ -7,6 +7,7 @@ import mlx.nn as nn
 import pytest
 from mlx.utils import tree_map
 
+from mlx_eagle.errors import UnsupportedTargetError
 from mlx_eagle.kernels.attention_trial import Heads
 from mlx_eagle.kernels.shapes import CONVERT, Variant
 from mlx_eagle.kernels.sites import find_sites
@@ -134,6 +135,38 @@ def test_layers_that_read_the_same_rows_are_one_launch(
     n_layers = len(target.model.layers)
     # queries, keys and values; attention; what it gives; gate and up; down; and the logits once
     assert len(launched) == 5 * n_layers + 1
+
+
+@pytest.mark.metal
+def test_the_tap_of_what_the_output_layer_is_given_is_not_lost(
+    model: nn.Module, emulated: None
+) -> None:
+    target = Target(model, taps=(1, len(model.layers) + 1))
+    target.few_rows.put_on(model, plan(model, range(2, 9)))
+    cache = target.make_cache()
+    target.extend(PROMPT, cache)
+    assert target.verify(TREE, cache).taps is not None
+    target.release()
+
+
+@pytest.mark.metal
+def test_a_twin_that_is_given_up_leaves_the_kernels_on(target: Target) -> None:
+    target.few_rows.put_on(target.model, plan(target.model, range(2, 9)))
+    target.twin(taps=(1,)).release()
+    with pytest.raises(UnsupportedTargetError):
+        target.twin(taps=(99,))
+    assert target.few_rows.rows == list(range(2, 9))
+
+
+@pytest.mark.metal
+def test_what_not_all_layers_took_is_dropped_after_the_verification(target: Target) -> None:
+    target.few_rows.put_on(target.model, plan(target.model, range(2, 9)))
+    attention = target.model.layers[0].self_attn
+    rows = mx.zeros((1, 4, 256), dtype=mx.float16)
+    with target.few_rows.verifying():
+        attention.q_proj(rows)
+        assert any(shared._left for shared in target.few_rows._shared)
+    assert not any(shared._left for shared in target.few_rows._shared)
 
 
 def test_rounds_that_stall_switch_them_off_and_are_told_once() -> None:
