@@ -15,7 +15,7 @@ from mlx_eagle.kernels.shapes import DTYPES, MOST_ROWS, Shape
 from mlx_eagle.kernels.sites import Site, multiplies_in
 from mlx_eagle.kernels.trial import ROWS as ROWS_TRIED
 from mlx_eagle.kernels.verdicts import Table, from_fields
-from mlx_eagle.target.attention_hook import wrap_attention
+from mlx_eagle.target.attention_hook import Call, wrap_attention
 from mlx_eagle.target.hooks import Undo, wrap_method
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import DraftTree
@@ -50,7 +50,7 @@ def capture(target: Target, sites: list[Site]) -> Request:
     rows: dict[Shape, mx.array] = {}
     heads: set[Heads | None] = set()
     hooks = [_keep_rows(site, rows) for site in middle.values()]
-    hooks += wrap_attention(target.model, lambda call: heads.add(call.heads))
+    hooks += wrap_attention(target.model, lambda *call: heads.add(Call(*call).heads))
     try:
         n_tokens = target.vocab_size or 1000
         ids = [(7919 * i + 11) % n_tokens for i in range(N_PREFIX + MOST_ROWS)]

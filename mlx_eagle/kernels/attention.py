@@ -36,6 +36,7 @@ from mlx_eagle.kernels.attention_text import (
 Mask = mx.array | str | None
 Parts = tuple[mx.array, mx.array, mx.array]
 Kernel = Callable[..., list[mx.array]]
+Attention = Callable[[mx.array, Any, Any, Any], mx.array]
 
 ROWS = range(2, 17)
 MOST_HEADS_PER_KV_HEAD = 16
@@ -144,6 +145,24 @@ def quantized_attention(
     kind, masks = _masks(mask)
     shape = Shape(n_heads, n_kv_heads, rows, head_dim, queries.dtype, kind, scale, bits, group_size)
     return kernels(shape).launch([queries, *keys, *values, *masks], length)
+
+
+def prepared(shape: Shape) -> Attention:
+    """Return the attention of one shape, which is cheap to call: queries, keys, values, mask.
+
+    The mask is of the shape's kind: an array [N, T], or "causal".
+    """
+    launch, has_mask = kernels(shape).launch, shape.mask == "array"
+
+    def whole(queries: mx.array, keys: Any, values: Any, mask: Any) -> mx.array:
+        inputs = [queries, keys, values, mask] if has_mask else [queries, keys, values]
+        return launch(inputs, keys.shape[2])
+
+    def quantized(queries: mx.array, keys: Any, values: Any, mask: Any) -> mx.array:
+        inputs = [queries, *keys, *values, mask] if has_mask else [queries, *keys, *values]
+        return launch(inputs, keys[0].shape[2])
+
+    return quantized if shape.group_size else whole
 
 
 def _masks(mask: Mask) -> tuple[str, tuple[mx.array, ...]]:

@@ -13,7 +13,15 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 from mlx_lm.models.base import quantized_scaled_dot_product_attention
 
-from mlx_eagle.kernels.attention import Mask, attention, quantized_attention, refusal
+from mlx_eagle.kernels.attention import (
+    Attention,
+    Mask,
+    attention,
+    prepared,
+    quantized_attention,
+    refusal,
+)
+from mlx_eagle.kernels.attention_geometry import Shape
 from mlx_eagle.kernels.shapes import DTYPES
 from mlx_eagle.kernels.trial import FASTER, NOT_FASTER, ROWS, in_turns
 
@@ -70,6 +78,11 @@ class Heads(NamedTuple):
             return attention(queries, keys, values, scale=self.scale, mask=mask)
         packing = {"group_size": self.group_size, "bits": self.bits}
         return quantized_attention(queries, keys, values, scale=self.scale, mask=mask, **packing)
+
+    def prepared(self, n_rows: int, mask: str) -> Attention:
+        """Return the kernel for a number of rows and a kind of mask: "array" or "causal"."""
+        numbers = (self.n_heads, self.n_kv_heads, n_rows, self.head_dim, DTYPES[self.dtype])
+        return prepared(Shape(*numbers, mask, self.scale, self.bits, self.group_size))
 
     def stock(self, queries: mx.array, keys: Rows, values: Rows, mask: Mask) -> mx.array:
         """Return what mlx-lm calls."""

@@ -53,14 +53,8 @@ class Call(NamedTuple):
         dtype = str(of_keys.dtype).removeprefix("mlx.core.")
         return Heads(shape[1], of_keys.shape[1], shape[3], dtype, float(self.scale), *packing)
 
-    @property
-    def length(self) -> int:
-        """Keys."""
-        keys = self.keys[0] if isinstance(self.keys, tuple) else self.keys
-        return int(keys.shape[2])
 
-
-Attend = Callable[[Call], mx.array | None]  # None leaves the call to mlx-lm
+Attend = Callable[..., mx.array | None]  # given the parts of a `Call`; None leaves it to mlx-lm
 
 
 def wrap_attention(model: nn.Module, attend: Attend) -> list[Undo]:
@@ -97,8 +91,8 @@ class _Replacement:
     ) -> mx.array:
         """Return the attention; the arguments are those of mlx-lm's function."""
         if self.is_on:
-            call = Call(queries, keys, values, cache, scale, mask, sinks)
-            if (found := self._attend(call)) is not None:
+            found = self._attend(queries, keys, values, cache, scale, mask, sinks)
+            if found is not None:
                 return found
         return self.before(queries, keys, values, cache, scale, mask, sinks)
 

@@ -4,14 +4,15 @@ Plain steps, prompts and heads are computed by MLX as before, to the last bit.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_eagle.kernels.attention import Attention
 from mlx_eagle.kernels.few_rows import Multiply, launch
 from mlx_eagle.kernels.shapes import DTYPES, row_tiles
 from mlx_eagle.kernels.sites import Site, find_sites, multiplies_in
@@ -42,6 +43,7 @@ class FewRows:
         self._verifies = False
         self._undo: list[Undo] = []
         self._shared: list[_Shared] = []
+        self._attentions: dict[Hashable, _Served | None] = {}  # by kind of call
         self._plan = Plan()
 
     def put_on(
@@ -66,6 +68,7 @@ class FewRows:
         """Give the layers back as they were."""
         self.rows, self._plan = [], Plan()
         self._shared.clear()
+        self._attentions.clear()
         while self._undo:
             self._undo.pop()()
 
@@ -166,14 +169,35 @@ class FewRows:
 
         return multiply
 
-    def _attend(self, plan: Plan, call: Call) -> mx.array | None:
-        """Return what the attention kernel gives, or None if mlx-lm is to run."""
-        if not self._verifies or (heads := call.heads) is None:
+    def _attend(self, plan: Plan, queries: mx.array, keys: Any, *rest: Any) -> mx.array | None:
+        """Return what the attention kernel gives, or None if mlx-lm is to run; see `Call`."""
+        if not self._verifies:
             return None
-        least = plan.attention.get(heads, {}).get(call.queries.shape[2])
-        if least is None or call.length < least or not _is_served(call.mask):
+        values, _, scale, mask, sinks = rest
+        rows = keys[1] if isinstance(keys, tuple) else keys
+        key = (queries.shape, rows.shape[1], rows.dtype, scale, _kind(mask), sinks is None)
+        if key not in self._attentions:
+            self._attentions[key] = _attention_of(plan, Call(queries, keys, *rest))
+        known = self._attentions[key]
+        if known is None or rows.shape[2] < known.least:
             return None
-        return heads.own(call.queries, call.keys, call.values, call.mask)
+        return known.run(queries, keys, values, mask)
+
+
+class _Served(NamedTuple):
+    """A kind of attention that a kernel serves, from `least` cached tokens on."""
+
+    least: int
+    run: Attention
+
+
+def _attention_of(plan: Plan, call: Call) -> _Served | None:
+    """Return the kernel for a kind of calls; None if mlx-lm is to run."""
+    heads, kind, n_rows = call.heads, _kind(call.mask), call.queries.shape[2]
+    least = plan.attention.get(heads, {}).get(n_rows) if heads is not None else None
+    if heads is None or least is None or kind is None:
+        return None
+    return _Served(least, heads.prepared(n_rows, kind))
 
 
 class _Shared:
@@ -206,11 +230,11 @@ class _Shared:
             self._rows, self._left = None, {}
 
 
-def _is_served(mask: Any) -> bool:
-    """Say whether the attention kernel takes a mask."""
+def _kind(mask: Any) -> str | None:
+    """Return the kind of a mask that the attention kernel takes; None of another."""
     if isinstance(mask, mx.array):
-        return mask.dtype == mx.bool_ and mask.ndim == 2
-    return isinstance(mask, str) and mask == "causal"
+        return "array" if mask.dtype == mx.bool_ and mask.ndim == 2 else None
+    return "causal" if isinstance(mask, str) and mask == "causal" else None
 
 
 def _by_shape(site: Site, plan: Plan) -> Kernels:
