@@ -174,8 +174,10 @@ class FewRows:
         if not self._verifies:
             return None
         values, _, scale, mask, sinks = rest
-        rows = keys[1] if isinstance(keys, tuple) else keys
-        key = (queries.shape, rows.shape[1], rows.dtype, scale, _kind(mask), sinks is None)
+        # Of quantized rows, numbers packed into words and scales: their widths tell the bits.
+        packed, rows = keys[:2] if isinstance(keys, tuple) else (keys, keys)
+        form = rows.shape[1], packed.shape[3], rows.shape[3], rows.dtype
+        key = (queries.shape, form, scale, _kind(mask), sinks is None)
         if key not in self._attentions:
             self._attentions[key] = _attention_of(plan, Call(queries, keys, *rest))
         known = self._attentions[key]

@@ -7,6 +7,7 @@ import mlx.nn as nn
 import pytest
 from mlx.utils import tree_map
 
+from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.errors import UnsupportedTargetError
 from mlx_eagle.kernels.attention_trial import Heads
 from mlx_eagle.kernels.shapes import CONVERT, Variant
@@ -167,6 +168,21 @@ def test_what_not_all_layers_took_is_dropped_after_the_verification(target: Targ
         attention.q_proj(rows)
         assert any(shared._left for shared in target.few_rows._shared)
     assert not any(shared._left for shared in target.few_rows._shared)
+
+
+@pytest.mark.metal
+def test_a_conversation_with_another_cache_is_not_taken_for_one_that_is_served(
+    target: Target,
+) -> None:
+    target.few_rows.put_on(target.model, Plan({}, {HEADS: {6: 0}}))
+    mx.eval(logits(target))  # whole rows are served
+    quantized = target.twin()
+    for bits in (8, 4):
+        quantized.kv = KVOptions(bits, 32)
+        target.few_rows.is_on = False
+        stock = logits(quantized)
+        target.few_rows.is_on = True
+        assert mx.array_equal(logits(quantized), stock)
 
 
 def test_rounds_that_stall_switch_them_off_and_are_told_once() -> None:
