@@ -15,7 +15,11 @@ from typing import Any, Protocol
 from mlx_eagle.tree_shape import TreeShape
 
 METADATA = "mlx_eagle.option"
-GROUPS = ("length", "sampling", "content", "drafting", "loading")  # in the order of help
+# In the order of help.
+GROUPS = (
+    *("length", "sampling", "content", "drafting", "loading"),
+    *("data", "head", "training"),
+)
 
 
 class Kind(Protocol):

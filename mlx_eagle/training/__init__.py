@@ -1,0 +1,1 @@
+"""Heads made on this machine: data, features of the target, training-time test, export."""
