@@ -81,6 +81,27 @@ class KVCache:
         self._take_in([keys, values])
         return held_keys[:, :, :end], held_values[:, :, :end]
 
+    def attend(
+        self,
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        scale: float,
+        window: int | None = None,
+    ) -> mx.array:
+        """Append L undecided rows and return what attention gives their queries.
+
+        Args:
+            queries: [1, heads, L, head_dim], rotated.
+            keys: [1, kv heads, L, head_dim], rotated.
+            values: [1, kv heads, L, head_dim].
+            scale: factor of the scores.
+            window: positions that a query sees, its own included; None for all.
+        """
+        mask = self.make_mask(queries.shape[2], window_size=window)
+        keys, values = self.update_and_fetch(keys, values)
+        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+
     def make_mask(
         self, n: int, return_array: bool = False, window_size: int | None = None
     ) -> mx.array | str | None:

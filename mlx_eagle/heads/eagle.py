@@ -6,7 +6,8 @@ difference: EAGLE-3 (arXiv 2503.01840, section 3.1) with the variants that publi
 EAGLE-1 and 2 (2401.15077, 2406.16858) and HASS (2408.15766), and P-EAGLE (2602.01469).
 """
 
-from typing import Any, NamedTuple, cast
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -26,6 +27,32 @@ TRAINED_LENGTH = 2048  # tokens of a text, at most, that most heads were trained
 def _norm(size: int, config: HeadConfig, present: bool = True) -> nn.Module:
     """Return a norm over the last axis, or the identity where this head has none."""
     return nn.RMSNorm(size, eps=config.rms_norm_eps) if present else nn.Identity()
+
+
+class LayerCache(Protocol):
+    """What attention needs of a layer's keys and values: a KV cache, or `unroll.UnrolledKeys`."""
+
+    @property
+    def offset(self) -> int | mx.array:
+        """Where rope places the next rows."""
+
+    def attend(
+        self,
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        scale: float,
+        window: int | None,
+    ) -> mx.array:
+        """Take in keys and values of new rows and return what their queries [B, .., L, ..] see."""
+
+
+class HeadCache(Protocol):
+    """The caches of a head's layers."""
+
+    @property
+    def layers(self) -> Sequence[Any]:
+        """A `LayerCache` for each layer."""
 
 
 class Attention(nn.Module):
@@ -58,18 +85,15 @@ class Attention(nn.Module):
             keep_fractional_bounds(self.rope, config.rope_theta, config.rope_scaling)
         accept_node_positions(self.rope)
 
-    def __call__(self, x: mx.array, cache: KVCache) -> mx.array:
-        """Attend from x [1, L, width] to the cache and to x itself, as the cache allows."""
+    def __call__(self, x: mx.array, cache: LayerCache) -> mx.array:
+        """Attend from x [B, L, width] to the cache and to x itself, as the cache allows."""
         B, L, _ = x.shape  # noqa: N806
         queries = self.q_norm(self.q_proj(x).reshape(B, L, self.n_heads, -1)).transpose(0, 2, 1, 3)
         keys = self.k_norm(self.k_proj(x).reshape(B, L, self.n_kv_heads, -1)).transpose(0, 2, 1, 3)
         values = self.v_proj(x).reshape(B, L, self.n_kv_heads, -1).transpose(0, 2, 1, 3)
-        mask, offset = cache.make_mask(L, window_size=self.window), cache.offset
+        offset = cache.offset
         queries, keys = self.rope(queries, offset=offset), self.rope(keys, offset=offset)
-        keys, values = cache.update_and_fetch(keys, values)
-        output = mx.fast.scaled_dot_product_attention(
-            queries, keys, values, scale=self.scale, mask=mask
-        )
+        output = cache.attend(queries, keys, values, self.scale, self.window)
         return self.o_proj(output.transpose(0, 2, 1, 3).reshape(B, L, -1))
 
 
@@ -84,7 +108,7 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = _norm(config.hidden_size, config, input_layernorm)
         self.post_attention_layernorm = _norm(config.hidden_size, config)
 
-    def __call__(self, x: mx.array, cache: KVCache) -> mx.array:
+    def __call__(self, x: mx.array, cache: LayerCache) -> mx.array:
         """Return the layer's output [1, L, h] for x of the same shape."""
         h = x + self.self_attn(self.input_layernorm(x), cache)
         return h + self.mlp(self.post_attention_layernorm(h))
@@ -103,7 +127,7 @@ class FirstLayer(nn.Module):
         self.hidden_norm = _norm(config.hidden_size, config, config.hidden_norm)
         self.post_attention_layernorm = _norm(config.hidden_size, config)
 
-    def __call__(self, embeddings: mx.array, hidden: mx.array, cache: KVCache) -> mx.array:
+    def __call__(self, embeddings: mx.array, hidden: mx.array, cache: LayerCache) -> mx.array:
         """Return the layer's output [1, L, h] for embeddings and hidden of the same shape."""
         normed = self.hidden_norm(self.input_layernorm(hidden) if self.double_norm else hidden)
         residual = normed if self.norm_before_residual else hidden
@@ -230,12 +254,13 @@ class EagleHead(nn.Module):
         hidden = self.fuse(self.mask_hidden[None, None])
         return mx.broadcast_to(hidden, (1, n, self.config.hidden_size)), mx.full((1, n), token)
 
-    def __call__(self, hidden: mx.array, embeddings: mx.array, cache: TreeCache) -> HeadOutput:
+    def __call__(self, hidden: mx.array, embeddings: mx.array, cache: HeadCache) -> HeadOutput:
         """Run one step: fused taps or the parent's feedback, with the token that comes next.
 
         Args:
-            hidden: [1, L, h]; row i belongs to the position before that of `embeddings` row i.
-            embeddings: [1, L, h] of the tokens.
+            hidden: [B, L, h]; row i belongs to the position before that of `embeddings` row i. B is
+                1 but in training.
+            embeddings: [B, L, h] of the tokens.
             cache: the head's own; L undecided rows are appended, placed and masked as it says.
         """
         first, *later = self.layers

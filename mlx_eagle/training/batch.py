@@ -54,3 +54,17 @@ class Batch(NamedTuple):
     choices: mx.array
     texts: mx.array
     trained: mx.array
+
+
+class Figures(NamedTuple):
+    """What one or more batches say about a head, step by step; sums, so that they can be added.
+
+    Attributes:
+        losses: [K] float32, of each step, before it is weighted; each divided by B * L.
+        hits: [K] int32, counted positions where the likeliest draft token is the target's choice.
+        counted: [K] int32, positions whose token is trained and of the same text.
+    """
+
+    losses: mx.array
+    hits: mx.array
+    counted: mx.array
