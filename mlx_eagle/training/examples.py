@@ -96,7 +96,7 @@ class Encoder:
 
     def _of_text(self, text: str) -> list[Example]:
         """Return a plain text, cut where the context is full; all of it is trained."""
-        ids: list[int] = list(self._tokenizer.encode(text))
+        ids: list[int] = list(self._tokenizer.encode(text, verbose=False))
         end = self._tokenizer.eos_token_id
         if end is not None and ids[-1:] != [end]:
             ids.append(end)
@@ -179,7 +179,9 @@ def tokens_and_places(
     """
     inner = tokenizer._tokenizer  # the wrapper cannot be called
     if inner.is_fast:
-        encoded = inner(text, add_special_tokens=False, return_offsets_mapping=True)
+        encoded = inner(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )  # not verbose: it would warn of texts longer than the context, which are cut
         ids: list[int] = list(encoded["input_ids"])
         starts = np.array([start for start, _ in encoded["offset_mapping"]], dtype=np.int64)
         bounds = [np.searchsorted(starts, span, side="left") for span in spans]

@@ -184,7 +184,7 @@ def test_plain_text_is_trained_from_the_first_token_to_an_end_token() -> None:
 
 
 def test_plain_text_begins_as_the_tokenizer_has_texts_begin() -> None:
-    def ids(text: str) -> list[int]:
+    def ids(text: str, verbose: bool) -> list[int]:
         return [1, *text.encode(), 2]
 
     tokenizer = SimpleNamespace(has_chat_template=False, encode=ids, eos_token_id=2)
