@@ -114,6 +114,20 @@ def turns_dropped(messages: Sequence[Any]) -> Iterator[list[Any]]:
         yield [*messages[:start], *messages[first:]]
 
 
+def template_forms(tokenizer: Any, messages: Sequence[Message]) -> list[list[Message]]:
+    """Return messages in the forms that a chat template may want, the usual one first.
+
+    Args:
+        tokenizer: mlx-lm's wrapper.
+        messages: in OpenAI's format; not changed.
+    """
+    forms = [as_template_wants(messages, tokenizer)]
+    if any(message.get("tool_calls") for message in messages):
+        single = with_single_calls(forms[0])
+        forms += [with_json_arguments(forms[0]), single, with_json_arguments(single)]
+    return forms
+
+
 def _is_id(value: Any) -> bool:
     """Say whether a value is an integer, of NumPy perhaps, and no bool."""
     return hasattr(value, "__index__") and not isinstance(value, bool)
@@ -150,12 +164,8 @@ def _apply_template(tokenizer: Any, messages: list[Any], template: Template) -> 
 
 def _rendered(tokenizer: Any, messages: list[Message], options: dict[str, Any]) -> list[int]:
     """Return the token ids of messages in the first form that the template takes as a whole."""
-    forms = [as_template_wants(messages, tokenizer)]
     names, reasons = names_called_now(messages), list[str]()
-    if any(message.get("tool_calls") for message in messages):
-        single = with_single_calls(forms[0])
-        forms += [with_json_arguments(forms[0]), single, with_json_arguments(single)]
-    for form in forms:
+    for form in template_forms(tokenizer, messages):
         try:
             ids: list[int] = tokenizer.apply_chat_template(form, **options)
         except REFUSALS as error:

@@ -1,0 +1,194 @@
+"""Where in a rendered conversation the answers stand: what the model itself has to write.
+
+Few chat templates mark answers, so they are found by rendering: the conversation up to an answer,
+opened for it, is what the model is given; what follows in the conversation with the answer is what
+it writes. Templates that rewrite earlier answers (Qwen3 drops their thoughts) are noticed so.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from mlx_eagle.answers.answer_format import read_format
+from mlx_eagle.answers.history import THOUGHT_KEYS
+from mlx_eagle.answers.sections import Kind
+from mlx_eagle.errors import EagleError
+from mlx_eagle.files.quoting import one_line
+from mlx_eagle.session.prompt import REFUSALS, Message, template_forms
+
+
+class Span(NamedTuple):
+    """Characters of a text, `stop` not included."""
+
+    start: int
+    stop: int
+
+
+class Rendered(NamedTuple):
+    """A conversation as the chat template writes it.
+
+    Attributes:
+        messages: in the form that the template takes.
+        text: what it makes of them.
+    """
+
+    messages: list[Message]
+    text: str
+
+
+class AnswerSpans(NamedTuple):
+    """Where the answers of a conversation stand, each with the mark that ends it.
+
+    Attributes:
+        spans: in the order of the answers.
+        is_last_only: the template rewrites earlier answers, so only the last is as it was written.
+        has_end: a mark ends the last one; some templates write none.
+    """
+
+    spans: list[Span]
+    is_last_only: bool
+    has_end: bool
+
+
+class ChatTemplate:
+    """The chat template of a target, for whole conversations.
+
+    Args:
+        tokenizer: mlx-lm's wrapper, of a target that has a chat template.
+        args: what the template is given besides the messages.
+    """
+
+    def __init__(self, tokenizer: Any, args: Mapping[str, Any]) -> None:
+        self._tokenizer = tokenizer
+        self._args = args
+        marks = [mark for mark in read_format(tokenizer).marks if mark.kind is Kind.THOUGHT]
+        starts = "|".join(re.escape(mark.start) for mark in marks) or "(?!)"
+        ends = "|".join(re.escape(mark.end) for mark in marks if mark.end) or "(?!)"
+        # A thought that is empty, or that the template has begun and that ends at once.
+        self._no_thought = re.compile(rf"\s*(?:{starts})?\s*(?:{ends})\s*")
+        self._begun_thought = re.compile(rf"(?:{starts})\s*(?:(?:{ends})\s*)?\Z")
+        self._thought_ends = re.compile(ends)
+        question: list[Message] = [{"role": "user", "content": "0"}]
+        try:
+            self._opens = self._text(question, (), opens=True) != self._text(question, ())
+        except REFUSALS:
+            self._opens = True
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Message] = ()) -> Rendered:
+        """Return a conversation as text, in the first form that the template takes as a whole.
+
+        A template that refuses system prompts is given them at the head of the first question.
+
+        Raises:
+            EagleError: if the template refuses the messages or leaves calls of tools out.
+        """
+        names = {call["function"]["name"] for m in messages for call in m.get("tool_calls") or []}
+        forms = template_forms(self._tokenizer, messages)
+        if [m["role"] for m in messages[:2]] == ["system", "user"]:
+            forms += [_without_system(form) for form in forms]
+        reason = ""
+        for form in forms:
+            try:
+                text = self._text(form, tools)
+            except REFUSALS as error:
+                reason = reason or f"refuses the messages: {one_line(error)}"
+                continue
+            if all(name in text for name in names):
+                return Rendered(form, text)
+            reason = reason or "leaves out the calls of tools"
+        raise EagleError(f"the target's chat template {reason}")
+
+    def answers(self, rendered: Rendered, tools: Sequence[Message] = ()) -> AnswerSpans:
+        """Return where the answers stand.
+
+        Args:
+            rendered: a conversation that ends in an answer.
+            tools: as they were rendered.
+
+        Raises:
+            EagleError: if the last answer cannot be told apart from what the template writes.
+        """
+        messages, text = rendered
+        places = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
+        last = self._span(rendered, places[-1], tools) or self._said(rendered, places[-1], tools)
+        if last is None:
+            raise EagleError(
+                "the target's chat template does not show where the last answer begins; "
+                'give the conversation as plain text ({"text": ..}), or train on all tokens'
+            )
+        said = str(messages[places[-1]]["content"]).rstrip()
+        has_end = not said or not text[: last.stop].endswith(said)
+        spans = list[Span]()
+        for place in places[:-1]:
+            span = self._span(rendered, place, tools)
+            if span is None:
+                return AnswerSpans([last], True, has_end)
+            spans.append(span)
+        return AnswerSpans([*spans, last], False, has_end)
+
+    def _text(
+        self, messages: Sequence[Message], tools: Sequence[Message], *, opens: bool = False
+    ) -> str:
+        """Return what the template makes of messages, opened for an answer or not."""
+        own = {"tools": list(tools)} if tools else {}
+        options = {"add_generation_prompt": opens} | own | dict(self._args)
+        return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
+
+    def _span(self, rendered: Rendered, place: int, tools: Sequence[Message]) -> Span | None:
+        """Return where an answer stands; None if the conversation does not have it as written."""
+        messages, text = rendered
+        message = messages[place]
+        try:
+            opened = self._text(messages[:place], tools, opens=True)
+            is_last = place == len(messages) - 1
+            after = text if is_last else self._text(messages[: place + 1], tools)
+        except REFUSALS:
+            return None
+        if not self._opens and not self._has_thoughts(message) and not message.get("tool_calls"):
+            span = self._said(Rendered(messages[: place + 1], after), place, tools)
+            return span if span and text.startswith(after[: span.stop]) else None
+        # A prompt may begin a thought that a conversation without thoughts does not have.
+        for opening in (opened, self._begun_thought.sub("", opened)):
+            if not after.startswith(opening):
+                continue
+            written = after[len(opening) :].rstrip()
+            thought = None if self._has_thoughts(message) else self._no_thought.match(written)
+            skipped = thought.end() if thought else 0
+            if text.startswith(opening + written):
+                return Span(len(opening) + skipped, len(opening) + len(written))
+            if text.startswith(opening + written[skipped:]):
+                return Span(len(opening), len(opening) + len(written) - skipped)
+        return None
+
+    def _said(self, rendered: Rendered, place: int, tools: Sequence[Message]) -> Span | None:
+        """Return where the content of the last message begins, up to the end of its mark.
+
+        It is where two renderings part that differ in the content alone.
+        """
+        messages, text = rendered
+        before, message = messages[:place], messages[place]
+        if not message["content"]:
+            return None
+        try:
+            head = self._text(before, tools)
+            both = [self._text([*before, message | {"content": c}], tools) for c in ("0", "1")]
+        except REFUSALS:
+            return None
+        pairs = enumerate(zip(*both, strict=False))
+        start = next((n for n, (a, b) in pairs if a != b), -1)
+        if start < 0 or not text.startswith(both[0][:start]):
+            return None
+        if text.startswith(head) and not text[len(head) : start].strip():
+            start = len(head)  # a space before the answer is written by the model
+        return Span(start, len(text.rstrip()))
+
+    def _has_thoughts(self, message: Message) -> bool:
+        """Say whether an answer holds a thought, apart or in its text."""
+        is_apart = any(message.get(key) for key in THOUGHT_KEYS)
+        return is_apart or self._thought_ends.search(str(message["content"])) is not None
+
+
+def _without_system(form: Sequence[Message]) -> list[Message]:
+    """Return messages with the system prompt at the head of the first question."""
+    system, question, *rest = form
+    return [question | {"content": f"{system['content']}\n\n{question['content']}"}, *rest]
