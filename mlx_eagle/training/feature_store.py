@@ -239,8 +239,10 @@ class FeatureStore:
     def _write_index(self) -> None:
         """Write which shards are complete."""
         with new_file(self.folder / _INDEX) as partial:
-            text = json.dumps({"contents": self._about, "complete": self._kept}, indent=1)
-            partial.write_text(text)
+            complete = dict(sorted(self._kept.items()))
+            partial.write_text(
+                json.dumps({"contents": self._about, "complete": complete}, indent=1)
+            )
 
     def _read_index(self) -> dict[str, dict[str, Any]]:
         """Return the complete shards: their sizes and checksums, by name.
@@ -333,4 +335,6 @@ def _shown(value: Any) -> str:
 
 def _size(n_bytes: int) -> str:
     """Return a size in the unit that suits it."""
+    if n_bytes < 1e6:
+        return f"{n_bytes / 1e3:.1f} kB"
     return f"{n_bytes / 1e6:.1f} MB" if n_bytes < 1e9 else f"{n_bytes / 1e9:.1f} GB"
