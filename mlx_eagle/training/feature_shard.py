@@ -11,7 +11,7 @@ import json
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,11 @@ from mlx_eagle.files.atomic import new_file
 from mlx_eagle.files.safetensors import read_header
 from mlx_eagle.training.batch import Features
 
-_DTYPES = {"F16": np.dtype("<f2"), "BF16": np.dtype("<u2"), "I32": np.dtype("<i4")}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+    "I32": np.dtype("<i4"),
+}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 

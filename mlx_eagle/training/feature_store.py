@@ -17,6 +17,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import mlx.core as mx
 import numpy as np
 
 from mlx_eagle.errors import EagleError
@@ -24,6 +25,7 @@ from mlx_eagle.files.atomic import new_file
 from mlx_eagle.files.json_files import read_json
 from mlx_eagle.files.plain_files import hash_file
 from mlx_eagle.files.quoting import listed, quote_value
+from mlx_eagle.target.target import Target
 from mlx_eagle.training.batch import Example, Features
 from mlx_eagle.training.feature_shard import in_16_bits, map_shard, write_shard
 
@@ -41,13 +43,15 @@ class Contents(NamedTuple):
     """What features are of.
 
     Attributes:
-        target: what identifies the target and its precision, in words of the caller.
+        target: what identifies the target, quantization included, in words of the caller.
+        dtype: in which it computes.
         boundaries: the head's taps, then that of the final state.
         width: D.
         examples: the texts, in order; each has a token at least.
     """
 
     target: str
+    dtype: str
     boundaries: tuple[int, ...]
     width: int
     examples: Sequence[Example]
@@ -71,12 +75,26 @@ class Contents(NamedTuple):
         return {
             "version": VERSION,
             "target": self.target,
+            "dtype": self.dtype,
             "boundaries": list(self.boundaries),
             "width": self.width,
             "texts": len(self.examples),
             "tokens": sum(len(example.tokens) for example in self.examples),
             "tokens_sha256": digest.hexdigest(),
         }
+
+
+def contents_of(target: Target, identity: str, examples: Sequence[Example]) -> Contents:
+    """Return what the features of texts will be of.
+
+    Args:
+        target: as `tap_for_features` returns it.
+        identity: what identifies it, in words of the caller.
+        examples: the texts.
+    """
+    row = target.embedding(mx.array([0]))
+    dtype = str(row.dtype).removeprefix("mlx.core.")
+    return Contents(identity, dtype, target.taps, row.shape[-1], examples)
 
 
 def size_of(n_tokens: int, n_streams: int, width: int) -> int:

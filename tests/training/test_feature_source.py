@@ -8,7 +8,7 @@ import pytest
 from mlx_eagle.target.target import Target
 from mlx_eagle.training.batch import Example, Features
 from mlx_eagle.training.feature_source import ComputedFeatures, FeatureSource
-from mlx_eagle.training.feature_store import Contents, FeatureStore
+from mlx_eagle.training.feature_store import FeatureStore, contents_of
 from mlx_eagle.training.features import compute, tap_for_features
 from tiny_models import build_target
 
@@ -31,7 +31,9 @@ class Counted:
 
 def test_both_sources_give_the_same_features(tmp_path: Path) -> None:
     target = tap_for_features(Target(build_target("llama")), (1, 3))
-    store = FeatureStore(tmp_path / "features", Contents("llama", target.taps, 64, EXAMPLES))
+    contents = contents_of(target, "llama", EXAMPLES)
+    assert contents[:4] == ("llama", "float32", (1, 3, 5), 64)
+    store = FeatureStore(tmp_path / "features", contents)
     store.complete(lambda tokens: compute(target, tokens), lambda done, total: None)
     computed = ComputedFeatures(EXAMPLES, lambda tokens: compute(target, tokens))
     sources: list[FeatureSource] = [store, computed]

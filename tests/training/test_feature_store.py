@@ -43,7 +43,7 @@ def made_up(tokens: np.ndarray) -> Features:
 
 
 def contents(examples: list[Example] = EXAMPLES, **changed: Any) -> Contents:
-    about = Contents("a target in float32", (1, 3, 5), WIDTH, examples)
+    about = Contents("a target", "float32", (1, 3, 5), WIDTH, examples)
     return about._replace(**changed)
 
 
@@ -169,7 +169,7 @@ def test_the_size_announced_is_that_of_the_files(store: FeatureStore) -> None:
 
 
 def test_shards_end_with_texts_and_have_about_a_gigabyte() -> None:
-    about = Contents("", (2, 16, 29, 33), 4096, [example(1000, 0)] * 100)
+    about = Contents("", "float16", (2, 16, 29, 33), 4096, [example(1000, 0)] * 100)
     shards = feature_store._plan([1000] * 100, feature_store.SHARD_BYTES // about.token_bytes)
     assert [shard.stop - shard.first for shard in shards] == [32, 32, 32, 4]
 
@@ -315,7 +315,8 @@ OTHER_TOKENS = [*EXAMPLES[:-1], example(8, 1)]
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"target": "another"}, "target 'a target in float32' instead of 'another'"),
+        ({"target": "another"}, "target 'a target' instead of 'another'"),
+        ({"dtype": "bfloat16"}, "dtype 'float32' instead of 'bfloat16'"),
         ({"boundaries": (2, 3, 5)}, r"boundaries \[1, 3, 5\] instead of \[2, 3, 5\]"),
         ({"examples": OTHER_TOKENS}, r"\(tokens_sha256 '\w+' instead of '\w+'\)"),
         ({"examples": EXAMPLES[:-1]}, "texts 8 instead of 7, tokens 75 instead of 67"),
