@@ -90,7 +90,7 @@ def _serialized(tensors: dict[str, list[np.ndarray]]) -> Iterator[bytes | memory
     text += b" " * (-len(text) % 8)
     yield struct.pack("<Q", len(text)) + text
     for parts in tensors.values():
-        yield from (memoryview(np.ascontiguousarray(part).reshape(-1).view("u1")) for part in parts)
+        yield from (np.ascontiguousarray(part).data.cast("B") for part in parts)
 
 
 def map_shard(file: Path) -> Features:
