@@ -31,7 +31,7 @@ from mlx_eagle.tree import DraftTree, TreeShape
 
 
 class Verified(NamedTuple):
-    """What the target says about a tree: logits [N, V] and taps [N, A * D] (None if untapped)."""
+    """What the target says about N tokens: logits [N, V] and taps [N, A * D] (None if untapped)."""
 
     logits: mx.array
     taps: mx.array | None
@@ -226,9 +226,17 @@ class Target:
         Returns:
             Their taps [L, A * D]; None if nothing is tapped. Nothing is evaluated.
         """
-        taps = self._run(DraftTree.chain(tokens), cache).taps
+        return self.forward(tokens, cache).taps
+
+    def forward(self, tokens: mx.array, cache: AnyCache) -> Verified:
+        """Run committed tokens [L] through the target and commit their rows.
+
+        Returns:
+            Their logits [L, V], which cost nothing unless they are evaluated, and their taps.
+        """
+        out = self._run(DraftTree.chain(tokens), cache)
         cache.commit(range(tokens.shape[0]))
-        return taps
+        return out
 
     def verify(self, tree: DraftTree, cache: AnyCache) -> Verified:
         """Run all nodes of a tree through the target at once; nothing is committed.
