@@ -122,8 +122,9 @@ class AnswerFile:
             fields["left_out"] = answered.left_out
         line = json.dumps(fields).encode() + b"\n"
         try:
-            # A buffer would try to write what is left of a full disk's line again when it closes.
-            os.write(self._stream.fileno(), line)
+            # Not through a buffer, which would try once more to fill a full disk when it closes.
+            while line:
+                line = line[os.write(self._stream.fileno(), line) :]
         except OSError as error:
             raise _unwritable(self._path, error) from error
         self.finished.add(answered.place)

@@ -38,7 +38,7 @@ class Respondent(NamedTuple):
     """The target that answers, and how.
 
     Attributes:
-        network: as `load_target` returned it; a `Target` made of it must have been released.
+        network: as `load_target` returned it.
         tokenizer: mlx-lm's wrapper.
         identity: what tells this target from others, its precision included.
         max_context: tokens that a conversation may have; None for any number.
@@ -226,7 +226,7 @@ def _origin(respondent: Respondent, digests: list[str]) -> dict[str, Any]:
         "target": respondent.identity,
         "answer_tokens": options.answer_tokens,
         "answer_temperature": options.answer_temperature,
-        "seed": respondent.seed if options.answer_temperature > 0 else None,
+        "seed": respondent.seed if options.answer_temperature > 0 else 0,
         "max_context": respondent.max_context,
         "template": json.dumps([dict(template.args), template.tools], sort_keys=True, default=str),
         "conversations": _digest(digests),
