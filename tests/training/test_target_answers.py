@@ -79,7 +79,7 @@ def test_every_turn_of_a_batch_is_answered_as_mlx_lm_answers_it_alone(
     assert len(answers) >= 7
     if architecture == "llama":
         assert {answer.is_cut for answer in answers} == {True, False}, "both kinds are tried"
-        assert len(answers) > 10, "second turns are tried"
+        assert any(len(one.answers) == 2 for one in found), "second turns are tried"
     for one in found:
         for turn, answer in enumerate(one.answers):
             prompt = encode(OftenEnds(), one.messages[: 2 * turn + 1])
