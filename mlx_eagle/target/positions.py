@@ -58,9 +58,11 @@ def _rotate(
 ) -> mx.array:
     """Rotate x [1, heads, N, head_dim].
 
-    `mx.fast.rope` takes one offset per batch row, so the node axis becomes the batch axis.
+    `mx.fast.rope` takes one offset per batch row, so the node axis becomes the batch axis. mlx-lm's
+    batches [B, heads, L, head_dim] have an offset per row themselves, and go on from it.
     """
-    if not isinstance(offset, mx.array) or offset.ndim == 0:
+    is_tree = isinstance(offset, mx.array) and offset.size > 1 and x.shape[0] == 1
+    if not is_tree:
         return plain(self, x, offset, *args, **kwargs)
     rotated = plain(self, x.transpose(2, 1, 0, 3), offset, *args, **kwargs)  # [N, heads, 1, ..]
     return rotated.transpose(2, 1, 0, 3)
