@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Converted heads against their publisher's own library, speculators; a command, not a test.
+"""Heads, converted and exported, against their publisher's own library; a command, not a test.
 
     python3 -m venv venv
     venv/bin/pip install torch==2.13.0

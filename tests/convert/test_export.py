@@ -16,106 +16,26 @@ from mlx_eagle.convert.heads import convert_head
 from mlx_eagle.convert.layouts import LAYOUTS
 from mlx_eagle.errors import CheckpointError, EagleError
 from mlx_eagle.files.safetensors import read_header
-from mlx_eagle.heads.config import FORMAT_VERSION, MODEL_TYPE, HeadConfig
-from mlx_eagle.heads.eagle import EagleHead
+from mlx_eagle.heads.config import HeadConfig
 from mlx_eagle.heads.load import load_head
-
-H, V, W, N = 16, 24, 10, 12
-TARGET: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": H,
-    "num_hidden_layers": N,
-    "vocab_size": V,
-}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
-YARN |= {"truncate": False, "beta_fast": 16.0}
-LINEAR = {"rope_type": "linear", "factor": 2.0}
-BIASED = {"attention_bias": True, "attention_output_bias": True}
-WIDE = {"hidden_size": 2 * H, "own_embedding": True}
-PLAIN = HeadConfig(
-    algorithm="eagle3",
-    hidden_size=H,
-    target_hidden_size=H,
-    target_vocab_size=V,
-    draft_vocab_size=W,
-    intermediate_size=20,
-    num_hidden_layers=1,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    rms_norm_eps=1e-5,
-    rope_theta=10000.0,
-    rope_scaling=None,
-    rope_interleaved=False,
-    rope_dims=8,
-    max_position_embeddings=256,
-    sliding_windows=(None,),
-    taps=(2, 6, 9),
-    fuse_taps=True,
-    norm_before_fc=False,
-    fc_norm=False,
-    input_layernorm=True,
-    hidden_norm=True,
-    double_norm=False,
-    norm_before_residual=False,
-    norm_output=False,
-    final_norm=True,
-    qk_norm=False,
-    attention_bias=False,
-    attention_output_bias=False,
-    mlp_bias=False,
-    fc_bias=False,
-    own_embedding=False,
-    own_lm_head=True,
-    mask_token_id=None,
-)
-EAGLE = replace(
+from own_heads import (
+    BIASED,
+    EAGLE,
+    LINEAR,
+    LLAMA3,
+    PARALLEL,
     PLAIN,
-    algorithm="eagle",
-    draft_vocab_size=V,
-    taps=(N + 1,),
-    **dict.fromkeys(
-        ("fuse_taps", "input_layernorm", "hidden_norm", "final_norm", "own_lm_head"), False
-    ),
+    TARGET,
+    WIDE,
+    YARN,
+    H,
+    N,
+    V,
+    W,
+    name_of,
+    write_head,
+    write_target,
 )
-PARALLEL = replace(PLAIN, algorithm="p-eagle", own_embedding=True, mask_token_id=V - 1)
-
-
-def write_head(
-    folder: Path, config: HeadConfig, *, ids: list[int] | None = None, **more: Any
-) -> Path:
-    """Write a random head in our own format, and its target's configuration beside it."""
-    head = EagleHead(config)
-    mx.random.seed(1)
-    dtype = more.pop("dtype", mx.bfloat16)
-    weights = {
-        n: mx.random.normal(a.shape).astype(dtype) for n, a in tree_flatten(head.parameters())
-    }
-    size = config.draft_vocab_size
-    # Every other id, and from there on the next ones: ascending, and no run from 0.
-    chosen = list(range(size)) if size == V else [1, 3, 5, *range(7, 7 + size - 3)]
-    weights["draft_to_target"] = mx.array(chosen if ids is None else ids, dtype=mx.int32)
-    folder.mkdir(parents=True)
-    mx.save_safetensors(str(folder / "model.safetensors"), weights)
-    target = {"name": "target", "config_sha256": "", "rope_theta": None}
-    about = {"model_type": MODEL_TYPE, "format_version": FORMAT_VERSION, "quantization": None}
-    about |= {"target": target | {k: v for k, v in TARGET.items() if k != "architectures"}}
-    (folder / "config.json").write_text(json.dumps(config.to_dict() | about | more))
-    return folder
-
-
-def write_target(folder: Path, **changes: Any) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(TARGET | changes))
-    return folder
 
 
 def round_trip(work: Path, config: HeadConfig, layout: str, **head: Any) -> None:
@@ -172,10 +92,6 @@ SAYABLE: dict[str, list[tuple[HeadConfig, dict[str, Any]]]] = {
 CASES = [(layout, *case) for layout, cases in SAYABLE.items() for case in cases]
 
 
-def name_of(part: Any) -> str:
-    return part.algorithm if isinstance(part, HeadConfig) else str(part)
-
-
 @pytest.mark.parametrize(("layout", "base", "changes"), CASES, ids=name_of)
 def test_what_a_layout_can_say_comes_back_bit_for_bit(
     layout: str, base: HeadConfig, changes: dict[str, Any], tmp_path: Path
@@ -209,75 +125,14 @@ def test_any_head_comes_back_as_it_was_or_is_refused(
     layout = data.draw(st.sampled_from(list(LAYOUTS)))
     work = tmp_path_factory.mktemp("any")
     try:
-        round_trip(work, config, layout)
+        export_head(write_head(work / "tried", config), work / "any", layout)
     except CheckpointError as error:
-        assert "cannot say" in str(error)
-        assert not (work / "published").exists()
-
-
-# What a layout cannot say, and the words in which it is refused.
-UNSAYABLE: list[tuple[str, HeadConfig, dict[str, Any], str]] = [
-    ("safeailab", PLAIN, {"taps": (2, 5, 9)}, "taps are 2, 5, 9, not 2, 6, 9; use the layout spec"),
-    ("safeailab", PLAIN, {"fc_norm": True}, "fc_norm is true; use the layout specforge or specul"),
-    ("safeailab", PLAIN, {"norm_before_fc": True}, "norm_before_fc is true"),
-    ("safeailab", PLAIN, {"norm_before_residual": True}, "norm_before_residual is true"),
-    ("safeailab", PLAIN, {"norm_output": True}, "norm_output is true; use the layout speculators"),
-    ("safeailab", PLAIN, {"qk_norm": True}, "qk_norm is true"),
-    ("safeailab", PLAIN, BIASED, "attention_bias is true, attention_output_bias is true"),
-    ("safeailab", PLAIN, {"rope_scaling": LLAMA3}, "rope_scaling is .*llama3"),
-    ("safeailab", PLAIN, {"rope_scaling": LINEAR, "rope_theta": 5e5}, "with the base 500000"),
-    ("safeailab", PLAIN, {"sliding_windows": (64,)}, r"sliding_windows is \[64\]"),
-    (
-        "safeailab",
-        PLAIN,
-        {"num_hidden_layers": 2, "sliding_windows": (None, None)},
-        "num_hidden_layers is 2; use the layout speculators",
-    ),
-    ("safeailab", EAGLE, {"norm_output": True}, "norm_output is true; no other layout can either"),
-    (
-        "safeailab",
-        EAGLE,
-        {"own_lm_head": True, "draft_vocab_size": W},
-        "own_lm_head is true, draft",
-    ),
-    ("safeailab", PARALLEL, {}, "it is of the kind P-EAGLE head; use the layout speculators"),
-    ("specforge", EAGLE, {}, "it is of the kind EAGLE head; use the layout safeailab"),
-    ("specforge", PLAIN, {"taps": (0, 6, 9)}, "taps are 0, 6, 9; use the layout speculators"),
-    ("specforge", PLAIN, {"taps": (2, 6, 13)}, "taps are 2, 6, 13; no other layout"),
-    ("specforge", PLAIN, {"taps": (2, 4, 6, 9)}, "taps are 2, 4, 6, 9; use the layout speculators"),
-    ("specforge", PLAIN, {"taps": (3, 7, 10)}, "taps are 3, 7, 10"),
-    ("specforge", PLAIN, {"norm_output": True}, "norm_output is true without fc_norm; use the"),
-    ("specforge", PLAIN, {"own_embedding": True}, "own_embedding is true; use the layout safeail"),
-    ("specforge", PLAIN, {"norm_before_residual": True}, "norm_before_residual is true"),
-    ("specforge", PLAIN, {"sliding_windows": (64,)}, "sliding_windows is"),
-    ("speculators", PLAIN, {"taps": (1, 5, 8)}, "taps are 1, 5, 8; use the layout specforge"),
-    ("speculators", PLAIN, {"taps": (2, 6, 13)}, "taps are 2, 6, 13"),
-    ("speculators", PLAIN, {"double_norm": True}, "double_norm is true; no other layout can"),
-    ("speculators", PLAIN, {"fc_bias": True}, "fc_bias is true"),
-    ("speculators", PLAIN, {"rope_interleaved": True}, "rope_interleaved is true"),
-    ("speculators", PLAIN, {"rope_dims": 4}, "rope_dims is 4 of 8"),
-    ("speculators", PLAIN, {"attention_bias": True}, "attention_output_bias is false"),
-    ("speculators", PLAIN, {"mlp_bias": True, "qk_norm": True}, "beside norms of queries and keys"),
-    ("speculators", PLAIN, {"norm_before_fc": True, "fc_norm": True}, "are both true"),
-    ("speculators", PLAIN, {"final_norm": False}, "final_norm is false"),
-    ("speculators", PLAIN, {"own_lm_head": False, "draft_vocab_size": V}, "own_lm_head is false"),
-    (
-        "speculators",
-        PLAIN,
-        {"num_hidden_layers": 2, "sliding_windows": (32, 64)},
-        r"sliding_windows is \[32, 64\]",
-    ),
-]
-
-
-@pytest.mark.parametrize(("layout", "base", "changes", "words"), UNSAYABLE, ids=name_of)
-def test_what_a_layout_cannot_say_is_refused_by_name(
-    layout: str, base: HeadConfig, changes: dict[str, Any], words: str, tmp_path: Path
-) -> None:
-    source = write_head(tmp_path / "head", replace(base, **changes))
-    with pytest.raises(CheckpointError, match=f"the layout {layout} cannot say this: .*{words}"):
-        export_head(source, tmp_path / "out", layout)
-    assert [path.name for path in tmp_path.iterdir()] == ["head"]
+        refusal = str(error)
+    else:
+        round_trip(work, config, layout)
+        return
+    assert "cannot say" in refusal
+    assert not (work / "any").exists()
 
 
 @pytest.mark.parametrize(
@@ -440,15 +295,3 @@ def test_the_usual_taps_are_left_to_the_engines_which_agree_on_them(tmp_path: Pa
     """An id under this key means a layer to SGLang and a boundary to some versions of vLLM."""
     source = write_head(tmp_path / "head", PLAIN)
     assert "eagle_config" not in export_head(source, tmp_path / "out", "specforge").config
-
-
-def test_sglang_reads_ids_for_deepseek_as_layers_only_if_the_first_is_1(tmp_path: Path) -> None:
-    target = write_target(tmp_path / "target", model_type="deepseek_v3")
-    for taps, is_refused in (((2, 5, 9), False), ((3, 6, 11), True)):
-        source = write_head(tmp_path / f"head-{taps[0]}", replace(PLAIN, taps=taps))
-        out = tmp_path / f"out-{taps[0]}"
-        if is_refused:
-            with pytest.raises(CheckpointError, match="taps are 3, 6, 11; use the layout specul"):
-                export_head(source, out, "specforge", target=target)
-        else:
-            export_head(source, out, "specforge", target=target)
