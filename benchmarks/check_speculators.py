@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Converted heads against their publisher's own library, speculators; a command, not a test.
+"""Heads, converted and exported, against their publisher's own library; a command, not a test.
 
     python3 -m venv venv
     venv/bin/pip install torch==2.13.0
@@ -11,8 +11,9 @@
 Two requirements of speculators, torchvision and torchaudio, are left out: neither is imported. No
 GPU and, once this is installed, no network is needed. The library makes tiny random heads, saves
 them and loads them back; the saved files are converted, and both sides compute logits for a prompt
-and for recurrent steps after it. Each line gives the largest difference, relative to the largest
-logit; above 1e-4 the command fails.
+and for recurrent steps after it. Then the converted head is exported, and the library computes the
+logits of what it loads from there. Each line gives the largest difference of our logits and of the
+exported head's, relative to the largest logit; above 1e-4 the command fails.
 
 The library's forward pass is that of training: it takes 128 rows at a time, and every row takes
 recurrent steps of its own, which see the prompt up to that row and the row's earlier steps. So one
@@ -39,6 +40,7 @@ from speculators.proposals.greedy import GreedyTokenProposalConfig
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config
 from transformers.utils.logging import disable_progress_bar
 
+from mlx_eagle.convert.export import export_head
 from mlx_eagle.convert.heads import convert_head
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.heads.load import load_head
@@ -182,8 +184,15 @@ def our_logits(head: EagleHead, taps: mx.array, tokens: mx.array, steps: int) ->
     return np.array(head.lm_head(mx.concatenate(normed, axis=1))[0])
 
 
-def check(case: Case, target: Path, work: Path) -> float:
-    """Return the relative error of a converted head; infinite if it maps draft ids otherwise."""
+class Errors(NamedTuple):
+    """Relative errors of logits; infinite where draft ids are mapped otherwise."""
+
+    converted: float
+    exported: float
+
+
+def check(case: Case, target: Path, work: Path) -> Errors:
+    """Return the errors of a converted head, and of what the library makes of it exported."""
     torch.manual_seed(3)
     model = publish(case, target, work / "published")
     convert_head(work / "published", target, work / "converted", bits=None)
@@ -191,14 +200,41 @@ def check(case: Case, target: Path, work: Path) -> float:
     assert isinstance(head, EagleHead), "no Medusa heads here"
     taps = torch.randn(1, ROWS, len(case.taps) * HIDDEN) * 3
     tokens = torch.randint(0, VOCABULARY - 1, (1, ROWS))
-    if case.is_parallel:
-        expected = library_parallel(model, taps, tokens)
-    else:
-        expected = library_chain(model, taps, tokens, case.steps)
+    expected = library_logits(case, model, taps, tokens)
     found = our_logits(head, mx.array(taps.numpy()), mx.array(tokens.numpy()), case.steps)
     offsets = 0 if model.d2t is None else model.d2t.numpy()
-    if not np.array_equal(head.draft_to_target, np.arange(case.draft_vocab_size) + offsets):
-        return float("inf")
+    is_mapped = np.array_equal(head.draft_to_target, np.arange(case.draft_vocab_size) + offsets)
+    again = reload_exported(case, work / "converted", target, work / "exported")
+    is_mapped_again = same_tables(model, again)
+    back = library_logits(case, again, taps, tokens)
+    return Errors(
+        relative_error(found, expected) if is_mapped else float("inf"),
+        relative_error(back, expected) if is_mapped_again else float("inf"),
+    )
+
+
+def library_logits(case: Case, model: Any, taps: torch.Tensor, tokens: torch.Tensor) -> np.ndarray:
+    """Return the library's logits [rows, W] for a case, as its kind of head makes them."""
+    if case.is_parallel:
+        return library_parallel(model, taps, tokens)
+    return library_chain(model, taps, tokens, case.steps)
+
+
+def reload_exported(case: Case, head: Path, target: Path, out: Path) -> Any:
+    """Export a converted head and let the library load it."""
+    export_head(head, out, "speculators", target=target, verifier=str(target))
+    kind = PEagleDraftModel if case.is_parallel else Eagle3DraftModel
+    return kind.from_pretrained(out).eval()
+
+
+def same_tables(one: Any, other: Any) -> bool:
+    """Say whether two heads of the library draft from the same tokens."""
+    pairs = ((one.d2t, other.d2t), (one.t2d, other.t2d))
+    return all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs)
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest difference of logits, relative to the largest logit."""
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
@@ -214,10 +250,11 @@ def main() -> int:
         config = LlamaConfig(**SIZES, num_hidden_layers=8)
         LlamaForCausalLM(config).save_pretrained(work / "target")
         for i, (name, case) in enumerate(CASES.items()):
-            error = check(case, work / "target", work / str(i))
-            agrees = error <= LIMIT
+            errors = check(case, work / "target", work / str(i))
+            agrees = max(errors) <= LIMIT
             failed += not agrees
-            print(f"{error:.1e}  {'ok' if agrees else 'DIFFERS':7}  {name}")
+            shown = f"{errors.converted:.1e}  {errors.exported:.1e}"
+            print(f"{shown}  {'ok' if agrees else 'DIFFERS':7}  {name}")
     print(f"{len(CASES) - failed} of {len(CASES)} heads agree to {LIMIT:g}")
     return 1 if failed else 0
 

@@ -30,6 +30,7 @@ COMMANDS = {
     "calibrate": Entry("mlx_eagle.cli.calibrate", "Measure what drafting costs on this machine."),
     "convert": Entry("mlx_eagle.cli.convert", "Port a PyTorch draft head or target to MLX."),
     "doctor": Entry("mlx_eagle.cli.doctor", "Measure which taps, rope and norms a head needs."),
+    "export": Entry("mlx_eagle.cli.export", "Write a head as SGLang, vLLM and others read it."),
     "explain": Entry("mlx_eagle.cli.explain", "Draw one round: drafted, accepted, gained."),
     "heads": Entry("mlx_eagle.cli.heads", "List published draft heads by target."),
     "inspect": Entry("mlx_eagle.cli.inspect", "Say what a folder with a model or head holds."),

@@ -59,7 +59,7 @@ def convert_head(
         EagleError: if `out` exists, or the head cannot be quantized that way.
     """
     target_facts = read_target_facts(target)
-    published = _read_head(source, target_facts, settings or {})
+    published = read_published(source, target_facts, settings or {})
     quantization = None if bits is None else {"group_size": group_size, "bits": bits}
     with new_folder(out) as folder:
         weights, table_source = _read_tensors(source, published)
@@ -90,7 +90,7 @@ class Published(NamedTuple):
     facts: dict[str, Fact]
 
 
-def _read_head(source: Path, target: TargetFacts, settings: dict[str, Any]) -> Published:
+def read_published(source: Path, target: TargetFacts, settings: dict[str, Any]) -> Published:
     """Identify a head, read its sizes and resolve its facts; no weights are read."""
     config, manifest = read_json(source / "config.json"), read_manifest(source)
     if config.get("model_type") == MODEL_TYPE:
