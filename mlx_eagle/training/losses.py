@@ -76,3 +76,16 @@ def _fused_gradient(
         (scale * output.astype(mx.float32)).astype(output.dtype) for output in outputs[2:]
     )
     return d_hidden, d_weight, mx.zeros_like(teacher), mx.zeros_like(weights)
+
+
+def smooth_l1(found: mx.array, wanted: mx.array, weights: mx.array) -> mx.array:
+    """Return the weighted sum of the rows' smooth L1 distances, each the mean over D.
+
+    Args:
+        found: [B, L, D].
+        wanted: [B, L, D]; nothing is differentiated through it.
+        weights: [B, L] float32, of each row in the sum.
+    """
+    away = mx.abs(found.astype(mx.float32) - mx.stop_gradient(wanted).astype(mx.float32))
+    each = mx.where(away < 1, 0.5 * away * away, away - 0.5).mean(-1)
+    return (weights * each).sum()

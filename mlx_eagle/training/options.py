@@ -79,8 +79,10 @@ class HeadOptions:
         intermediate: width of its MLP; None is the target's.
         norms: "eagle3", or "eagle3.1": one norm per tap, and the next step reads the normed output.
         window: tokens that the head attends to; None is all.
-        steps: steps of training-time test, or passes of HASS.
+        steps: steps of training-time test, or passes of HASS; None is 7 and 3.
         step_decay: weight of a step's loss, relative to the step before.
+        feature_weight: weight of a further loss of EAGLE-3 heads: how far the output is from the
+            target's final state. The paper found heads better without it.
     """
 
     algorithm: str = option(
@@ -103,9 +105,21 @@ class HeadOptions:
     window: int | None = option(
         None, "Tokens that the head attends to. Default: all.", Whole(1), "head", unset="none"
     )
-    steps: int = option(7, "Steps of training-time test, or passes of HASS.", Whole(1, 32), "head")
+    steps: int | None = option(
+        None,
+        "Steps of training-time test (default 7), or passes of HASS (default 3).",
+        Whole(1, 32),
+        "head",
+        unset="auto",
+    )
     step_decay: float = option(
         0.8, "Weight of a step's loss, relative to the step before.", Number(0, 1), "head"
+    )
+    feature_weight: float = option(
+        0.0,
+        "Weight of the distance to the target's final state, in an EAGLE-3 head's loss.",
+        Number(0),
+        "head",
     )
 
     def __post_init__(self) -> None:

@@ -1,0 +1,31 @@
+"""Which position of a row is compared with which: shifts, and what counts."""
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+
+from mlx_eagle.training.batch import Batch, Figures
+
+
+def ahead(x: mx.array, n: int) -> mx.array:
+    """Return x [B, L, ..] with what stands n positions on at every position; zeros beyond the end.
+
+    Worked example: [7 8 9] one ahead is [8 9 0].
+    """
+    length = x.shape[1]
+    beyond = [(0, 0), (0, min(n, length))] + [(0, 0)] * (x.ndim - 2)
+    return mx.pad(x, beyond)[:, n : n + length]
+
+
+def counted_starts(batch: Batch, step: int) -> mx.array:
+    """Return bool [B, L]: starts whose step drafts a token that is trained, of their own text."""
+    drafted = step + 2
+    same = (batch.texts > 0) & (batch.texts == ahead(batch.texts, drafted))
+    return same & ahead(batch.trained, drafted)
+
+
+def tally(
+    losses: Sequence[mx.array], hits: Sequence[mx.array], counted: Sequence[mx.array]
+) -> Figures:
+    """Return the figures of a batch from scalars per step."""
+    return Figures(*(mx.stop_gradient(mx.stack(list(x))) for x in (losses, hits, counted)))
