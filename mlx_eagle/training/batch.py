@@ -3,6 +3,7 @@
 Arrays of texts are NumPy's and live on the host; those of a batch are MLX's.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -54,3 +55,21 @@ class Batch(NamedTuple):
     choices: mx.array
     texts: mx.array
     trained: mx.array
+
+
+class Figures(NamedTuple):
+    """What one or more batches say about a head, step by step; sums, so that they can be added.
+
+    Attributes:
+        losses: [K] float32, of each step, before it is weighted; each divided by B * L.
+        hits: [K] int32, counted positions where the likeliest draft token is the target's choice.
+        counted: [K] int32, positions whose token is trained and of the same text.
+    """
+
+    losses: mx.array
+    hits: mx.array
+    counted: mx.array
+
+
+# A batch to the loss that is made smaller, a number, and its figures.
+Objective = Callable[[Batch], tuple[mx.array, Figures]]
