@@ -83,6 +83,7 @@ class Run:
         measured: the objective on held-out texts; None for the same.
         watch: called after each update and each measurement.
         processes: who trains together.
+        is_compiled: the step runs through `mx.compile`; its results differ in the last bits.
     """
 
     head: nn.Module
@@ -95,6 +96,7 @@ class Run:
     measured: Objective | None = None
     watch: Callable[[UpdateReport | Measurement], None] = _ignore
     processes: Processes = field(default_factory=Processes)
+    is_compiled: bool = True
 
 
 def train(run: Run) -> Outcome:
@@ -127,9 +129,15 @@ class _Trainer:
         self.optimizer = make_optimizer(run.options, run.head)
         self.n_steps = 0  # of the objective, as the last update tells
         self.rates = full_rates(run.options)
-        clip = run.options.clip
-        self.step = Step(run.head, run.objective, self.optimizer, clip, run.processes)
-        self.measure = Measure(run.head, run.measured or run.objective)
+        self.step = Step(
+            run.head,
+            run.objective,
+            self.optimizer,
+            run.options.clip,
+            run.processes,
+            run.is_compiled,
+        )
+        self.measure = Measure(run.head, run.measured or run.objective, run.is_compiled)
 
     def resume(self) -> None:
         """Take everything from the newest checkpoint, and from the first process."""

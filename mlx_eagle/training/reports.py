@@ -101,6 +101,6 @@ def table_row(report: UpdateReport | Measurement) -> dict[str, float]:
     for name, value in report._asdict().items():
         if isinstance(value, tuple):
             row |= {f"{name}_{i}": part for i, part in enumerate(value)}
-        elif name != "n_updates":
-            row[name] = value if isinstance(value, float) else int(value)
+        elif name not in ("n_updates", "is_best"):  # every row tells what the best one is
+            row[name] = value
     return row

@@ -1,6 +1,6 @@
 """One update of a head's weights: gradients of its batches, averaged, clipped, and applied.
 
-Both halves are compiled (`mx.compile`): everything that they read and change besides their
+Both halves can be compiled (`mx.compile`): everything that they read and change besides their
 arguments is named to it, the weights, the optimizer's state and the random numbers' state. Batches
 of another shape are compiled anew.
 """
@@ -46,6 +46,7 @@ class Step:
         optimizer: of these weights.
         clip: largest norm of the gradients; 0 for any.
         processes: who else trains the same head.
+        is_compiled: see the module; other kernels round differently.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Step:
         optimizer: MultiOptimizer,
         clip: float,
         processes: Processes,
+        is_compiled: bool = True,
     ) -> None:
         self._processes = processes
         self._state = [head.state, optimizer.state]
@@ -62,18 +64,19 @@ class Step:
 
         def gradients(*batch: mx.array) -> tuple[mx.array, tuple[mx.array, ...], Any]:
             (loss, figures), found = differentiated(Batch(*batch))
-            return loss, tuple(figures), found
+            return loss * 1, _apart(figures), found
 
         def apply(found: Any) -> mx.array:
             found, norm = clipped(found, clip)
             optimizer.update(head, found)
             return norm
 
-        # The head counts as an output too: differentiating puts placeholders into it.
-        random = mx.random.state
-        seen = [head.state, random]
-        self._gradients = mx.compile(gradients, inputs=seen, outputs=seen)
-        self._apply = mx.compile(apply, inputs=self._state, outputs=self._state)
+        self._gradients, self._apply = gradients, apply
+        if is_compiled:
+            # The head counts as an output too: differentiating puts placeholders into it.
+            seen = [head.state, mx.random.state]
+            self._gradients = mx.compile(gradients, inputs=seen, outputs=seen)
+            self._apply = mx.compile(apply, inputs=self._state, outputs=self._state)
 
     def submit(self, batches: Sequence[Batch]) -> Pending:
         """Begin an update with the mean of the gradients of all batches of all processes."""
@@ -94,18 +97,28 @@ class Step:
 class Measure:
     """Figures of batches that nothing is learned from."""
 
-    def __init__(self, head: nn.Module, objective: Objective) -> None:
+    def __init__(self, head: nn.Module, objective: Objective, is_compiled: bool = True) -> None:
         def figures(*batch: mx.array) -> tuple[mx.array, tuple[mx.array, ...]]:
             loss, found = objective(Batch(*batch))
-            return loss, tuple(found)
+            return loss * 1, _apart(found)
 
-        random = mx.random.state
-        self._figures = mx.compile(figures, inputs=[head.state, random], outputs=[random])
+        self._figures = figures
+        if is_compiled:
+            random = mx.random.state
+            self._figures = mx.compile(figures, inputs=[head.state, random], outputs=[random])
 
     def __call__(self, batch: Batch) -> Sums:
         """Return the figures of a batch."""
         loss, figures = self._figures(*batch)
         return Sums.of(batch, loss, Figures(*figures))
+
+
+def _apart(figures: Figures) -> tuple[mx.array, ...]:
+    """Return the same figures as results of their own.
+
+    MLX 0.32.4 cannot compile a differentiated function that gives out what it computes twice.
+    """
+    return tuple(part * 1 for part in figures)
 
 
 def seed_random_numbers(seed: int, update: int, rank: int) -> None:

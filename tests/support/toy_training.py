@@ -82,8 +82,8 @@ class ToyData:
         own = slice(rank * self.rows, (rank + 1) * self.rows)
         ids = mx.zeros((self.rows, LENGTH), dtype=mx.int32)
         choices = mx.array(final[own].argmax(-1).astype(np.int32))
-        parts = (mx.array(x[own].astype(np.float32)) for x in (taps, final))
-        return Batch(ids, *parts, choices, ids + 1, ids == 0)
+        read, right = (mx.array(x[own].astype(np.float32)) for x in (taps, final))
+        return Batch(ids, read, right, choices, ids + 1, ids == 0)
 
 
 def toy_run(folder: Path, **changes: Any) -> Run:
@@ -101,6 +101,7 @@ def toy_run(folder: Path, **changes: Any) -> Run:
         "options": options,
         "n_updates": UPDATES,
         "folder": RunFolder.open(folder) if folder.exists() else RunFolder.create(folder, {}),
+        "is_compiled": False,  # compiling takes longer than training
         "fingerprint": {"batch": options.batch, "seed": options.seed},
     }
     return Run(**made | fields)
@@ -119,7 +120,10 @@ def main() -> None:
     )
     outcome = train(run)
     if processes.size > 1:
-        mx.savez(str(folder / f"{processes.rank}.npz"), **dict(tree_flatten(run.head.trainable_parameters())))
+        mx.savez(
+            str(folder / f"{processes.rank}.npz"),
+            **dict(tree_flatten(run.head.trainable_parameters())),
+        )
     print(json.dumps(outcome._asdict()), flush=True)
 
 

@@ -72,7 +72,7 @@ def orthogonalized(update: np.ndarray) -> np.ndarray:
     for _ in range(5):
         square = x @ x.T
         x = a * x + (b * square + c * square @ square) @ x
-    return x.T if is_tall else x
+    return np.asarray(x.T if is_tall else x)
 
 
 def test_muon_is_that_of_the_fixtures_trainer() -> None:
