@@ -3,6 +3,7 @@
 Arrays of texts are NumPy's and live on the host; those of a batch are MLX's.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -68,3 +69,7 @@ class Figures(NamedTuple):
     losses: mx.array
     hits: mx.array
     counted: mx.array
+
+
+# A batch to the loss that is made smaller, a number, and its figures.
+Objective = Callable[[Batch], tuple[mx.array, Figures]]

@@ -6,22 +6,18 @@ should foresee what the target makes of it: its distribution at t + 1 + i. The o
 in `older_objectives.py`.
 """
 
-from collections.abc import Callable
-
 import mlx.core as mx
 
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.heads.exponential import softmax
 from mlx_eagle.heads.load import Head
 from mlx_eagle.heads.unroll import UnrolledCache
-from mlx_eagle.training.batch import Batch, Figures
+from mlx_eagle.training.batch import Batch, Figures, Objective
 from mlx_eagle.training.losses import smooth_l1, soft_cross_entropy
 from mlx_eagle.training.older_objectives import eagle_objective, medusa_objective
 from mlx_eagle.training.options import HeadOptions
 from mlx_eagle.training.positions import ahead, counted_starts, tally
 from mlx_eagle.training.teacher import Teacher
-
-Objective = Callable[[Batch], tuple[mx.array, Figures]]
 
 STEPS = {"eagle3": 7, "eagle": 1, "hass": 3}  # where the options do not say
 

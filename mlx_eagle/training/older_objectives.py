@@ -5,15 +5,13 @@ output layer the next token. HASS (2408.15766, section 3) trains the same head o
 made itself. Medusa-1 (2401.10774, section 2.2.1) foresees each depth from the last state alone.
 """
 
-from collections.abc import Callable
-
 import mlx.core as mx
 
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.heads.load import Head
 from mlx_eagle.heads.medusa import MedusaHead
 from mlx_eagle.heads.unroll import UnrolledCache
-from mlx_eagle.training.batch import Batch, Figures
+from mlx_eagle.training.batch import Batch, Figures, Objective
 from mlx_eagle.training.losses import smooth_l1
 from mlx_eagle.training.options import HeadOptions
 from mlx_eagle.training.positions import ahead, counted_starts, tally
@@ -24,9 +22,7 @@ TOKEN_WEIGHT = 0.1  # of EAGLE-1's loss of tokens beside that of features
 TOP_TOKENS = 10  # of the target that HASS distils besides
 
 
-def eagle_objective(
-    head: EagleHead, teacher: Teacher, steps: int, *, is_hass: bool
-) -> Callable[[Batch], tuple[mx.array, Figures]]:
+def eagle_objective(head: EagleHead, teacher: Teacher, steps: int, *, is_hass: bool) -> Objective:
     """Return the objective of EAGLE-1, which is one step with noise, or of HASS.
 
     A pass of HASS reads the states that the pass before made, and attends to the keys of those
@@ -59,9 +55,7 @@ def eagle_objective(
     return objective
 
 
-def medusa_objective(
-    head: Head, teacher: Teacher, options: HeadOptions
-) -> Callable[[Batch], tuple[mx.array, Figures]]:
+def medusa_objective(head: Head, teacher: Teacher, options: HeadOptions) -> Objective:
     """Return the objective of Medusa-1: depth i foresees the token i + 2 on, as the text has it."""
     assert isinstance(head, MedusaHead), "only Medusa heads foresee all depths at once"
     unembed = teacher.logits_of()

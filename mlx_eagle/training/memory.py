@@ -1,0 +1,136 @@
+"""How much memory a training will take: an estimate by counting arrays, before anything is loaded.
+
+It counts what is kept from the forward pass for the gradients, and the largest of what comes and
+goes. MLX frees and reuses as it runs, so the truth lies some way off.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from mlx_eagle.errors import EagleError
+from mlx_eagle.heads.config import HeadConfig, MedusaConfig
+from mlx_eagle.training.options import DataOptions, HeadOptions, LoopOptions
+
+FLOAT = 4  # bytes of a trained weight, its gradient, and what the optimizer keeps
+GIGABYTE = 1e9
+BLOCK_ROWS = 512  # of logits, and of attention scores, that exist at the same time
+COPIES = 4  # of such a block: before and after the softmax, and their gradients
+
+
+class MemoryEstimate(NamedTuple):
+    """Bytes that a training will take besides the target, estimated.
+
+    Attributes:
+        weights: of the head.
+        gradients: of its weights; twice that where batches are accumulated.
+        optimizer: what it keeps of them, and the largest matrix that Muon works on.
+        activations: what is kept of all steps for the gradients.
+        logits: the target's distribution, and a block of the head's logits.
+        features: what the target computed, of this batch and the next one.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    features: int
+
+    @property
+    def total(self) -> int:
+        """All of it together."""
+        return sum(self)
+
+
+def estimate_memory(
+    config: HeadConfig | MedusaConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    data: DataOptions,
+    options: HeadOptions,
+    loop: LoopOptions,
+    feature_bytes: int = 2,
+) -> MemoryEstimate:
+    """Estimate the memory of a training.
+
+    Args:
+        config: of the head.
+        shapes: of its trainable weights, by name; a head that is made but not evaluated tells.
+        data: how long rows are.
+        options: what is trained, in how many steps.
+        loop: how many rows, and which optimizer.
+        feature_bytes: of a number of the target's features, as they are kept.
+    """
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    matrices = [shape for shape in shapes.values() if len(shape) == 2]
+    n, rows = sum(sizes), loop.batch * data.length
+    largest = max((math.prod(shape) for shape in matrices), default=0)
+    # AdamW keeps two numbers of a weight, Muon one; embeddings and output layers are AdamW's.
+    tokens = sum(s for s, name in zip(sizes, shapes, strict=True) if _is_of_tokens(name))
+    kept = 2 * n if loop.optimizer == "adamw" else n + tokens + 2 * largest
+    width = len(config.taps) * config.target_hidden_size + config.target_hidden_size
+    block = loop.batch * min(BLOCK_ROWS, data.length) * config.draft_vocab_size
+    return MemoryEstimate(
+        weights=FLOAT * n,
+        gradients=FLOAT * n * (2 if loop.accumulate > 1 else 1),
+        optimizer=FLOAT * kept,
+        activations=FLOAT * _activations(config, options, loop, data.length),
+        logits=FLOAT * (2 * rows * config.draft_vocab_size + COPIES * block),
+        features=2 * feature_bytes * rows * width,
+    )
+
+
+def check_memory(estimate: MemoryEstimate, available: int, loop: LoopOptions) -> None:
+    """Raise if a training is estimated to take more memory than there is.
+
+    Args:
+        estimate: what it will take.
+        available: bytes that it may take, without the target's.
+        loop: tells which advice is left to give.
+
+    Raises:
+        EagleError: with what takes most, and what to change.
+    """
+    if estimate.total <= available:
+        return
+    name, most = max(estimate._asdict().items(), key=lambda item: item[1])
+    advice = [
+        *(["--recompute"] if not loop.recompute else []),
+        *([f"--batch {loop.batch // 2} with --accumulate"] if loop.batch > 1 else []),
+        "a smaller --length",
+        "a smaller --draft-vocab",
+        *(["--optimizer muon"] if loop.optimizer == "adamw" else []),
+    ]
+    raise EagleError(
+        f"training would take about {estimate.total / GIGABYTE:.1f} GB besides the target "
+        f"(an estimate; {name} {most / GIGABYTE:.1f} GB), and {available / GIGABYTE:.1f} GB are "
+        f"there: use {', '.join(advice[:-1])} or {advice[-1]}"
+    )
+
+
+def _is_of_tokens(name: str) -> bool:
+    """Say whether a weight has a row for each token."""
+    return "lm_head" in name or "embed_tokens" in name
+
+
+def _activations(
+    config: HeadConfig | MedusaConfig, options: HeadOptions, loop: LoopOptions, length: int
+) -> int:
+    """Return how many numbers are kept for the gradients."""
+    rows, h = loop.batch * length, config.hidden_size
+    if isinstance(config, MedusaConfig):
+        return rows * config.num_heads * (4 * config.num_layers + 2) * h
+    steps = 1 if config.algorithm == "eagle" else options.steps
+    q = config.num_attention_heads * config.head_dim
+    kv = config.num_key_value_heads * config.head_dim
+    # Of a layer: norms and their input, queries to values before and after rope, what attention
+    # and the MLP give, and four arrays as wide as the MLP. The first one reads two hidden states.
+    layer = 8 * h + 2 * (q + 2 * kv) + q + 4 * config.intermediate_size
+    whole = config.num_hidden_layers * layer + 4 * h
+    # Recomputed, a step keeps what it reads, gives and attends to; one step is whole at a time.
+    small = 4 * h + 2 * kv * config.num_hidden_layers
+    kept = steps * small + whole if loop.recompute else steps * whole
+    scores = COPIES * loop.batch * config.num_attention_heads * min(BLOCK_ROWS, length) * length
+    # The loss keeps its gradients of the output layer, one for each step.
+    output_layer = steps * h * config.draft_vocab_size
+    return rows * kept + scores + output_layer

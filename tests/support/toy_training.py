@@ -1,0 +1,131 @@
+"""A toy that is trained in milliseconds: two linear layers, random batches, a squared error.
+
+Run as a program, it trains in a folder: `python toy_training.py FOLDER SECONDS PROCESSES_JSON`
+is what tests kill, interrupt, and start several of.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+from mlx_eagle.training.batch import Batch, Figures
+from mlx_eagle.training.loop import Run, train
+from mlx_eagle.training.options import LoopOptions
+from mlx_eagle.training.processes import Processes
+from mlx_eagle.training.run_folder import RunFolder
+
+WIDTH, LENGTH, STEPS, UPDATES = 6, 5, 2, 12
+OPTIONS = {"batch": 2, "accumulate": 2, "save_every": 3, "measure_every": 4}
+
+
+class ToyHead(nn.Module):
+    """Matrices for Muon, and all that is left to AdamW."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        mx.random.seed(1)
+        self.layers = [nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)]
+        self.lm_head = nn.Linear(WIDTH, WIDTH, bias=False)
+        self.draft_to_target = mx.arange(WIDTH, dtype=mx.int32)
+        self.freeze(keys=["draft_to_target"])
+
+    def __call__(self, x: mx.array) -> mx.array:
+        first, second = self.layers
+        hidden: mx.array = second(nn.silu(first(x)))
+        return hidden
+
+
+def objective(head: ToyHead, noise: float = 0.1) -> Any:
+    """A squared error at each of STEPS steps, with noise on what is read."""
+
+    def error(batch: Batch) -> tuple[mx.array, Figures]:
+        hidden = batch.taps + noise * mx.random.normal(batch.taps.shape)
+        losses, hits, n = [], [], batch.tokens.size
+        for _ in range(STEPS):
+            hidden = head(hidden)
+            logits = head.lm_head(hidden)
+            losses.append((logits - batch.final).square().sum() / n)
+            hits.append((logits.argmax(-1) == batch.choices).sum())
+        found = Figures(mx.stack(losses), mx.stack(hits), mx.full((STEPS,), n, dtype=mx.int32))
+        return mx.stack(losses).sum(), Figures(*map(mx.stop_gradient, found))
+
+    return error
+
+
+class ToyData:
+    """Batches by the number of the update; of several processes each has its own rows."""
+
+    def __init__(self, rows: int, accumulate: int, processes: Processes | None = None) -> None:
+        self.rows, self.accumulate = rows, accumulate
+        self.processes = processes or Processes()
+
+    def batches(self, update: int) -> list[Batch]:
+        return [self._batch(update * self.accumulate + i) for i in range(self.accumulate)]
+
+    def heldout(self) -> Iterable[Batch]:
+        # With several processes the second has none: an empty share is no special case.
+        if self.processes.is_first:
+            yield self._batch(1_000_000)
+
+    def _batch(self, number: int) -> Batch:
+        size, rank = self.processes.size, self.processes.rank
+        taps = np.random.default_rng(number).normal(size=(self.rows * size, LENGTH, WIDTH))
+        final = np.tanh(taps @ np.random.default_rng(5).normal(size=(WIDTH, WIDTH)))
+        own = slice(rank * self.rows, (rank + 1) * self.rows)
+        ids = mx.zeros((self.rows, LENGTH), dtype=mx.int32)
+        choices = mx.array(final[own].argmax(-1).astype(np.int32))
+        read, right = (mx.array(x[own].astype(np.float32)) for x in (taps, final))
+        return Batch(ids, read, right, choices, ids + 1, ids == 0)
+
+
+def toy_run(folder: Path, **changes: Any) -> Run:
+    """A training of the toy, new or begun; `changes` are those of `Run`, or of its options."""
+    fields = {name: changes.pop(name) for name in list(changes) if name in Run.__annotations__}
+    noise = changes.pop("noise", 0.1)
+    options = LoopOptions(**OPTIONS | changes)
+    processes = fields.get("processes", Processes())
+    head = ToyHead()
+    made = {
+        "head": head,
+        "objective": objective(head, noise),
+        "measured": objective(head, 0.0),
+        "data": ToyData(options.batch, options.accumulate, processes),
+        "options": options,
+        "n_updates": UPDATES,
+        "folder": RunFolder.open(folder) if folder.exists() else RunFolder.create(folder, {}),
+        "is_compiled": False,  # compiling takes longer than training
+        "fingerprint": {"batch": options.batch, "seed": options.seed},
+    }
+    return Run(**made | fields)
+
+
+def main() -> None:
+    """Train in a folder, as slowly as asked."""
+    folder, seconds, changes = Path(sys.argv[1]), float(sys.argv[2]), json.loads(sys.argv[3])
+    print("ready", flush=True)
+    processes = Processes.joined()
+    run = toy_run(
+        folder / str(processes.rank) if processes.size > 1 else folder,
+        watch=lambda report: time.sleep(seconds),
+        processes=processes,
+        **changes,
+    )
+    outcome = train(run)
+    if processes.size > 1:
+        mx.savez(
+            str(folder / f"{processes.rank}.npz"),
+            **dict(tree_flatten(run.head.trainable_parameters())),
+        )
+    print(json.dumps(outcome._asdict()), flush=True)
+
+
+if __name__ == "__main__":
+    main()
