@@ -169,13 +169,12 @@ class _Trainer:
             # What comes next is read while this update is computed.
             batches = [] if is_last else run.data.batches(self.update + 1)
             sums, is_stopping = self._finish(pending, is_asked_to_stop)
-            now = time.perf_counter()
-            self._report(sums, float(pending.norm), rates, now - start)
-            start = now
+            self._report(sums, float(pending.norm), rates, time.perf_counter() - start)
             if is_last or self.update % options.measure_every == 0:
                 self._measure()
             if is_last or is_stopping or self.update % options.save_every == 0:
                 self._save()
+            start = time.perf_counter()
         return Outcome(self.update, is_stopping and self.update < run.n_updates)
 
     def _rates(self) -> tuple[float, ...]:

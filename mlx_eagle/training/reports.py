@@ -64,7 +64,7 @@ class UpdateReport(NamedTuple):
         gradient_norm: before clipping.
         rates: learning rate of AdamW, then of Muon if it is used.
         tokens: in the batches of all processes.
-        seconds: from the update before to this one.
+        seconds: that it took, without measurements and checkpoints.
     """
 
     update: int

@@ -1,0 +1,81 @@
+"""The estimate of memory: exact where it can be, and refusals that say what helps."""
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+
+from mlx_eagle.errors import EagleError
+from mlx_eagle.heads.config import HeadConfig
+from mlx_eagle.heads.eagle import EagleHead
+from mlx_eagle.training.checkpoint import optimizer_arrays, trained_arrays
+from mlx_eagle.training.memory import MemoryEstimate, check_memory, estimate_memory
+from mlx_eagle.training.optimizer import make_optimizer
+from mlx_eagle.training.options import DataOptions, HeadOptions, LoopOptions
+from tiny_models import tiny_head_config
+
+DATA, HEAD, LOOP = DataOptions(length=64), HeadOptions(), LoopOptions()
+
+
+def made_head(config: HeadConfig) -> EagleHead:
+    head = EagleHead(config)
+    head.unfreeze()
+    head.freeze(keys=["draft_to_target"], recurse=False)
+    return head
+
+
+def estimate(config: HeadConfig, **loop: Any) -> MemoryEstimate:
+    shapes = {name: array.shape for name, array in trained_arrays(made_head(config)).items()}
+    return estimate_memory(config, shapes, DATA, HEAD, replace(LOOP, **loop))
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_weights_gradients_and_the_optimizers_state_are_counted(optimizer: str) -> None:
+    head = made_head(tiny_head_config())
+    found = estimate(tiny_head_config(), optimizer=optimizer)
+    weights = trained_arrays(head)
+    assert found.weights == found.gradients == sum(w.nbytes for w in weights.values())
+    arrays = optimizer_arrays(make_optimizer(LoopOptions(optimizer=optimizer), head))
+    kept = sum(array.nbytes for array in arrays.values())
+    work = 2 * max(w.nbytes for w in weights.values()) if optimizer == "muon" else 0
+    assert found.optimizer == pytest.approx(kept + work, rel=0.02)
+
+
+def test_a_head_that_is_not_evaluated_tells_its_shapes_for_nothing() -> None:
+    wide = replace(tiny_head_config(), hidden_size=4096, intermediate_size=14336)
+    before = mx.get_active_memory()
+    parts = dict(tree_flatten(EagleHead(wide).parameters()))
+    assert sum(part.size for part in parts.values()) > 1e8
+    assert mx.get_active_memory() - before < 1e6
+
+
+def test_more_rows_take_more_and_recomputing_takes_less() -> None:
+    config = tiny_head_config()
+    base = estimate(config)
+    assert estimate(config, batch=8).activations > 1.8 * base.activations
+    assert estimate(config, batch=8).features == 2 * base.features
+    assert estimate(config, recompute=True).activations < base.activations
+    assert estimate(config, accumulate=2).gradients == 2 * base.gradients
+    assert base.total == sum(base)
+
+
+def test_a_training_that_is_too_large_is_refused_with_advice() -> None:
+    found = MemoryEstimate(1, 1, 1, int(5e9), 1, 1)
+    check_memory(found, int(6e9), LOOP)
+    with pytest.raises(EagleError) as caught:
+        check_memory(found, int(4e9), LOOP)
+    assert re.fullmatch(
+        r"training would take about 5.0 GB besides the target \(an estimate; activations 5.0 GB\), "
+        r"and 4.0 GB are there: use --recompute, --batch 2 with --accumulate, a smaller --length "
+        r"or a smaller --draft-vocab",
+        str(caught.value),
+    )
+
+
+def test_advice_that_is_followed_already_is_not_given_again() -> None:
+    loop = LoopOptions(recompute=True, batch=1)
+    with pytest.raises(EagleError, match="use a smaller --length or a smaller --draft-vocab"):
+        check_memory(MemoryEstimate(1, 1, 1, 1, 1, 1), 0, loop)
