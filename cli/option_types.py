@@ -56,6 +56,21 @@ class WholeChoice(click.Choice[str]):
         return int(super().convert(str(value), param, ctx))
 
 
+class WholesText(click.ParamType):  # type: ignore[type-arg]
+    """Whole numbers with commas: `2,16,29`."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse the numbers, or fail with what they must be."""
+        if not isinstance(value, str):
+            return value
+        parts = [part.strip() for part in value.split(",")]
+        if not all(part.isdecimal() for part in parts):
+            self.fail(f"{value!r} is not N,N,N.", param, ctx)
+        return tuple(map(int, parts))
+
+
 class PairsText(click.ParamType):  # type: ignore[type-arg]
     """Names and values: `name=value,name=value`, where values are JSON or else text; or JSON."""
 
@@ -175,6 +190,8 @@ def reading(kind: option.Kind) -> Reading:
             return Reading(SchemaFile(), "FILE")
         case option.Bytes():
             return Reading(Gigabytes(), "GB")
+        case option.Wholes():
+            return Reading(WholesText(), "N,N,N")
         case option.Pairs():
             return Reading(PairsText(), "NAME=VALUE")
         case option.TreeSizes():

@@ -65,10 +65,10 @@ def model_options(function: F) -> F:
     @functools.wraps(function)
     def command(*args: Any, **options: Any) -> Any:
         model, head = options.pop("model"), options.pop("head")
-        source = ModelSource(model, head, LoadOptions(**_taken(options, LoadOptions)))
+        source = ModelSource(model, head, LoadOptions(**taken(options, LoadOptions)))
         return function(*args, source=source, **options)
 
-    return _with_options(cast(F, command), [*MODEL_OPTIONS, *_flags(LoadOptions)])
+    return _with_options(cast(F, command), [*MODEL_OPTIONS, *flags_of(LoadOptions)])
 
 
 def settings_options(max_tokens: int, without: Collection[str] = ()) -> Callable[[F], F]:
@@ -83,13 +83,13 @@ def settings_options(max_tokens: int, without: Collection[str] = ()) -> Callable
         @functools.wraps(function)
         def command(*args: Any, **options: Any) -> Any:
             sizes = [options.pop(name) for name in SIZES]
-            values = _taken(options, GenerationOptions)
+            values = taken(options, GenerationOptions)
             _note_given(values)
             values["tree"] = _one_tree(values["tree"], *sizes)
             _refuse_contradictions(values)
             return function(*args, settings=GenerationOptions(**values), **options)
 
-        flags = _flags(GenerationOptions, without, {"max_tokens": max_tokens})
+        flags = flags_of(GenerationOptions, without, {"max_tokens": max_tokens})
         return _with_options(cast(F, command), [*flags, *map(_size, SIZES)])
 
     return decorate
@@ -137,7 +137,7 @@ def flag(field: str, option: Option, default: Any) -> Callable[[F], F]:
     )
 
 
-def _flags(
+def flags_of(
     owner: type[Any], without: Collection[str] = (), defaults: dict[str, Any] | None = None
 ) -> list[Callable[[F], F]]:
     """Return the click options of a described dataclass."""
@@ -162,7 +162,7 @@ def _with_options(command: F, options: Sequence[Callable[[F], F]]) -> F:
     return command
 
 
-def _taken(options: dict[str, Any], owner: type[Any]) -> dict[str, Any]:
+def taken(options: dict[str, Any], owner: type[Any]) -> dict[str, Any]:
     """Take the values that belong to a described dataclass out of those of a command."""
     return {name: options.pop(name) for name in options_of(owner) if name in options}
 

@@ -63,14 +63,14 @@ def convert_head(
     quantization = None if bits is None else {"group_size": group_size, "bits": bits}
     with new_folder(out) as folder:
         weights, table_source = _read_tensors(source, published)
-        head = _quantized(_assembled(published.facts, weights), quantization)
+        head = quantized(_assembled(published.facts, weights), quantization)
         about = {
             "quantization": quantization,
             "source": _provenance(source, published.dialect, table_source),
             "target": target_facts._asdict(),
         }
         written = _configuration(published.facts, about)
-        _save(head, written, folder)
+        write_head(head, written, folder)
     return written
 
 
@@ -128,7 +128,7 @@ def _read_tensors(source: Path, published: Published) -> tuple[dict[str, mx.arra
     return tensors | {"draft_to_target": mx.array(ids)}, label
 
 
-def _quantized(head: Head, quantization: dict[str, int] | None) -> Head:
+def quantized(head: Head, quantization: dict[str, int] | None) -> Head:
     """Return the head with its linear layers quantized, or as it is.
 
     Raises:
@@ -171,7 +171,7 @@ def _provenance(source: Path, dialect: Dialect, table_source: str) -> dict[str, 
     }
 
 
-def _save(head: Head, config: dict[str, Any], folder: Path) -> None:
+def write_head(head: Head, config: dict[str, Any], folder: Path) -> None:
     """Write a head and its configuration into a folder."""
     weights = dict(tree_flatten(head.parameters()))
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})

@@ -135,6 +135,16 @@ class Texts:
 
 
 @dataclass(frozen=True)
+class Wholes:
+    """Whole numbers from 0 on: a tuple; on the command line `2,16,29`."""
+
+    def fault(self, value: Any) -> str:
+        """Return what `value` must be instead, or ""."""
+        is_tuple = isinstance(value, list | tuple) and all(not Whole().fault(n) for n in value)
+        return "" if is_tuple else "give whole numbers from 0 on"
+
+
+@dataclass(frozen=True)
 class Pairs:
     """Names and their values: a dict; on the command line `name=value,name=value` or JSON."""
 

@@ -34,13 +34,13 @@ class UnrolledKeys:
 
     def __init__(self, texts: mx.array | None) -> None:
         self._texts = texts
-        self._keys: list[mx.array] = []
-        self._values: list[mx.array] = []
+        self.keys: list[mx.array] = []
+        self.values: list[mx.array] = []
 
     @property
     def offset(self) -> int:
         """Start t stands at position t + i in step i."""
-        return len(self._keys)
+        return len(self.keys)
 
     def attend(
         self,
@@ -51,29 +51,47 @@ class UnrolledKeys:
         window: int | None,
     ) -> mx.array:
         """Take in a step's keys and values and return what its queries [B, heads, L, ..] see."""
-        self._keys.append(keys)
-        self._values.append(values)
-        step = len(self._keys) - 1
+        self.keys.append(keys)
+        self.values.append(values)
+        step = len(self.keys) - 1
         # Of its own steps a start sees those that the window reaches back to.
         oldest = 1 if window is None else max(1, step - window + 1)
         view = _View(self._texts, step, window, keys.shape[1])
         n = step + 1 - oldest if step else 0
-        own_keys = self._keys[oldest : oldest + n]
-        own_values = self._values[oldest : oldest + n]
+        own_keys = self.keys[oldest : oldest + n]
+        own_values = self.values[oldest : oldest + n]
         return _attention(view, n)(
-            queries * scale, self._keys[0], self._values[0], *own_keys, *own_values
+            queries * scale, self.keys[0], self.values[0], *own_keys, *own_values
         )
 
 
 class UnrolledCache(NamedTuple):
-    """The keys of all layers of a head."""
+    """The keys and values of all layers of a head."""
 
     layers: list[UnrolledKeys]
 
     @classmethod
-    def of(cls, head: EagleHead, texts: mx.array | None = None) -> "UnrolledCache":
-        """Return an empty one; texts [B, L] as in `UnrolledKeys`."""
-        return cls([UnrolledKeys(texts) for _ in head.layers])
+    def of(
+        cls, head: EagleHead, texts: mx.array | None = None, earlier: Sequence[mx.array] = ()
+    ) -> "UnrolledCache":
+        """Return one that holds some steps, none at first.
+
+        Args:
+            head: whose layers they are.
+            texts: [B, L], as in `UnrolledKeys`.
+            earlier: what `newest` was after each of these steps, one after the other.
+        """
+        cache = cls([UnrolledKeys(texts) for _ in head.layers])
+        stride = 2 * len(cache.layers)
+        for i, layer in enumerate(cache.layers):
+            layer.keys += earlier[2 * i :: stride]
+            layer.values += earlier[2 * i + 1 :: stride]
+        return cache
+
+    @property
+    def newest(self) -> list[mx.array]:
+        """Keys and values of the last step, layer by layer."""
+        return [part[-1] for layer in self.layers for part in (layer.keys, layer.values)]
 
 
 class _View(NamedTuple):

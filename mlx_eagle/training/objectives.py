@@ -7,6 +7,7 @@ in `older_objectives.py`.
 """
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.heads.exponential import softmax
@@ -22,54 +23,87 @@ from mlx_eagle.training.teacher import Teacher
 STEPS = {"eagle3": 7, "eagle": 1, "hass": 3}  # where the options do not say
 
 
-def make_objective(head: Head, teacher: Teacher, options: HeadOptions) -> Objective:
+def make_objective(
+    head: Head, teacher: Teacher, options: HeadOptions, *, recompute: bool = False
+) -> Objective:
     """Return the objective of the options' algorithm.
 
     Args:
         head: its parameters are what is trained.
         teacher: the target's layers.
         options: the algorithm, its steps and weights.
+        recompute: forget what a step of an EAGLE-3 head computes inside, and compute it again for
+            the gradients.
     """
     if options.algorithm == "medusa":
         return medusa_objective(head, teacher, options)
     steps = options.steps or STEPS[options.algorithm]
     assert isinstance(head, EagleHead), "all others are of the EAGLE family"
     if options.algorithm == "eagle3":
-        return eagle3_objective(head, teacher, options, steps)
+        return eagle3_objective(head, teacher, options, steps, recompute=recompute)
     return eagle_objective(head, teacher, steps, is_hass=options.algorithm == "hass")
 
 
 def eagle3_objective(
-    head: EagleHead, teacher: Teacher, options: HeadOptions, steps: int
+    head: EagleHead, teacher: Teacher, options: HeadOptions, steps: int, *, recompute: bool = False
 ) -> Objective:
     """Return training-time test: what a head drafts from its own states is compared as well."""
     logits = teacher.logits_of(head.draft_to_target)
     draft_ids = draft_id_of_target(head)
     embed = head.embed_tokens if head.config.own_embedding else teacher.embedding
 
+    factors = [options.step_decay**i for i in range(steps)]
+
     def objective(batch: Batch) -> tuple[mx.array, Figures]:
         probabilities = softmax(logits(batch.final).astype(mx.float32))
-        embeddings, choices = mx.stop_gradient(embed(batch.tokens)), draft_ids[batch.choices]
-        cache, hidden = UnrolledCache.of(head, batch.texts), head.fuse(batch.taps)
-        losses, hits, counted = [], [], []
-        for i in range(steps):
-            out = head(hidden, ahead(embeddings, 1 + i), cache)
-            counts, choice = counted_starts(batch, i), ahead(choices, 1 + i)
-            weights = (counts & (choice >= 0)).astype(mx.float32) / batch.tokens.size
-            loss, likeliest = soft_cross_entropy(
-                out.normed, head.lm_head.weight, ahead(probabilities, 1 + i), weights
-            )
-            if options.feature_weight:
-                away = smooth_l1(out.normed, ahead(batch.final, 1 + i), weights)
-                loss = loss + options.feature_weight * away
-            losses.append(loss)
-            hits.append((counts & (likeliest == choice)).sum())
-            counted.append(counts.sum())
-            hidden = out.feedback
-        total = sum(options.step_decay**i * loss for i, loss in enumerate(losses))
-        return total, tally(losses, hits, counted)
+        choices = draft_ids[batch.choices]
+        counts = [counted_starts(batch, i) for i in range(steps)]
+        wanted = [ahead(choices, 1 + i) for i in range(steps)]
+        weights = [
+            (counted & (choice >= 0)).astype(mx.float32) / batch.tokens.size
+            for counted, choice in zip(counts, wanted, strict=True)
+        ]
+        normed = unrolled(head, batch, mx.stop_gradient(embed(batch.tokens)), steps, recompute)
+        losses = soft_cross_entropy(normed, head.lm_head.weight, probabilities, weights, factors)
+        hits = [
+            (counted & (likeliest == choice)).sum()
+            for counted, likeliest, choice in zip(counts, losses.likeliest, wanted, strict=True)
+        ]
+        total = losses.total
+        if options.feature_weight:
+            for i, (out, weight) in enumerate(zip(normed, weights, strict=True)):
+                away = smooth_l1(out, ahead(batch.final, 1 + i), weight)
+                total = total + options.feature_weight * factors[i] * away
+        return total, tally(losses.each, hits, [counted.sum() for counted in counts])
 
     return objective
+
+
+def unrolled(
+    head: EagleHead, batch: Batch, embeddings: mx.array, steps: int, recompute: bool
+) -> list[mx.array]:
+    """Return what `steps` steps give at every token, before the output layer: [B, L, h] each.
+
+    Args:
+        head: each step reads what the one before gave.
+        batch: the first step reads its taps.
+        embeddings: [B, L, h] of its tokens.
+        steps: K.
+        recompute: as in `make_objective`.
+    """
+
+    def step(hidden: mx.array, embeddings: mx.array, *earlier: mx.array) -> list[mx.array]:
+        cache = UnrolledCache.of(head, batch.texts, earlier)
+        out = head(hidden, embeddings, cache)
+        return [out.normed, out.feedback, *cache.newest]
+
+    one_step = nn.utils.checkpoint(head, step) if recompute else step
+    hidden, earlier, found = head.fuse(batch.taps), list[mx.array](), list[mx.array]()
+    for i in range(steps):
+        normed, hidden, *newest = one_step(hidden, ahead(embeddings, 1 + i), *earlier)
+        earlier += newest
+        found.append(normed)
+    return found
 
 
 def draft_id_of_target(head: Head) -> mx.array:

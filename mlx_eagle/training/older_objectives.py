@@ -50,7 +50,7 @@ def eagle_objective(head: EagleHead, teacher: Teacher, steps: int, *, is_hass: b
             hits.append((counts & (drafted.argmax(-1) == ahead(batch.choices, 1 + i))).sum())
             counted.append(counts.sum())
             hidden = mx.stop_gradient(out.feedback)
-        return mx.stack(losses).sum(), tally(losses, hits, counted)
+        return mx.stack(losses).sum(), tally(mx.stack(losses), hits, counted)
 
     return objective
 
@@ -70,7 +70,7 @@ def medusa_objective(head: Head, teacher: Teacher, options: HeadOptions) -> Obje
             hits.append((counts & (drafted.argmax(-1) == ahead(batch.choices, 1 + i))).sum())
             counted.append(counts.sum())
         total = sum(options.step_decay**i * loss for i, loss in enumerate(losses))
-        return total, tally(losses, hits, counted)
+        return total, tally(mx.stack(losses), hits, counted)
 
     return objective
 

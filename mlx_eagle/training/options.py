@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from mlx_eagle.errors import EagleError
-from mlx_eagle.option import Choice, Number, Switch, Whole, check_options, option
+from mlx_eagle.option import Choice, Number, Switch, Whole, Wholes, check_options, option
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,12 @@ class HeadOptions:
     algorithm: str = option(
         "eagle3", "What is trained.", Choice(("eagle3", "eagle", "hass", "medusa")), "head"
     )
-    taps: tuple[int, ...] = ()
+    taps: tuple[int, ...] = option(
+        (),
+        "Boundaries of the target that an EAGLE-3 head reads: 2,16,29. Default: the paper's three.",
+        Wholes(),
+        "head",
+    )
     layers: int = option(
         1, "Decoder layers of the head, or depths of Medusa heads.", Whole(1, 16), "head"
     )
@@ -141,6 +146,8 @@ class LoopOptions:
         warmup: share of the updates over which the rates rise.
         decay_from: share of the updates from which the rates fall, linearly.
         clip: largest norm of all gradients together; 0 does not clip.
+        precision: "float32" or "bfloat16" for what is computed; weights are float32 in any case.
+            "auto" is bfloat16 on a GPU.
         recompute: forget activations and compute them again for the gradients: less memory.
         save_every: updates between checkpoints.
         measure_every: updates between measurements on what was held out.
@@ -183,6 +190,12 @@ class LoopOptions:
     )
     clip: float = option(
         1.0, "Largest norm of all gradients together; 0: no clipping.", Number(0), "training"
+    )
+    precision: str = option(
+        "auto",
+        "Numbers to compute in; weights are float32 in any case. auto: bfloat16 on a GPU.",
+        Choice(("auto", "float32", "bfloat16")),
+        "training",
     )
     recompute: bool = option(
         False,

@@ -24,8 +24,7 @@ def counted_starts(batch: Batch, step: int) -> mx.array:
     return same & ahead(batch.trained, drafted)
 
 
-def tally(
-    losses: Sequence[mx.array], hits: Sequence[mx.array], counted: Sequence[mx.array]
-) -> Figures:
-    """Return the figures of a batch from scalars per step."""
-    return Figures(*(mx.stop_gradient(mx.stack(list(x))) for x in (losses, hits, counted)))
+def tally(losses: mx.array, hits: Sequence[mx.array], counted: Sequence[mx.array]) -> Figures:
+    """Return the figures of a batch: losses [K], and numbers for each step."""
+    sums = losses, mx.stack(list(hits)), mx.stack(list(counted))
+    return Figures(*(mx.stop_gradient(part) for part in sums))

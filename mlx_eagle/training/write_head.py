@@ -1,0 +1,57 @@
+"""A trained head on the disk: a folder to train on from and to export, and one to decode with."""
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_eagle.convert.heads import quantized, write_head
+from mlx_eagle.convert.target_facts import TargetFacts
+from mlx_eagle.files.atomic import new_folder
+from mlx_eagle.heads.config import FORMAT_VERSION, MODEL_TYPE
+from mlx_eagle.heads.load import Head, load_head
+
+FULL, FOR_DECODING = "head-full", "head"
+GROUP_SIZE = 64
+
+
+def write_trained(
+    head: Head, target: TargetFacts, out: Path, bits: int | None, training: dict[str, Any]
+) -> None:
+    """Write a head into two folders below `out`; ones that are there already stay.
+
+    Args:
+        head: its weights are rounded to float16 here.
+        target: what it was trained for.
+        out: the folder of the training.
+        bits: 4 or 8 to quantize the one for decoding; None leaves it as it is.
+        training: how it was trained, and what was measured, as JSON.
+
+    Raises:
+        EagleError: if it cannot be written, or not be quantized that way.
+    """
+    config = {
+        "model_type": MODEL_TYPE,
+        "format_version": FORMAT_VERSION,
+        **head.config.to_dict(),
+        "quantization": None,
+        "source": {
+            "format": "trained",
+            "name": out.name,
+            "files": [],
+            "draft_to_target": "counted",
+        },
+        "target": target._asdict(),
+        "training": training,
+        "origins": {},
+        "doubts": {},
+    }
+    head.set_dtype(mx.float16)
+    if not (out / FULL).exists():
+        with new_folder(out / FULL) as folder:
+            write_head(head, config, folder)
+    quantization = None if bits is None else {"group_size": GROUP_SIZE, "bits": bits}
+    if not (out / FOR_DECODING).exists():
+        with new_folder(out / FOR_DECODING) as folder:
+            copy = quantized(load_head(out / FULL), quantization)
+            write_head(copy, config | {"quantization": quantization}, folder)
