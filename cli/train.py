@@ -63,6 +63,12 @@ def recipe_options(function: Callable[..., Any]) -> Callable[..., Any]:
     help="Folder for everything that is made; the same command again goes on with it.",
 )
 @click.option(
+    "--features-in",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Folder for the target's features, which several trainings may share. Default: in --out.",
+)
+@click.option(
     *("--from", "start"), metavar="HEAD", help="Go on with this head: a folder, or owner/name."
 )
 @click.option(
@@ -84,6 +90,7 @@ def command(
     files: tuple[Path, ...],
     heldout_files: tuple[Path, ...],
     out: Path,
+    features_in: Path | None,
     start: str | None,
     head_bits: str,
     adapter_path: Path | None,
@@ -102,6 +109,7 @@ def command(
         files,
         out,
         heldout_files,
+        features_in,
         start=fetch_shown(start) if start else None,
         head_bits=None if head_bits == "none" else int(head_bits),
         adapter=adapter_path,
@@ -114,6 +122,8 @@ def command(
             f"stopped and saved after update {outcome.update}; the same command goes on", err=True
         )
         return 130
+    if not outcome.is_first:
+        return 0
     click.echo(f"the head is in {out / 'head'}")
     click.echo(
         f"try it: mlx-eagle chat --model {quote(model)} --head {quote(str(out / 'head'))}", err=True

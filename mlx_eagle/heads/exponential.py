@@ -13,6 +13,9 @@ import mlx.core as mx
 _TERMS = [math.log(2) ** n / math.factorial(n) for n in range(7)]
 _MAGIC = 12582912.0  # 1.5 * 2^23: adding it rounds a float32 to a whole number
 _MAGIC_BITS = 0x4B400000
+# Below 2^-60 it is 0: beside a 1 that is nothing in float32, and products of numbers so small would
+# have no leading bit (denormals), with which a CPU is a hundred times slower.
+_LEAST = -60.0
 
 
 def exponential(x: mx.array) -> mx.array:
@@ -31,11 +34,11 @@ def softmax(scores: mx.array) -> mx.array:
 @mx.compile
 def _polynomial(x: mx.array) -> mx.array:
     """Return e^x = 2^n 2^f: n goes into the exponent's bits, f through a polynomial."""
-    exponent = mx.maximum(x * (1 / math.log(2)), -126.0)
+    exponent = mx.maximum(x * (1 / math.log(2)), _LEAST - 1)
     shifted = exponent + _MAGIC
     fraction = exponent - (shifted - _MAGIC)
     power = fraction * _TERMS[-1] + _TERMS[-2]
     for term in reversed(_TERMS[:-2]):
         power = power * fraction + term
     scale = mx.left_shift(shifted.view(mx.int32) - (_MAGIC_BITS - 127), 23).view(mx.float32)
-    return power * scale
+    return power * scale * (exponent >= _LEAST)

@@ -58,10 +58,12 @@ class Outcome(NamedTuple):
     Attributes:
         update: updates that are done, and saved.
         is_interrupted: the user asked it to stop before the last one.
+        is_first: this is the process that has written the files.
     """
 
     update: int
     is_interrupted: bool
+    is_first: bool = True
 
 
 def _ignore(report: UpdateReport | Measurement) -> None:
@@ -175,7 +177,8 @@ class _Trainer:
             if is_last or is_stopping or self.update % options.save_every == 0:
                 self._save()
             start = time.perf_counter()
-        return Outcome(self.update, is_stopping and self.update < run.n_updates)
+        is_early = is_stopping and self.update < run.n_updates
+        return Outcome(self.update, is_early, run.processes.is_first)
 
     def _rates(self) -> tuple[float, ...]:
         """Return the learning rates of the next update."""

@@ -6,6 +6,7 @@ not done again: the same command goes on where an earlier one stopped.
 """
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -57,6 +58,8 @@ class Recipe:
         files: the texts.
         heldout: texts to measure on; () holds out a share of the others.
         out: folder in which everything is kept, the head in the end.
+        features: folder for the target's features, which several trainings may share; None keeps
+            them in `out`.
         data: how the texts are used.
         head: what kind of head it is.
         loop: how its weights are found.
@@ -71,6 +74,7 @@ class Recipe:
     files: Sequence[Path]
     out: Path
     heldout: Sequence[Path] = ()
+    features: Path | None = None
     data: DataOptions = field(default_factory=DataOptions)
     head: HeadOptions = field(default_factory=HeadOptions)
     loop: LoopOptions = field(default_factory=LoopOptions)
@@ -113,6 +117,9 @@ class Watch(NamedTuple):
     report: Callable[[UpdateReport | Measurement], None]
 
 
+SILENT = Watch(lambda what, done, total: None, lambda line: None, lambda report: None)
+
+
 class _ReadTarget(NamedTuple):
     """The target as training reads it."""
 
@@ -133,6 +140,7 @@ def train_head(recipe: Recipe, watch: Watch) -> Outcome:
             what. Whatever was complete is kept.
     """
     processes = Processes.joined()
+    watch = watch if processes.is_first else SILENT
     folder = _open_folder(recipe, processes)
     read = _read_target(recipe)
     corpus = _read_texts(recipe, read, folder, watch, processes)
@@ -341,8 +349,11 @@ def _features(
         if not store.is_complete:
             watch.remark(f"features of {folder.name}: {store.n_bytes / 1e9:.2f} GB on disk")
         store.complete(partial(compute, twin), partial(watch.progress, "features"))
-    processes.total([0.0])  # the others wait for the first
-    return FeatureStore(folder, contents)
+    store = FeatureStore(folder, contents)
+    while not store.is_complete:  # another process is computing: waiting in MLX would keep a core
+        time.sleep(1)
+        store = FeatureStore(folder, contents)
+    return store
 
 
 def _compute_type(loop: LoopOptions) -> mx.Dtype:
