@@ -46,7 +46,7 @@ def recipe_options(function: Callable[..., Any]) -> Callable[..., Any]:
     required=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Texts: JSON Lines of conversations or prompts, or plain text. May be given several times.",
+    help="Texts: JSON Lines of conversations or prompts, or plain text; once for each file.",
 )
 @click.option(
     *("--heldout-data", "heldout_files"),
@@ -84,6 +84,11 @@ def recipe_options(function: Callable[..., Any]) -> Callable[..., Any]:
     metavar="DIR",
     help="LoRA adapter for the target, as mlx-lm makes them.",
 )
+@click.option(
+    "--prepare",
+    is_flag=True,
+    help="Write answers and compute features only; the same command without it goes on.",
+)
 @recipe_options
 def command(
     model: str,
@@ -94,6 +99,7 @@ def command(
     start: str | None,
     head_bits: str,
     adapter_path: Path | None,
+    prepare: bool,
     **options: Any,
 ) -> int:
     """Make a draft head for MODEL from texts, on this machine.
@@ -116,13 +122,13 @@ def command(
         **options,
     )
     with TrainingDisplay() as display:
-        outcome = train_head(recipe, display.watch)
+        outcome = train_head(recipe, display.watch, prepare=prepare)
     if outcome.is_interrupted:
         click.echo(
             f"stopped and saved after update {outcome.update}; the same command goes on", err=True
         )
         return 130
-    if not outcome.is_first:
+    if prepare or not outcome.is_first:
         return 0
     click.echo(f"the head is in {out / 'head'}")
     click.echo(

@@ -132,8 +132,13 @@ class _ReadTarget(NamedTuple):
     max_context: int | None
 
 
-def train_head(recipe: Recipe, watch: Watch) -> Outcome:
+def train_head(recipe: Recipe, watch: Watch, *, prepare: bool = False) -> Outcome:
     """Train a head, or go on with it.
+
+    Args:
+        recipe: what it is made of.
+        watch: who is told.
+        prepare: stop before the first update, when answers and features are there.
 
     Raises:
         EagleError: if something that was asked for cannot be had or used together; the message says
@@ -147,6 +152,8 @@ def train_head(recipe: Recipe, watch: Watch) -> Outcome:
     head, options = _make_or_load_head(recipe, read, corpus, watch)
     _check_room(recipe, head, options)
     data = _prepare_data(recipe, read, head, corpus, folder, watch, processes)
+    if prepare:
+        return Outcome(0, is_interrupted=False, is_first=processes.is_first)
     run = Run(
         head=head,
         objective=in_precision(
