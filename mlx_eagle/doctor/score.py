@@ -13,13 +13,13 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlx_eagle.cache.kv import OpenRows
 from mlx_eagle.decoding.loop import rounds
 from mlx_eagle.decoding.prefill import prefill
 from mlx_eagle.decoding.rounds import Decoder
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.heads.load import Head
+from mlx_eagle.heads.unroll import UnrolledCache
 from mlx_eagle.planner.policy import FixedShape
 from mlx_eagle.sampling.samplers import SeededSampler
 from mlx_eagle.sampling.token_selector import TokenSelector
@@ -181,17 +181,12 @@ def _step_everywhere(
     Step j of start t sees the true rows up to t, and its own rows of the steps before.
     """
     drafter = EagleDrafter(head, target)  # it knows what the head borrows
-    n = next_tokens.shape[0]
-    cache, rows = head.make_cache(), mx.arange(n, dtype=mx.int32)
+    n, cache = next_tokens.shape[0], UnrolledCache.of(head)
     hidden, tokens = head.fuse(taps), next_tokens[None]
-    seen, columns = mx.tril(mx.ones((n, n), dtype=mx.bool_)), rows
     levels = []
-    for step in range(STEPS):
-        cache.expect(OpenRows(rows + step, columns, seen))
+    for _ in range(STEPS):
         out = head(hidden, drafter.embed(tokens), cache)
         levels.append(drafter.unembed(out.normed)[0])
-        seen = mx.concatenate([seen, mx.eye(n, dtype=mx.bool_)], axis=1)
-        columns = mx.concatenate([columns, rows + step + 1])
         if head.config.algorithm == "p-eagle":
             hidden, tokens = head.masked(n)
         else:
