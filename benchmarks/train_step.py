@@ -124,7 +124,8 @@ def torch_step(given: dict[str, np.ndarray], without: str) -> Callable[[], float
     def loss() -> Any:
         with torch.no_grad():
             probabilities = torch.softmax(data["final"] @ teacher.T, -1)  # [B, L, W]
-        hidden, past, total = data["taps"] @ w["fc"].T, [], 0.0
+        hidden, total = data["taps"] @ w["fc"].T, 0.0
+        past: list[Any] = []
         for step in range(STEPS):
             hidden = forward(hidden, step, past)
             if without == "loss":

@@ -14,6 +14,7 @@ from torch import Tensor
 from mlx_eagle.heads.config import HeadConfig
 
 Weights = dict[str, Tensor]
+torch.set_num_threads(1)  # its products are tiny: threads would only wait for each other
 
 
 def torch_weights(arrays: list[tuple[str, Any]], dtype: torch.dtype = torch.float64) -> Weights:
