@@ -25,6 +25,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -200,7 +203,77 @@ def muon_and_adamw(torch: Any, weights: dict[str, Any]) -> Callable[[], None]:
 
 def our_step(given: dict[str, np.ndarray]) -> Callable[[], float]:
     """Return one training step of mlx-eagle on the same data, which returns its loss."""
-    raise NotImplementedError
+    import mlx.core as mx
+    import mlx.nn as nn
+    import mlx.optimizers as optim
+
+    from mlx_eagle.training.batch import Batch
+    from mlx_eagle.training.objectives import make_objective
+    from mlx_eagle.training.options import HeadOptions
+
+    data = {name: mx.array(array) for name, array in given.items()}
+    batch = Batch(*(data[name] for name in Batch._fields))
+    embedding, output = nn.Embedding(VOCAB, WIDTH), nn.Linear(WIDTH, VOCAB, bias=False)
+    embedding.weight, output.weight = data["embedding"], data["unembedding"]
+    head = our_head(data["draft_ids"])
+    target = SimpleNamespace(embedding=embedding, unembed=output)
+    objective = make_objective(head, target, HeadOptions(steps=STEPS, step_decay=DECAY))
+    matrices = optim.Muon(learning_rate=0.02, weight_decay=0.0)
+    others = optim.AdamW(learning_rate=1e-3, betas=[0.9, 0.95], weight_decay=0.0)
+    optimizer = optim.MultiOptimizer([matrices, others], [is_inner_matrix])
+    state = [head.state, optimizer.state]
+
+    @partial(mx.compile, inputs=state, outputs=state)
+    def ours(batch: Batch) -> mx.array:
+        (loss, _), gradients = nn.value_and_grad(head, objective)(batch)
+        optimizer.update(head, gradients)
+        return loss
+
+    def step() -> float:
+        loss = ours(batch)
+        mx.eval(loss, state)
+        return float(loss.item())
+
+    return step
+
+
+def is_inner_matrix(name: str, weight: Any) -> bool:
+    """Say whether Muon updates a weight: a matrix that is not the output layer."""
+    return weight.ndim == 2 and "lm_head" not in name
+
+
+def our_head(draft_ids: Any) -> Any:
+    """Return a random EAGLE-3 head of the fixture's sizes that is ready to be trained."""
+    from mlx_eagle.heads.config import HeadConfig
+    from mlx_eagle.heads.eagle import EagleHead
+
+    off = {field.name: False for field in fields(HeadConfig)}
+    sizes: dict[str, Any] = {
+        "algorithm": "eagle3",
+        "hidden_size": WIDTH,
+        "target_hidden_size": WIDTH,
+        "target_vocab_size": VOCAB,
+        "draft_vocab_size": DRAFT_VOCAB,
+        "intermediate_size": MLP_WIDTH,
+        "num_hidden_layers": 1,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "head_dim": HEAD_DIM,
+        "rms_norm_eps": EPS,
+        "rope_theta": THETA,
+        "rope_scaling": None,
+        "rope_dims": HEAD_DIM,
+        "max_position_embeddings": 2048,
+        "sliding_windows": (None,),
+        "taps": (2, 4, 5),
+        "mask_token_id": None,
+    }
+    on = ("fuse_taps", "input_layernorm", "hidden_norm", "final_norm", "own_lm_head")
+    head = EagleHead(HeadConfig(**off | sizes | dict.fromkeys(on, True)))
+    head.draft_to_target = draft_ids
+    head.unfreeze()
+    head.freeze(recurse=False, keys=["draft_to_target"])
+    return head
 
 
 def serve(side: str, without: str) -> None:
