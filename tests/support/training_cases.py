@@ -63,7 +63,7 @@ def tiny_target(vocab: int = 64, width: int = 32) -> TinyTarget:
 
 def shaken(head: Any, amount: float = 0.2) -> Any:
     """Return the head with noise on its norms and biases, which start as constants."""
-    arrays: list[tuple[str, Any]] = tree_flatten(head.parameters())
+    arrays: Any = tree_flatten(head.parameters())
     noisy = [
         (n, v + amount * mx.random.normal(v.shape))
         for n, v in arrays
