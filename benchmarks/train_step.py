@@ -60,99 +60,105 @@ def made_up() -> dict[str, np.ndarray]:
     }
 
 
-def torch_step(given: dict[str, np.ndarray], without: str) -> Callable[[], float]:
-    """Return one PyTorch training step, which returns its loss.
+class TorchStep:
+    """A training step in PyTorch; called, it takes one and returns its loss.
 
     Args:
         given: what `made_up` returned.
         without: a part that is left out, or "nothing".
     """
-    import torch
-    import torch.nn.functional as F  # noqa: N812
 
-    torch.manual_seed(0)
-    torch.set_num_threads(2)
-    data = {name: torch.tensor(array) for name, array in given.items()}
-    data["draft_ids"] = data["draft_ids"].long()
-    teacher = data["unembedding"][data["draft_ids"]]
-    in_draft = torch.isin(data["choices"], data["draft_ids"])
-    ids = F.pad(data["tokens"], (0, STEPS)).long()
-    embedded = data["embedding"][ids]  # [B, L + K, D]: before the clock, a table look-up
-    w = {name: torch.nn.Parameter(torch.randn(n, k) / k**0.5) for name, n, k in matrices()}
-    norms = ("input_layernorm", "hidden_norm", "post_attention_layernorm", "norm")
-    w |= {name: torch.nn.Parameter(torch.ones(WIDTH)) for name in norms}
-    hidden_keys = torch.ones(LENGTH, LENGTH, dtype=torch.bool).triu(1)
-    update = muon_and_adamw(torch, w)
+    def __init__(self, given: dict[str, np.ndarray], without: str) -> None:
+        import torch
 
-    def norm(x: Any, name: str) -> Any:
-        return F.rms_norm(x, (WIDTH,), w[name], EPS)
+        torch.manual_seed(0)
+        torch.set_num_threads(2)
+        self.torch, self.without = torch, without
+        self.data = data = {name: torch.tensor(array) for name, array in given.items()}
+        draft_ids = data["draft_ids"].long()
+        self.teacher = data["unembedding"][draft_ids]
+        self.counts = torch.isin(data["choices"], draft_ids).float()
+        ids = torch.nn.functional.pad(data["tokens"], (0, STEPS)).long()
+        self.embedded = data["embedding"][ids]  # [B, L + K, D]: a table look-up, not timed
+        w = {name: torch.nn.Parameter(torch.randn(n, k) / k**0.5) for name, n, k in matrices()}
+        norms = ("input_layernorm", "hidden_norm", "post_attention_layernorm", "norm")
+        self.w = w | {name: torch.nn.Parameter(torch.ones(WIDTH)) for name in norms}
+        self.later = torch.ones(LENGTH, LENGTH, dtype=torch.bool).triu(1)
+        self.update = muon_and_adamw(torch, self.w)
 
-    def rope(x: Any, step: int) -> Any:
+    def norm(self, x: Any, name: str) -> Any:
+        return self.torch.nn.functional.rms_norm(x, (WIDTH,), self.w[name], EPS)
+
+    def rope(self, x: Any, step: int) -> Any:
+        torch, half = self.torch, HEAD_DIM // 2
         frequencies = THETA ** (-torch.arange(0, HEAD_DIM, 2) / HEAD_DIM)
         angles = ((torch.arange(LENGTH) + step)[:, None] * frequencies).repeat(1, 2)
-        half = HEAD_DIM // 2
         return x * angles.cos() + torch.cat([-x[..., half:], x[..., :half]], -1) * angles.sin()
 
-    def split(x: Any, name: str, n: int) -> Any:
-        return (x @ w[name].T).view(ROWS, LENGTH, n, HEAD_DIM).transpose(1, 2)
+    def split(self, x: Any, name: str, n: int) -> Any:
+        return (x @ self.w[name].T).view(ROWS, LENGTH, n, HEAD_DIM).transpose(1, 2)
 
-    def attend(x: Any, step: int, past: list[Any]) -> Any:
-        share = HEADS // KV_HEADS
-        queries = rope(split(x, "q_proj", HEADS), step)
-        keys = rope(split(x, "k_proj", KV_HEADS), step).repeat_interleave(share, 1)
-        values = split(x, "v_proj", KV_HEADS).repeat_interleave(share, 1)
+    def attend(self, x: Any, step: int, past: list[Any]) -> Any:
+        """Attend from x [B, L, 2 h] to the first step's rows and to those of its own chain."""
+        share, scale = HEADS // KV_HEADS, HEAD_DIM**-0.5
+        queries = self.rope(self.split(x, "q_proj", HEADS), step)
+        keys = self.rope(self.split(x, "k_proj", KV_HEADS), step).repeat_interleave(share, 1)
+        values = self.split(x, "v_proj", KV_HEADS).repeat_interleave(share, 1)
         past.append((keys, values))
-        if without == "attention":
+        if self.without == "attention":
             return (queries + keys + values).transpose(1, 2).reshape(ROWS, LENGTH, -1)
-        scale = HEAD_DIM**-0.5
-        scores = (queries @ past[0][0].transpose(-1, -2) * scale).masked_fill(
-            hidden_keys, -torch.inf
-        )
+        scores = queries @ past[0][0].transpose(-1, -2) * scale
+        scores = scores.masked_fill(self.later, -self.torch.inf)
         own = [(queries * k).sum(-1, keepdim=True) * scale for k, _ in past[1:]]
-        shares = torch.softmax(torch.cat([scores, *own], -1), -1)
+        shares = self.torch.softmax(self.torch.cat([scores, *own], -1), -1)
         out = shares[..., :LENGTH] @ past[0][1]
         for i, (_, v) in enumerate(past[1:]):
             out = out + shares[..., LENGTH + i : LENGTH + i + 1] * v
         return out.transpose(1, 2).reshape(ROWS, LENGTH, -1)
 
-    def forward(hidden: Any, step: int, past: list[Any]) -> Any:
-        e = norm(embedded[:, 1 + step : 1 + step + LENGTH], "input_layernorm")
-        x = torch.cat([e, norm(hidden, "hidden_norm")], -1)
-        h = hidden + attend(x, step, past) @ w["o_proj"].T
-        y = norm(h, "post_attention_layernorm")
-        if without == "mlp":
+    def forward(self, hidden: Any, step: int, past: list[Any]) -> Any:
+        """Run the head's layer on hidden [B, L, h]."""
+        w = self.w
+        e = self.norm(self.embedded[:, 1 + step : 1 + step + LENGTH], "input_layernorm")
+        x = self.torch.cat([e, self.norm(hidden, "hidden_norm")], -1)
+        h = hidden + self.attend(x, step, past) @ w["o_proj"].T
+        y = self.norm(h, "post_attention_layernorm")
+        if self.without == "mlp":
             return h + y
-        return h + (F.silu(y @ w["gate_proj"].T) * (y @ w["up_proj"].T)) @ w["down_proj"].T
+        gate = self.torch.nn.functional.silu(y @ w["gate_proj"].T)
+        return h + (gate * (y @ w["up_proj"].T)) @ w["down_proj"].T
 
-    def loss() -> Any:
-        with torch.no_grad():
-            probabilities = torch.softmax(data["final"] @ teacher.T, -1)  # [B, L, W]
-        hidden, total = data["taps"] @ w["fc"].T, 0.0
+    def judge(self, hidden: Any, step: int, probabilities: Any) -> Any:
+        """Return the loss of a step; its teacher is in the row for all but the last tokens."""
+        n = LENGTH - 1 - step
+        logits = self.norm(hidden, "norm") @ self.w["lm_head"].T
+        log_probs = self.torch.log_softmax(logits, -1)
+        log_probs.detach().argmax(-1)  # for the hits that the trainer reports
+        crossed = (probabilities[:, 1 + step :] * log_probs[:, :n]).sum(-1)
+        return -(crossed * self.counts[:, 1 + step :]).sum() / (ROWS * LENGTH)
+
+    def loss(self) -> Any:
+        """Return the loss of all steps together."""
+        with self.torch.no_grad():
+            probabilities = self.torch.softmax(self.data["final"] @ self.teacher.T, -1)
+        hidden, total = self.data["taps"] @ self.w["fc"].T, 0.0
         past: list[Any] = []
         for step in range(STEPS):
-            hidden = forward(hidden, step, past)
-            if without == "loss":
-                total = total + hidden.sum() * DECAY**step
-                continue
-            n = LENGTH - 1 - step  # positions whose teacher is in the row
-            log_probs = torch.log_softmax(norm(hidden, "norm") @ w["lm_head"].T, -1)
-            counts = in_draft[:, 1 + step :].float()
-            crossed = (probabilities[:, 1 + step :] * log_probs[:, :n]).sum(-1)
-            total = total - (crossed * counts).sum() / (ROWS * LENGTH) * DECAY**step
-            log_probs.detach().argmax(-1)  # the hits that the trainer reports
+            hidden = self.forward(hidden, step, past)
+            is_judged = self.without != "loss"
+            term = self.judge(hidden, step, probabilities) if is_judged else hidden.sum()
+            total = total + term * DECAY**step
         return total
 
-    def step() -> float:
-        value = loss()
+    def __call__(self) -> float:
+        value = self.loss()
         value.backward()
-        if without == "update":
-            for parameter in w.values():
+        if self.without == "update":
+            for parameter in self.w.values():
                 parameter.grad = None
         else:
-            update()
+            self.update()
         return float(value.detach())
-
-    return step
 
 
 def matrices() -> list[tuple[str, int, int]]:
@@ -224,7 +230,7 @@ def our_step(given: dict[str, np.ndarray]) -> Callable[[], float]:
     state = [head.state, optimizer.state]
 
     @partial(mx.compile, inputs=state, outputs=state)
-    def ours(batch: Batch) -> mx.array:
+    def ours(batch: Batch) -> Any:
         (loss, _), gradients = nn.value_and_grad(head, objective)(batch)
         optimizer.update(head, gradients)
         return loss
@@ -232,7 +238,8 @@ def our_step(given: dict[str, np.ndarray]) -> Callable[[], float]:
     def step() -> float:
         loss = ours(batch)
         mx.eval(loss, state)
-        return float(loss.item())
+        value: float = loss.item()
+        return value
 
     return step
 
@@ -278,7 +285,7 @@ def our_head(draft_ids: Any) -> Any:
 
 def serve(side: str, without: str) -> None:
     """Take a step for every line on stdin and print its seconds."""
-    step = torch_step(made_up(), without) if side == "torch" else our_step(made_up())
+    step = TorchStep(made_up(), without) if side == "torch" else our_step(made_up())
     step()
     print("ready", flush=True)
     for _ in sys.stdin:
