@@ -87,15 +87,18 @@ class TorchStep:
         self.update = muon_and_adamw(torch, self.w)
 
     def norm(self, x: Any, name: str) -> Any:
+        """Norm x over its last axis."""
         return self.torch.nn.functional.rms_norm(x, (WIDTH,), self.w[name], EPS)
 
     def rope(self, x: Any, step: int) -> Any:
+        """Rotate x [B, heads, L, head_dim] to the positions of a step."""
         torch, half = self.torch, HEAD_DIM // 2
         frequencies = THETA ** (-torch.arange(0, HEAD_DIM, 2) / HEAD_DIM)
         angles = ((torch.arange(LENGTH) + step)[:, None] * frequencies).repeat(1, 2)
         return x * angles.cos() + torch.cat([-x[..., half:], x[..., :half]], -1) * angles.sin()
 
     def split(self, x: Any, name: str, n: int) -> Any:
+        """Project x [B, L, ..] for n heads: [B, n, L, head_dim]."""
         return (x @ self.w[name].T).view(ROWS, LENGTH, n, HEAD_DIM).transpose(1, 2)
 
     def attend(self, x: Any, step: int, past: list[Any]) -> Any:
@@ -151,6 +154,7 @@ class TorchStep:
         return total
 
     def __call__(self) -> float:
+        """Take one step."""
         value = self.loss()
         value.backward()
         if self.without == "update":
