@@ -37,8 +37,13 @@ WIDTH, HEADS, KV_HEADS, HEAD_DIM, MLP_WIDTH, TAPS = 256, 4, 2, 64, 768, 3
 VOCAB, DRAFT_VOCAB, EPS, THETA = 4096, 2048, 1e-5, 10000.0
 TEXT = 128  # tokens of each of the texts that a row is packed from
 # Threads that spin while they wait take a shared core from the one that they wait for: on a busy
-# machine a PyTorch step then took 14 s instead of 2. What the environment says goes first.
-THREADS = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
+# machine a PyTorch step took 14 s instead of 2. Unbound, both wait on one core. Yours go first.
+THREADS = {
+    "OMP_NUM_THREADS": "2",
+    "OPENBLAS_NUM_THREADS": "2",
+    "OMP_WAIT_POLICY": "passive",
+    "OMP_PROC_BIND": "true",
+}
 PARTS = ("nothing", "loss", "attention", "mlp", "update")
 
 
