@@ -1,0 +1,374 @@
+"""Seconds of one training step: a straightforward PyTorch script and mlx-eagle, in turns.
+
+Both train a head of the fixture's sizes (`pydoc-eagle3`) by 7 steps of training-time test on 4 rows
+of 512 tokens: taps and final states of the target are given, the teacher's distribution over 2048
+draft tokens is made from the final states, then forward, backward and one update (Muon for the
+matrices, AdamW for the rest). The PyTorch side is written as the fixture's trainer is: attention
+of step 0 with a matrix of scores, later steps as dot products, no compilation.
+
+Each side is a process of its own, so that neither finds the other's threads or libraries; they take
+turns, so that whatever else the machine does falls on both. MLX's CPU products are those of the
+BLAS that is preloaded:
+
+    python benchmarks/train_step.py --blas libopenblas.so.0
+    python benchmarks/train_step.py --only torch --parts
+
+`--parts` times the PyTorch side with one part removed at a time, and prints what each saves. The
+removed products change the numbers that come out, not the work of what remains.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+ROWS, LENGTH, STEPS, DECAY = 4, 512, 7, 0.8
+WIDTH, HEADS, KV_HEADS, HEAD_DIM, MLP_WIDTH, TAPS = 256, 4, 2, 64, 768, 3
+VOCAB, DRAFT_VOCAB, EPS, THETA = 4096, 2048, 1e-5, 10000.0
+TEXT = 128  # tokens of each of the texts that a row is packed from
+# Threads that spin while they wait take a shared core from the one that they wait for: on a busy
+# machine a PyTorch step took 14 s instead of 2. Unbound, both wait on one core. Yours go first.
+THREADS = {
+    "OMP_NUM_THREADS": "2",
+    "OPENBLAS_NUM_THREADS": "2",
+    "OMP_WAIT_POLICY": "passive",
+    "OMP_PROC_BIND": "true",
+}
+PARTS = ("nothing", "loss", "attention", "mlp", "update")
+
+
+def made_up() -> dict[str, np.ndarray]:
+    """Return what both sides train on: random features of the fixture's sizes."""
+    random = np.random.default_rng(0)
+    shape = (ROWS, LENGTH)
+
+    def normal(*sizes: int) -> np.ndarray:
+        return random.standard_normal(sizes, dtype=np.float32)
+
+    return {
+        "tokens": random.integers(0, VOCAB, shape, dtype=np.int32),
+        "taps": normal(*shape, TAPS * WIDTH),
+        "final": normal(*shape, WIDTH),
+        "choices": random.integers(0, VOCAB, shape, dtype=np.int32),
+        "texts": np.broadcast_to(np.arange(LENGTH, dtype=np.int32) // TEXT + 1, shape).copy(),
+        "trained": np.ones(shape, dtype=bool),
+        "embedding": normal(VOCAB, WIDTH),
+        "unembedding": normal(VOCAB, WIDTH) / WIDTH**0.5,
+        "draft_ids": np.sort(random.permutation(VOCAB)[:DRAFT_VOCAB]).astype(np.int32),
+    }
+
+
+class TorchStep:
+    """A training step in PyTorch; called, it takes one and returns its loss.
+
+    Args:
+        given: what `made_up` returned.
+        without: a part that is left out, or "nothing".
+    """
+
+    def __init__(self, given: dict[str, np.ndarray], without: str) -> None:
+        import torch
+
+        torch.manual_seed(0)
+        torch.set_num_threads(2)
+        self.torch, self.without = torch, without
+        self.data = data = {name: torch.tensor(array) for name, array in given.items()}
+        draft_ids = data["draft_ids"].long()
+        self.teacher = data["unembedding"][draft_ids]
+        self.counts = torch.isin(data["choices"], draft_ids).float()
+        ids = torch.nn.functional.pad(data["tokens"], (0, STEPS)).long()
+        self.embedded = data["embedding"][ids]  # [B, L + K, D]: a table look-up, not timed
+        w = {name: torch.nn.Parameter(torch.randn(n, k) / k**0.5) for name, n, k in matrices()}
+        norms = ("input_layernorm", "hidden_norm", "post_attention_layernorm", "norm")
+        self.w = w | {name: torch.nn.Parameter(torch.ones(WIDTH)) for name in norms}
+        self.later = torch.ones(LENGTH, LENGTH, dtype=torch.bool).triu(1)
+        self.update = muon_and_adamw(torch, self.w)
+
+    def norm(self, x: Any, name: str) -> Any:
+        """Norm x over its last axis."""
+        return self.torch.nn.functional.rms_norm(x, (WIDTH,), self.w[name], EPS)
+
+    def rope(self, x: Any, step: int) -> Any:
+        """Rotate x [B, heads, L, head_dim] to the positions of a step."""
+        torch, half = self.torch, HEAD_DIM // 2
+        frequencies = THETA ** (-torch.arange(0, HEAD_DIM, 2) / HEAD_DIM)
+        angles = ((torch.arange(LENGTH) + step)[:, None] * frequencies).repeat(1, 2)
+        return x * angles.cos() + torch.cat([-x[..., half:], x[..., :half]], -1) * angles.sin()
+
+    def split(self, x: Any, name: str, n: int) -> Any:
+        """Project x [B, L, ..] for n heads: [B, n, L, head_dim]."""
+        return (x @ self.w[name].T).view(ROWS, LENGTH, n, HEAD_DIM).transpose(1, 2)
+
+    def attend(self, x: Any, step: int, past: list[Any]) -> Any:
+        """Attend from x [B, L, 2 h] to the first step's rows and to those of its own chain."""
+        share, scale = HEADS // KV_HEADS, HEAD_DIM**-0.5
+        queries = self.rope(self.split(x, "q_proj", HEADS), step)
+        keys = self.rope(self.split(x, "k_proj", KV_HEADS), step).repeat_interleave(share, 1)
+        values = self.split(x, "v_proj", KV_HEADS).repeat_interleave(share, 1)
+        past.append((keys, values))
+        if self.without == "attention":
+            return (queries + keys + values).transpose(1, 2).reshape(ROWS, LENGTH, -1)
+        scores = queries @ past[0][0].transpose(-1, -2) * scale
+        scores = scores.masked_fill(self.later, -self.torch.inf)
+        own = [(queries * k).sum(-1, keepdim=True) * scale for k, _ in past[1:]]
+        shares = self.torch.softmax(self.torch.cat([scores, *own], -1), -1)
+        out = shares[..., :LENGTH] @ past[0][1]
+        for i, (_, v) in enumerate(past[1:]):
+            out = out + shares[..., LENGTH + i : LENGTH + i + 1] * v
+        return out.transpose(1, 2).reshape(ROWS, LENGTH, -1)
+
+    def forward(self, hidden: Any, step: int, past: list[Any]) -> Any:
+        """Run the head's layer on hidden [B, L, h]."""
+        w = self.w
+        e = self.norm(self.embedded[:, 1 + step : 1 + step + LENGTH], "input_layernorm")
+        x = self.torch.cat([e, self.norm(hidden, "hidden_norm")], -1)
+        h = hidden + self.attend(x, step, past) @ w["o_proj"].T
+        y = self.norm(h, "post_attention_layernorm")
+        if self.without == "mlp":
+            return h + y
+        gate = self.torch.nn.functional.silu(y @ w["gate_proj"].T)
+        return h + (gate * (y @ w["up_proj"].T)) @ w["down_proj"].T
+
+    def judge(self, hidden: Any, step: int, probabilities: Any) -> Any:
+        """Return the loss of a step; its teacher is in the row for all but the last tokens."""
+        n = LENGTH - 1 - step
+        logits = self.norm(hidden, "norm") @ self.w["lm_head"].T
+        log_probs = self.torch.log_softmax(logits, -1)
+        log_probs.detach().argmax(-1)  # for the hits that the trainer reports
+        crossed = (probabilities[:, 1 + step :] * log_probs[:, :n]).sum(-1)
+        return -(crossed * self.counts[:, 1 + step :]).sum() / (ROWS * LENGTH)
+
+    def loss(self) -> Any:
+        """Return the loss of all steps together."""
+        with self.torch.no_grad():
+            probabilities = self.torch.softmax(self.data["final"] @ self.teacher.T, -1)
+        hidden, total = self.data["taps"] @ self.w["fc"].T, 0.0
+        past: list[Any] = []
+        for step in range(STEPS):
+            hidden = self.forward(hidden, step, past)
+            is_judged = self.without != "loss"
+            term = self.judge(hidden, step, probabilities) if is_judged else hidden.sum()
+            total = total + term * DECAY**step
+        return total
+
+    def __call__(self) -> float:
+        """Take one step."""
+        value = self.loss()
+        value.backward()
+        if self.without == "update":
+            for parameter in self.w.values():
+                parameter.grad = None
+        else:
+            self.update()
+        return float(value.detach())
+
+
+def matrices() -> list[tuple[str, int, int]]:
+    """Return name, outputs and inputs of the head's matrices."""
+    return [
+        ("fc", WIDTH, TAPS * WIDTH),
+        ("q_proj", HEADS * HEAD_DIM, 2 * WIDTH),
+        ("k_proj", KV_HEADS * HEAD_DIM, 2 * WIDTH),
+        ("v_proj", KV_HEADS * HEAD_DIM, 2 * WIDTH),
+        ("o_proj", WIDTH, HEADS * HEAD_DIM),
+        ("gate_proj", MLP_WIDTH, WIDTH),
+        ("up_proj", MLP_WIDTH, WIDTH),
+        ("down_proj", WIDTH, MLP_WIDTH),
+        ("lm_head", DRAFT_VOCAB, WIDTH),
+    ]
+
+
+def muon_and_adamw(torch: Any, weights: dict[str, Any]) -> Callable[[], None]:
+    """Return the update of the fixture's trainer, which also forgets the gradients."""
+    inner = [p for name, p in weights.items() if p.ndim == 2 and name != "lm_head"]
+    others = [p for name, p in weights.items() if p.ndim == 1 or name == "lm_head"]
+    adamw = torch.optim.AdamW(others, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    momenta = [torch.zeros_like(p) for p in inner]
+
+    def orthogonal(gradient: Any) -> Any:
+        x = gradient / (gradient.norm() + 1e-7)
+        is_tall = x.shape[0] > x.shape[1]
+        x = x.T if is_tall else x
+        for _ in range(5):
+            square = x @ x.T
+            x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+        return x.T if is_tall else x
+
+    def update() -> None:
+        with torch.no_grad():
+            for p, momentum in zip(inner, momenta, strict=True):
+                if p.grad is None:  # its part is left out
+                    continue
+                momentum.mul_(0.95).add_(p.grad)
+                direction = orthogonal(p.grad.add(momentum, alpha=0.95))
+                p.add_(direction, alpha=-0.02 * max(1, p.shape[0] / p.shape[1]) ** 0.5)
+                p.grad = None
+        adamw.step()
+        adamw.zero_grad()
+
+    return update
+
+
+def our_step(given: dict[str, np.ndarray]) -> Callable[[], float]:
+    """Return one training step of mlx-eagle on the same data, which returns its loss."""
+    import mlx.core as mx
+    import mlx.nn as nn
+    import mlx.optimizers as optim
+
+    from mlx_eagle.training.batch import Batch
+    from mlx_eagle.training.objectives import make_objective
+    from mlx_eagle.training.options import HeadOptions
+
+    data = {name: mx.array(array) for name, array in given.items()}
+    batch = Batch(*(data[name] for name in Batch._fields))
+    embedding, output = nn.Embedding(VOCAB, WIDTH), nn.Linear(WIDTH, VOCAB, bias=False)
+    embedding.weight, output.weight = data["embedding"], data["unembedding"]
+    head = our_head(data["draft_ids"])
+    target = SimpleNamespace(embedding=embedding, unembed=output)
+    objective = make_objective(head, target, HeadOptions(steps=STEPS, step_decay=DECAY))
+    matrices = optim.Muon(learning_rate=0.02, weight_decay=0.0)
+    others = optim.AdamW(learning_rate=1e-3, betas=[0.9, 0.95], weight_decay=0.0)
+    optimizer = optim.MultiOptimizer([matrices, others], [is_inner_matrix])
+    state = [head.state, optimizer.state]
+
+    @partial(mx.compile, inputs=state, outputs=state)
+    def ours(batch: Batch) -> Any:
+        (loss, _), gradients = nn.value_and_grad(head, objective)(batch)
+        optimizer.update(head, gradients)
+        return loss
+
+    def step() -> float:
+        loss = ours(batch)
+        mx.eval(loss, state)
+        value: float = loss.item()
+        return value
+
+    return step
+
+
+def is_inner_matrix(name: str, weight: Any) -> bool:
+    """Say whether Muon updates a weight: a matrix that is not the output layer."""
+    return weight.ndim == 2 and "lm_head" not in name
+
+
+def our_head(draft_ids: Any) -> Any:
+    """Return a random EAGLE-3 head of the fixture's sizes that is ready to be trained."""
+    from mlx_eagle.heads.config import HeadConfig
+    from mlx_eagle.heads.eagle import EagleHead
+
+    off = {field.name: False for field in fields(HeadConfig)}
+    sizes: dict[str, Any] = {
+        "algorithm": "eagle3",
+        "hidden_size": WIDTH,
+        "target_hidden_size": WIDTH,
+        "target_vocab_size": VOCAB,
+        "draft_vocab_size": DRAFT_VOCAB,
+        "intermediate_size": MLP_WIDTH,
+        "num_hidden_layers": 1,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "head_dim": HEAD_DIM,
+        "rms_norm_eps": EPS,
+        "rope_theta": THETA,
+        "rope_scaling": None,
+        "rope_dims": HEAD_DIM,
+        "max_position_embeddings": 2048,
+        "sliding_windows": (None,),
+        "taps": (2, 4, 5),
+        "mask_token_id": None,
+    }
+    on = ("fuse_taps", "input_layernorm", "hidden_norm", "final_norm", "own_lm_head")
+    head = EagleHead(HeadConfig(**off | sizes | dict.fromkeys(on, True)))
+    head.draft_to_target = draft_ids
+    head.unfreeze()
+    head.freeze(recurse=False, keys=["draft_to_target"])
+    return head
+
+
+def serve(side: str, without: str) -> None:
+    """Take a step for every line on stdin and print its seconds."""
+    step = TorchStep(made_up(), without) if side == "torch" else our_step(made_up())
+    step()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        loss = step()
+        print(json.dumps({"seconds": time.perf_counter() - start, "loss": loss}), flush=True)
+
+
+class Side:
+    """A process that takes training steps when it is asked to."""
+
+    def __init__(self, name: str, without: str = "nothing", blas: str | None = None) -> None:
+        environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
+        if blas is not None:
+            environment["LD_PRELOAD"] = blas
+        command = [sys.executable, os.path.abspath(__file__), "--serve", name, without]
+        self.name = name if without == "nothing" else f"{name} without {without}"
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=THREADS | environment,
+        )
+        self.read()
+        self.seconds: list[float] = []
+
+    def read(self) -> str:
+        """Return the next line of the process."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.name} ended with status {self.process.wait()}")
+        return line
+
+    def step(self) -> None:
+        """Take one step and note its seconds."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        self.seconds.append(json.loads(self.read())["seconds"])
+
+    def report(self) -> str:
+        """Return what was measured in one line."""
+        low, middle, high = min(self.seconds), statistics.median(self.seconds), max(self.seconds)
+        return f"{self.name:<24}{middle:.3f} s a step (median; {low:.3f} to {high:.3f})"
+
+
+def main() -> None:
+    """Parse the command line, let the sides take turns, print medians and their ratios."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--blas", help="library to preload for MLX's products on a CPU")
+    parser.add_argument("--only", choices=("torch", "ours"), help="measure one side alone")
+    parser.add_argument("--parts", action="store_true", help="also PyTorch with parts removed")
+    parser.add_argument("-n", "--turns", type=int, default=15)
+    args = parser.parse_args()
+    sides = [Side("torch", part) for part in (PARTS if args.parts else PARTS[:1])]
+    sides = [] if args.only == "ours" else sides
+    if args.only != "torch":
+        sides.append(Side("ours", blas=args.blas))
+    for turn in range(args.turns):
+        for side in sides if turn % 2 else reversed(sides):
+            side.step()
+    first = statistics.median(sides[0].seconds)
+    for side in sides:
+        print(f"{side.report()}, ratio {first / statistics.median(side.seconds):.2f}")
+    print(f"load average {os.getloadavg()[0]:.1f}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--serve"]:
+        serve(*sys.argv[2:])
+    else:
+        main()
