@@ -46,7 +46,7 @@ from mlx_eagle.training.row_data import RowData, Texts
 from mlx_eagle.training.run_folder import RunFolder
 from mlx_eagle.training.target_answers import Respondent
 from mlx_eagle.training.teacher import Teacher
-from mlx_eagle.training.write_head import write_trained
+from mlx_eagle.training.write_head import quantization_of, write_trained
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,7 @@ def train_head(recipe: Recipe, watch: Watch, *, prepare: bool = False) -> Outcom
     read = _read_target(recipe)
     corpus = _read_texts(recipe, read, folder, watch, processes)
     head, options = _make_or_load_head(recipe, read, corpus, watch)
+    quantization_of(head, recipe.head_bits)  # what cannot be written later is refused now
     _check_room(recipe, head, options)
     data = _prepare_data(recipe, read, head, corpus, folder, watch, processes)
     if prepare:
