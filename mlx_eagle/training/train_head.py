@@ -27,6 +27,7 @@ from mlx_eagle.session.limits import model_context_length
 from mlx_eagle.session.prompt import Template
 from mlx_eagle.target.load import load_target, precision
 from mlx_eagle.target.target import Target
+from mlx_eagle.training.allocator import keep_freed_memory
 from mlx_eagle.training.batch import Example
 from mlx_eagle.training.checkpoint import load_checkpoint
 from mlx_eagle.training.corpus import Corpus, read_corpus
@@ -146,6 +147,7 @@ def train_head(recipe: Recipe, watch: Watch, *, prepare: bool = False) -> Outcom
     """
     processes = Processes.joined()
     watch = watch if processes.is_first else SILENT
+    keep_freed_memory()
     folder = _open_folder(recipe, processes)
     read = _read_target(recipe)
     corpus = _read_texts(recipe, read, folder, watch, processes)
