@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from mlx_eagle.heads.exponential import exponential
 
-BLOCK = 512  # rows of logits that exist at the same time, for each row of the batch
+BLOCK = 256  # rows of logits that exist at the same time, for each row of the batch
 
 
 class StepLosses(NamedTuple):
