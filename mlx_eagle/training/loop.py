@@ -59,14 +59,16 @@ class Outcome(NamedTuple):
         update: updates that are done, and saved.
         is_interrupted: the user asked it to stop before the last one.
         is_first: this is the process that has written the files.
+        was_finished: it had reached its end before, and nothing was done.
     """
 
     update: int
     is_interrupted: bool
     is_first: bool = True
+    was_finished: bool = False
 
 
-def _ignore(report: UpdateReport | Measurement) -> None:
+def _ignore(*reports: UpdateReport | Measurement) -> None:
     """Show nothing."""
 
 
@@ -84,6 +86,7 @@ class Run:
         fingerprint: what a checkpoint must agree with to be continued, as JSON.
         measured: the objective on held-out texts; None for the same.
         watch: called after each update and each measurement.
+        stopping: called in a signal handler, when the user asks to stop.
         processes: who trains together.
         is_compiled: the step runs through `mx.compile`; its results differ in the last bits.
     """
@@ -97,6 +100,7 @@ class Run:
     fingerprint: Mapping[str, Any]
     measured: Objective | None = None
     watch: Callable[[UpdateReport | Measurement], None] = _ignore
+    stopping: Callable[[], None] = _ignore
     processes: Processes = field(default_factory=Processes)
     is_compiled: bool = True
 
@@ -113,7 +117,7 @@ def train(run: Run) -> Outcome:
     """
     trainer = _Trainer(run)
     trainer.resume()
-    with stop_requests() as is_asked_to_stop:
+    with stop_requests(run.stopping) as is_asked_to_stop:
         return trainer.go_on(is_asked_to_stop)
 
 
