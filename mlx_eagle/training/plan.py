@@ -28,8 +28,8 @@ class Plan(NamedTuple):
         n_heldout: texts to measure on.
         n_rows: rows that the texts fill.
         length: tokens of a row.
-        epochs: times that all texts are seen.
         n_updates: of the weights.
+        rows_per_update: of all processes together.
         memory: estimated for training, besides the target.
         target_bytes: of the target's weights.
         memory_limit: bytes for both together; None is not limited.
@@ -43,8 +43,8 @@ class Plan(NamedTuple):
     n_heldout: int
     n_rows: int
     length: int
-    epochs: int
     n_updates: int
+    rows_per_update: int
     memory: MemoryEstimate
     target_bytes: int
     memory_limit: int | None
@@ -89,8 +89,8 @@ def plan_training(
         n_heldout=len(corpus.heldout),
         n_rows=n_rows,
         length=length,
-        epochs=loop.epochs,
         n_updates=count_updates(packed, loop),
+        rows_per_update=loop.batch * n_processes * loop.accumulate,
         memory=memory,
         target_bytes=read.n_bytes,
         memory_limit=recipe.memory_limit,

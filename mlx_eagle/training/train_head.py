@@ -26,7 +26,7 @@ from mlx_eagle.training.batch import Example
 from mlx_eagle.training.checkpoint import load_checkpoint, newest_checkpoint
 from mlx_eagle.training.corpus import Corpus, read_corpus
 from mlx_eagle.training.feature_source import ComputedFeatures, FeatureSource
-from mlx_eagle.training.feature_store import FeatureStore, contents_of
+from mlx_eagle.training.feature_store import FeatureStore, bytes_text, contents_of
 from mlx_eagle.training.features import compute, tap_for_features
 from mlx_eagle.training.loop import Outcome, Run, train
 from mlx_eagle.training.mixed_precision import in_precision
@@ -37,7 +37,7 @@ from mlx_eagle.training.processes import Processes
 from mlx_eagle.training.read_target import ReadTarget, read_target
 from mlx_eagle.training.recipe import SILENT, Recipe, Watch
 from mlx_eagle.training.row_data import RowData, Texts
-from mlx_eagle.training.run_folder import RunFolder
+from mlx_eagle.training.run_folder import MEASUREMENTS, RunFolder
 from mlx_eagle.training.start_head import first_head, head_to_go_on_with
 from mlx_eagle.training.target_answers import Respondent
 from mlx_eagle.training.write_head import FOR_DECODING, write_trained
@@ -69,6 +69,7 @@ def train_head(recipe: Recipe, watch: Watch, *, prepare: bool = False) -> Outcom
         if prepare:
             return Outcome(0, False, processes.is_first)
         run = _run(recipe, read, head, options, data, folder, watch, processes)
+        _say_where(folder, watch)
         outcome = train(run)
         if processes.is_first and not outcome.is_interrupted:
             _write_best(recipe, read, run)
@@ -229,14 +230,27 @@ def _features(
     return store
 
 
+def _say_where(folder: RunFolder, watch: Watch) -> None:
+    """Say from where a training goes on, if it was begun."""
+    saved = newest_checkpoint(folder.checkpoints)
+    if saved is None:
+        return
+    line = f"going on after update {int(saved.name.rpartition('-')[2])}"
+    if rows := folder.rows(MEASUREMENTS):
+        best = max(rows, key=lambda row: row["acceptance_length"])
+        line += f"; best so far: length {best['acceptance_length']:.2f}, at update "
+        line += f"{best['update']:.0f}"
+    watch.remark(line)
+
+
 def _announce(store: FeatureStore, watch: Watch) -> None:
     """Say how much of the disk features will take."""
     store.check_room()
-    all_, missing = store.n_bytes / 1e9, store.missing_bytes / 1e9
-    there = f", {all_ - missing:.2f} GB of them are there" if missing < all_ else ""
+    there = store.n_bytes - store.missing_bytes
+    said = f", of which {bytes_text(there)} are there" if there else ""
     watch.remark(
-        f"features of {len(store.contents.examples)} texts take {all_:.2f} GB on disk, in "
-        f"{store.folder}{there}"
+        f"features of {len(store.contents.examples)} texts take {bytes_text(store.n_bytes)} on "
+        f"disk, in {store.folder}{said}"
     )
 
 
