@@ -216,8 +216,8 @@ class FeatureStore:
         if self.missing_bytes > free:
             raise EagleError(
                 f"features of these texts need {bytes_text(self.missing_bytes)} and the disk of "
-                f"{self.folder} has {bytes_text(free)} left: free space, choose a folder on another "
-                "disk, use fewer texts, or compute features whenever they are needed"
+                f"{self.folder} has {bytes_text(free)} left: free space, choose a folder on "
+                "another disk, use fewer texts, or compute features whenever they are needed"
             )
 
     def read(self, example: int, start: int, stop: int) -> Features:
