@@ -15,10 +15,8 @@ from mlx_eagle.cli.terminal.display import gigabytes, printable, table, terminal
 from mlx_eagle.cli.terminal.training_figures import (
     Stage,
     Updates,
-    duration,
     measured_text,
     plan_rows,
-    shares,
 )
 from mlx_eagle.training.plan import Plan
 from mlx_eagle.training.recipe import Watch
@@ -27,7 +25,6 @@ from mlx_eagle.training.reports import Measurement, UpdateReport
 BETWEEN_LINES = 15.0  # seconds, where there is no terminal
 BAR = 30  # columns
 PER_SECOND = 4  # times that the rows are rewritten
-STOPPING = "stopping: this update is finished and saved; Ctrl-C again ends at once"
 
 
 class TrainingDisplay:
@@ -51,7 +48,6 @@ class TrainingDisplay:
         self._console = console or terminal(stderr=True)
         self._stage: Stage | None = None
         self._updates = Updates()
-        self._is_stopping = False
         self._last_line: float | None = None
         self._live = Live(
             console=self._console,
@@ -78,7 +74,7 @@ class TrainingDisplay:
     @property
     def watch(self) -> Watch:
         """What a training tells how far it is."""
-        return Watch(self._progress, self.say, self._plan, self._report, self._stop)
+        return Watch(self._progress, self.say, self._plan, self._report)
 
     def say(self, line: str) -> None:
         """Show a line that stays."""
@@ -86,7 +82,7 @@ class TrainingDisplay:
 
     def _progress(self, what: str, done: int, total: int, rate: float) -> None:
         """Take in how far a stage is."""
-        if self._stage is None or self._stage.what != what:
+        if self._stage is None or (self._stage.what, self._stage.total) != (what, total):
             self._stage, self._last_line = Stage(what), self._clock()
         self._stage.update(self._clock(), done, total, rate)
         if (done == total and what != "texts") or (
@@ -110,11 +106,8 @@ class TrainingDisplay:
         is_line = is_first or report.update == report.n_updates or self._is_time()
         if is_line and not self._console.is_terminal:
             self._last_line = self._clock()
-            self.say(f"{self._position()}: {self._updates.lines[0]}; {shares(report.n_alpha)}")
-
-    def _stop(self) -> None:
-        """Note that the user has asked to stop; it is shown with the next rows."""
-        self._is_stopping = True
+            self.say(f"{self._updates.position}: {self._updates.lines[0]}")
+            self.say(self._updates.lines[1])
 
     def _is_time(self) -> bool:
         """Say whether the last line is long enough ago, and take this for the next one."""
@@ -124,29 +117,22 @@ class TrainingDisplay:
         self._last_line = now
         return True
 
-    def _position(self) -> str:
-        """Return which update was the last one, and how long it is to the end."""
-        last = self._updates.last
-        assert last is not None, "there was an update"
-        left = duration(self._updates.seconds_left)
-        return f"update {last.update} of {last.n_updates}, {left} left"
-
     def _rows(self) -> RenderableType:
         """Return the rows that are rewritten."""
         last, stage = self._updates.last, self._stage
         if last is not None:
             rows = [
-                _bar(self._position(), last.update, last.n_updates),
+                _bar(self._updates.position, last.update, last.n_updates),
                 *map(_row, self._updates.lines),
-                _row(f"saved in  {printable(str(self._out))}/checkpoint"),
+                _row(f"Ctrl-C saves and stops; saved in {printable(str(self._out))}/checkpoint"),
             ]
         elif stage is None:
             rows = [_row("loading the target")]
         elif stage.done < stage.total:
             rows = [_bar(stage.line, stage.done, stage.total)]
         else:
-            rows = [_row("preparing")]
-        return Group(*rows, *([_row(STOPPING)] if self._is_stopping else []))
+            rows = [_row("beginning")]
+        return Group(*rows)
 
 
 def _row(text: str) -> Text:

@@ -107,11 +107,19 @@ class Updates:
 
     @property
     def seconds_left(self) -> float:
-        """Until the last update, at the speed of the recent ones with all that came between."""
+        """Until the last update, by the recent ones and all that came between; 0 if not known."""
         if self.last is None:
             return 0.0
-        speed = self._pace.per_second or 1 / max(self.last.seconds, 1e-9)
-        return (self.last.n_updates - self.last.update) / speed
+        speed = self._pace.per_second
+        return (self.last.n_updates - self.last.update) / speed if speed else 0.0
+
+    @property
+    def position(self) -> str:
+        """Which update was the last one, and how long it is to the end."""
+        if (last := self.last) is None:
+            return ""
+        left = f", {duration(self.seconds_left)} left" if self.seconds_left else ""
+        return f"update {last.update} of {last.n_updates}{left}"
 
     @property
     def lines(self) -> list[str]:
@@ -159,17 +167,15 @@ def plan_rows(plan: "Plan", size: Callable[[int], str]) -> dict[str, str]:
     """
     times = plan.n_updates * plan.rows_per_update / plan.n_rows
     heldout = f"{plan.n_heldout} more to measure on" if plan.n_heldout else "none to measure on"
-    memory = (
-        f"about {size(plan.memory.total)}, {size(plan.memory.most)} at most (an estimate), besides "
-        f"{size(plan.target_bytes)} of the target"
-    )
+    memory = f"{size(plan.memory.total)} to {size(plan.memory.most)} (estimated) and the target's "
+    memory += size(plan.target_bytes)
     if plan.memory_limit is not None:
-        memory += f"; {size(plan.memory_limit)} allowed"
+        memory += f", of {size(plan.memory_limit)}"
     return {
         "head": f"{plan.kind}, {plan.n_parameters / 1e6:.2f} million parameters",
         "texts": f"{plan.n_texts} of {plan.n_tokens} tokens, {plan.n_trained} of them trained; "
         f"{heldout}",
         "training": f"{plan.n_updates} updates of {plan.rows_per_update} rows of {plan.length} "
-        f"tokens; the texts fill {plan.n_rows} rows, so each is seen {times:.1f} times",
+        f"tokens, which is {times:.1f} times all texts",
         "memory": memory,
     }

@@ -11,8 +11,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def stop_requests(told: Callable[[], None] = lambda: None) -> Iterator[Callable[[], bool]]:
-    """Yield what tells whether the user, or the system, has asked to stop; `told` is called then.
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Yield what tells whether the user, or the system, has asked to stop.
 
     A second signal of the same kind does what it did before this block. Only the main thread can
     receive signals; in another one nobody asks.
@@ -25,7 +25,6 @@ def stop_requests(told: Callable[[], None] = lambda: None) -> Iterator[Callable[
 
     def note(number: int, frame: FrameType | None) -> None:
         asked.set()
-        told()
         signal.signal(number, before[number])
 
     # A signal that the program was started to ignore stays ignored.

@@ -68,7 +68,7 @@ class Outcome(NamedTuple):
     was_finished: bool = False
 
 
-def _ignore(*reports: UpdateReport | Measurement) -> None:
+def _ignore(report: UpdateReport | Measurement) -> None:
     """Show nothing."""
 
 
@@ -86,7 +86,6 @@ class Run:
         fingerprint: what a checkpoint must agree with to be continued, as JSON.
         measured: the objective on held-out texts; None for the same.
         watch: called after each update and each measurement.
-        stopping: called in a signal handler, when the user asks to stop.
         processes: who trains together.
         is_compiled: the step runs through `mx.compile`; its results differ in the last bits.
     """
@@ -100,7 +99,6 @@ class Run:
     fingerprint: Mapping[str, Any]
     measured: Objective | None = None
     watch: Callable[[UpdateReport | Measurement], None] = _ignore
-    stopping: Callable[[], None] = _ignore
     processes: Processes = field(default_factory=Processes)
     is_compiled: bool = True
 
@@ -117,7 +115,7 @@ def train(run: Run) -> Outcome:
     """
     trainer = _Trainer(run)
     trainer.resume()
-    with stop_requests(run.stopping) as is_asked_to_stop:
+    with stop_requests() as is_asked_to_stop:
         return trainer.go_on(is_asked_to_stop)
 
 

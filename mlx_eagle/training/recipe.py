@@ -84,14 +84,12 @@ class Watch(NamedTuple):
         remark: called with a line about the data.
         plan: called once with what will be trained, before features are computed.
         report: called after each update and each measurement.
-        stopping: called when the user has asked to stop; a signal handler calls it.
     """
 
     progress: Progress
     remark: Callable[[str], None]
     plan: "Callable[[Plan], None]"
     report: "Callable[[UpdateReport | Measurement], None]"
-    stopping: Callable[[], None]
 
 
 SILENT = Watch(
@@ -99,5 +97,4 @@ SILENT = Watch(
     remark=lambda line: None,
     plan=lambda plan: None,
     report=lambda report: None,
-    stopping=lambda: None,
 )

@@ -168,7 +168,6 @@ def _run(
         folder=folder,
         fingerprint=folder.options() | {"processes": processes.size, "updates": data.n_updates},
         watch=watch.report,
-        stopping=watch.stopping,
         processes=processes,
     )
 

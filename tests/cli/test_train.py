@@ -77,10 +77,11 @@ def test_the_screen_tells_what_is_trained_then_how_well_and_what_to_do_with_it(
     said = (place / "said.txt").read_text()
     for line in (
         r"  head +EAGLE-3 head, 0\.0\d million parameters",
-        r"  training +3 updates of 4 rows of 32 tokens; the texts fill \d+ rows, .*",
-        r"  memory +about .* at most \(an estimate\), besides .* of the target; .* allowed",
+        r"  training +3 updates of 4 rows of 32 tokens, which is \d\.\d times all texts",
+        r"  memory +.* to .* \(estimated\) and the target's .*, of .*",
         r"features of 12 texts take .* kB on disk, in .*",
-        r"update 1 of 3, .* left: loss .*, gradient norm .*, rate .*, .* tokens/s; \S+ \S+",
+        r"update 1 of 3: loss .*, gradient norm .*, rate .*, .* tokens/s",
+        r"n-alpha   \S+ \S+",
         r"held out: \S+ \S+, length \S+, at update 2, the best so far",
         r"  n-alpha +\S+ \S+ on held-out texts, length \S+",
         r"  try it +mlx-eagle chat --model \S+ --head \S+/trained/head",
