@@ -198,7 +198,7 @@ def _say_what_came(model: str, out: Path, outcome: "Outcome") -> None:
 
     measured = read_measured(out)
     if outcome.was_finished:
-        click.echo("this training had come to its end before: nothing is done", err=True)
+        click.echo("this training had come to its end before: nothing was done", err=True)
     else:
         _draw(out)
     rows = {"weights": f"those of update {measured.get('update')}, nothing was held out"}

@@ -120,8 +120,13 @@ def _first_difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
             if inner := _first_difference(theirs, ours):
                 return inner
         elif theirs != ours:
-            return f"{name} ({one_line(theirs, 60)} there, {one_line(ours, 60)} here)"
+            return f"{name} ({_shown(theirs)} there, {_shown(ours)} here)"
     return ""
+
+
+def _shown(value: Any) -> str:
+    """Return a value of options as a message shows it; of a file's hash the beginning tells."""
+    return "absent" if value is None else one_line(value, 20)
 
 
 def _read_texts(
@@ -185,12 +190,13 @@ def _prepare_data(
     taps = head.config.taps if isinstance(head, EagleHead) and head.config.fuse_taps else ()
     twin = tap_for_features(read.target, taps)
     loop, texts = recipe.loop, list[Texts | None]()
+    kept = recipe.features or folder.path / "features"
     for name, examples in (("train", corpus.train), ("heldout", corpus.heldout)):
         if not examples:
             texts.append(None)
             continue
         source = _features(
-            recipe, read, twin, examples, folder.path / "features" / name, watch, processes
+            recipe, read, twin, examples, kept / name, watch, processes
         )
         n_rows = loop.batch * processes.size
         seed = loop.seed if name == "train" else 0

@@ -96,7 +96,7 @@ def test_a_training_that_is_finished_is_not_done_again(place: Path, trained: Pat
     again = train(place, trained)
     (trained / "elsewhere").rename(trained / "features")
     assert again.returncode == 0
-    assert "had come to its end before: nothing is done" in again.stderr
+    assert "had come to its end before: nothing was done" in again.stderr
     assert "on held-out texts" in again.stderr
     assert again.stdout.startswith("the head is in ")
 
