@@ -7,17 +7,17 @@ EAGLE-1 and 2 (2401.15077, 2406.16858) and HASS (2408.15766), and P-EAGLE (2602.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.llama import MLP
 from mlx_lm.models.rope_utils import initialize_rope
 
 from mlx_eagle.cache.attention_sinks import LEAST, SINKS, MovingSinkKVCache
 from mlx_eagle.cache.kv import KVCache
 from mlx_eagle.cache.model_cache import TreeCache
 from mlx_eagle.heads.config import HeadConfig
+from mlx_eagle.heads.exponential import swiglu
 from mlx_eagle.target.positions import accept_node_positions, keep_fractional_bounds
 from mlx_eagle.tree import MAX_NODES
 
@@ -97,14 +97,28 @@ class Attention(nn.Module):
         return self.o_proj(output.transpose(0, 2, 1, 3).reshape(B, L, -1))
 
 
+class MLP(nn.Module):
+    """The gated MLP of a decoder layer (SwiGLU)."""
+
+    def __init__(self, config: HeadConfig):
+        super().__init__()
+        width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = nn.Linear(width, inner, bias=bias)
+        self.up_proj = nn.Linear(width, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, width, bias=bias)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Return [.., h] for x of the same shape."""
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+
+
 class DecoderLayer(nn.Module):
     """An ordinary pre-norm layer; in an EAGLE-1 head the first one has no norm in front."""
 
     def __init__(self, config: HeadConfig, window: int | None, input_layernorm: bool = True):
         super().__init__()
         self.self_attn = Attention(config, config.hidden_size, window)
-        # mlx-lm's SwiGLU reads three fields of its arguments, which this configuration has too.
-        self.mlp = MLP(cast(Any, config))
+        self.mlp = MLP(config)
         self.input_layernorm = _norm(config.hidden_size, config, input_layernorm)
         self.post_attention_layernorm = _norm(config.hidden_size, config)
 
@@ -122,7 +136,7 @@ class FirstLayer(nn.Module):
         self.norm_before_residual = config.norm_before_residual
         self.double_norm = config.double_norm
         self.self_attn = Attention(config, 2 * config.hidden_size, window)
-        self.mlp = MLP(cast(Any, config))
+        self.mlp = MLP(config)
         self.input_layernorm = _norm(config.hidden_size, config, config.input_layernorm)
         self.hidden_norm = _norm(config.hidden_size, config, config.hidden_norm)
         self.post_attention_layernorm = _norm(config.hidden_size, config)

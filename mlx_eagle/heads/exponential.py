@@ -1,4 +1,4 @@
-"""The exponential function, as fast on a CPU as training needs it.
+"""The exponential function and what is made of it, as fast on a CPU as training needs it.
 
 MLX's CPU backend calls the C library for every number. Training takes the exponential of some
 hundred million scores per update there, which then is most of its time. Multiplications and
@@ -8,6 +8,7 @@ additions are done many at a time, so a polynomial is several times faster. On a
 import math
 
 import mlx.core as mx
+from mlx_lm.models.activations import swiglu as silu_and_times
 
 # 2^f for f in [-0.5, 0.5]: the terms of exp(f ln 2), whose rest is below 2e-7 of the value.
 _TERMS = [math.log(2) ** n / math.factorial(n) for n in range(7)]
@@ -42,3 +43,34 @@ def _polynomial(x: mx.array) -> mx.array:
         power = power * fraction + term
     scale = mx.left_shift(shifted.view(mx.int32) - (_MAGIC_BITS - 127), 23).view(mx.float32)
     return power * scale * (exponent >= _LEAST)
+
+
+def swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    """Return silu(gate) * up, as the MLP of a decoder layer has it; all are of the same shape."""
+    if mx.default_device() != mx.Device(mx.cpu) or gate.dtype != mx.float32:
+        return silu_and_times(gate, up)
+    return _swiglu(gate, up)
+
+
+@mx.custom_function
+def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    """Return silu(gate) * up."""
+    return gate * _sigmoid(gate) * up
+
+
+@_swiglu.vjp
+def _swiglu_gradient(
+    primals: tuple[mx.array, mx.array], cotangent: mx.array, _: mx.array
+) -> tuple[mx.array, mx.array]:
+    """Return the gradients of gate and up; the sigmoid is computed again rather than kept."""
+    gate, up = primals
+    sigmoid = _sigmoid(gate)
+    silu = gate * sigmoid
+    return cotangent * up * (sigmoid + silu * (1 - sigmoid)), cotangent * silu
+
+
+def _sigmoid(x: mx.array) -> mx.array:
+    """Return 1 / (1 + e^-x) by the exponential of what is at most 0."""
+    small = _polynomial(-mx.abs(x))
+    share = small / (1 + small)  # the sigmoid of -|x|
+    return mx.where(x >= 0, 1 - share, share)

@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from mlx_eagle.heads.eagle import EagleHead
-from mlx_eagle.heads.exponential import softmax
+from mlx_eagle.heads.exponential import exponential
 
 BLOCK = 256  # queries whose scores exist at the same time
+FAR = 1e9  # by which the scores of what is not seen are lowered
 
 
 class UnrolledKeys:
@@ -60,9 +61,10 @@ class UnrolledKeys:
         n = step + 1 - oldest if step else 0
         own_keys = self.keys[oldest : oldest + n]
         own_values = self.values[oldest : oldest + n]
-        return _attention(view, n)(
+        output, _ = _attention(view, n)(
             queries * scale, self.keys[0], self.values[0], *own_keys, *own_values
         )
+        return output
 
 
 class UnrolledCache(NamedTuple):
@@ -106,59 +108,61 @@ class _View(NamedTuple):
         """Return the first column that any of the queries start to end sees."""
         return 0 if self.window is None else max(0, start + self.step - self.window + 1)
 
-    def mask(self, start: int, end: int) -> mx.array:
-        """Return bool [B or 1, 1, 1, end - start, columns]: causal, same text, in the window."""
+    def bias(self, start: int, end: int) -> mx.array:
+        """Return [B or 1, 1, 1, end - start, columns] float32, far below 0 where nothing is seen.
+
+        A query sees what came before, in the same text, in the window.
+        """
         first = self.columns(start, end)
         rows, columns = mx.arange(start, end)[:, None], mx.arange(first, end)[None]
         seen = columns <= rows
         if self.window is not None:
             seen = seen & (rows + self.step - columns < self.window)
         if self.texts is None:
-            return seen[None, None, None]
-        same = self.texts[:, start:end, None] == self.texts[:, None, first:end]
-        return (seen & same)[:, None, None]
+            seen = seen[None]
+        else:
+            seen = seen & (self.texts[:, start:end, None] == self.texts[:, None, first:end])
+        return ((seen.astype(mx.float32) - 1) * FAR)[:, None, None]
 
 
-def _attention(view: _View, n_own: int) -> Callable[..., mx.array]:
+def _attention(view: _View, n_own: int) -> Callable[..., tuple[mx.array, mx.array]]:
     """Return attention over the first step's keys and `n_own` own ones, with its gradient.
 
-    The gradient computes scores again, block by block, so that memory grows with K * L and not
-    with its square (as FlashAttention does, arXiv 2205.14135).
+    It returns what the queries see, and the logarithm of what their scores' exponentials add up to.
+    With that the gradient computes the probabilities again, block by block, so that memory grows
+    with K * L and not with its square (as FlashAttention does, arXiv 2205.14135).
     """
 
     @mx.custom_function
-    def attend(queries: mx.array, keys: mx.array, values: mx.array, *own: mx.array) -> mx.array:
-        parts = _Parts.of(view, queries, keys, values, own[:n_own], own[n_own:])
-        blocks = [parts.block(start).output for start in parts.starts]
-        return mx.concatenate(blocks, axis=3).reshape(queries.shape)
+    def attend(queries: mx.array, keys: mx.array, values: mx.array, *own: mx.array) -> Any:
+        parts = _Parts.of(view, queries, keys, values, own)
+        blocks = [parts.attend(rows) for rows in parts.blocks]
+        outputs, totals = (mx.concatenate(part, axis=3) for part in zip(*blocks, strict=True))
+        return outputs.reshape(queries.shape), totals
 
     @attend.vjp
-    def gradient(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
-        queries, keys, values, *own = primals
-        parts = _Parts.of(view, queries, keys, values, own[:n_own], own[n_own:])
-        return parts.gradient(cotangent, output)
+    def gradient(primals: Any, cotangents: Any, outputs: Any) -> Any:
+        parts = _Parts.of(view, *primals[:3], primals[3:])
+        d_output, output = (x.reshape(parts.queries.shape) for x in (cotangents[0], outputs[0]))
+        # The gradient of a softmax needs sum_j p_j dp_j, which is the output times its gradient.
+        mean = (d_output * output).sum(-1, keepdims=True)
+        total = _Gradients.none(parts)
+        for rows in parts.blocks:
+            total.add(parts, rows, d_output[:, :, :, rows], mean, outputs[1])
+        return total.joined(primals[0].shape)
 
-    found: Callable[..., mx.array] = attend
+    found: Callable[..., tuple[mx.array, mx.array]] = attend
     return found
 
 
-class _Block(NamedTuple):
-    """A block of n queries: what it sees, with G kv heads, R query heads for each."""
-
-    queries: mx.array  # [B, G, R, n, d]
-    probabilities: mx.array  # [B, G, R, n, columns]: of the first step's keys
-    own: list[mx.array]  # [B, G, R, n, 1] each: of the own keys
-    output: mx.array  # [B, G, R, n, d]
-
-
 class _Parts(NamedTuple):
-    """The inputs of one attention; own keys and values are [B, G, 1, L, d] here."""
+    """The inputs of one attention, with G kv heads and R query heads for each."""
 
     view: _View
     queries: mx.array  # [B, G, R, L, d], scaled
     keys: mx.array  # [B, G, L, d]
     values: mx.array
-    own_keys: list[mx.array]
+    own_keys: list[mx.array]  # [B, G, 1, L, d] each
     own_values: list[mx.array]
 
     @classmethod
@@ -168,68 +172,93 @@ class _Parts(NamedTuple):
         queries: mx.array,
         keys: mx.array,
         values: mx.array,
-        own_keys: Sequence[mx.array],
-        own_values: Sequence[mx.array],
+        own: Sequence[mx.array],
     ) -> "_Parts":
-        """Group the query heads by the key head that they share."""
+        """Group the query heads by the key head that they share; `own` are keys, then values."""
         batch, _, length, width = queries.shape
         grouped = queries.reshape(batch, view.n_kv_heads, -1, length, width)
-        own = [[part[:, :, None] for part in parts] for parts in (own_keys, own_values)]
-        return cls(view, grouped, keys, values, *own)
+        n = len(own) // 2
+        own_keys, own_values = ([part[:, :, None] for part in x] for x in (own[:n], own[n:]))
+        return cls(view, grouped, keys, values, own_keys, own_values)
 
     @property
-    def starts(self) -> range:
-        """Where the blocks begin."""
-        return range(0, self.queries.shape[3], BLOCK)
+    def blocks(self) -> list[slice]:
+        """The queries, a block at a time."""
+        length = self.queries.shape[3]
+        return [slice(at, min(at + BLOCK, length)) for at in range(0, length, BLOCK)]
 
-    def block(self, start: int) -> _Block:
-        """Return the attention of the queries from `start` on."""
-        end = min(start + BLOCK, self.queries.shape[3])
-        rows, columns = slice(start, end), slice(self.view.columns(start, end), end)
+    def seen(self, rows: slice) -> slice:
+        """Return the first step's keys that any query of a block sees."""
+        return slice(self.view.columns(rows.start, rows.stop), rows.stop)
+
+    def scores(self, rows: slice) -> tuple[mx.array, list[mx.array]]:
+        """Return a block's scores of the first step's keys [B, G, R, n, columns], and of own ones.
+
+        These are [B, G, R, n, 1] each; all are float32.
+        """
         queries = self.queries[:, :, :, rows]
-        scores = _times(queries, self.keys[:, :, columns].swapaxes(-1, -2))
-        scores = mx.where(self.view.mask(start, end), scores, -mx.inf)
+        scores = _times(queries, self.keys[:, :, self.seen(rows)].swapaxes(-1, -2))
+        scores = scores.astype(mx.float32) + self.view.bias(rows.start, rows.stop)
         own = [(queries * keys[:, :, :, rows]).sum(-1, keepdims=True) for keys in self.own_keys]
-        joined = softmax(mx.concatenate([scores, *own], axis=-1).astype(mx.float32)).astype(
-            queries.dtype
-        )
-        n = scores.shape[-1]
-        probabilities, own = (
-            joined[..., :n],
-            [joined[..., n + i : n + i + 1] for i in range(len(own))],
-        )
-        output = _times(probabilities, self.values[:, :, columns])
-        for probability, values in zip(own, self.own_values, strict=True):
-            output = output + probability * values[:, :, :, rows]
-        return _Block(queries, probabilities, own, output)
+        return scores, [score.astype(mx.float32) for score in own]
 
-    def gradient(self, cotangent: mx.array, output: mx.array) -> tuple[mx.array, ...]:
-        """Return the gradients of queries, keys, values, own keys, own values."""
-        d_output = cotangent.reshape(self.queries.shape)
-        # The gradient of a softmax needs sum_j p_j dp_j, which is the output times its gradient.
-        mean = (d_output * output.reshape(self.queries.shape)).sum(-1, keepdims=True)
-        d_queries, d_keys, d_values = [], mx.zeros_like(self.keys), mx.zeros_like(self.values)
-        d_own_keys: list[list[mx.array]] = [[] for _ in self.own_keys]
-        d_own_values: list[list[mx.array]] = [[] for _ in self.own_values]
-        for start in self.starts:
-            block, end = self.block(start), min(start + BLOCK, self.queries.shape[3])
-            rows, columns = slice(start, end), slice(self.view.columns(start, end), end)
-            d_out, average = d_output[:, :, :, rows], mean[:, :, :, rows]
-            p = block.probabilities
-            d_scores = p * (_times(d_out, self.values[:, :, columns].swapaxes(-1, -2)) - average)
-            d_query = _times(d_scores, self.keys[:, :, columns])
-            d_keys[:, :, columns] += _times_rows(d_scores, block.queries)
-            d_values[:, :, columns] += _times_rows(p, d_out)
-            for i, q in enumerate(block.own):
-                dots = (d_out * self.own_values[i][:, :, :, rows]).sum(-1, keepdims=True)
-                d_score = q * (dots - average)
-                d_query = d_query + d_score * self.own_keys[i][:, :, :, rows]
-                d_own_keys[i].append((d_score * block.queries).sum(2))
-                d_own_values[i].append((q * d_out).sum(2))
-            d_queries.append(d_query)
-        heads = mx.concatenate(d_queries, axis=3).reshape(cotangent.shape)
-        own = [mx.concatenate(parts, axis=2) for parts in (*d_own_keys, *d_own_values)]
-        return heads, d_keys, d_values, *own
+    def attend(self, rows: slice) -> tuple[mx.array, mx.array]:
+        """Return what a block sees [B, G, R, n, d], and its total [B, G, R, n, 1]."""
+        scores, own = self.scores(rows)
+        highest = scores.max(-1, keepdims=True)
+        for score in own:
+            highest = mx.maximum(highest, score)
+        raised, own = exponential(scores - highest), [exponential(s - highest) for s in own]
+        total = sum(own, raised.sum(-1, keepdims=True))
+        output = _times(raised.astype(self.values.dtype), self.values[:, :, self.seen(rows)])
+        for share, values in zip(own, self.own_values, strict=True):
+            output = output + share * values[:, :, :, rows]
+        return (output / total).astype(self.values.dtype), highest + mx.log(total)
+
+
+class _Gradients(NamedTuple):
+    """Gradients of `_Parts`, as far as blocks are added up."""
+
+    queries: list[mx.array]
+    keys: list[mx.array]  # of all blocks so far: one array
+    values: list[mx.array]
+    own_keys: list[list[mx.array]]
+    own_values: list[list[mx.array]]
+
+    @classmethod
+    def none(cls, parts: _Parts) -> "_Gradients":
+        """Return those of no block."""
+        own_keys, own_values = ([[] for _ in x] for x in (parts.own_keys, parts.own_values))
+        zeros = [[mx.zeros(x.shape, mx.float32)] for x in (parts.keys, parts.values)]
+        return cls([], *zeros, own_keys, own_values)
+
+    def add(
+        self, parts: _Parts, rows: slice, d_out: mx.array, mean: mx.array, total: mx.array
+    ) -> None:
+        """Add those of a block, for the gradient `d_out` [B, G, R, n, d] of what it sees."""
+        seen, queries = parts.seen(rows), parts.queries[:, :, :, rows]
+        mean, total = mean[:, :, :, rows], total[:, :, :, rows]
+        scores, own = parts.scores(rows)
+        shares = exponential(scores - total)
+        d_scores = _times(d_out, parts.values[:, :, seen].swapaxes(-1, -2)) - mean
+        d_scores = (shares * d_scores).astype(queries.dtype)
+        d_queries = _times(d_scores, parts.keys[:, :, seen])
+        self.keys[0][:, :, seen] += _times_rows(d_scores, queries)
+        self.values[0][:, :, seen] += _times_rows(shares.astype(queries.dtype), d_out)
+        for i, score in enumerate(own):
+            share = exponential(score - total)
+            dots = (d_out * parts.own_values[i][:, :, :, rows]).sum(-1, keepdims=True)
+            d_score = share * (dots - mean)
+            d_queries = d_queries + d_score * parts.own_keys[i][:, :, :, rows]
+            self.own_keys[i].append((d_score * queries).sum(2))
+            self.own_values[i].append((share * d_out).sum(2))
+        self.queries.append(d_queries)
+
+    def joined(self, shape: tuple[int, ...]) -> list[mx.array]:
+        """Return all gradients, that of the queries in their own shape."""
+        queries = mx.concatenate(self.queries, axis=3).reshape(shape)
+        own = [mx.concatenate(parts, axis=2) for parts in (*self.own_keys, *self.own_values)]
+        return [queries, self.keys[0], self.values[0], *own]
 
 
 def _times(x: mx.array, y: mx.array) -> mx.array:

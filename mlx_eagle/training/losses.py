@@ -60,19 +60,18 @@ def _fused(factors: list[float]) -> Any:
     @mx.custom_function
     def fused(*inputs: mx.array) -> list[mx.array]:
         hidden, (weight, teacher), weights = inputs[:n], inputs[n : n + 2], inputs[n + 2 :]
-        d_weight = mx.zeros(weight.shape, mx.float32)
-        losses, likeliest, d_hidden = [], [], []
-        for i, (x, w) in enumerate(zip(hidden, weights, strict=True)):
-            step = _Step(x, weight, teacher[:, 1 + i : 1 + i + x.shape[1]], w, factors[i])
-            blocks = [step.block(start) for start in range(0, x.shape[1], BLOCK)]
-            losses.append(sum(block.loss for block in blocks))
-            likeliest.append(mx.concatenate([block.likeliest for block in blocks], axis=1))
-            d_hidden.append(mx.concatenate([block.d_hidden for block in blocks], axis=1))
-            for block in blocks:
-                d_weight = d_weight + block.d_weight
-        each = mx.stack(losses)
+        # What the teacher's rows make of the weight serves every step's loss and gradient.
+        taught = teacher.astype(weight.dtype) @ weight  # [B, L + K, h]
+        steps = [
+            _Step(x, weight, taught[:, 1 + i : 1 + i + x.shape[1]], w, factors[i])
+            for i, (x, w) in enumerate(zip(hidden, weights, strict=True))
+        ]
+        found = [step.rows() for step in steps]
+        each = mx.stack([rows.loss for rows in found])
         total = (mx.array(factors) * each).sum()
-        return [total, each, *likeliest, *d_hidden, d_weight.astype(weight.dtype)]
+        d_weight = sum(rows.d_weight for rows in found) - _taught_gradient(steps, teacher)
+        rest = [[rows.likeliest for rows in found], [rows.d_hidden for rows in found]]
+        return [total, each, *rest[0], *rest[1], d_weight.astype(weight.dtype)]
 
     @fused.vjp
     def gradient(primals: Any, cotangents: Any, outputs: Any) -> list[mx.array]:
@@ -83,13 +82,13 @@ def _fused(factors: list[float]) -> Any:
     return fused
 
 
-class _Block(NamedTuple):
-    """The loss of a block of rows, and what follows from it at once."""
+class _Rows(NamedTuple):
+    """The loss of rows, and what follows from it at once."""
 
     loss: mx.array
     likeliest: mx.array  # [B, n]
     d_hidden: mx.array  # [B, n, h]
-    d_weight: mx.array  # [W, h]
+    d_weight: mx.array  # [W, h], without the teacher's part
 
 
 class _Step(NamedTuple):
@@ -97,23 +96,50 @@ class _Step(NamedTuple):
 
     hidden: mx.array  # [B, L, h]
     weight: mx.array  # [W, h]
-    teacher: mx.array  # [B, L, W]
+    taught: mx.array  # [B, L, h]: the teacher's probabilities times the weight
     weights: mx.array  # [B, L]
     factor: float
 
-    def block(self, start: int) -> _Block:
-        """Return the loss and the gradients of the rows from `start` on."""
+    def rows(self) -> _Rows:
+        """Return the loss and the gradients of all rows."""
+        blocks = [self._block(start) for start in range(0, self.hidden.shape[1], BLOCK)]
+        return _Rows(
+            sum(block.loss for block in blocks),
+            mx.concatenate([block.likeliest for block in blocks], axis=1),
+            mx.concatenate([block.d_hidden for block in blocks], axis=1),
+            sum(block.d_weight for block in blocks),
+        )
+
+    def _block(self, start: int) -> _Rows:
+        """Return the loss and the gradients of the rows from `start` on.
+
+        The array of logits is gone through as seldom as possible: rows are scaled after products.
+        """
         rows = slice(start, start + BLOCK)
-        x, p, w = self.hidden[:, rows], self.teacher[:, rows], self.weights[:, rows, None]
+        x, taught, w = self.hidden[:, rows], self.taught[:, rows], self.weights[:, rows, None]
         logits = (x @ self.weight.T).astype(mx.float32)  # [B, n, W]
-        highest = logits.max(-1, keepdims=True)
+        likeliest = logits.argmax(-1, keepdims=True)
+        highest = mx.take_along_axis(logits, likeliest, axis=-1)
         raised = exponential(logits - highest)
         total = raised.sum(-1, keepdims=True)
-        each = highest + mx.log(total) - (p * logits).sum(-1, keepdims=True)
-        d_logits = (raised * (w * self.factor / total) - p * (w * self.factor)).astype(x.dtype)
-        flat, flat_x = d_logits.reshape(-1, p.shape[-1]), x.reshape(-1, x.shape[-1])
-        d_weight = (flat.T @ flat_x).astype(mx.float32)
-        return _Block((w * each).sum(), logits.argmax(-1), d_logits @ self.weight, d_weight)
+        expected = (x.astype(mx.float32) * taught.astype(mx.float32)).sum(-1, keepdims=True)
+        loss = (w * (highest + mx.log(total) - expected)).sum()
+        raised, scale = raised.astype(x.dtype), w * self.factor / total
+        d_hidden = (raised @ self.weight) * scale - taught * (w * self.factor)
+        flat, flat_x = raised.reshape(-1, raised.shape[-1]), (x * scale).astype(x.dtype)
+        d_weight = (flat.T @ flat_x.reshape(-1, x.shape[-1])).astype(mx.float32)
+        return _Rows(loss, likeliest[..., 0], d_hidden.astype(x.dtype), d_weight)
+
+
+def _taught_gradient(steps: list[_Step], teacher: mx.array) -> mx.array:
+    """Return [W, h]: the teacher's part of the weight's gradient, of all steps in one product."""
+    n, width = len(steps), teacher.shape[-1]
+    seen = []  # [B, L + K, h] each: the rows of a step where their teachers stand
+    for i, step in enumerate(steps):
+        rows = step.hidden * (step.weights[..., None] * step.factor)
+        seen.append(mx.pad(rows, [(0, 0), (1 + i, n - 1 - i), (0, 0)]))
+    flat = sum(seen).astype(teacher.dtype).reshape(-1, seen[0].shape[-1])
+    return teacher.reshape(-1, width).T @ flat
 
 
 def smooth_l1(found: mx.array, wanted: mx.array, weights: mx.array) -> mx.array:

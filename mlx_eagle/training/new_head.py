@@ -156,4 +156,5 @@ def _make_medusa(options: HeadOptions, sizes: TargetSizes, teacher: Teacher) -> 
         depth.lm_head.weight = teacher.weight(everything).astype(mx.float32)
         for block in depth.blocks:
             block.linear.weight = mx.zeros_like(block.linear.weight)
+            block.linear.bias = mx.zeros_like(block.linear.bias)
     return head

@@ -17,7 +17,7 @@ from mlx_eagle.training.batch import Batch, Figures, Objective
 from mlx_eagle.training.losses import smooth_l1, soft_cross_entropy
 from mlx_eagle.training.older_objectives import eagle_objective, medusa_objective
 from mlx_eagle.training.options import HeadOptions
-from mlx_eagle.training.positions import ahead, counted_starts, tally
+from mlx_eagle.training.positions import ahead, counted_starts, draft_id_of_target, tally
 from mlx_eagle.training.teacher import Teacher
 
 STEPS = {"eagle3": 7, "eagle": 1, "hass": 3}  # where the options do not say
@@ -41,7 +41,7 @@ def make_objective(
     assert isinstance(head, EagleHead), "all others are of the EAGLE family"
     if options.algorithm == "eagle3":
         return eagle3_objective(head, teacher, options, steps, recompute=recompute)
-    return eagle_objective(head, teacher, steps, is_hass=options.algorithm == "hass")
+    return eagle_objective(head, teacher, options, steps)
 
 
 def eagle3_objective(
@@ -51,6 +51,7 @@ def eagle3_objective(
     logits = teacher.logits_of(head.draft_to_target)
     draft_ids = draft_id_of_target(head)
     embed = head.embed_tokens if head.config.own_embedding else teacher.embedding
+    borrowed = None if head.config.own_lm_head else teacher.weight(head.draft_to_target)
 
     factors = [options.step_decay**i for i in range(steps)]
 
@@ -63,8 +64,9 @@ def eagle3_objective(
             (counted & (choice >= 0)).astype(mx.float32) / batch.tokens.size
             for counted, choice in zip(counts, wanted, strict=True)
         ]
-        normed = unrolled(head, batch, mx.stop_gradient(embed(batch.tokens)), steps, recompute)
-        losses = soft_cross_entropy(normed, head.lm_head.weight, probabilities, weights, factors)
+        normed = unrolled(head, batch, embed(batch.tokens), steps, recompute)
+        rows = head.lm_head.weight if borrowed is None else borrowed.astype(normed[0].dtype)
+        losses = soft_cross_entropy(normed, rows, probabilities, weights, factors)
         hits = [
             (counted & (likeliest == choice)).sum()
             for counted, likeliest, choice in zip(counts, losses.likeliest, wanted, strict=True)
@@ -103,13 +105,4 @@ def unrolled(
         normed, hidden, *newest = one_step(hidden, ahead(embeddings, 1 + i), *earlier)
         earlier += newest
         found.append(normed)
-    return found
-
-
-def draft_id_of_target(head: Head) -> mx.array:
-    """Return [V] int32: the draft id of each of the target's tokens, or -1."""
-    ids = head.draft_to_target
-    found = mx.full((head.config.target_vocab_size,), -1, dtype=mx.int32)
-    found[ids] = mx.arange(ids.size, dtype=mx.int32)
-    mx.eval(found)  # compiled functions use it as a constant
     return found

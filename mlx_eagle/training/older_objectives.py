@@ -14,28 +14,30 @@ from mlx_eagle.heads.unroll import UnrolledCache
 from mlx_eagle.training.batch import Batch, Figures, Objective
 from mlx_eagle.training.losses import smooth_l1
 from mlx_eagle.training.options import HeadOptions
-from mlx_eagle.training.positions import ahead, counted_starts, tally
+from mlx_eagle.training.positions import ahead, counted_starts, draft_id_of_target, tally
 from mlx_eagle.training.teacher import Teacher
 
-NOISE = 0.1  # EAGLE-1 adds uniform noise up to this to the features
 TOKEN_WEIGHT = 0.1  # of EAGLE-1's loss of tokens beside that of features
 TOP_TOKENS = 10  # of the target that HASS distils besides
 
 
-def eagle_objective(head: EagleHead, teacher: Teacher, steps: int, *, is_hass: bool) -> Objective:
+def eagle_objective(
+    head: EagleHead, teacher: Teacher, options: HeadOptions, steps: int
+) -> Objective:
     """Return the objective of EAGLE-1, which is one step with noise, or of HASS.
 
     A pass of HASS reads the states that the pass before made, and attends to the keys of those
     before: a start and its own steps, as in training-time test. No pass is trained through
     another's states.
     """
-    logits = teacher.logits_of()
+    logits, is_hass = teacher.logits_of(), options.algorithm == "hass"
 
     def objective(batch: Batch) -> tuple[mx.array, Figures]:
         embeddings = mx.stop_gradient(teacher.embedding(batch.tokens))
         cache, hidden = UnrolledCache.of(head, batch.texts), batch.final
-        if not is_hass:
-            hidden = hidden + mx.random.uniform(-NOISE, NOISE, hidden.shape).astype(hidden.dtype)
+        if options.noise and not is_hass:
+            noise = mx.random.uniform(-options.noise, options.noise, hidden.shape)
+            hidden = hidden + noise.astype(hidden.dtype)
         losses, hits, counted = [], [], []
         for i in range(steps):
             out = head(hidden, ahead(embeddings, 1 + i), cache)
@@ -50,7 +52,8 @@ def eagle_objective(head: EagleHead, teacher: Teacher, steps: int, *, is_hass: b
             hits.append((counts & (drafted.argmax(-1) == ahead(batch.choices, 1 + i))).sum())
             counted.append(counts.sum())
             hidden = mx.stop_gradient(out.feedback)
-        return mx.stack(losses).sum(), tally(mx.stack(losses), hits, counted)
+        total = sum(options.step_decay**i * loss for i, loss in enumerate(losses))
+        return total, tally(mx.stack(losses), hits, counted)
 
     return objective
 
@@ -58,16 +61,18 @@ def eagle_objective(head: EagleHead, teacher: Teacher, steps: int, *, is_hass: b
 def medusa_objective(head: Head, teacher: Teacher, options: HeadOptions) -> Objective:
     """Return the objective of Medusa-1: depth i foresees the token i + 2 on, as the text has it."""
     assert isinstance(head, MedusaHead), "only Medusa heads foresee all depths at once"
-    unembed = teacher.logits_of()
+    unembed, draft_ids = teacher.logits_of(), draft_id_of_target(head)
 
     def objective(batch: Batch) -> tuple[mx.array, Figures]:
         losses, hits, counted = [], [], []
         for i, depth in enumerate(head.depths):
             drafted = _log_softmax(depth(batch.final, unembed))  # [B, L, V]
-            counts, truth = counted_starts(batch, i), ahead(batch.tokens, 2 + i)
-            likelihood = mx.take_along_axis(drafted, truth[..., None], axis=-1)[..., 0]
-            losses.append(-(counts * likelihood).sum() / batch.tokens.size)
-            hits.append((counts & (drafted.argmax(-1) == ahead(batch.choices, 1 + i))).sum())
+            counts, truth = counted_starts(batch, i), ahead(draft_ids[batch.tokens], 2 + i)
+            ids = mx.maximum(truth, 0)[..., None]
+            likelihood = mx.take_along_axis(drafted, ids, axis=-1)[..., 0]
+            losses.append(-(counts * (truth >= 0) * likelihood).sum() / batch.tokens.size)
+            choice = ahead(draft_ids[batch.choices], 1 + i)
+            hits.append((counts & (drafted.argmax(-1) == choice)).sum())
             counted.append(counts.sum())
         total = sum(options.step_decay**i * loss for i, loss in enumerate(losses))
         return total, tally(mx.stack(losses), hits, counted)

@@ -81,6 +81,7 @@ class HeadOptions:
         window: tokens that the head attends to; None is all.
         steps: steps of training-time test, or passes of HASS; None is 7 and 3.
         step_decay: weight of a step's loss, relative to the step before.
+        noise: uniform noise on the features that an EAGLE-1 head reads in training, up to this.
         feature_weight: weight of a further loss of EAGLE-3 heads: how far the output is from the
             target's final state. The paper found heads better without it.
     """
@@ -119,6 +120,9 @@ class HeadOptions:
     )
     step_decay: float = option(
         0.8, "Weight of a step's loss, relative to the step before.", Number(0, 1), "head"
+    )
+    noise: float = option(
+        0.1, "Noise on the features that an EAGLE-1 head reads, up to this.", Number(0), "head"
     )
     feature_weight: float = option(
         0.0,

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -40,7 +40,23 @@ from mlx_eagle.training.row_data import RowData, Texts
 from mlx_eagle.training.run_folder import MEASUREMENTS, RunFolder
 from mlx_eagle.training.start_head import first_head, head_to_go_on_with
 from mlx_eagle.training.target_answers import Respondent
-from mlx_eagle.training.write_head import FOR_DECODING, write_trained
+from mlx_eagle.training.write_head import FOR_DECODING, quantization_of, write_trained
+
+
+class _Setting(NamedTuple):
+    """What every step of a training is told.
+
+    Attributes:
+        recipe: what is asked for.
+        folder: where everything is kept.
+        watch: who is told.
+        processes: who trains together.
+    """
+
+    recipe: Recipe
+    folder: RunFolder
+    watch: Watch
+    processes: Processes
 
 
 def train_head(recipe: Recipe, watch: Watch, *, prepare: bool = False) -> Outcome:
@@ -62,13 +78,15 @@ def train_head(recipe: Recipe, watch: Watch, *, prepare: bool = False) -> Outcom
             return Outcome(0, False, processes.is_first, was_finished=True)
         read = read_target(recipe)
         begun = head_to_go_on_with(recipe, read, watch)
-        corpus = _read_texts(recipe, read, folder, watch, processes)
+        setting = _Setting(recipe, folder, watch, processes)
+        corpus = _read_texts(setting, read)
         head, options = first_head(recipe, read, begun, corpus, watch)
+        quantization_of(head, recipe.head_bits)  # what cannot be written later is refused now
         watch.plan(plan_training(recipe, read, head, options, corpus, processes.size))
-        data = _prepare_data(recipe, read, head, corpus, folder, watch, processes)
+        data = _prepare_data(setting, read, head, corpus)
         if prepare:
             return Outcome(0, False, processes.is_first)
-        run = _run(recipe, read, head, options, data, folder, watch, processes)
+        run = _run(setting, read, head, options, data)
         _say_where(folder, watch)
         outcome = train(run)
         if processes.is_first and not outcome.is_interrupted:
@@ -129,10 +147,9 @@ def _shown(value: Any) -> str:
     return "absent" if value is None else one_line(value, 20)
 
 
-def _read_texts(
-    recipe: Recipe, read: ReadTarget, folder: RunFolder, watch: Watch, processes: Processes
-) -> Corpus:
+def _read_texts(setting: _Setting, read: ReadTarget) -> Corpus:
     """Return the texts; where several processes train, the first one lets the target answer."""
+    recipe, folder, watch, processes = setting
     respondent = Respondent(
         read.target.model,
         read.tokenizer,
@@ -153,16 +170,10 @@ def _read_texts(
 
 
 def _run(
-    recipe: Recipe,
-    read: ReadTarget,
-    head: Head,
-    options: HeadOptions,
-    data: RowData,
-    folder: RunFolder,
-    watch: Watch,
-    processes: Processes,
+    setting: _Setting, read: ReadTarget, head: Head, options: HeadOptions, data: RowData
 ) -> Run:
     """Return the training."""
+    recipe, folder, watch, processes = setting
     objective = make_objective(head, read.teacher, options, recompute=recipe.loop.recompute)
     return Run(
         head=head,
@@ -177,16 +188,9 @@ def _run(
     )
 
 
-def _prepare_data(
-    recipe: Recipe,
-    read: ReadTarget,
-    head: Head,
-    corpus: Corpus,
-    folder: RunFolder,
-    watch: Watch,
-    processes: Processes,
-) -> RowData:
+def _prepare_data(setting: _Setting, read: ReadTarget, head: Head, corpus: Corpus) -> RowData:
     """Return batches with features, which are computed first where they are kept on the disk."""
+    recipe, folder, _, processes = setting
     taps = head.config.taps if isinstance(head, EagleHead) and head.config.fuse_taps else ()
     twin = tap_for_features(read.target, taps)
     loop, texts = recipe.loop, list[Texts | None]()
@@ -195,9 +199,7 @@ def _prepare_data(
         if not examples:
             texts.append(None)
             continue
-        source = _features(
-            recipe, read, twin, examples, kept / name, watch, processes
-        )
+        source = _features(setting, read, twin, examples, kept / name)
         n_rows = loop.batch * processes.size
         seed = loop.seed if name == "train" else 0
         dtype = _compute_type(loop)
@@ -207,15 +209,10 @@ def _prepare_data(
 
 
 def _features(
-    recipe: Recipe,
-    read: ReadTarget,
-    twin: Target,
-    examples: list[Example],
-    folder: Path,
-    watch: Watch,
-    processes: Processes,
+    setting: _Setting, read: ReadTarget, twin: Target, examples: list[Example], folder: Path
 ) -> FeatureSource:
     """Return the features of texts."""
+    recipe, _, watch, processes = setting
     if recipe.data.features == "compute":
         return ComputedFeatures(examples, partial(compute, twin))
     contents = contents_of(twin, read.identity, examples)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from mlx_eagle.convert.heads import quantized, write_head
 from mlx_eagle.convert.target_facts import TargetFacts
@@ -15,7 +16,7 @@ from mlx_eagle.heads.config import FORMAT_VERSION, MODEL_TYPE
 from mlx_eagle.heads.load import Head, load_head
 
 FULL, FOR_DECODING = "head-full", "head"
-GROUP_SIZE = 64
+GROUP_SIZES = (64, 32, 128)  # weights that share a scale: the first one that divides all layers
 
 
 def write_trained(
@@ -52,10 +53,33 @@ def write_trained(
     head.set_dtype(mx.float16)
     if not (out / FULL).exists():
         _write(head, config, out / FULL)
-    quantization = None if bits is None else {"group_size": GROUP_SIZE, "bits": bits}
+    quantization = quantization_of(head, bits)
     if not (out / FOR_DECODING).exists():
         copy = quantized(load_head(out / FULL), quantization)
         _write(copy, config | {"quantization": quantization}, out / FOR_DECODING)
+
+
+def quantization_of(head: Head, bits: int | None) -> dict[str, int] | None:
+    """Return how a head is quantized for decoding, or None.
+
+    Args:
+        head: whose linear layers are quantized, its embedding too.
+        bits: 4, 8 or None.
+
+    Raises:
+        EagleError: if its layers cannot be.
+    """
+    if bits is None:
+        return None
+    kinds = (nn.Linear, nn.Embedding)
+    inputs = [m.weight.shape[1] for _, m in head.named_modules() if isinstance(m, kinds)]
+    for size in GROUP_SIZES:
+        if all(n % size == 0 for n in inputs):
+            return {"group_size": size, "bits": bits}
+    raise EagleError(
+        f"the head has layers with {min(inputs)} inputs, which do not divide into groups of "
+        f"{', '.join(map(str, GROUP_SIZES))}: give --head-bits none"
+    )
 
 
 def read_measured(out: Path) -> dict[str, Any]:

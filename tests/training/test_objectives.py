@@ -9,7 +9,6 @@ import pytest
 from mlx.utils import tree_flatten
 
 pytest.importorskip("torch", reason="the oracle")
-pytest.importorskip("mlx_eagle.training.objectives")
 
 import torch
 
@@ -17,12 +16,12 @@ from cases import broad
 from mlx_eagle.heads.config import HeadConfig
 from mlx_eagle.training.objectives import make_objective
 from mlx_eagle.training.options import HeadOptions
+from mlx_eagle.training.teacher import Teacher
 from reference_head import TorchHead, torch_weights
 from reference_losses import Figures, Given, eagle1, eagle3, given, hass, medusa
 from training_cases import (
     EAGLE,
     FLAGS,
-    drafting,
     eagle_head,
     medusa_head,
     random_batch,
@@ -57,7 +56,7 @@ def assert_equal(head: Any, options: HeadOptions) -> None:
     batch = random_batch(head.config, target)
     head.unfreeze()
     head.freeze(recurse=False, keys=["draft_to_target"])
-    objective = make_objective(head, drafting(target), options)
+    objective = make_objective(head, Teacher(target.embedding, target.unembed), options)
     (loss, figures), gradients = nn.value_and_grad(head, objective)(batch)
     weights = torch_weights(tree_flatten(head.parameters()))
     g = given(batch, target.embedding.weight, target.unembed.weight)
@@ -109,7 +108,9 @@ def test_losses_on_features_have_the_gradients_of_pytorch(
     algorithm: str, more: dict[str, Any], head_config: HeadConfig
 ) -> None:
     head = eagle_head(head_config, **EAGLE, **more)
-    assert_equal(head, HeadOptions(algorithm=algorithm, steps=3))
+    assert_equal(
+        head, HeadOptions(algorithm=algorithm, steps=3 if algorithm == "hass" else 1, noise=0.0)
+    )
 
 
 @pytest.mark.parametrize("own", [True, False])
