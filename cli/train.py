@@ -151,8 +151,12 @@ def command(
     from mlx_eagle.training.train_head import train_head
 
     recipe = _recipe(model, out, options)
-    with TrainingDisplay(out) as display:
-        outcome = train_head(recipe, display.watch, prepare=prepare)
+    try:
+        with TrainingDisplay(out) as display:
+            outcome = train_head(recipe, display.watch, prepare=prepare)
+    except KeyboardInterrupt:
+        click.echo("stopped; what is complete is kept, and the same command goes on", err=True)
+        raise
     if not outcome.is_first:
         return INTERRUPTED if outcome.is_interrupted else 0
     if outcome.is_interrupted:

@@ -1,16 +1,19 @@
 """`mlx-eagle train`: from texts to a head that drafts, what it says, and what it refuses."""
 
+import errno
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import click
 import mlx.core as mx
 import pytest
 
@@ -18,7 +21,7 @@ import mlx_eagle
 from command_line import Finished, run_here
 from mlx_eagle.training.checkpoint import newest_checkpoint
 from mlx_eagle.tree_shape import TreeShape
-from training_files import write_conversations, write_tiny_target
+from training_files import DEMO, write_conversations, write_tiny_target
 
 OPTIONS = (
     *("--length", "32", "--steps", "2", "--max-updates", "3", "--draft-vocab", "300"),
@@ -211,3 +214,88 @@ def test_options_may_change_until_an_update_is_saved(place: Path, tmp_path: Path
     assert train(place, tmp_path / "out", "--prepare", "--epochs", 2).returncode == 0
     after = json.loads((tmp_path / "out" / "options.json").read_text())
     assert (before["loop"]["epochs"], after["loop"]["epochs"]) == (3, 2)
+
+
+def test_features_are_shared_in_a_folder_and_refused_to_another_kind_of_head(
+    place: Path, tmp_path: Path
+) -> None:
+    shared = ("--features-in", tmp_path / "features", "--prepare")
+    assert train(place, tmp_path / "first", *shared).returncode == 0
+    again = train(place, tmp_path / "second", *shared, "--epochs", 2)
+    assert again.returncode == 0 and "on disk" not in again.stderr, "they are there"
+    refused = train(place, tmp_path / "third", *shared, "--taps", "1,2,3")
+    assert refused.returncode == 1
+    assert "features/train holds features of something else (boundaries" in refused.stderr
+
+
+def test_a_head_that_cannot_be_trained_further_is_refused(
+    place: Path, trained: Path, tmp_path: Path
+) -> None:
+    wide = write_tiny_target(tmp_path / "wide", hidden_size=64)
+    start, out = ("--from", trained / "head-full"), tmp_path / "out"
+    for more, why in (
+        (("--model", wide, *start), "is a head for a target of width 32 with 4096 tokens"),
+        (("--from", DEMO.parent / "head"), "is quantized, so its weights cannot be trained"),
+        ((*start, "--taps", "1,2,3"), "reads the boundaries that it was made for"),
+    ):
+        refused = train(place, out, *more)
+        assert refused.returncode == 1
+        assert why in refused.stderr.splitlines()[-1]
+        assert not out.exists()
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_is_complete(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mlx_eagle.training.feature_store.write_shard", full)
+        stopped = train(place, tmp_path / "out")
+    assert stopped.returncode == 1
+    assert "the disk is full. 0 of 1 shards are kept: free" in stopped.stderr.splitlines()[-1]
+    with monkeypatch.context() as patch:
+        patch.setattr("mlx_eagle.training.checkpoint._write", full)
+        stopped = train(place, tmp_path / "out")
+    assert stopped.returncode == 1
+    assert re.fullmatch(r"error: cannot write .*: No space left.*", stopped.stderr.splitlines()[-1])
+    done = train(place, tmp_path / "out")
+    assert done.returncode == 0 and "features of" not in done.stderr
+
+
+def test_ctrl_c_before_the_first_update_keeps_what_is_complete(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("read_corpus", "compute"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"mlx_eagle.training.train_head.{name}", interrupted)
+            with pytest.raises(click.Abort):  # of which `main` makes status 130
+                train(place, tmp_path / "out", "--prepare")
+    assert train(place, tmp_path / "out", "--prepare").returncode == 0
+
+
+@pytest.mark.broad
+def test_ctrl_c_ends_the_program_at_every_stage_and_the_same_command_goes_on(
+    place: Path, tmp_path: Path
+) -> None:
+    write_conversations(tmp_path / "many.jsonl", 120, answered=False)
+    out = tmp_path / "out"
+    files = ("--model", place / "target", "--data", tmp_path / "many.jsonl", "--out", out)
+    command = [*map(str, files), *OPTIONS, "--max-updates", "30", "--answer-tokens", "24"]
+    program = "import sys; from mlx_eagle.cli.main import main; sys.argv[0] = 'mlx-eagle'; main()"
+    for sign in ("options.json", "answers-train.jsonl", "features/train/index.json", "updates.csv"):
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, "train", *command], stderr=subprocess.PIPE, text=True
+        )
+        while not (out / sign).exists() and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 130, said
+        assert "the same command goes on" in said
+    assert run_here("train", *command).returncode == 0
+    assert (out / "head" / "config.json").exists()
