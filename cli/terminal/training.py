@@ -119,7 +119,7 @@ class TrainingDisplay:
 
     def _rows(self) -> RenderableType:
         """Return the rows that are rewritten."""
-        last, stage = self._updates.last, self._stage
+        last, stage, rows = self._updates.last, self._stage, list[RenderableType]()
         if last is not None:
             rows = [
                 _bar(self._updates.position, last.update, last.n_updates),
