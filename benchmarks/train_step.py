@@ -20,14 +20,14 @@ removed products change the numbers that come out, not the work of what remains.
 import argparse
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import fields
-from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -37,13 +37,10 @@ WIDTH, HEADS, KV_HEADS, HEAD_DIM, MLP_WIDTH, TAPS = 256, 4, 2, 64, 768, 3
 VOCAB, DRAFT_VOCAB, EPS, THETA = 4096, 2048, 1e-5, 10000.0
 TEXT = 128  # tokens of each of the texts that a row is packed from
 # Threads that spin while they wait take a shared core from the one that they wait for: on a busy
-# machine a PyTorch step took 14 s instead of 2. Unbound, both wait on one core. Yours go first.
-THREADS = {
-    "OMP_NUM_THREADS": "2",
-    "OPENBLAS_NUM_THREADS": "2",
-    "OMP_WAIT_POLICY": "passive",
-    "OMP_PROC_BIND": "true",
-}
+# machine a PyTorch step took 14 s instead of 2. Unbound, both of PyTorch's wait on one core; two
+# processes of ours that are bound would share one.
+THREADS = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
+BOUND = {"OMP_PROC_BIND": "true"}
 PARTS = ("nothing", "loss", "attention", "mlp", "update")
 
 
@@ -220,45 +217,42 @@ def muon_and_adamw(torch: Any, weights: dict[str, Any]) -> Callable[[], None]:
 
 
 def our_step(given: dict[str, np.ndarray]) -> Callable[[], float]:
-    """Return one training step of mlx-eagle on the same data, which returns its loss."""
+    """Return one training step of mlx-eagle on the same data, which returns its loss.
+
+    Of several processes each has its share of the rows; the gradients are averaged.
+    """
     import mlx.core as mx
     import mlx.nn as nn
-    import mlx.optimizers as optim
 
+    from mlx_eagle.training.allocator import keep_freed_memory
     from mlx_eagle.training.batch import Batch
     from mlx_eagle.training.objectives import make_objective
-    from mlx_eagle.training.options import HeadOptions
+    from mlx_eagle.training.optimizer import full_rates, make_optimizer, set_rates
+    from mlx_eagle.training.options import HeadOptions, LoopOptions
+    from mlx_eagle.training.processes import Processes
+    from mlx_eagle.training.step import Step
+    from mlx_eagle.training.teacher import Teacher
 
-    data = {name: mx.array(array) for name, array in given.items()}
-    batch = Batch(*(data[name] for name in Batch._fields))
+    keep_freed_memory()
+    processes = Processes.joined()
+    share = ROWS // processes.size
+    rows = slice(processes.rank * share, (processes.rank + 1) * share)
+    batch = Batch(*(mx.array(given[name][rows]) for name in Batch._fields))
     embedding, output = nn.Embedding(VOCAB, WIDTH), nn.Linear(WIDTH, VOCAB, bias=False)
-    embedding.weight, output.weight = data["embedding"], data["unembedding"]
-    head = our_head(data["draft_ids"])
-    target = SimpleNamespace(embedding=embedding, unembed=output)
-    objective = make_objective(head, target, HeadOptions(steps=STEPS, step_decay=DECAY))
-    matrices = optim.Muon(learning_rate=0.02, weight_decay=0.0)
-    others = optim.AdamW(learning_rate=1e-3, betas=[0.9, 0.95], weight_decay=0.0)
-    optimizer = optim.MultiOptimizer([matrices, others], [is_inner_matrix])
-    state = [head.state, optimizer.state]
+    embedding.weight, output.weight = mx.array(given["embedding"]), mx.array(given["unembedding"])
+    head = our_head(mx.array(given["draft_ids"]))
+    options, loop = HeadOptions(steps=STEPS, step_decay=DECAY), LoopOptions(optimizer="muon")
+    objective = make_objective(head, Teacher(embedding, output), options)
+    optimizer = make_optimizer(loop, head)
+    set_rates(optimizer, full_rates(loop))
+    step = Step(head, objective, optimizer, 0.0, processes)
 
-    @partial(mx.compile, inputs=state, outputs=state)
-    def ours(batch: Batch) -> Any:
-        (loss, _), gradients = nn.value_and_grad(head, objective)(batch)
-        optimizer.update(head, gradients)
-        return loss
+    def one_step() -> float:
+        sums = step.submit([batch]).sums()
+        mx.eval(head.state)
+        return sums.loss / sums.n_tokens
 
-    def step() -> float:
-        loss = ours(batch)
-        mx.eval(loss, state)
-        value: float = loss.item()
-        return value
-
-    return step
-
-
-def is_inner_matrix(name: str, weight: Any) -> bool:
-    """Say whether Muon updates a weight: a matrix that is not the output layer."""
-    return weight.ndim == 2 and "lm_head" not in name
+    return one_step
 
 
 def our_head(draft_ids: Any) -> Any:
@@ -307,43 +301,71 @@ def serve(side: str, without: str) -> None:
 
 
 class Side:
-    """A process that takes training steps when it is asked to."""
+    """One process or several that take training steps together when they are asked to.
 
-    def __init__(self, name: str, without: str = "nothing", blas: str | None = None) -> None:
-        environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
+    Args:
+        name: "torch" or "ours".
+        without: as for `TorchStep`.
+        blas: library to preload.
+        processes: how many share the rows; each has a thread then, and one alone has two.
+    """
+
+    def __init__(
+        self, name: str, without: str = "nothing", blas: str | None = None, processes: int = 1
+    ) -> None:
+        environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"} | THREADS
+        environment |= BOUND if name == "torch" else {}
         if blas is not None:
             environment["LD_PRELOAD"] = blas
+        if processes > 1:
+            ports = [free_port() for _ in range(processes)]
+            self.hosts = tempfile.NamedTemporaryFile("w", suffix=".json")  # noqa: SIM115
+            json.dump([[f"127.0.0.1:{port}"] for port in ports], self.hosts)
+            self.hosts.flush()
+            environment |= {"OPENBLAS_NUM_THREADS": "1", "MLX_HOSTFILE": self.hosts.name}
         command = [sys.executable, os.path.abspath(__file__), "--serve", name, without]
         self.name = name if without == "nothing" else f"{name} without {without}"
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=THREADS | environment,
-        )
+        self.name += f", {processes} processes" if processes > 1 else ""
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        ranks: list[dict[str, str]] = [{"MLX_RANK": str(n)} for n in range(processes)]
+        self.processes = [
+            subprocess.Popen(
+                command, env=environment | (ranks[n] if processes > 1 else {}), **pipes
+            )
+            for n in range(processes)
+        ]
         self.read()
         self.seconds: list[float] = []
 
-    def read(self) -> str:
-        """Return the next line of the process."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.name} ended with status {self.process.wait()}")
-        return line
+    def read(self) -> list[str]:
+        """Return the next line of each process."""
+        lines = [process.stdout.readline() for process in self.processes if process.stdout]
+        if not all(lines):
+            raise SystemExit(f"{self.name} ended with status {self.processes[0].wait()}")
+        return lines
 
     def step(self) -> None:
         """Take one step and note its seconds."""
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        self.seconds.append(json.loads(self.read())["seconds"])
+        start = time.perf_counter()
+        for process in self.processes:
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+        self.read()
+        self.seconds.append(time.perf_counter() - start)
 
     def report(self) -> str:
         """Return what was measured in one line."""
         low, middle, high = min(self.seconds), statistics.median(self.seconds), max(self.seconds)
         return f"{self.name:<24}{middle:.3f} s a step (median; {low:.3f} to {high:.3f})"
+
+
+def free_port() -> int:
+    """Return a port on loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def main() -> None:
@@ -357,7 +379,7 @@ def main() -> None:
     sides = [Side("torch", part) for part in (PARTS if args.parts else PARTS[:1])]
     sides = [] if args.only == "ours" else sides
     if args.only != "torch":
-        sides.append(Side("ours", blas=args.blas))
+        sides += [Side("ours", blas=args.blas, processes=n) for n in (1, 2)]
     for turn in range(args.turns):
         for side in sides if turn % 2 else reversed(sides):
             side.step()

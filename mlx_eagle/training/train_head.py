@@ -22,6 +22,7 @@ from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.heads.load import Head
 from mlx_eagle.session.prompt import Template
 from mlx_eagle.target.target import Target
+from mlx_eagle.training.allocator import keep_freed_memory
 from mlx_eagle.training.batch import Example
 from mlx_eagle.training.checkpoint import load_checkpoint, newest_checkpoint
 from mlx_eagle.training.corpus import Corpus, read_corpus
@@ -73,6 +74,7 @@ def train_head(recipe: Recipe, watch: Watch, *, prepare: bool = False) -> Outcom
     """
     processes = Processes.joined()
     watch = watch if processes.is_first else SILENT
+    keep_freed_memory()
     with _open_folder(recipe, processes) as folder:
         if (recipe.out / FOR_DECODING).exists():
             return Outcome(0, False, processes.is_first, was_finished=True)
