@@ -71,6 +71,23 @@ class WholesText(click.ParamType):  # type: ignore[type-arg]
         return tuple(map(int, parts))
 
 
+class OrWord(click.ParamType):  # type: ignore[type-arg]
+    """What another type reads, or a word that stands for None.
+
+    Args:
+        other: the other type.
+        word: for None.
+    """
+
+    def __init__(self, other: "click.ParamType[Any]", word: str) -> None:
+        self.name = other.name
+        self._other, self._word = other, word
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse a value."""
+        return None if value == self._word else self._other.convert(value, param, ctx)
+
+
 class PairsText(click.ParamType):  # type: ignore[type-arg]
     """Names and values: `name=value,name=value`, where values are JSON or else text; or JSON."""
 

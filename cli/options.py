@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import click
 
-from mlx_eagle.cli.option_types import reading
+from mlx_eagle.cli.option_types import OrWord, reading
 from mlx_eagle.load_options import LoadOptions
 from mlx_eagle.option import Option, Switch, Texts, options_of
 from mlx_eagle.session.options import GenerationOptions
@@ -126,6 +126,9 @@ def flag(field: str, option: Option, default: Any) -> Callable[[F], F]:
         names = (f"{names[0]}/--no-{names[0][2:]}",) if default else names
         return click.option(*names, field, is_flag=True, default=default, help=option.help)
     how = reading(option.kind)
+    if option.unset and default is not None:
+        word = option.unset
+        how = how._replace(type=OrWord(how.type, word), metavar=f"{how.metavar}|{word}")
     return click.option(
         *(*names, field),
         metavar=how.metavar,

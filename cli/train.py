@@ -1,17 +1,22 @@
 """`mlx-eagle train`: a draft head for a target, made from texts on this machine."""
 
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlx_eagle.cli.option_types import Gigabytes, PairsText
 from mlx_eagle.cli.options import flags_of, taken
-from mlx_eagle.cli.terminal.display import fetch_shown
-from mlx_eagle.cli.terminal.training import TrainingDisplay
+from mlx_eagle.option import options_of
 from mlx_eagle.training.options import DataOptions, HeadOptions, LoopOptions
+
+if TYPE_CHECKING:
+    from mlx_eagle.training.loop import Outcome
+    from mlx_eagle.training.recipe import Recipe
 
 EXAMPLES = """\b
 Examples:
@@ -21,6 +26,31 @@ Examples:
 """
 
 KINDS = {"data": DataOptions, "head": HeadOptions, "loop": LoopOptions}
+TITLES = {"data": "Texts", "head": "Head", "loop": "Training"}
+BOUNDS = re.compile(r"(;| \[|\[) ?[-\d.e<=]*x[-\d.e<>=]*\]$")  # "; x>=1]", or alone "[x>=1]"
+INTERRUPTED = 130
+NO_CURVES = 'curves of loss and n-alpha need matplotlib: pip install "mlx-eagle[plot]"'
+
+
+class GroupedCommand(click.Command):
+    """A command whose help lists the options of training in groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options: first those without which nothing begins, then group by group."""
+        group = {name: kind for kind, owner in KINDS.items() for name in options_of(owner)}
+        rows: dict[str, list[tuple[str, str]]] = {"": [], **{kind: [] for kind in KINDS}}
+        for param in self.get_params(ctx):
+            if record := param.get_help_record(ctx):
+                names, text = record
+                rows[group.get(param.name or "", "")].append((names, _without_bounds(text)))
+        for kind, records in rows.items():
+            with formatter.section(TITLES.get(kind, "Options")):
+                formatter.write_dl(records)
+
+
+def _without_bounds(text: str) -> str:
+    """Return the help of an option without its bounds, of which whoever breaks them is told."""
+    return BOUNDS.sub(lambda found: "]" if found[1] == ";" else "", text)
 
 
 def recipe_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -38,38 +68,65 @@ def recipe_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.command("train", epilog=EXAMPLES)
-@click.option("--model", "-m", required=True, help="Target: a folder, or owner/name on the hub.")
+def file_option(*names: str, **more: Any) -> Callable[..., Any]:
+    """Return an option that takes a file, once for each."""
+    kind = click.Path(exists=True, dir_okay=False, path_type=Path)
+    return click.option(*names, multiple=True, type=kind, metavar="FILE", **more)
+
+
+@click.command("train", cls=GroupedCommand, epilog=EXAMPLES)
 @click.option(
-    *("--data", "files"),
-    multiple=True,
+    *("--model", "-m"),
     required=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Texts: JSON Lines of conversations or prompts, or plain text; once for each file.",
+    metavar="MODEL",
+    help="Target: a folder, or owner/name on the hub.",
 )
-@click.option(
-    *("--heldout-data", "heldout_files"),
-    multiple=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Texts to measure on, instead of a share of the others.",
+@file_option(
+    *("--data", "files"),
+    required=True,
+    help="JSON Lines of conversations or prompts, or plain text; repeatable.",
 )
 @click.option(
     "--out",
     required=True,
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Folder for everything that is made; the same command again goes on with it.",
-)
-@click.option(
-    "--features-in",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Folder for the target's features, which several trainings may share. Default: in --out.",
+    help="Folder for all that is made.",
+)
+@file_option(
+    *("--heldout-data", "heldout_files"),
+    help="Texts to measure on, instead of a share of the others.",
+)
+@click.option("--from", "start", metavar="HEAD", help="Go on with this head instead of a new one.")
+@click.option(
+    "--features-in",
+    "features_folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Folder for features, which several trainings may share. Default: in --out.",
 )
 @click.option(
-    *("--from", "start"), metavar="HEAD", help="Go on with this head: a folder, or owner/name."
+    "--prepare", is_flag=True, help="Only write answers and compute features; train another time."
+)
+@click.option(
+    "--template-args",
+    type=PairsText(),
+    metavar="NAME=VALUE",
+    help="What the chat template is told, several with commas: enable_thinking=false.",
+)
+@click.option(
+    "--adapter-path",
+    "adapter",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="LoRA adapter for the target, as mlx-lm makes them.",
+)
+@click.option(
+    "--memory",
+    "memory_limit",
+    type=Gigabytes(),
+    metavar="GB",
+    help="Memory that target and training may take. Default: what the device recommends.",
 )
 @click.option(
     "--head-bits",
@@ -78,60 +135,99 @@ def recipe_options(function: Callable[..., Any]) -> Callable[..., Any]:
     show_default=True,
     help="Bits of the head that is written for decoding.",
 )
-@click.option(
-    "--adapter-path",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    metavar="DIR",
-    help="LoRA adapter for the target, as mlx-lm makes them.",
-)
-@click.option(
-    "--prepare",
-    is_flag=True,
-    help="Write answers and compute features only; the same command without it goes on.",
-)
 @recipe_options
 def command(
     model: str,
-    files: tuple[Path, ...],
-    heldout_files: tuple[Path, ...],
     out: Path,
-    features_in: Path | None,
-    start: str | None,
-    head_bits: str,
-    adapter_path: Path | None,
     prepare: bool,
     **options: Any,
 ) -> int:
     """Make a draft head for MODEL from texts, on this machine.
 
-    The head learns to foresee what the target, run as it is run here, says. The target's features
-    are computed once; then the head is trained and measured on texts that were kept apart. Ctrl-C
-    saves; the same command goes on.
+    The target's features are computed once; then the head is trained to foresee what the target
+    says, and measured on texts that were kept apart. Ctrl-C saves; the same command goes on.
     """
-    from mlx_eagle.training.train_head import Recipe, train_head
+    from mlx_eagle.cli.terminal.training import TrainingDisplay
+    from mlx_eagle.training.train_head import train_head
 
-    recipe = Recipe(
+    recipe = _recipe(model, out, options)
+    try:
+        with TrainingDisplay(out) as display:
+            outcome = train_head(recipe, display.watch, prepare=prepare)
+    except KeyboardInterrupt:
+        click.echo("stopped; what is complete is kept, and the same command goes on", err=True)
+        raise
+    if not outcome.is_first:
+        return INTERRUPTED if outcome.is_interrupted else 0
+    if outcome.is_interrupted:
+        _draw(out)
+        click.echo(
+            f"stopped and saved after update {outcome.update}, in {out / 'checkpoint'}; the same "
+            "command goes on",
+            err=True,
+        )
+        return INTERRUPTED
+    if prepare and not outcome.was_finished:
+        click.echo("answers and features are there; the same command without --prepare trains")
+        return 0
+    _say_what_came(model, out, outcome)
+    return 0
+
+
+def _recipe(model: str, out: Path, options: dict[str, Any]) -> "Recipe":
+    """Return what the command line asks for; models on the hub are downloaded."""
+    from mlx_eagle.cache.estimate import device_memory
+    from mlx_eagle.cli.terminal.display import fetch_shown
+    from mlx_eagle.training.recipe import Recipe
+
+    bits, start = options.pop("head_bits"), options.pop("start")
+    return Recipe(
         fetch_shown(model),
-        files,
-        out,
-        heldout_files,
-        features_in,
+        out=out,
         start=fetch_shown(start) if start else None,
-        head_bits=None if head_bits == "none" else int(head_bits),
-        adapter=adapter_path,
+        head_bits=None if bits == "none" else int(bits),
+        heldout=options.pop("heldout_files"),
+        features=options.pop("features_folder"),
+        template_args=options.pop("template_args") or {},
+        memory_limit=options.pop("memory_limit") or device_memory(),
         **options,
     )
-    with TrainingDisplay() as display:
-        outcome = train_head(recipe, display.watch, prepare=prepare)
-    if outcome.is_interrupted:
-        click.echo(
-            f"stopped and saved after update {outcome.update}; the same command goes on", err=True
+
+
+def _say_what_came(model: str, out: Path, outcome: "Outcome") -> None:
+    """Say how good the head is, where it is, and what to do with it."""
+    from mlx_eagle.cli.terminal.display import table
+    from mlx_eagle.cli.terminal.training_figures import shares
+    from mlx_eagle.training.write_head import FOR_DECODING, FULL, read_measured
+
+    measured = read_measured(out)
+    if outcome.was_finished:
+        click.echo("this training had come to its end before: nothing was done", err=True)
+    else:
+        _draw(out)
+    rows = {"weights": f"those of update {measured.get('update')}, nothing was held out"}
+    if "n_alpha" in measured:
+        rows["weights"] = f"the best ones, of update {measured['update']}"
+        rows["n-alpha"] = (
+            f"{shares(measured['n_alpha'])} on held-out texts, "
+            f"length {measured['acceptance_length']:.2f}"
         )
-        return 130
-    if prepare or not outcome.is_first:
-        return 0
-    click.echo(f"the head is in {out / 'head'}")
-    click.echo(
-        f"try it: mlx-eagle chat --model {quote(model)} --head {quote(str(out / 'head'))}", err=True
-    )
-    return 0
+    head, full = out / FOR_DECODING, out / FULL
+    rows["try it"] = f"mlx-eagle chat --model {quote(model)} --head {quote(str(head))}"
+    rows["export"] = f"mlx-eagle export {quote(str(full))} --layout specforge --out DIR"
+    click.echo(f"the head is in {head}, not quantized in {full}")
+    click.echo(table(rows), err=True)
+
+
+def _draw(out: Path) -> None:
+    """Draw the curves of a training, or say what they need."""
+    from mlx_eagle.training.curves import draw_curves
+    from mlx_eagle.training.run_folder import RunFolder
+
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        click.echo(NO_CURVES, err=True)
+        return
+    if drawn := draw_curves(RunFolder.open(out)):
+        click.echo(f"curves: {', '.join(map(str, drawn))}", err=True)

@@ -1,6 +1,6 @@
 """The texts of a training: read, split, answered by the target where need be, and encoded."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,10 +10,9 @@ from mlx_eagle.training.answer_file import Tally, read_answers
 from mlx_eagle.training.batch import Example
 from mlx_eagle.training.conversations import Conversation, read_conversations
 from mlx_eagle.training.examples import Encoder
+from mlx_eagle.training.recipe import Progress
 from mlx_eagle.training.split import split, without_repeats
 from mlx_eagle.training.target_answers import Respondent, write_answers
-
-Progress = Callable[[str, int, int], None]
 
 
 class Corpus(NamedTuple):
@@ -44,7 +43,7 @@ def read_corpus(
         heldout: files to measure on; where there are none, a share of the others is held out.
         respondent: the target, which answers what has no answer, or everything; its options say.
         folder: where its answers are kept.
-        progress: called with ("answer", conversations done, in all).
+        progress: as in `Watch`; "texts" and "answers" count conversations.
 
     Raises:
         EagleError: if a file cannot be used, or nothing is left to train on.
@@ -55,7 +54,7 @@ def read_corpus(
     if heldout:
         parts = parts._replace(heldout=without_repeats(read_conversations(heldout))[0])
     remarks = [f"{parts.n_repeated} conversations repeat others: left out"] * bool(parts.n_repeated)
-    found = []
+    found = list[list[Example]]()
     for name, conversations in (("train", parts.train), ("heldout", parts.heldout)):
         to_answer = [c for c in conversations if _is_answered_anew(c, data.answers)]
         given = [c for c in conversations if not _is_answered_anew(c, data.answers)]
@@ -65,7 +64,7 @@ def read_corpus(
             train_on=data.train_on,
             template_args=respondent.template.args,
         )
-        examples = encoder.examples(given)
+        examples = _encoded(encoder, given, progress)
         remarks += _remarks_of_examples(name, encoder, respondent.max_context)
         if to_answer:
             texts, tally = _answered(
@@ -79,7 +78,8 @@ def read_corpus(
             "nothing is left to train on: the data holds no answer; let the target write them "
             "with --answers target, or train on everything with --train-on all"
         )
-    return Corpus(*found, remarks)
+    train, heldout_texts = found
+    return Corpus(train, heldout_texts, remarks)
 
 
 def _is_answered_anew(conversation: Conversation, answers: str) -> bool:
@@ -87,6 +87,17 @@ def _is_answered_anew(conversation: Conversation, answers: str) -> bool:
     if not conversation.messages or answers == "given":
         return False
     return answers == "target" or not conversation.has_answer
+
+
+def _encoded(
+    encoder: Encoder, conversations: Sequence[Conversation], progress: Progress
+) -> list[Example]:
+    """Return conversations as tokens."""
+    found = list[Example]()
+    for done, conversation in enumerate(conversations, start=1):
+        found += encoder.examples([conversation])
+        progress("texts", done, len(conversations), 0)
+    return found
 
 
 def _answered(
@@ -97,9 +108,7 @@ def _answered(
 ) -> tuple[list[Example], Tally]:
     """Return the texts of conversations that the target answers, and what came of them."""
     messages = [conversation.messages for conversation in conversations]
-    tally = write_answers(
-        respondent, messages, file, lambda done, total, _: progress("answer", done, total)
-    )
+    tally = write_answers(respondent, messages, file, lambda *done: progress("answers", *done))
     template = respondent.template
     texts = [
         text

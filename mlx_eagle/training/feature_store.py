@@ -215,9 +215,9 @@ class FeatureStore:
         free = shutil.disk_usage(above).free
         if self.missing_bytes > free:
             raise EagleError(
-                f"features of these texts need {_size(self.missing_bytes)} and the disk of "
-                f"{self.folder} has {_size(free)} left: free space, choose a folder on another "
-                "disk, use fewer texts, or compute features whenever they are needed"
+                f"features of these texts need {bytes_text(self.missing_bytes)} and the disk of "
+                f"{self.folder} has {bytes_text(free)} left: free space, choose a folder on "
+                "another disk, use fewer texts, or compute features whenever they are needed"
             )
 
     def read(self, example: int, start: int, stop: int) -> Features:
@@ -306,7 +306,7 @@ class FeatureStore:
         """Return what to do about a disk that is full or fails."""
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         why = "the disk is full" if is_full else (error.strerror or str(error))
-        what = f"free {_size(self.missing_bytes)}" if is_full else "see to it"
+        what = f"free {bytes_text(self.missing_bytes)}" if is_full else "see to it"
         return (
             f"cannot write features to {self.folder}: {why}. {len(self._kept)} of "
             f"{len(self._shards)} shards are kept: {what} and start again to go on from there"
@@ -351,7 +351,7 @@ def _shown(value: Any) -> str:
     return quote_value(value)
 
 
-def _size(n_bytes: int) -> str:
+def bytes_text(n_bytes: int) -> str:
     """Return a size in the unit that suits it."""
     if n_bytes < 1e6:
         return f"{n_bytes / 1e3:.1f} kB"

@@ -59,11 +59,13 @@ class Outcome(NamedTuple):
         update: updates that are done, and saved.
         is_interrupted: the user asked it to stop before the last one.
         is_first: this is the process that has written the files.
+        was_finished: it had reached its end before, and nothing was done.
     """
 
     update: int
     is_interrupted: bool
     is_first: bool = True
+    was_finished: bool = False
 
 
 def _ignore(report: UpdateReport | Measurement) -> None:

@@ -52,9 +52,7 @@ class RowData:
     @property
     def n_updates(self) -> int:
         """Updates of the whole training."""
-        options = self._options
-        n_batches = self._train.packed.total(options.epochs)
-        return min(-(-n_batches // options.accumulate), options.max_updates or n_batches)
+        return count_updates(self._train.packed, self._options)
 
     def batches(self, update: int) -> list[Batch]:
         """Return the batches of an update."""
@@ -76,3 +74,9 @@ class RowData:
         first = self._processes.rank * self._options.batch
         rows = texts.packed.rows(number)[first : first + self._options.batch]
         return [[tuple(piece) for piece in row] for row in rows]
+
+
+def count_updates(packed: Batches, options: LoopOptions) -> int:
+    """Return how many updates a training on packed texts has."""
+    n_batches = packed.total(options.epochs)
+    return min(-(-n_batches // options.accumulate), options.max_updates or n_batches)

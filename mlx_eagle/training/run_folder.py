@@ -67,6 +67,16 @@ class RunFolder:
         """Return what the training was created with."""
         return read_json(self.path / _OPTIONS)
 
+    def replace_options(self, options: Mapping[str, Any]) -> None:
+        """Write other options, as long as nothing depends on the ones before."""
+        with new_file(self.path / _OPTIONS) as partial:
+            partial.write_text(json.dumps(options, indent=1) + "\n")
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing but the options."""
+        return [file.name for file in self.path.iterdir()] == [_OPTIONS]
+
     def append(self, table: str, row: Mapping[str, float]) -> None:
         """Append a row to a table; the first one says what the columns are.
 

@@ -6,131 +6,58 @@ not done again: the same command goes on where an earlier one stopped.
 """
 
 import json
+import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
-from mlx_eagle.convert.target_facts import TargetFacts, read_target_facts
 from mlx_eagle.errors import EagleError
-from mlx_eagle.files.json_files import language_config
-from mlx_eagle.files.plain_files import hash_file
+from mlx_eagle.files.quoting import one_line
 from mlx_eagle.heads.eagle import EagleHead
-from mlx_eagle.heads.load import Head, load_head
-from mlx_eagle.hub.head_choice import prepare_head
-from mlx_eagle.session.limits import model_context_length
+from mlx_eagle.heads.load import Head
 from mlx_eagle.session.prompt import Template
-from mlx_eagle.target.load import load_target, precision
 from mlx_eagle.target.target import Target
 from mlx_eagle.training.allocator import keep_freed_memory
 from mlx_eagle.training.batch import Example
-from mlx_eagle.training.checkpoint import load_checkpoint
+from mlx_eagle.training.checkpoint import load_checkpoint, newest_checkpoint
 from mlx_eagle.training.corpus import Corpus, read_corpus
-from mlx_eagle.training.draft_vocabulary import count_tokens, draft_vocabulary
 from mlx_eagle.training.feature_source import ComputedFeatures, FeatureSource
-from mlx_eagle.training.feature_store import FeatureStore, contents_of
+from mlx_eagle.training.feature_store import FeatureStore, bytes_text, contents_of
 from mlx_eagle.training.features import compute, tap_for_features
 from mlx_eagle.training.loop import Outcome, Run, train
-from mlx_eagle.training.memory import check_memory, estimate_memory
 from mlx_eagle.training.mixed_precision import in_precision
-from mlx_eagle.training.new_head import TargetSizes, make_head, unfreeze_weights
 from mlx_eagle.training.objectives import make_objective
-from mlx_eagle.training.options import DataOptions, HeadOptions, LoopOptions
+from mlx_eagle.training.options import HeadOptions, LoopOptions
+from mlx_eagle.training.plan import plan_training
 from mlx_eagle.training.processes import Processes
-from mlx_eagle.training.reports import Measurement, UpdateReport
+from mlx_eagle.training.read_target import ReadTarget, read_target
+from mlx_eagle.training.recipe import SILENT, Recipe, Watch
 from mlx_eagle.training.row_data import RowData, Texts
-from mlx_eagle.training.run_folder import RunFolder
+from mlx_eagle.training.run_folder import MEASUREMENTS, RunFolder
+from mlx_eagle.training.start_head import first_head, head_to_go_on_with
 from mlx_eagle.training.target_answers import Respondent
-from mlx_eagle.training.teacher import Teacher
-from mlx_eagle.training.write_head import quantization_of, write_trained
+from mlx_eagle.training.write_head import FOR_DECODING, quantization_of, write_trained
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What a head is made of.
+class _Setting(NamedTuple):
+    """What every step of a training is told.
 
     Attributes:
-        target: folder of the target.
-        files: the texts.
-        heldout: texts to measure on; () holds out a share of the others.
-        out: folder in which everything is kept, the head in the end.
-        features: folder for the target's features, which several trainings may share; None keeps
-            them in `out`.
-        data: how the texts are used.
-        head: what kind of head it is.
-        loop: how its weights are found.
-        start: folder of a head to go on with, converted or as published; None makes a new one.
-        head_bits: 4 or 8 to quantize the head that is written for decoding, None not to.
-        adapter: a LoRA adapter to put on the target.
-        template_args: what the chat template is given besides the messages.
-        memory_limit: bytes that training may take; None is not limited.
+        recipe: what is asked for.
+        folder: where everything is kept.
+        watch: who is told.
+        processes: who trains together.
     """
 
-    target: Path
-    files: Sequence[Path]
-    out: Path
-    heldout: Sequence[Path] = ()
-    features: Path | None = None
-    data: DataOptions = field(default_factory=DataOptions)
-    head: HeadOptions = field(default_factory=HeadOptions)
-    loop: LoopOptions = field(default_factory=LoopOptions)
-    start: Path | None = None
-    head_bits: int | None = 4
-    adapter: Path | None = None
-    template_args: dict[str, Any] = field(default_factory=dict)
-    memory_limit: int | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """Return what decides the weights, to compare a folder's with."""
-        texts = {file.name: hash_file(file) for file in self.files}
-        heldout = {file.name: hash_file(file) for file in self.heldout}
-        loop = asdict(self.loop)
-        del loop["save_every"]
-        return {
-            "target": str(self.target),
-            "adapter": str(self.adapter) if self.adapter else None,
-            "texts": texts,
-            "heldout": heldout,
-            "start": str(self.start) if self.start else None,
-            "template_args": self.template_args,
-            "data": asdict(self.data),
-            "head": asdict(self.head) | {"taps": list(self.head.taps)},
-            "loop": loop,
-        }
-
-
-class Watch(NamedTuple):
-    """Who is told how far a training is.
-
-    Attributes:
-        progress: called with (what is done, done, in all): texts, answers, features in tokens.
-        remark: called with a line about the data.
-        report: called after each update and each measurement.
-    """
-
-    progress: Callable[[str, int, int], None]
-    remark: Callable[[str], None]
-    report: Callable[[UpdateReport | Measurement], None]
-
-
-SILENT = Watch(lambda what, done, total: None, lambda line: None, lambda report: None)
-
-
-class _ReadTarget(NamedTuple):
-    """The target as training reads it."""
-
-    target: Target
-    tokenizer: Any
-    facts: TargetFacts
-    sizes: TargetSizes
-    teacher: Teacher
-    identity: str
-    max_context: int | None
+    recipe: Recipe
+    folder: RunFolder
+    watch: Watch
+    processes: Processes
 
 
 def train_head(recipe: Recipe, watch: Watch, *, prepare: bool = False) -> Outcome:
@@ -148,38 +75,33 @@ def train_head(recipe: Recipe, watch: Watch, *, prepare: bool = False) -> Outcom
     processes = Processes.joined()
     watch = watch if processes.is_first else SILENT
     keep_freed_memory()
-    folder = _open_folder(recipe, processes)
-    read = _read_target(recipe)
-    corpus = _read_texts(recipe, read, folder, watch, processes)
-    head, options = _make_or_load_head(recipe, read, corpus, watch)
-    quantization_of(head, recipe.head_bits)  # what cannot be written later is refused now
-    _check_room(recipe, head, options)
-    data = _prepare_data(recipe, read, head, corpus, folder, watch, processes)
-    if prepare:
-        return Outcome(0, is_interrupted=False, is_first=processes.is_first)
-    run = Run(
-        head=head,
-        objective=in_precision(
-            make_objective(head, read.teacher, options, recompute=recipe.loop.recompute),
-            head,
-            _compute_type(recipe.loop),
-        ),
-        data=data,
-        options=recipe.loop,
-        n_updates=data.n_updates,
-        folder=folder,
-        fingerprint=folder.options() | {"processes": processes.size, "updates": data.n_updates},
-        watch=watch.report,
-        processes=processes,
-    )
-    outcome = train(run)
-    if processes.is_first and not outcome.is_interrupted:
-        _write_best(recipe, read, run)
+    with _open_folder(recipe, processes) as folder:
+        if (recipe.out / FOR_DECODING).exists():
+            return Outcome(0, False, processes.is_first, was_finished=True)
+        read = read_target(recipe)
+        begun = head_to_go_on_with(recipe, read, watch)
+        setting = _Setting(recipe, folder, watch, processes)
+        corpus = _read_texts(setting, read)
+        head, options = first_head(recipe, read, begun, corpus, watch)
+        quantization_of(head, recipe.head_bits)  # what cannot be written later is refused now
+        watch.plan(plan_training(recipe, read, head, options, corpus, processes.size))
+        data = _prepare_data(setting, read, head, corpus)
+        if prepare:
+            return Outcome(0, False, processes.is_first)
+        run = _run(setting, read, head, options, data)
+        _say_where(folder, watch)
+        outcome = train(run)
+        if processes.is_first and not outcome.is_interrupted:
+            _write_best(recipe, read, run)
     return outcome
 
 
-def _open_folder(recipe: Recipe, processes: Processes) -> RunFolder:
-    """Return the folder of a training, made or found.
+@contextmanager
+def _open_folder(recipe: Recipe, processes: Processes) -> Iterator[RunFolder]:
+    """Yield the folder of a training, made or found; one that nothing came into is removed again.
+
+    As long as no update was saved the options may change: answers and features know themselves
+    what they are of.
 
     Raises:
         EagleError: if it holds a training of something else.
@@ -189,49 +111,47 @@ def _open_folder(recipe: Recipe, processes: Processes) -> RunFolder:
         RunFolder.create(recipe.out, about)
     processes.total([0.0])  # the others wait for the first
     folder = RunFolder.open(recipe.out)
-    if other := _first_difference(folder.options(), about):
+    other = _first_difference(folder.options(), about)
+    if other and _is_begun(folder):
         raise EagleError(
-            f"{recipe.out} holds a training with another {other}: give the same options and data "
-            "to go on with it, or another --out"
+            f"{recipe.out} holds a training with another {other}: go on with the same options and "
+            "data, or give another --out"
         )
-    return folder
+    if other and processes.is_first:
+        folder.replace_options(about)
+    try:
+        yield folder
+    finally:
+        if processes.is_first and folder.is_empty:
+            shutil.rmtree(recipe.out)
 
 
-def _first_difference(found: dict[str, Any], wanted: dict[str, Any], path: str = "") -> str:
+def _is_begun(folder: RunFolder) -> bool:
+    """Say whether updates were saved, or a head was written."""
+    saved = newest_checkpoint(folder.checkpoints) or newest_checkpoint(folder.best)
+    return saved is not None or (folder.path / FOR_DECODING).exists()
+
+
+def _first_difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     """Return which entry of two JSON objects differs first, and how, or ""."""
     for name in dict.fromkeys([*wanted, *found]):
         theirs, ours = found.get(name), wanted.get(name)
         if isinstance(theirs, dict) and isinstance(ours, dict):
-            if inner := _first_difference(theirs, ours, f"{path}{name}."):
+            if inner := _first_difference(theirs, ours):
                 return inner
         elif theirs != ours:
-            return f"{path}{name} ({theirs!r}, now {ours!r})"
+            return f"{name} ({_shown(theirs)} there, {_shown(ours)} here)"
     return ""
 
 
-def _read_target(recipe: Recipe) -> _ReadTarget:
-    """Load the target and find out what training needs of it."""
-    facts = read_target_facts(recipe.target)
-    loaded, tokenizer = load_target(recipe.target, adapter=recipe.adapter)
-    target = Target(loaded.network)
-    embedding = target.embedding(mx.array([0]))
-    sizes = TargetSizes(
-        embedding.shape[-1],
-        facts.vocab_size,
-        len(loaded.network.layers),
-        language_config(loaded.config),
-    )
-    context = loaded.max_context or model_context_length(loaded.config)
-    identity = f"{facts.name} {facts.config_sha256[:16]} {precision(loaded.network)}"
-    if recipe.adapter is not None:
-        identity += f" {recipe.adapter.name}"
-    return _ReadTarget(target, tokenizer, facts, sizes, Teacher.of(target), identity, context)
+def _shown(value: Any) -> str:
+    """Return a value of options as a message shows it; of a file's hash the beginning tells."""
+    return "absent" if value is None else one_line(value, 20)
 
 
-def _read_texts(
-    recipe: Recipe, read: _ReadTarget, folder: RunFolder, watch: Watch, processes: Processes
-) -> Corpus:
+def _read_texts(setting: _Setting, read: ReadTarget) -> Corpus:
     """Return the texts; where several processes train, the first one lets the target answer."""
+    recipe, folder, watch, processes = setting
     respondent = Respondent(
         read.target.model,
         read.tokenizer,
@@ -251,86 +171,37 @@ def _read_texts(
     return corpus
 
 
-def _make_or_load_head(
-    recipe: Recipe, read: _ReadTarget, corpus: Corpus, watch: Watch
-) -> tuple[Head, HeadOptions]:
-    """Return the head before its first update, and the options that it is trained with."""
-    mx.random.seed(recipe.loop.seed)
-    if recipe.start is not None:
-        folder = prepare_head(recipe.start, recipe.target, bits=None, notify=watch.remark)
-        head, options = _started(load_head(folder), read, recipe)
-    else:
-        n_wanted = recipe.data.draft_vocab if recipe.head.algorithm == "eagle3" else None
-        counts = count_tokens(corpus.train, read.sizes.vocab_size)
-        vocabulary = draft_vocabulary(counts, n_wanted, read.tokenizer)
-        watch.remark(
-            f"draft vocabulary: {len(vocabulary.ids)} of {read.sizes.vocab_size} tokens, "
-            f"{vocabulary.coverage:.1%} of what is trained on"
-        )
-        options = recipe.head
-        head = make_head(options, read.sizes, mx.array(vocabulary.ids), read.teacher)
-    unfreeze_weights(head)
-    mx.eval(head.parameters())
-    return head, options
+def _run(
+    setting: _Setting, read: ReadTarget, head: Head, options: HeadOptions, data: RowData
+) -> Run:
+    """Return the training."""
+    recipe, folder, watch, processes = setting
+    objective = make_objective(head, read.teacher, options, recompute=recipe.loop.recompute)
+    return Run(
+        head=head,
+        objective=in_precision(objective, head, _compute_type(recipe.loop)),
+        data=data,
+        options=recipe.loop,
+        n_updates=data.n_updates,
+        folder=folder,
+        fingerprint=folder.options() | {"processes": processes.size, "updates": data.n_updates},
+        watch=watch.report,
+        processes=processes,
+    )
 
 
-def _started(head: Head, read: _ReadTarget, recipe: Recipe) -> tuple[Head, HeadOptions]:
-    """Return a head to go on with, in float32, and the options of its own kind.
-
-    Raises:
-        EagleError: if it is quantized, of a kind that is not trained, or of another target.
-    """
-    if any(name.endswith(".scales") for name, _ in tree_flatten(head.parameters())):
-        raise EagleError(
-            f"{recipe.start} is quantized, so its weights cannot be trained: give the head as it "
-            "was before (of a training, its folder head-full), or convert it with --head-bits none"
-        )
-    config = head.config
-    if config.algorithm == "p-eagle":
-        raise EagleError(
-            "P-EAGLE heads are not trained here; EAGLE-3, EAGLE-1 and Medusa heads are"
-        )
-    ours = (read.sizes.hidden_size, read.sizes.vocab_size)
-    if (config.target_hidden_size, config.target_vocab_size) != ours:
-        raise EagleError(
-            f"{recipe.start} is a head for a target of width {config.target_hidden_size} with "
-            f"{config.target_vocab_size} tokens; this one has width {ours[0]} and {ours[1]} tokens"
-        )
-    head.set_dtype(mx.float32)
-    named = recipe.head.algorithm
-    algorithm = named if config.algorithm == "eagle" and named == "hass" else config.algorithm
-    kept = asdict(recipe.head) | {"algorithm": algorithm, "taps": tuple(config.taps)}
-    return head, HeadOptions(**kept)
-
-
-def _check_room(recipe: Recipe, head: Head, options: HeadOptions) -> None:
-    """Refuse a training that will not fit into memory."""
-    if recipe.memory_limit is not None:
-        shapes = {name: w.shape for name, w in tree_flatten(head.trainable_parameters())}
-        estimate = estimate_memory(head.config, shapes, recipe.data, options, recipe.loop)
-        check_memory(estimate, recipe.memory_limit, recipe.loop)
-
-
-def _prepare_data(
-    recipe: Recipe,
-    read: _ReadTarget,
-    head: Head,
-    corpus: Corpus,
-    folder: RunFolder,
-    watch: Watch,
-    processes: Processes,
-) -> RowData:
+def _prepare_data(setting: _Setting, read: ReadTarget, head: Head, corpus: Corpus) -> RowData:
     """Return batches with features, which are computed first where they are kept on the disk."""
+    recipe, folder, _, processes = setting
     taps = head.config.taps if isinstance(head, EagleHead) and head.config.fuse_taps else ()
     twin = tap_for_features(read.target, taps)
-    loop, texts = recipe.loop, []
+    loop, texts = recipe.loop, list[Texts | None]()
+    kept = recipe.features or folder.path / "features"
     for name, examples in (("train", corpus.train), ("heldout", corpus.heldout)):
         if not examples:
             texts.append(None)
             continue
-        source = _features(
-            recipe, read, twin, examples, folder.path / "features" / name, watch, processes
-        )
+        source = _features(setting, read, twin, examples, kept / name)
         n_rows = loop.batch * processes.size
         seed = loop.seed if name == "train" else 0
         dtype = _compute_type(loop)
@@ -340,15 +211,10 @@ def _prepare_data(
 
 
 def _features(
-    recipe: Recipe,
-    read: _ReadTarget,
-    twin: Target,
-    examples: list[Example],
-    folder: Path,
-    watch: Watch,
-    processes: Processes,
+    setting: _Setting, read: ReadTarget, twin: Target, examples: list[Example], folder: Path
 ) -> FeatureSource:
     """Return the features of texts."""
+    recipe, _, watch, processes = setting
     if recipe.data.features == "compute":
         return ComputedFeatures(examples, partial(compute, twin))
     contents = contents_of(twin, read.identity, examples)
@@ -357,13 +223,39 @@ def _features(
         for line in store.damaged:
             watch.remark(line)
         if not store.is_complete:
-            watch.remark(f"features of {folder.name}: {store.n_bytes / 1e9:.2f} GB on disk")
-        store.complete(partial(compute, twin), partial(watch.progress, "features"))
+            _announce(store, watch)
+        store.complete(
+            partial(compute, twin), lambda done, total: watch.progress("features", done, total, 0)
+        )
     store = FeatureStore(folder, contents)
     while not store.is_complete:  # another process is computing: waiting in MLX would keep a core
         time.sleep(1)
         store = FeatureStore(folder, contents)
     return store
+
+
+def _say_where(folder: RunFolder, watch: Watch) -> None:
+    """Say from where a training goes on, if it was begun."""
+    saved = newest_checkpoint(folder.checkpoints)
+    if saved is None:
+        return
+    line = f"going on after update {int(saved.name.rpartition('-')[2])}"
+    if rows := folder.rows(MEASUREMENTS):
+        best = max(rows, key=lambda row: row["acceptance_length"])
+        line += f"; best so far: length {best['acceptance_length']:.2f}, at update "
+        line += f"{best['update']:.0f}"
+    watch.remark(line)
+
+
+def _announce(store: FeatureStore, watch: Watch) -> None:
+    """Say how much of the disk features will take."""
+    store.check_room()
+    there = store.n_bytes - store.missing_bytes
+    said = f", of which {bytes_text(there)} are there" if there else ""
+    watch.remark(
+        f"features of {len(store.contents.examples)} texts take {bytes_text(store.n_bytes)} on "
+        f"disk, in {store.folder}{said}"
+    )
 
 
 def _compute_type(loop: LoopOptions) -> mx.Dtype:
@@ -374,7 +266,7 @@ def _compute_type(loop: LoopOptions) -> mx.Dtype:
     return mx.bfloat16 if loop.precision == "bfloat16" else mx.float32
 
 
-def _write_best(recipe: Recipe, read: _ReadTarget, run: Run) -> None:
+def _write_best(recipe: Recipe, read: ReadTarget, run: Run) -> None:
     """Write the weights that were measured best, or the last ones where nothing was measured."""
     best = load_checkpoint(run.folder.best, run.fingerprint)
     measured: dict[str, Any] = {"update": run.n_updates}

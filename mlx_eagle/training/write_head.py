@@ -10,6 +10,8 @@ from mlx_eagle.convert.heads import quantized, write_head
 from mlx_eagle.convert.target_facts import TargetFacts
 from mlx_eagle.errors import EagleError
 from mlx_eagle.files.atomic import new_folder
+from mlx_eagle.files.json_files import read_json
+from mlx_eagle.files.quoting import one_line
 from mlx_eagle.heads.config import FORMAT_VERSION, MODEL_TYPE
 from mlx_eagle.heads.load import Head, load_head
 
@@ -50,13 +52,11 @@ def write_trained(
     }
     head.set_dtype(mx.float16)
     if not (out / FULL).exists():
-        with new_folder(out / FULL) as folder:
-            write_head(head, config, folder)
+        _write(head, config, out / FULL)
     quantization = quantization_of(head, bits)
     if not (out / FOR_DECODING).exists():
-        with new_folder(out / FOR_DECODING) as folder:
-            copy = quantized(load_head(out / FULL), quantization)
-            write_head(copy, config | {"quantization": quantization}, folder)
+        copy = quantized(load_head(out / FULL), quantization)
+        _write(copy, config | {"quantization": quantization}, out / FOR_DECODING)
 
 
 def quantization_of(head: Head, bits: int | None) -> dict[str, int] | None:
@@ -80,3 +80,29 @@ def quantization_of(head: Head, bits: int | None) -> dict[str, int] | None:
         f"the head has layers with {min(inputs)} inputs, which do not divide into groups of "
         f"{', '.join(map(str, GROUP_SIZES))}: give --head-bits none"
     )
+
+
+def read_measured(out: Path) -> dict[str, Any]:
+    """Return what was measured with the weights of a trained head: at least `update`.
+
+    Args:
+        out: the folder of the training.
+    """
+    training = read_json(out / FOR_DECODING / "config.json").get("training")
+    return dict(training["measured"]) if isinstance(training, dict) else {}
+
+
+def _write(head: Head, config: dict[str, Any], out: Path) -> None:
+    """Write a head into a new folder.
+
+    Raises:
+        EagleError: if it cannot be written.
+    """
+    try:
+        with new_folder(out) as folder:
+            write_head(head, config, folder)
+    except RuntimeError as error:  # MLX's
+        raise EagleError(
+            f"cannot write {out}: {one_line(error)}; is the disk full? The same command again "
+            "writes it"
+        ) from error

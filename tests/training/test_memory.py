@@ -62,15 +62,41 @@ def test_more_rows_take_more_and_recomputing_takes_less() -> None:
     assert base.total == sum(base)
 
 
+def test_the_algorithms_own_number_of_steps_counts_where_none_is_given() -> None:
+    config = tiny_head_config()
+    shapes = {name: array.shape for name, array in trained_arrays(made_head(config)).items()}
+
+    def activations(**options: Any) -> int:
+        return estimate_memory(config, shapes, DATA, HeadOptions(**options), LOOP).activations
+
+    assert activations() == activations(steps=7) > activations(steps=3)
+    assert activations(algorithm="hass") == activations(algorithm="hass", steps=3)
+    assert activations(algorithm="eagle") == activations(algorithm="eagle", steps=1)
+
+
+def test_older_kinds_of_heads_keep_the_logits_of_every_step_and_recompute_nothing() -> None:
+    config = tiny_head_config()
+    shapes = {name: array.shape for name, array in trained_arrays(made_head(config)).items()}
+    hass = HeadOptions(algorithm="hass")
+    plain, again = (
+        estimate_memory(config, shapes, DATA, hass, replace(LOOP, recompute=recompute))
+        for recompute in (False, True)
+    )
+    assert plain == again
+    longer = estimate_memory(config, shapes, DATA, replace(hass, steps=6), LOOP)
+    rows = LOOP.batch * DATA.length
+    assert longer.logits - plain.logits == 4 * 2 * 3 * rows * config.draft_vocab_size
+
+
 def test_a_training_that_is_too_large_is_refused_with_advice() -> None:
     found = MemoryEstimate(1, 1, 1, int(5e9), 1, 1)
-    check_memory(found, int(6e9), LOOP)
+    check_memory(found, int(6.7e9), LOOP)
     with pytest.raises(EagleError) as caught:
-        check_memory(found, int(4e9), LOOP)
+        check_memory(found, int(6e9), LOOP)
     assert re.fullmatch(
-        r"training would take about 5.0 GB besides the target \(an estimate; activations 5.0 GB\), "
-        r"and 4.0 GB are there: use --recompute, --batch 2 with --accumulate, a smaller --length "
-        r"or a smaller --draft-vocab",
+        r"training may take 6.7 GB besides the target \(an estimate with a third added; most of "
+        r"it: activations, 5.0 GB\), and 6.0 GB are there: use --recompute, --batch 2 with "
+        r"--accumulate, a smaller --length or a smaller --draft-vocab, or allow more with --memory",
         str(caught.value),
     )
 

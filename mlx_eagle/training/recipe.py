@@ -1,0 +1,100 @@
+"""What a head is made of, and who is told how far that is: the words of `train_head`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mlx_eagle.files.plain_files import hash_file
+from mlx_eagle.training.options import DataOptions, HeadOptions, LoopOptions
+
+if TYPE_CHECKING:
+    from mlx_eagle.training.plan import Plan
+    from mlx_eagle.training.reports import Measurement, UpdateReport
+
+Progress = Callable[[str, int, int, float], None]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a head is made of.
+
+    Attributes:
+        target: folder of the target.
+        files: the texts.
+        heldout: texts to measure on; () holds out a share of the others.
+        out: folder in which everything is kept, the head in the end.
+        features: folder for the target's features, which several trainings may share; None keeps
+            them in `out`.
+        data: how the texts are used.
+        head: what kind of head it is.
+        loop: how its weights are found.
+        start: folder of a head to go on with, converted or as published; None makes a new one.
+        head_bits: 4 or 8 to quantize the head that is written for decoding, None not to.
+        adapter: a LoRA adapter to put on the target.
+        template_args: what the chat template is given besides the messages.
+        memory_limit: bytes that target and training may take; None is not limited.
+    """
+
+    target: Path
+    files: Sequence[Path]
+    out: Path
+    heldout: Sequence[Path] = ()
+    features: Path | None = None
+    data: DataOptions = field(default_factory=DataOptions)
+    head: HeadOptions = field(default_factory=HeadOptions)
+    loop: LoopOptions = field(default_factory=LoopOptions)
+    start: Path | None = None
+    head_bits: int | None = 4
+    adapter: Path | None = None
+    template_args: dict[str, Any] = field(default_factory=dict)
+    memory_limit: int | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what decides the weights, to compare a folder's with."""
+        loop = asdict(self.loop)
+        del loop["save_every"]
+        return {
+            "target": str(self.target),
+            "adapter": str(self.adapter) if self.adapter else None,
+            "texts": _hashes(self.files),
+            "heldout": _hashes(self.heldout),
+            "start": str(self.start) if self.start else None,
+            "template_args": self.template_args,
+            "data": asdict(self.data),
+            "head": asdict(self.head) | {"taps": list(self.head.taps)},
+            "loop": loop,
+        }
+
+
+def _hashes(files: Sequence[Path]) -> dict[str, str]:
+    """Return what files hold, by their names; by their paths where two have the same name."""
+    names = [file.name for file in files]
+    unique = {name for name in names if names.count(name) == 1}
+    return {f.name if f.name in unique else str(f): hash_file(f) for f in files}
+
+
+class Watch(NamedTuple):
+    """Who is told how far a training is.
+
+    Attributes:
+        progress: called with what is done ("texts", "answers" or "features"), how many of them,
+            in tokens where it is features, how many in all, and how many tokens a second, 0 where
+            that is not known.
+        remark: called with a line about the data.
+        plan: called once with what will be trained, before features are computed.
+        report: called after each update and each measurement.
+    """
+
+    progress: Progress
+    remark: Callable[[str], None]
+    plan: "Callable[[Plan], None]"
+    report: "Callable[[UpdateReport | Measurement], None]"
+
+
+SILENT = Watch(
+    progress=lambda what, done, total, rate: None,
+    remark=lambda line: None,
+    plan=lambda plan: None,
+    report=lambda report: None,
+)
