@@ -66,7 +66,9 @@ def _fused(factors: list[float]) -> Any:
             _Step(x, weight, taught[:, 1 + i : 1 + i + x.shape[1]], w, factors[i])
             for i, (x, w) in enumerate(zip(hidden, weights, strict=True))
         ]
-        found = [step.rows() for step in steps]
+        found = list[_Rows]()
+        for step in steps:
+            found.append(step.rows(found[-1].d_weight if found else taught))
         each = mx.stack([rows.loss for rows in found])
         total = (mx.array(factors) * each).sum()
         d_weight = sum(rows.d_weight for rows in found) - _taught_gradient(steps, teacher)
@@ -100,9 +102,18 @@ class _Step(NamedTuple):
     weights: mx.array  # [B, L]
     factor: float
 
-    def rows(self) -> _Rows:
-        """Return the loss and the gradients of all rows."""
-        blocks = [self._block(start) for start in range(0, self.hidden.shape[1], BLOCK)]
+    def rows(self, before: mx.array) -> _Rows:
+        """Return the loss and the gradients of all rows.
+
+        Args:
+            before: what is computed first. MLX would begin all blocks before it ends one, and hold
+                their logits together.
+        """
+        blocks = list[_Rows]()
+        for start in range(0, self.hidden.shape[1], BLOCK):
+            hidden = mx.depends([self.hidden], [before])[0]
+            blocks.append(self._replace(hidden=hidden)._block(start))
+            before = blocks[-1].d_weight
         return _Rows(
             sum(block.loss for block in blocks),
             mx.concatenate([block.likeliest for block in blocks], axis=1),
