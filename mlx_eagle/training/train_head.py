@@ -321,13 +321,12 @@ def _prepare_data(
     taps = head.config.taps if isinstance(head, EagleHead) and head.config.fuse_taps else ()
     twin = tap_for_features(read.target, taps)
     loop, texts = recipe.loop, []
+    kept = recipe.features or folder.path / "features"
     for name, examples in (("train", corpus.train), ("heldout", corpus.heldout)):
         if not examples:
             texts.append(None)
             continue
-        source = _features(
-            recipe, read, twin, examples, folder.path / "features" / name, watch, processes
-        )
+        source = _features(recipe, read, twin, examples, kept / name, watch, processes)
         n_rows = loop.batch * processes.size
         seed = loop.seed if name == "train" else 0
         dtype = _compute_type(loop)
