@@ -126,8 +126,7 @@ def _batches(examples: Sequence[Example], source: ComputedFeatures) -> Iterator[
     """Yield the texts with their features, in rows."""
     texts = Texts(examples, source, LENGTH, mx.float32, ROWS, seed=0)
     for number in range(texts.packed.total(1)):
-        rows = texts.packed.rows(number)
-        yield texts.reader.read([[tuple(piece) for piece in row] for row in rows if row])
+        yield texts.reader.read([row for row in texts.packed.rows(number) if row])
 
 
 def measure_lengths(engine: Any, loop: Loop) -> list[float]:

@@ -118,7 +118,7 @@ def training_options(args: argparse.Namespace) -> list[str]:
         "--measure-every": 200,
         "--save-every": 200,
     }
-    return [str(part) for option in options.items() for part in option] + args.more
+    return [str(part) for option in options.items() for part in option] + list(args.more)
 
 
 def launched(command: Sequence[str], n_processes: int) -> list[str]:
