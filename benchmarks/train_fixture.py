@@ -9,9 +9,10 @@
         --heldout corpus/heldout.jsonl --prompts ../shared/fixtures/prompts.jsonl
 
 `corpus` runs the fixture's own script over Python 3.11's standard library. `run` prints and times
-two commands: the features, in one process, then the training, in one process for each core. On
-Linux preload OpenBLAS for both (LD_PRELOAD; OPENBLAS_CORETYPE where it does not know the CPU).
-`measure` prints a table, with ratios to the first head.
+two commands: the features, in one process, then the training, in two (--processes) that each have
+one BLAS thread; what follows -- is given to `mlx-eagle train`. On Linux preload OpenBLAS for both
+(LD_PRELOAD; OPENBLAS_CORETYPE where it does not know the CPU). `measure` prints tables, with ratios
+to the first head.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -46,7 +48,6 @@ from head_figures import (
 
 TURN = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>\n", re.DOTALL)
 PARTS = {"train": "train.jsonl", "heldout": "heldout.jsonl"}
-PASSED_ON = ("LD_PRELOAD", "OPENBLAS_CORETYPE", "MLX_EAGLE_CACHE")  # to processes of a training
 
 
 class HeadFigures(NamedTuple):
@@ -121,29 +122,56 @@ def training_options(args: argparse.Namespace) -> list[str]:
     return [str(part) for option in options.items() for part in option] + list(args.more)
 
 
-def launched(command: Sequence[str], n_processes: int) -> list[str]:
-    """Return a command that starts processes which train together, one BLAS thread each."""
-    passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    passed["OPENBLAS_NUM_THREADS"] = "1"
-    variables = [part for name in passed for part in ("--env", f"{name}={passed[name]}")]
-    start = [program("mlx.launch"), "-n", str(n_processes), "--backend", "ring"]
-    return [*start, *variables, "--", *command]
+def free_addresses(n: int) -> list[list[str]]:
+    """Return loopback addresses for n processes, as MLX's ring reads them."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return [[f"127.0.0.1:{port}"] for port in ports]
 
 
-def timed(command: Sequence[str], n_threads: int) -> float:
-    """Run a command, which is shown, and return how many seconds it took."""
-    environment = os.environ | {"OPENBLAS_NUM_THREADS": str(n_threads)}
-    print(f"OPENBLAS_NUM_THREADS={n_threads} {shlex.join(command)}", flush=True)
+def run_ring(command: Sequence[str], n: int, n_threads: int) -> None:
+    """Run a command in n processes that train together, as `mlx.launch -n` would.
+
+    That one keeps a core busy with waiting (MLX 0.32.0), which is missed where CPUs train.
+
+    Raises:
+        CalledProcessError: if one of them fails; the others are ended.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as hosts:
+        hosts.write(json.dumps(free_addresses(n)))
+        hosts.flush()
+        shared = os.environ | {"OPENBLAS_NUM_THREADS": str(n_threads)}
+        if n > 1:
+            shared["MLX_HOSTFILE"] = hosts.name
+        ranks = [{"MLX_RANK": str(rank)} if n > 1 else {} for rank in range(n)]
+        running = [subprocess.Popen(command, env=shared | rank) for rank in ranks]
+        try:
+            while any(process.poll() is None for process in running):
+                for process in running:
+                    if process.poll():
+                        raise subprocess.CalledProcessError(process.returncode, command)
+                time.sleep(0.2)
+        finally:
+            for process in running:
+                process.terminate()
+                process.wait()
+
+
+def timed(command: Sequence[str], n: int, n_threads: int) -> float:
+    """Run a command in n processes, show it, and return how many seconds it took."""
+    print(f"{n} x OPENBLAS_NUM_THREADS={n_threads} {shlex.join(command)}", flush=True)
     start = time.perf_counter()
-    subprocess.run(command, env=environment, check=True)
+    run_ring(command, n, n_threads)
     return time.perf_counter() - start
 
 
 def run_training(args: argparse.Namespace) -> None:
     """Compute features, train, and say how long it took of the time that was planned."""
     train = [program("mlx-eagle"), "train", *training_options(args)]
-    prepared = timed([*train, "--prepare"], args.processes)
-    trained = timed(launched(train, args.processes), 1)
+    prepared = timed([*train, "--prepare"], 1, args.processes)
+    trained = timed(train, args.processes, 1)
     minutes = (prepared + trained) / 60
     print(
         f"features {prepared / 60:.1f} min, training {trained / 60:.1f} min: "
