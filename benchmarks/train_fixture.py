@@ -134,7 +134,7 @@ def free_addresses(n: int) -> list[list[str]]:
 def run_ring(command: Sequence[str], n: int, n_threads: int) -> None:
     """Run a command in n processes that train together, as `mlx.launch -n` would.
 
-    That one keeps a core busy with waiting (MLX 0.32.0), which is missed where CPUs train.
+    That one keeps a core busy with waiting (MLX 0.32.4), which is missed where CPUs train.
 
     Raises:
         CalledProcessError: if one of them fails; the others are ended.
@@ -201,7 +201,7 @@ def ratio_table(titles: list[str], numbers: dict[str, list[float]]) -> str:
 def compare_heads(args: argparse.Namespace) -> None:
     """Measure heads and print what was found."""
     loop = Loop(read_prompts(args.prompts, args.n), TREES, args.tokens, args.until_end)
-    figures = {head.name: measure_head(args, head, loop) for head in args.head}
+    figures = {str(head): measure_head(args, head, loop) for head in args.head}
     steps, trees = [f"n-alpha {i}" for i in range(STEPS)], [tree_name(tree) for tree in TREES]
     print(f"Texts apart; tokens per round over {len(loop.prompts)} prompts:\n")
     both = {name: [*found.apart, *found.lengths] for name, found in figures.items()}
