@@ -6,6 +6,7 @@ additions are done many at a time, so a polynomial is several times faster. On a
 """
 
 import math
+from typing import cast
 
 import mlx.core as mx
 from mlx_lm.models.activations import swiglu as silu_and_times
@@ -48,8 +49,10 @@ def _polynomial(x: mx.array) -> mx.array:
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:
     """Return silu(gate) * up, as the MLP of a decoder layer has it; all are of the same shape."""
     if mx.default_device() != mx.Device(mx.cpu) or gate.dtype != mx.float32:
-        return silu_and_times(gate, up)
-    return _swiglu(gate, up)
+        found: mx.array = silu_and_times(gate, up)
+    else:
+        found = cast(mx.array, _swiglu(gate, up))
+    return found
 
 
 @mx.custom_function

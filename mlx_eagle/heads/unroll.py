@@ -15,7 +15,7 @@ Worked example, 3 tokens, step 2: start 1 sees
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 
@@ -137,22 +137,22 @@ def _attention(view: _View, n_own: int) -> Callable[..., tuple[mx.array, mx.arra
     def attend(queries: mx.array, keys: mx.array, values: mx.array, *own: mx.array) -> Any:
         parts = _Parts.of(view, queries, keys, values, own)
         blocks = [parts.attend(rows) for rows in parts.blocks]
-        outputs, totals = (mx.concatenate(part, axis=3) for part in zip(*blocks, strict=True))
+        outputs, totals = (mx.concatenate(list(p), axis=3) for p in zip(*blocks, strict=True))
         return outputs.reshape(queries.shape), totals
 
     @attend.vjp
     def gradient(primals: Any, cotangents: Any, outputs: Any) -> Any:
-        parts = _Parts.of(view, *primals[:3], primals[3:])
+        queries, keys, values, *own = primals
+        parts = _Parts.of(view, queries, keys, values, own)
         d_output, output = (x.reshape(parts.queries.shape) for x in (cotangents[0], outputs[0]))
         # The gradient of a softmax needs sum_j p_j dp_j, which is the output times its gradient.
         mean = (d_output * output).sum(-1, keepdims=True)
         total = _Gradients.none(parts)
         for rows in parts.blocks:
             total.add(parts, rows, d_output[:, :, :, rows], mean, outputs[1])
-        return total.joined(primals[0].shape)
+        return total.joined(queries.shape)
 
-    found: Callable[..., tuple[mx.array, mx.array]] = attend
-    return found
+    return cast(Callable[..., tuple[mx.array, mx.array]], attend)
 
 
 class _Parts(NamedTuple):
@@ -228,9 +228,9 @@ class _Gradients(NamedTuple):
     @classmethod
     def none(cls, parts: _Parts) -> "_Gradients":
         """Return those of no block."""
-        own_keys, own_values = ([[] for _ in x] for x in (parts.own_keys, parts.own_values))
-        zeros = [[mx.zeros(x.shape, mx.float32)] for x in (parts.keys, parts.values)]
-        return cls([], *zeros, own_keys, own_values)
+        keys, values = ([mx.zeros(x.shape, mx.float32)] for x in (parts.keys, parts.values))
+        n = len(parts.own_keys)
+        return cls([], keys, values, [[] for _ in range(n)], [[] for _ in range(n)])
 
     def add(
         self, parts: _Parts, rows: slice, d_out: mx.array, mean: mx.array, total: mx.array

@@ -26,4 +26,5 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     values = {MMAP_THRESHOLD: LARGEST, TRIM_THRESHOLD: LARGEST, TOP_PAD: 64 << 20}
-    return all([mallopt(name, value) for name, value in values.items()])
+    taken = [mallopt(name, value) for name, value in values.items()]
+    return all(taken)

@@ -5,7 +5,8 @@ they are made, used and forgotten a block of rows at a time. The gradients with 
 hidden states and to the output layer's weight are ready when the loss is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -71,7 +72,7 @@ def _fused(factors: list[float]) -> Any:
             found.append(step.rows(found[-1].d_weight if found else taught))
         each = mx.stack([rows.loss for rows in found])
         total = (mx.array(factors) * each).sum()
-        d_weight = sum(rows.d_weight for rows in found) - _taught_gradient(steps, teacher)
+        d_weight = added(rows.d_weight for rows in found) - _taught_gradient(steps, teacher)
         rest = [[rows.likeliest for rows in found], [rows.d_hidden for rows in found]]
         return [total, each, *rest[0], *rest[1], d_weight.astype(weight.dtype)]
 
@@ -115,10 +116,10 @@ class _Step(NamedTuple):
             blocks.append(self._replace(hidden=hidden)._block(start))
             before = blocks[-1].d_weight
         return _Rows(
-            sum(block.loss for block in blocks),
+            mx.stack([block.loss for block in blocks]).sum(),
             mx.concatenate([block.likeliest for block in blocks], axis=1),
             mx.concatenate([block.d_hidden for block in blocks], axis=1),
-            sum(block.d_weight for block in blocks),
+            added(block.d_weight for block in blocks),
         )
 
     def _block(self, start: int) -> _Rows:
@@ -149,8 +150,13 @@ def _taught_gradient(steps: list[_Step], teacher: mx.array) -> mx.array:
     for i, step in enumerate(steps):
         rows = step.hidden * (step.weights[..., None] * step.factor)
         seen.append(mx.pad(rows, [(0, 0), (1 + i, n - 1 - i), (0, 0)]))
-    flat = sum(seen).astype(teacher.dtype).reshape(-1, seen[0].shape[-1])
+    flat = added(seen).astype(teacher.dtype).reshape(-1, seen[0].shape[-1])
     return teacher.reshape(-1, width).T @ flat
+
+
+def added(arrays: Iterable[mx.array]) -> mx.array:
+    """Return the sum of arrays of one shape, of one at least."""
+    return reduce(mx.add, arrays)
 
 
 def smooth_l1(found: mx.array, wanted: mx.array, weights: mx.array) -> mx.array:

@@ -12,7 +12,7 @@ from mlx_eagle.heads.load import Head
 from mlx_eagle.heads.medusa import MedusaHead
 from mlx_eagle.heads.unroll import UnrolledCache
 from mlx_eagle.training.batch import Batch, Figures, Objective
-from mlx_eagle.training.losses import smooth_l1
+from mlx_eagle.training.losses import added, smooth_l1
 from mlx_eagle.training.options import HeadOptions
 from mlx_eagle.training.positions import ahead, counted_starts, draft_id_of_target, tally
 from mlx_eagle.training.teacher import Teacher
@@ -52,7 +52,7 @@ def eagle_objective(
             hits.append((counts & (drafted.argmax(-1) == ahead(batch.choices, 1 + i))).sum())
             counted.append(counts.sum())
             hidden = mx.stop_gradient(out.feedback)
-        total = sum(options.step_decay**i * loss for i, loss in enumerate(losses))
+        total = added(options.step_decay**i * loss for i, loss in enumerate(losses))
         return total, tally(mx.stack(losses), hits, counted)
 
     return objective
@@ -74,7 +74,7 @@ def medusa_objective(head: Head, teacher: Teacher, options: HeadOptions) -> Obje
             choice = ahead(draft_ids[batch.choices], 1 + i)
             hits.append((counts & (drafted.argmax(-1) == choice)).sum())
             counted.append(counts.sum())
-        total = sum(options.step_decay**i * loss for i, loss in enumerate(losses))
+        total = added(options.step_decay**i * loss for i, loss in enumerate(losses))
         return total, tally(mx.stack(losses), hits, counted)
 
     return objective

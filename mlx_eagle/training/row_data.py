@@ -10,7 +10,7 @@ from mlx_eagle.training.batch import Batch, Example
 from mlx_eagle.training.batches import BatchReader
 from mlx_eagle.training.feature_source import FeatureSource
 from mlx_eagle.training.options import LoopOptions
-from mlx_eagle.training.packing import Batches
+from mlx_eagle.training.packing import Batches, Piece
 from mlx_eagle.training.processes import Processes
 
 
@@ -69,11 +69,10 @@ class RowData:
         with closing(texts.reader.read_all(self._own_rows(texts, n) for n in numbers)) as batches:
             yield from batches
 
-    def _own_rows(self, texts: Texts, number: int) -> list[list[tuple[int, int, int]]]:
+    def _own_rows(self, texts: Texts, number: int) -> list[list[Piece]]:
         """Return this process' rows of a batch."""
         first = self._processes.rank * self._options.batch
-        rows = texts.packed.rows(number)[first : first + self._options.batch]
-        return [[tuple(piece) for piece in row] for row in rows]
+        return texts.packed.rows(number)[first : first + self._options.batch]
 
 
 def count_updates(packed: Batches, options: LoopOptions) -> int:

@@ -62,7 +62,9 @@ class OutputRows:
 
     def __init__(self, layer: Any, ids: mx.array | None) -> None:
         names = [name for name in ("weight", "scales", "biases", "bias") if name in layer]
-        self._arrays = {name: layer[name] if ids is None else layer[name][ids] for name in names}
+        self._arrays: dict[str, mx.array] = {
+            name: layer[name] if ids is None else layer[name][ids] for name in names
+        }
         self._packing: dict[str, Any] = {}
         if "scales" in self._arrays:
             self._packing = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
@@ -84,4 +86,5 @@ class OutputRows:
             out = mx.quantized_matmul(x, found["weight"], scales, biases, **self._packing)
         else:
             out = x @ found["weight"].T
-        return out + found["bias"] if "bias" in found else out
+        with_bias: mx.array = out + found["bias"] if "bias" in found else out
+        return with_bias
