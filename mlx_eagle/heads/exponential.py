@@ -66,7 +66,7 @@ def _swiglu_gradient(
     primals: tuple[mx.array, mx.array], cotangent: mx.array, _: mx.array
 ) -> tuple[mx.array, mx.array]:
     """Return the gradients of gate and up; the sigmoid is computed again rather than kept."""
-    gate, up = primals
+    gate, up = mx.depends(list(primals), [cotangent])
     sigmoid = _sigmoid(gate)
     silu = gate * sigmoid
     return cotangent * up * (sigmoid + silu * (1 - sigmoid)), cotangent * silu

@@ -142,7 +142,8 @@ def _attention(view: _View, n_own: int) -> Callable[..., tuple[mx.array, mx.arra
 
     @attend.vjp
     def gradient(primals: Any, cotangents: Any, outputs: Any) -> Any:
-        queries, keys, values, *own = primals
+        # MLX would compute the probabilities of all steps before the gradient of the last arrives.
+        queries, keys, values, *own = mx.depends(list(primals), [cotangents[0]])
         parts = _Parts.of(view, queries, keys, values, own)
         d_output, output = (x.reshape(parts.queries.shape) for x in (cotangents[0], outputs[0]))
         # The gradient of a softmax needs sum_j p_j dp_j, which is the output times its gradient.

@@ -5,15 +5,29 @@ they are made, used and forgotten a block of rows at a time. The gradients with 
 hidden states and to the output layer's weight are ready when the loss is.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlx_eagle.heads.exponential import exponential
+from mlx_eagle.heads.exponential import exponential, softmax
 
 BLOCK = 256  # rows of logits that exist at the same time, for each row of the batch
+
+
+def probabilities(final: mx.array, logits: Callable[[mx.array], mx.array]) -> mx.array:
+    """Return the teacher's distribution [B, L, W] float32, made a block of rows at a time.
+
+    Args:
+        final: [B, L, D], the target's final states.
+        logits: of these, for the W tokens of the draft vocabulary.
+    """
+    blocks = list[mx.array]()
+    for start in range(0, final.shape[1], BLOCK):
+        rows = mx.depends([final[:, start : start + BLOCK]], blocks[-1:] or [final])[0]
+        blocks.append(softmax(logits(rows).astype(mx.float32)))
+    return mx.concatenate(blocks, axis=1)
 
 
 class StepLosses(NamedTuple):
@@ -69,7 +83,7 @@ def _fused(factors: list[float]) -> Any:
         ]
         found = list[_Rows]()
         for step in steps:
-            found.append(step.rows(found[-1].d_weight if found else taught))
+            found.append(step.rows(list(found[-1][2:]) if found else [taught]))
         each = mx.stack([rows.loss for rows in found])
         total = (mx.array(factors) * each).sum()
         d_weight = added(rows.d_weight for rows in found) - _taught_gradient(steps, teacher)
@@ -103,7 +117,7 @@ class _Step(NamedTuple):
     weights: mx.array  # [B, L]
     factor: float
 
-    def rows(self, before: mx.array) -> _Rows:
+    def rows(self, before: list[mx.array]) -> _Rows:
         """Return the loss and the gradients of all rows.
 
         Args:
@@ -112,9 +126,9 @@ class _Step(NamedTuple):
         """
         blocks = list[_Rows]()
         for start in range(0, self.hidden.shape[1], BLOCK):
-            hidden = mx.depends([self.hidden], [before])[0]
+            hidden = mx.depends([self.hidden], before)[0]
             blocks.append(self._replace(hidden=hidden)._block(start))
-            before = blocks[-1].d_weight
+            before = list(blocks[-1][2:])
         return _Rows(
             mx.stack([block.loss for block in blocks]).sum(),
             mx.concatenate([block.likeliest for block in blocks], axis=1),

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.config import HeadConfig, MedusaConfig
+from mlx_eagle.training import losses
 from mlx_eagle.training.objectives import STEPS
 from mlx_eagle.training.options import DataOptions, HeadOptions, LoopOptions
 
@@ -132,10 +133,9 @@ def _logits(
     """Return how many numbers of logits and probabilities exist at the same time."""
     rows, vocabulary = loop.batch * length, config.draft_vocab_size
     if options.algorithm == "eagle3":
-        # Measured on a CPU for 1 to 14 steps: MLX does not wait for a block before the next one,
-        # so logits of all steps exist at the same time, and copies of the teacher's.
-        whole = (8 + 3 * n_steps(options)) * rows * vocabulary
-        return whole + 2 * config.hidden_size * vocabulary
+        # Fitted on a CPU: the teacher's rows, and what a block of logits goes through.
+        block = loop.batch * min(losses.BLOCK, length)
+        return round((3.5 * rows + 20 * block + 2 * config.hidden_size) * vocabulary)
     depths = config.num_heads if isinstance(config, MedusaConfig) else n_steps(options)
     return (2 * depths + COPIES) * rows * vocabulary
 
@@ -151,8 +151,8 @@ def _activations(
     q = config.num_attention_heads * config.head_dim
     kv = config.num_key_value_heads * config.head_dim
     # Of a layer: norms and their input, queries to values before and after rope, what attention
-    # and the MLP give, and four arrays as wide as the MLP. The first one reads two hidden states.
-    layer = 8 * h + 2 * (q + 2 * kv) + q + 4 * config.intermediate_size
+    # and the MLP give, and six arrays as wide as the MLP. The first one reads two hidden states.
+    layer = 12 * h + 2 * (q + 2 * kv) + q + 6 * config.intermediate_size
     whole = config.num_hidden_layers * layer + 4 * h
     # Recomputed, a step keeps what it reads, gives and attends to; one step is whole at a time.
     small = 4 * h + 2 * kv * config.num_hidden_layers

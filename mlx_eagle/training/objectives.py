@@ -7,17 +7,16 @@ in `older_objectives.py`.
 """
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from mlx_eagle.heads.eagle import EagleHead
-from mlx_eagle.heads.exponential import softmax
 from mlx_eagle.heads.load import Head
 from mlx_eagle.heads.unroll import UnrolledCache
 from mlx_eagle.training.batch import Batch, Figures, Objective
-from mlx_eagle.training.losses import smooth_l1, soft_cross_entropy
+from mlx_eagle.training.losses import probabilities, smooth_l1, soft_cross_entropy
 from mlx_eagle.training.older_objectives import eagle_objective, medusa_objective
 from mlx_eagle.training.options import HeadOptions
 from mlx_eagle.training.positions import ahead, counted_starts, draft_id_of_target, tally
+from mlx_eagle.training.recompute import recomputed
 from mlx_eagle.training.teacher import Teacher
 
 STEPS = {"eagle3": 7, "eagle": 1, "hass": 3}  # where the options do not say
@@ -56,7 +55,7 @@ def eagle3_objective(
     factors = [options.step_decay**i for i in range(steps)]
 
     def objective(batch: Batch) -> tuple[mx.array, Figures]:
-        probabilities = softmax(logits(batch.final).astype(mx.float32))
+        teacher_probs = probabilities(batch.final, logits)
         choices = draft_ids[batch.choices]
         counts = [counted_starts(batch, i) for i in range(steps)]
         wanted = [ahead(choices, 1 + i) for i in range(steps)]
@@ -66,7 +65,7 @@ def eagle3_objective(
         ]
         normed = unrolled(head, batch, embed(batch.tokens), steps, recompute)
         rows = head.lm_head.weight if borrowed is None else borrowed.astype(normed[0].dtype)
-        losses = soft_cross_entropy(normed, rows, probabilities, weights, factors)
+        losses = soft_cross_entropy(normed, rows, teacher_probs, weights, factors)
         hits = [
             (counted & (likeliest == choice)).sum()
             for counted, likeliest, choice in zip(counts, losses.likeliest, wanted, strict=True)
@@ -99,7 +98,7 @@ def unrolled(
         out = head(hidden, embeddings, cache)
         return [out.normed, out.feedback, *cache.newest]
 
-    one_step = nn.utils.checkpoint(head, step) if recompute else step
+    one_step = recomputed(head, step) if recompute else step
     hidden, earlier, found = head.fuse(batch.taps), list[mx.array](), list[mx.array]()
     for i in range(steps):
         normed, hidden, *newest = one_step(hidden, ahead(embeddings, 1 + i), *earlier)
