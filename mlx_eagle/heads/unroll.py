@@ -58,12 +58,8 @@ class UnrolledKeys:
         # Of its own steps a start sees those that the window reaches back to.
         oldest = 1 if window is None else max(1, step - window + 1)
         view = _View(self._texts, step, window, keys.shape[1])
-        n = step + 1 - oldest if step else 0
-        own_keys = self.keys[oldest : oldest + n]
-        own_values = self.values[oldest : oldest + n]
-        output, _ = _attention(view, n)(
-            queries * scale, self.keys[0], self.values[0], *own_keys, *own_values
-        )
+        own = [*self.keys[oldest:], *self.values[oldest:]]
+        output, _ = _attention(view)(queries * scale, self.keys[0], self.values[0], *own)
         return output
 
 
@@ -106,7 +102,9 @@ class _View(NamedTuple):
 
     def columns(self, start: int, end: int) -> int:
         """Return the first column that any of the queries start to end sees."""
-        return 0 if self.window is None else max(0, start + self.step - self.window + 1)
+        if self.window is None:
+            return 0
+        return min(max(0, start + self.step - self.window + 1), end - 1)
 
     def bias(self, start: int, end: int) -> mx.array:
         """Return [B or 1, 1, 1, end - start, columns] float32, far below 0 where nothing is seen.
@@ -125,8 +123,8 @@ class _View(NamedTuple):
         return ((seen.astype(mx.float32) - 1) * FAR)[:, None, None]
 
 
-def _attention(view: _View, n_own: int) -> Callable[..., tuple[mx.array, mx.array]]:
-    """Return attention over the first step's keys and `n_own` own ones, with its gradient.
+def _attention(view: _View) -> Callable[..., tuple[mx.array, mx.array]]:
+    """Return attention over the first step's keys and own ones, with its gradient.
 
     It returns what the queries see, and the logarithm of what their scores' exponentials add up to.
     With that the gradient computes the probabilities again, block by block, so that memory grows
@@ -136,7 +134,9 @@ def _attention(view: _View, n_own: int) -> Callable[..., tuple[mx.array, mx.arra
     @mx.custom_function
     def attend(queries: mx.array, keys: mx.array, values: mx.array, *own: mx.array) -> Any:
         parts = _Parts.of(view, queries, keys, values, own)
-        blocks = [parts.attend(rows) for rows in parts.blocks]
+        blocks = list[tuple[mx.array, mx.array]]()
+        for rows in parts.blocks:
+            blocks.append(parts.after(*blocks[-1:]).attend(rows))
         outputs, totals = (mx.concatenate(list(p), axis=3) for p in zip(*blocks, strict=True))
         return outputs.reshape(queries.shape), totals
 
@@ -150,7 +150,8 @@ def _attention(view: _View, n_own: int) -> Callable[..., tuple[mx.array, mx.arra
         mean = (d_output * output).sum(-1, keepdims=True)
         total = _Gradients.none(parts)
         for rows in parts.blocks:
-            total.add(parts, rows, d_output[:, :, :, rows], mean, outputs[1])
+            before = (total.queries[-1], total.keys[0], total.values[0]) if total.queries else ()
+            total.add(parts.after(before), rows, d_output[:, :, :, rows], mean, outputs[1])
         return total.joined(queries.shape)
 
     return cast(Callable[..., tuple[mx.array, mx.array]], attend)
@@ -181,6 +182,16 @@ class _Parts(NamedTuple):
         n = len(own) // 2
         own_keys, own_values = ([part[:, :, None] for part in x] for x in (own[:n], own[n:]))
         return cls(view, grouped, keys, values, own_keys, own_values)
+
+    def after(self, *before: tuple[mx.array, ...]) -> "_Parts":
+        """Return the same, to be read when other arrays are there: blocks come one by one.
+
+        MLX would begin all blocks before it ends one, and hold their scores together.
+        """
+        others = [array for arrays in before for array in arrays]
+        if not others:
+            return self
+        return self._replace(queries=mx.depends([self.queries], others)[0])
 
     @property
     def blocks(self) -> list[slice]:

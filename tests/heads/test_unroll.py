@@ -64,7 +64,7 @@ def inputs(head: EagleHead, rows: int = 1) -> tuple[mx.array, mx.array]:
 
 
 @pytest.mark.parametrize("name", HEADS)
-@pytest.mark.parametrize("block", [4, 256])
+@pytest.mark.parametrize("block", [4, 5, 256])
 def test_every_start_gives_what_it_gives_alone(
     name: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
