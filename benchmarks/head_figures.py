@@ -19,15 +19,15 @@ import mlx_eagle
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.hub.head_choice import prepare_head
 from mlx_eagle.training.batch import Batch, Example
-from mlx_eagle.training.conversations import read_conversations
-from mlx_eagle.training.examples import Encoder
-from mlx_eagle.training.feature_source import ComputedFeatures
-from mlx_eagle.training.features import compute, tap_for_features
-from mlx_eagle.training.objectives import make_objective
+from mlx_eagle.training.features.compute import compute, tap_for_features
+from mlx_eagle.training.features.row_data import Texts
+from mlx_eagle.training.features.source import ComputedFeatures
+from mlx_eagle.training.objectives.eagle3 import make_objective
+from mlx_eagle.training.objectives.teacher import Teacher
 from mlx_eagle.training.options import HeadOptions
-from mlx_eagle.training.reports import Sums
-from mlx_eagle.training.row_data import Texts
-from mlx_eagle.training.teacher import Teacher
+from mlx_eagle.training.run.reports import Sums
+from mlx_eagle.training.texts.conversations import read_conversations
+from mlx_eagle.training.texts.examples import Encoder
 from mlx_eagle.tree import TreeShape
 
 STEPS = 7

@@ -226,12 +226,12 @@ def our_step(given: dict[str, np.ndarray]) -> Callable[[], float]:
 
     from mlx_eagle.training.allocator import keep_freed_memory
     from mlx_eagle.training.batch import Batch
-    from mlx_eagle.training.objectives import make_objective
-    from mlx_eagle.training.optimizer import full_rates, make_optimizer, set_rates
+    from mlx_eagle.training.objectives.eagle3 import make_objective
+    from mlx_eagle.training.objectives.teacher import Teacher
     from mlx_eagle.training.options import HeadOptions, LoopOptions
-    from mlx_eagle.training.processes import Processes
-    from mlx_eagle.training.step import Step
-    from mlx_eagle.training.teacher import Teacher
+    from mlx_eagle.training.run.optimizer import full_rates, make_optimizer, set_rates
+    from mlx_eagle.training.run.processes import Processes
+    from mlx_eagle.training.run.step import Step
 
     keep_freed_memory()
     processes = Processes.joined()

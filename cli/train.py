@@ -15,8 +15,8 @@ from mlx_eagle.option import options_of
 from mlx_eagle.training.options import DataOptions, HeadOptions, LoopOptions
 
 if TYPE_CHECKING:
-    from mlx_eagle.training.loop import Outcome
     from mlx_eagle.training.recipe import Recipe
+    from mlx_eagle.training.run.loop import Outcome
 
 EXAMPLES = """\b
 Examples:
@@ -221,8 +221,8 @@ def _say_what_came(model: str, out: Path, outcome: "Outcome") -> None:
 
 def _draw(out: Path) -> None:
     """Draw the curves of a training, or say what they need."""
-    from mlx_eagle.training.curves import draw_curves
-    from mlx_eagle.training.run_folder import RunFolder
+    from mlx_eagle.training.run.curves import draw_curves
+    from mlx_eagle.training.run.folder import RunFolder
 
     try:
         import matplotlib.figure  # noqa: F401

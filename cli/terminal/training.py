@@ -20,7 +20,7 @@ from mlx_eagle.cli.terminal.training_figures import (
 )
 from mlx_eagle.training.plan import Plan
 from mlx_eagle.training.recipe import Watch
-from mlx_eagle.training.reports import Measurement, UpdateReport
+from mlx_eagle.training.run.reports import Measurement, UpdateReport
 
 BETWEEN_LINES = 15.0  # seconds, where there is no terminal
 BAR = 30  # columns

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlx_eagle.training.plan import Plan
-    from mlx_eagle.training.reports import Measurement, UpdateReport
+    from mlx_eagle.training.run.reports import Measurement, UpdateReport
 
 RECENT = 50  # reports that a speed is the mean of
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.config import HeadConfig, MedusaConfig
-from mlx_eagle.training import losses
-from mlx_eagle.training.objectives import STEPS
+from mlx_eagle.training.objectives import losses
+from mlx_eagle.training.objectives.eagle3 import STEPS
 from mlx_eagle.training.options import DataOptions, HeadOptions, LoopOptions
 
 MARGIN = 4 / 3  # of what a training may take to what is counted here

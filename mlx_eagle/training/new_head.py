@@ -9,8 +9,8 @@ from mlx_eagle.heads.config import HeadConfig, MedusaConfig, problems
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.heads.load import Head
 from mlx_eagle.heads.medusa import MedusaHead
+from mlx_eagle.training.objectives.teacher import Teacher
 from mlx_eagle.training.options import HeadOptions
-from mlx_eagle.training.teacher import Teacher
 
 FROZEN = ("draft_to_target", "mask_hidden")  # arrays of a head that are no weights
 

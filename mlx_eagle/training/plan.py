@@ -6,14 +6,14 @@ from typing import NamedTuple
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.config import ALGORITHMS
 from mlx_eagle.heads.load import Head
-from mlx_eagle.training.checkpoint import trained_arrays
-from mlx_eagle.training.corpus import Corpus
+from mlx_eagle.training.features.row_data import count_updates
 from mlx_eagle.training.memory import MemoryEstimate, check_memory, estimate_memory
 from mlx_eagle.training.options import HeadOptions
-from mlx_eagle.training.packing import Batches
 from mlx_eagle.training.read_target import ReadTarget
 from mlx_eagle.training.recipe import Recipe
-from mlx_eagle.training.row_data import count_updates
+from mlx_eagle.training.run.checkpoint import trained_arrays
+from mlx_eagle.training.texts.corpus import Corpus
+from mlx_eagle.training.texts.packing import Batches
 
 
 class Plan(NamedTuple):

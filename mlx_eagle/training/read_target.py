@@ -11,8 +11,8 @@ from mlx_eagle.session.limits import model_context_length
 from mlx_eagle.target.load import load_target, precision
 from mlx_eagle.target.target import Target
 from mlx_eagle.training.new_head import TargetSizes
+from mlx_eagle.training.objectives.teacher import Teacher
 from mlx_eagle.training.recipe import Recipe
-from mlx_eagle.training.teacher import Teacher
 
 
 class ReadTarget(NamedTuple):

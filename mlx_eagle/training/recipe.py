@@ -10,7 +10,7 @@ from mlx_eagle.training.options import DataOptions, HeadOptions, LoopOptions
 
 if TYPE_CHECKING:
     from mlx_eagle.training.plan import Plan
-    from mlx_eagle.training.reports import Measurement, UpdateReport
+    from mlx_eagle.training.run.reports import Measurement, UpdateReport
 
 Progress = Callable[[str, int, int, float], None]
 

@@ -11,12 +11,12 @@ from mlx.utils import tree_flatten
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.load import Head, load_head
 from mlx_eagle.hub.head_choice import prepare_head
-from mlx_eagle.training.corpus import Corpus
-from mlx_eagle.training.draft_vocabulary import count_tokens, draft_vocabulary
 from mlx_eagle.training.new_head import head_taps, make_head, unfreeze_weights
 from mlx_eagle.training.options import HeadOptions
 from mlx_eagle.training.read_target import ReadTarget
 from mlx_eagle.training.recipe import Recipe, Watch
+from mlx_eagle.training.texts.corpus import Corpus
+from mlx_eagle.training.texts.draft_vocabulary import count_tokens, draft_vocabulary
 
 
 def head_to_go_on_with(recipe: Recipe, read: ReadTarget, watch: Watch) -> Head | None:

@@ -24,23 +24,23 @@ from mlx_eagle.session.prompt import Template
 from mlx_eagle.target.target import Target
 from mlx_eagle.training.allocator import keep_freed_memory
 from mlx_eagle.training.batch import Example
-from mlx_eagle.training.checkpoint import load_checkpoint, newest_checkpoint
-from mlx_eagle.training.corpus import Corpus, read_corpus
-from mlx_eagle.training.feature_source import ComputedFeatures, FeatureSource
-from mlx_eagle.training.feature_store import FeatureStore, bytes_text, contents_of
-from mlx_eagle.training.features import compute, tap_for_features
-from mlx_eagle.training.loop import Outcome, Run, train
-from mlx_eagle.training.mixed_precision import in_precision
-from mlx_eagle.training.objectives import make_objective
+from mlx_eagle.training.features.compute import compute, tap_for_features
+from mlx_eagle.training.features.row_data import RowData, Texts
+from mlx_eagle.training.features.source import ComputedFeatures, FeatureSource
+from mlx_eagle.training.features.store import FeatureStore, bytes_text, contents_of
+from mlx_eagle.training.objectives.eagle3 import make_objective
+from mlx_eagle.training.objectives.mixed_precision import in_precision
 from mlx_eagle.training.options import HeadOptions, LoopOptions
 from mlx_eagle.training.plan import plan_training
-from mlx_eagle.training.processes import Processes
 from mlx_eagle.training.read_target import ReadTarget, read_target
 from mlx_eagle.training.recipe import SILENT, Recipe, Watch
-from mlx_eagle.training.row_data import RowData, Texts
-from mlx_eagle.training.run_folder import MEASUREMENTS, RunFolder
+from mlx_eagle.training.run.checkpoint import load_checkpoint, newest_checkpoint
+from mlx_eagle.training.run.folder import MEASUREMENTS, RunFolder
+from mlx_eagle.training.run.loop import Outcome, Run, train
+from mlx_eagle.training.run.processes import Processes
 from mlx_eagle.training.start_head import first_head, head_to_go_on_with
-from mlx_eagle.training.target_answers import Respondent
+from mlx_eagle.training.texts.corpus import Corpus, read_corpus
+from mlx_eagle.training.texts.target_answers import Respondent
 from mlx_eagle.training.write_head import FOR_DECODING, quantization_of, write_trained
 
 

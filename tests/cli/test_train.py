@@ -19,7 +19,7 @@ import pytest
 
 import mlx_eagle
 from command_line import Finished, run_here
-from mlx_eagle.training.checkpoint import newest_checkpoint
+from mlx_eagle.training.run.checkpoint import newest_checkpoint
 from mlx_eagle.tree_shape import TreeShape
 from training_files import DEMO, write_conversations, write_tiny_target
 
@@ -107,7 +107,7 @@ def test_a_training_that_is_finished_is_not_done_again(place: Path, trained: Pat
 def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_same_weights(
     place: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlx_eagle.training import loop
+    from mlx_eagle.training.run import loop
 
     def report(self: Any, *figures: Any) -> None:
         reported(self, *figures)
@@ -251,12 +251,12 @@ def test_a_full_disk_is_one_line_and_keeps_what_is_complete(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("mlx_eagle.training.feature_store.write_shard", full)
+        patch.setattr("mlx_eagle.training.features.store.write_shard", full)
         stopped = train(place, tmp_path / "out")
     assert stopped.returncode == 1
     assert "the disk is full. 0 of 1 shards are kept: free" in stopped.stderr.splitlines()[-1]
     with monkeypatch.context() as patch:
-        patch.setattr("mlx_eagle.training.checkpoint._write", full)
+        patch.setattr("mlx_eagle.training.run.checkpoint._write", full)
         stopped = train(place, tmp_path / "out")
     assert stopped.returncode == 1
     assert re.fullmatch(r"error: cannot write .*: No space left.*", stopped.stderr.splitlines()[-1])

@@ -17,10 +17,10 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_eagle.training.batch import Batch, Figures
-from mlx_eagle.training.loop import Run, train
 from mlx_eagle.training.options import LoopOptions
-from mlx_eagle.training.processes import Processes
-from mlx_eagle.training.run_folder import RunFolder
+from mlx_eagle.training.run.folder import RunFolder
+from mlx_eagle.training.run.loop import Run, train
+from mlx_eagle.training.run.processes import Processes
 
 WIDTH, LENGTH, STEPS, UPDATES = 6, 5, 2, 12
 OPTIONS = {"batch": 2, "accumulate": 2, "save_every": 3, "measure_every": 4}

@@ -11,10 +11,10 @@ from mlx.utils import tree_flatten
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.config import HeadConfig
 from mlx_eagle.heads.eagle import EagleHead
-from mlx_eagle.training.checkpoint import optimizer_arrays, trained_arrays
 from mlx_eagle.training.memory import MemoryEstimate, check_memory, estimate_memory
-from mlx_eagle.training.optimizer import make_optimizer
 from mlx_eagle.training.options import DataOptions, HeadOptions, LoopOptions
+from mlx_eagle.training.run.checkpoint import optimizer_arrays, trained_arrays
+from mlx_eagle.training.run.optimizer import make_optimizer
 from tiny_models import tiny_head_config
 
 DATA, HEAD, LOOP = DataOptions(length=64), HeadOptions(), LoopOptions()

@@ -9,8 +9,8 @@ from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.heads.medusa import MedusaHead
 from mlx_eagle.training.new_head import TargetSizes, head_taps, make_head, unfreeze_weights
+from mlx_eagle.training.objectives.teacher import Teacher
 from mlx_eagle.training.options import HeadOptions
-from mlx_eagle.training.teacher import Teacher
 from training_cases import tiny_target
 
 CONFIG = {

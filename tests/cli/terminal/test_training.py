@@ -8,7 +8,7 @@ from rich.console import Console
 
 from mlx_eagle.cli.terminal.training import BETWEEN_LINES, TrainingDisplay
 from mlx_eagle.cli.terminal.training_figures import Pace, Stage, Updates, duration
-from mlx_eagle.training.reports import Measurement, UpdateReport
+from mlx_eagle.training.run.reports import Measurement, UpdateReport
 
 
 class Clock:

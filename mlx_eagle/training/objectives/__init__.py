@@ -1,0 +1,1 @@
+"""What a head is trained towards: losses, and what they are computed from."""

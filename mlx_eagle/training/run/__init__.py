@@ -1,0 +1,1 @@
+"""A training as it goes on: updates, measurements, checkpoints, one process or several."""

@@ -1,0 +1,146 @@
+"""The texts of a training: read, split, answered by the target where need be, and encoded."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mlx_eagle.errors import EagleError
+from mlx_eagle.training.batch import Example
+from mlx_eagle.training.recipe import Progress
+from mlx_eagle.training.texts.answer_examples import answer_examples
+from mlx_eagle.training.texts.answer_file import Tally, read_answers
+from mlx_eagle.training.texts.conversations import Conversation, read_conversations
+from mlx_eagle.training.texts.examples import Encoder
+from mlx_eagle.training.texts.split import split, without_repeats
+from mlx_eagle.training.texts.target_answers import Respondent, write_answers
+
+
+class Corpus(NamedTuple):
+    """Texts as tokens.
+
+    Attributes:
+        train: to train on.
+        heldout: to measure on.
+        remarks: what was left out or cut, a line each.
+    """
+
+    train: list[Example]
+    heldout: list[Example]
+    remarks: list[str]
+
+
+def read_corpus(
+    files: Sequence[Path],
+    heldout: Sequence[Path],
+    respondent: Respondent,
+    folder: Path,
+    progress: Progress,
+) -> Corpus:
+    """Return the texts of some files, in part held out.
+
+    Args:
+        files: as `read_conversations` takes them.
+        heldout: files to measure on; where there are none, a share of the others is held out.
+        respondent: the target, which answers what has no answer, or everything; its options say.
+        folder: where its answers are kept.
+        progress: as in `Watch`; "texts" and "answers" count conversations.
+
+    Raises:
+        EagleError: if a file cannot be used, or nothing is left to train on.
+    """
+    data = respondent.options
+    share = 0.0 if heldout else data.heldout
+    parts = split(read_conversations(files), share, respondent.seed)
+    if heldout:
+        parts = parts._replace(heldout=without_repeats(read_conversations(heldout))[0])
+    remarks = [f"{parts.n_repeated} conversations repeat others: left out"] * bool(parts.n_repeated)
+    found = list[list[Example]]()
+    for name, conversations in (("train", parts.train), ("heldout", parts.heldout)):
+        to_answer = [c for c in conversations if _is_answered_anew(c, data.answers)]
+        given = [c for c in conversations if not _is_answered_anew(c, data.answers)]
+        encoder = Encoder(
+            respondent.tokenizer,
+            context=respondent.max_context,
+            train_on=data.train_on,
+            template_args=respondent.template.args,
+        )
+        examples = _encoded(encoder, given, progress)
+        remarks += _remarks_of_examples(name, encoder, respondent.max_context)
+        if to_answer:
+            texts, tally = _answered(
+                to_answer, respondent, folder / f"answers-{name}.jsonl", progress
+            )
+            examples += texts
+            remarks += _remarks_of_answers(name, tally)
+        found.append(examples)
+    if not any(example.trained.any() for example in found[0]):
+        raise EagleError(
+            "nothing is left to train on: the data holds no answer; let the target write them "
+            "with --answers target, or train on everything with --train-on all"
+        )
+    train, heldout_texts = found
+    return Corpus(train, heldout_texts, remarks)
+
+
+def _is_answered_anew(conversation: Conversation, answers: str) -> bool:
+    """Say whether the target answers a conversation, or what stands in it is taken."""
+    if not conversation.messages or answers == "given":
+        return False
+    return answers == "target" or not conversation.has_answer
+
+
+def _encoded(
+    encoder: Encoder, conversations: Sequence[Conversation], progress: Progress
+) -> list[Example]:
+    """Return conversations as tokens."""
+    found = list[Example]()
+    for done, conversation in enumerate(conversations, start=1):
+        found += encoder.examples([conversation])
+        progress("texts", done, len(conversations), 0)
+    return found
+
+
+def _answered(
+    conversations: Sequence[Conversation],
+    respondent: Respondent,
+    file: Path,
+    progress: Progress,
+) -> tuple[list[Example], Tally]:
+    """Return the texts of conversations that the target answers, and what came of them."""
+    messages = [conversation.messages for conversation in conversations]
+    tally = write_answers(respondent, messages, file, lambda *done: progress("answers", *done))
+    template = respondent.template
+    texts = [
+        text
+        for answered in read_answers(file)
+        for text in answer_examples(answered, respondent.tokenizer, template)
+    ]
+    return texts, tally
+
+
+def _remarks_of_examples(name: str, encoder: Encoder, context: int | None) -> list[str]:
+    """Return what became of conversations whose answers were given, a line for each kind."""
+    counts = encoder.counts
+    said = {
+        f"are longer than the target's context of {context} tokens: cut": counts.cut,
+        "have earlier answers that the chat template rewrites: the last one is trained on": (
+            counts.last_only
+        ),
+        "have no answer: nothing of them is trained on": counts.unanswered,
+        "have a system prompt, which the chat template does not take: put into the first "
+        "question": counts.without_system,
+        "were cut before their first answer: nothing of them is trained on": counts.untrained,
+    }
+    return [f"{name}: {n} conversations {what}" for what, n in said.items() if n]
+
+
+def _remarks_of_answers(name: str, tally: Tally) -> list[str]:
+    """Return what became of conversations that the target answered, a line for each kind."""
+    remarks = [f"{name}: the target wrote {tally.answers} answers, {tally.tokens} tokens"]
+    if tally.cut:
+        remarks.append(
+            f"{name}: {tally.cut} answers were ended by the limit, {tally.looping} of them in a "
+            "loop"
+        )
+    reasons = tally.left_out.items()
+    return remarks + [f"{name}: {n} conversations were left out: {why}" for why, n in reasons]

@@ -1,0 +1,104 @@
+"""Texts from files: what is held out, what the target answers, and what is said of the rest."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_eagle.errors import EagleError
+from mlx_eagle.session.prompt import encode
+from mlx_eagle.target.load import load_target
+from mlx_eagle.training.options import DataOptions
+from mlx_eagle.training.texts.corpus import Corpus, read_corpus
+from mlx_eagle.training.texts.target_answers import Respondent
+from training_files import write_conversations, write_tiny_target
+
+N = 8
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """A tiny random target and its tokenizer."""
+    folder = write_tiny_target(tmp_path_factory.mktemp("corpus") / "target")
+    target, tokenizer = load_target(folder)
+    return target.network, tokenizer
+
+
+def read(
+    loaded: tuple[Any, Any], files: list[Path], folder: Path, *heldout: Path, **options: Any
+) -> Corpus:
+    kept = {"answer_tokens": 4, "heldout": 0.25} | options
+    respondent = Respondent(*loaded, "tiny", 256, DataOptions(**kept))
+    return read_corpus(files, heldout, respondent, folder, lambda *_: None)
+
+
+def trained_text(loaded: tuple[Any, Any], corpus: Corpus) -> list[str]:
+    """What is trained on of each text, as text."""
+    tokens = [example.tokens[example.trained].tolist() for example in corpus.train]
+    return [loaded[1].decode(ids) for ids in tokens]
+
+
+def test_given_answers_are_trained_on_as_they_are(loaded: tuple[Any, Any], tmp_path: Path) -> None:
+    file = write_conversations(tmp_path / "texts.jsonl", N)
+    corpus = read(loaded, [file], tmp_path)
+    assert len(corpus.train) + len(corpus.heldout) == N
+    assert corpus.heldout, "a quarter of eight questions"
+    assert all(text.startswith("It copies ") for text in trained_text(loaded, corpus))
+    assert not (tmp_path / "answers-train.jsonl").exists()
+
+
+def test_the_target_answers_what_has_no_answer_and_only_that(
+    loaded: tuple[Any, Any], tmp_path: Path
+) -> None:
+    given = write_conversations(tmp_path / "given.jsonl", N)
+    asked = write_conversations(tmp_path / "asked.jsonl", 3, answered=False)
+    corpus = read(loaded, [given, asked], tmp_path, heldout=0.0)
+    texts = trained_text(loaded, corpus)
+    assert sum(text.startswith("It copies ") for text in texts) == N
+    own = [json.loads(line) for line in (tmp_path / "answers-train.jsonl").read_text().splitlines()]
+    prompts = {tuple(encode(loaded[1], line["messages"][:1])) for line in own}
+    assert len(prompts) == 3
+    for prompt in prompts:  # the target's tokens stand where it wrote them
+        starts = [e for e in corpus.train if tuple(e.tokens[: len(prompt)]) == prompt]
+        assert any(
+            not e.trained[: len(prompt)].any() and e.trained[len(prompt) :].all() for e in starts
+        )
+
+
+def test_the_target_can_answer_everything_anew(loaded: tuple[Any, Any], tmp_path: Path) -> None:
+    file = write_conversations(tmp_path / "texts.jsonl", N)
+    corpus = read(loaded, [file], tmp_path, answers="target")
+    assert not any(text.startswith("It copies ") for text in trained_text(loaded, corpus))
+    assert any("the target wrote" in remark for remark in corpus.remarks)
+
+
+def test_other_files_can_be_held_out(loaded: tuple[Any, Any], tmp_path: Path) -> None:
+    train = write_conversations(tmp_path / "train.jsonl", N)
+    heldout = write_conversations(tmp_path / "heldout.jsonl", 3)
+    corpus = read(loaded, [train], tmp_path, heldout)
+    assert (len(corpus.train), len(corpus.heldout)) == (N, 3)
+
+
+def test_repeats_and_cuts_are_told(loaded: tuple[Any, Any], tmp_path: Path) -> None:
+    file = write_conversations(tmp_path / "texts.jsonl", 2)
+    long = {
+        "messages": [
+            {"role": "user", "content": "Why?"},
+            {"role": "assistant", "content": "because " * 300},
+        ]
+    }
+    file.write_text(file.read_text() * 2 + json.dumps(long) + "\n")
+    corpus = read(loaded, [file], tmp_path, heldout=0.0)
+    assert "2 conversations repeat others: left out" in corpus.remarks
+    assert any(
+        "1 conversations are longer than the target's context of 256 tokens: cut" in remark
+        for remark in corpus.remarks
+    )
+    assert max(len(example.tokens) for example in corpus.train) == 256
+
+
+def test_questions_alone_are_nothing_to_train_on(loaded: tuple[Any, Any], tmp_path: Path) -> None:
+    file = write_conversations(tmp_path / "asked.jsonl", 3, answered=False)
+    with pytest.raises(EagleError, match="nothing is left to train on.* --answers target"):
+        read(loaded, [file], tmp_path, answers="given")
