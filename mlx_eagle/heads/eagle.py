@@ -123,7 +123,7 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = _norm(config.hidden_size, config)
 
     def __call__(self, x: mx.array, cache: LayerCache) -> mx.array:
-        """Return the layer's output [1, L, h] for x of the same shape."""
+        """Return the layer's output [B, L, h] for x of the same shape."""
         h = x + self.self_attn(self.input_layernorm(x), cache)
         return h + self.mlp(self.post_attention_layernorm(h))
 
@@ -142,16 +142,16 @@ class FirstLayer(nn.Module):
         self.post_attention_layernorm = _norm(config.hidden_size, config)
 
     def __call__(self, embeddings: mx.array, hidden: mx.array, cache: LayerCache) -> mx.array:
-        """Return the layer's output [1, L, h] for embeddings and hidden of the same shape."""
+        """Return the layer's output [B, L, h] for embeddings and hidden of the same shape."""
         normed = self.hidden_norm(self.input_layernorm(hidden) if self.double_norm else hidden)
         residual = normed if self.norm_before_residual else hidden
-        x = mx.concatenate([self.input_layernorm(embeddings), normed], axis=-1)  # [1, L, 2h]
+        x = mx.concatenate([self.input_layernorm(embeddings), normed], axis=-1)  # [B, L, 2h]
         h = residual + self.self_attn(x, cache)
         return h + self.mlp(self.post_attention_layernorm(h))
 
 
 class HeadOutput(NamedTuple):
-    """What one step gives: `normed` is for the logits, `feedback` for the next step; [1, L, h]."""
+    """What one step gives: `normed` is for the logits, `feedback` for the next step; [B, L, h]."""
 
     normed: mx.array
     feedback: mx.array
@@ -246,7 +246,7 @@ class EagleHead(nn.Module):
         return TreeCache([MovingSinkKVCache(rope, window, n) for rope, n in sinks])
 
     def fuse(self, taps: mx.array) -> mx.array:
-        """Turn taps [1, L, A * D], shallowest first, into hidden states [1, L, h]."""
+        """Turn taps [B, L, A * D], shallowest first, into hidden states [B, L, h]."""
         if not self.config.fuse_taps:
             return taps
         if self.config.norm_before_fc:
@@ -279,7 +279,7 @@ class EagleHead(nn.Module):
         """
         first, *later = self.layers
         if self.config.algorithm == "eagle":
-            joined = self.fc(mx.concatenate([embeddings, hidden], axis=-1))  # [1, L, h]
+            joined = self.fc(mx.concatenate([embeddings, hidden], axis=-1))  # [B, L, h]
             x = first(joined, cache.layers[0])
         else:
             x = first(embeddings, hidden, cache.layers[0])

@@ -147,12 +147,14 @@ def _attention(view: _View) -> Callable[..., tuple[mx.array, mx.array]]:
         parts = _Parts.of(view, queries, keys, values, own)
         d_output, output = (x.reshape(parts.queries.shape) for x in (cotangents[0], outputs[0]))
         # The gradient of a softmax needs sum_j p_j dp_j, which is the output times its gradient.
-        mean = (d_output * output).sum(-1, keepdims=True)
+        mean = (d_output.astype(mx.float32) * output.astype(mx.float32)).sum(-1, keepdims=True)
         total = _Gradients.none(parts)
         for rows in parts.blocks:
             before = (total.queries[-1], total.keys[0], total.values[0]) if total.queries else ()
             total.add(parts.after(before), rows, d_output[:, :, :, rows], mean, outputs[1])
-        return total.joined(queries.shape)
+        found = total.joined(queries.shape)
+        # Kernels further back take the type of what they are given for that of their input.
+        return [d.astype(x.dtype) for d, x in zip(found, primals, strict=True)]
 
     return cast(Callable[..., tuple[mx.array, mx.array]], attend)
 
@@ -252,7 +254,8 @@ class _Gradients(NamedTuple):
         mean, total = mean[:, :, :, rows], total[:, :, :, rows]
         scores, own = parts.scores(rows)
         shares = exponential(scores - total)
-        d_scores = _times(d_out, parts.values[:, :, seen].swapaxes(-1, -2)) - mean
+        d_shares = _times(d_out, parts.values[:, :, seen].swapaxes(-1, -2))
+        d_scores = d_shares.astype(mx.float32) - mean
         d_scores = (shares * d_scores).astype(queries.dtype)
         d_queries = _times(d_scores, parts.keys[:, :, seen])
         self.keys[0][:, :, seen] += _times_rows(d_scores, queries)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from mlx_eagle.errors import EagleError
+from mlx_eagle.heads import unroll
 from mlx_eagle.heads.config import HeadConfig, MedusaConfig
 from mlx_eagle.training.objectives import losses
 from mlx_eagle.training.objectives.eagle3 import STEPS
@@ -18,7 +19,6 @@ from mlx_eagle.training.options import DataOptions, HeadOptions, LoopOptions
 MARGIN = 4 / 3  # of what a training may take to what is counted here
 FLOAT = 4  # bytes of a trained weight, its gradient, and what the optimizer keeps
 GIGABYTE = 1e9
-BLOCK_ROWS = 512  # of attention scores that exist at the same time
 COPIES = 4  # of such a block: before and after the softmax, and their gradients
 
 
@@ -88,13 +88,16 @@ def estimate_memory(
     )
 
 
-def check_memory(estimate: MemoryEstimate, available: int, loop: LoopOptions) -> None:
+def check_memory(
+    estimate: MemoryEstimate, available: int, options: HeadOptions, loop: LoopOptions
+) -> None:
     """Raise if a training may take more memory than there is.
 
     Args:
         estimate: what it will take.
         available: bytes that it may take, without the target's.
-        loop: tells which advice is left to give.
+        options: what is trained.
+        loop: tells, as they do, which advice is left to give.
 
     Raises:
         EagleError: with what takes most, and what to change.
@@ -102,11 +105,12 @@ def check_memory(estimate: MemoryEstimate, available: int, loop: LoopOptions) ->
     if estimate.most <= available:
         return
     name, most = max(estimate._asdict().items(), key=lambda item: item[1])
+    is_eagle3 = options.algorithm == "eagle3"
     advice = [
-        *(["--recompute"] if not loop.recompute else []),
+        *(["--recompute"] if is_eagle3 and not loop.recompute else []),
         *([f"--batch {loop.batch // 2} with --accumulate"] if loop.batch > 1 else []),
         "a smaller --length",
-        "a smaller --draft-vocab",
+        *(["a smaller --draft-vocab"] if is_eagle3 else []),
         *(["--optimizer muon"] if loop.optimizer == "adamw" else []),
     ]
     raise EagleError(
@@ -158,5 +162,5 @@ def _activations(
     small = 4 * h + 2 * kv * config.num_hidden_layers
     is_small = loop.recompute and options.algorithm == "eagle3"
     kept = steps * small + whole if is_small else steps * whole
-    scores = COPIES * loop.batch * config.num_attention_heads * min(BLOCK_ROWS, length) * length
+    scores = COPIES * loop.batch * config.num_attention_heads * min(unroll.BLOCK, length) * length
     return rows * kept + scores

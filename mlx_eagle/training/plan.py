@@ -79,7 +79,7 @@ def plan_training(
     shapes = {name: weight.shape for name, weight in trained_arrays(head).items()}
     memory = estimate_memory(head.config, shapes, recipe.data, options, loop)
     if recipe.memory_limit is not None:
-        check_memory(memory, recipe.memory_limit - read.n_bytes, loop)
+        check_memory(memory, recipe.memory_limit - read.n_bytes, options, loop)
     return Plan(
         kind=ALGORITHMS[head.config.algorithm],
         n_parameters=sum(math.prod(shape) for shape in shapes.values()),

@@ -184,7 +184,13 @@ def _run(
         options=recipe.loop,
         n_updates=data.n_updates,
         folder=folder,
-        fingerprint=folder.options() | {"processes": processes.size, "updates": data.n_updates},
+        fingerprint=folder.options()
+        | {
+            "processes": processes.size,
+            "updates": data.n_updates,
+            "target": read.identity,
+            "computed in": str(_compute_type(recipe.loop)),
+        },
         watch=watch.report,
         processes=processes,
     )

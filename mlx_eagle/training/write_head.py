@@ -5,6 +5,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from mlx_eagle.convert.heads import quantized, write_head
 from mlx_eagle.convert.target_facts import TargetFacts
@@ -51,6 +52,10 @@ def write_trained(
         "doubts": {},
     }
     head.set_dtype(mx.float16)
+    weights: dict[str, mx.array] = dict(tree_flatten(head.parameters()))
+    too_large = [name for name, weight in weights.items() if not mx.isfinite(weight).all()]
+    if too_large:
+        raise EagleError(f"weights of the head are beyond float16: {', '.join(too_large)}")
     if not (out / FULL).exists():
         _write(head, config, out / FULL)
     quantization = quantization_of(head, bits)

@@ -90,9 +90,9 @@ def test_older_kinds_of_heads_keep_the_logits_of_every_step_and_recompute_nothin
 
 def test_a_training_that_is_too_large_is_refused_with_advice() -> None:
     found = MemoryEstimate(1, 1, 1, int(5e9), 1, 1)
-    check_memory(found, int(6.7e9), LOOP)
+    check_memory(found, int(6.7e9), HeadOptions(), LOOP)
     with pytest.raises(EagleError) as caught:
-        check_memory(found, int(6e9), LOOP)
+        check_memory(found, int(6e9), HeadOptions(), LOOP)
     assert re.fullmatch(
         r"training may take 6.7 GB besides the target \(an estimate with a third added; most of "
         r"it: activations, 5.0 GB\), and 6.0 GB are there: use --recompute, --batch 2 with "
@@ -101,7 +101,15 @@ def test_a_training_that_is_too_large_is_refused_with_advice() -> None:
     )
 
 
+def test_older_kinds_of_heads_are_not_advised_what_does_not_help_them() -> None:
+    nothing = MemoryEstimate(1, 1, 1, 1, 1, 1)
+    with pytest.raises(EagleError) as refusal:
+        check_memory(nothing, 0, HeadOptions(algorithm="hass"), LOOP)
+    assert "--recompute" not in str(refusal.value)
+    assert "--draft-vocab" not in str(refusal.value)
+
+
 def test_advice_that_is_followed_already_is_not_given_again() -> None:
     loop = LoopOptions(recompute=True, batch=1)
     with pytest.raises(EagleError, match="use a smaller --length or a smaller --draft-vocab"):
-        check_memory(MemoryEstimate(1, 1, 1, 1, 1, 1), 0, loop)
+        check_memory(MemoryEstimate(1, 1, 1, 1, 1, 1), 0, HeadOptions(), loop)

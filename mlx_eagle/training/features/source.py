@@ -46,8 +46,9 @@ class ComputedFeatures:
 
     def read(self, example: int, start: int, stop: int) -> Features:
         """Return the features of the tokens `start` to `stop` - 1 of a text."""
-        if example not in self._newest:
-            self._newest[example] = self._compute(self._examples[example].tokens)
+        held = self._newest.get(example)
+        if held is None or len(held.choices) < stop:  # of a long text no more than is needed
+            self._newest[example] = self._compute(self._examples[example].tokens[:stop])
         self._newest.move_to_end(example)
         if len(self._newest) > self._most_texts:
             self._newest.popitem(last=False)

@@ -3,7 +3,7 @@
 EAGLE-3's training-time test is written down here (arXiv 2503.01840, section 3.2). Start t of a row
 reads the target's taps at token t and the token t + 1; step i of it reads the token t + 1 + i, and
 should foresee what the target makes of it: its distribution at t + 1 + i. The older objectives are
-in `older_objectives.py`.
+in `older.py`.
 """
 
 import mlx.core as mx
@@ -63,7 +63,9 @@ def eagle3_objective(
             (counted & (choice >= 0)).astype(mx.float32) / batch.tokens.size
             for counted, choice in zip(counts, wanted, strict=True)
         ]
-        normed = unrolled(head, batch, embed(batch.tokens), steps, recompute)
+        normed = unrolled(
+            head, batch, embed(batch.tokens).astype(batch.taps.dtype), steps, recompute
+        )
         rows = head.lm_head.weight if borrowed is None else borrowed.astype(normed[0].dtype)
         losses = soft_cross_entropy(normed, rows, teacher_probs, weights, factors)
         hits = [

@@ -56,7 +56,7 @@ def soft_cross_entropy(
     Row t of step i is compared with the teacher's row t + 1 + i, or with zeros beyond the end.
 
     Args:
-        hidden: K times [B, L, h].
+        hidden: K times [B, L, h]; what is made of them is computed in float32.
         weight: [W, h], of the output layer.
         teacher: [B, L, W] float32, probabilities; nothing is differentiated through it.
         weights: K times [B, L] float32: of each row in its step's loss.
@@ -75,11 +75,14 @@ def _fused(factors: list[float]) -> Any:
     @mx.custom_function
     def fused(*inputs: mx.array) -> list[mx.array]:
         hidden, (weight, teacher), weights = inputs[:n], inputs[n : n + 2], inputs[n + 2 :]
+        # In 16 bits, products of a head and a teacher that agree would differ by rounding alone.
+        dtypes = [x.dtype for x in (*hidden, weight)]
+        exact, weight = [x.astype(mx.float32) for x in hidden], weight.astype(mx.float32)
         # What the teacher's rows make of the weight serves every step's loss and gradient.
-        taught = teacher.astype(weight.dtype) @ weight  # [B, L + K, h]
+        taught = teacher @ weight  # [B, L + K, h]
         steps = [
             _Step(x, weight, taught[:, 1 + i : 1 + i + x.shape[1]], w, factors[i])
-            for i, (x, w) in enumerate(zip(hidden, weights, strict=True))
+            for i, (x, w) in enumerate(zip(exact, weights, strict=True))
         ]
         found = list[_Rows]()
         for step in steps:
@@ -87,8 +90,9 @@ def _fused(factors: list[float]) -> Any:
         each = mx.stack([rows.loss for rows in found])
         total = (mx.array(factors) * each).sum()
         d_weight = added(rows.d_weight for rows in found) - _taught_gradient(steps, teacher)
-        rest = [[rows.likeliest for rows in found], [rows.d_hidden for rows in found]]
-        return [total, each, *rest[0], *rest[1], d_weight.astype(weight.dtype)]
+        gradients = [*(rows.d_hidden for rows in found), d_weight]
+        in_type = [d.astype(dtype) for d, dtype in zip(gradients, dtypes, strict=True)]
+        return [total, each, *(rows.likeliest for rows in found), *in_type]
 
     @fused.vjp
     def gradient(primals: Any, cotangents: Any, outputs: Any) -> list[mx.array]:
@@ -109,7 +113,7 @@ class _Rows(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """The inputs of one step's loss."""
+    """The inputs of one step's loss, float32."""
 
     hidden: mx.array  # [B, L, h]
     weight: mx.array  # [W, h]
@@ -143,18 +147,18 @@ class _Step(NamedTuple):
         """
         rows = slice(start, start + BLOCK)
         x, taught, w = self.hidden[:, rows], self.taught[:, rows], self.weights[:, rows, None]
-        logits = (x @ self.weight.T).astype(mx.float32)  # [B, n, W]
+        logits = x @ self.weight.T  # [B, n, W]
         likeliest = logits.argmax(-1, keepdims=True)
         highest = mx.take_along_axis(logits, likeliest, axis=-1)
         raised = exponential(logits - highest)
         total = raised.sum(-1, keepdims=True)
-        expected = (x.astype(mx.float32) * taught.astype(mx.float32)).sum(-1, keepdims=True)
+        expected = (x * taught).sum(-1, keepdims=True)
         loss = (w * (highest + mx.log(total) - expected)).sum()
-        raised, scale = raised.astype(x.dtype), w * self.factor / total
+        scale = w * self.factor / total
         d_hidden = (raised @ self.weight) * scale - taught * (w * self.factor)
-        flat, flat_x = raised.reshape(-1, raised.shape[-1]), (x * scale).astype(x.dtype)
-        d_weight = (flat.T @ flat_x.reshape(-1, x.shape[-1])).astype(mx.float32)
-        return _Rows(loss, likeliest[..., 0], d_hidden.astype(x.dtype), d_weight)
+        flat = raised.reshape(-1, raised.shape[-1])
+        d_weight = flat.T @ (x * scale).reshape(-1, x.shape[-1])
+        return _Rows(loss, likeliest[..., 0], d_hidden, d_weight)
 
 
 def _taught_gradient(steps: list[_Step], teacher: mx.array) -> mx.array:
@@ -164,7 +168,7 @@ def _taught_gradient(steps: list[_Step], teacher: mx.array) -> mx.array:
     for i, step in enumerate(steps):
         rows = step.hidden * (step.weights[..., None] * step.factor)
         seen.append(mx.pad(rows, [(0, 0), (1 + i, n - 1 - i), (0, 0)]))
-    flat = added(seen).astype(teacher.dtype).reshape(-1, seen[0].shape[-1])
+    flat = added(seen).reshape(-1, seen[0].shape[-1])
     return teacher.reshape(-1, width).T @ flat
 
 

@@ -31,9 +31,11 @@ def eagle_objective(
     another's states.
     """
     logits, is_hass = teacher.logits_of(), options.algorithm == "hass"
+    embed = head.embed_tokens if head.config.own_embedding else teacher.embedding
+    unembed = head.lm_head if head.config.own_lm_head else logits
 
     def objective(batch: Batch) -> tuple[mx.array, Figures]:
-        embeddings = mx.stop_gradient(teacher.embedding(batch.tokens))
+        embeddings = mx.stop_gradient(embed(batch.tokens).astype(batch.final.dtype))
         cache, hidden = UnrolledCache.of(head, batch.texts), batch.final
         if options.noise and not is_hass:
             noise = mx.random.uniform(-options.noise, options.noise, hidden.shape)
@@ -43,7 +45,7 @@ def eagle_objective(
             out = head(hidden, ahead(embeddings, 1 + i), cache)
             counts, wanted = counted_starts(batch, i), ahead(batch.final, 1 + i)
             weights = counts.astype(mx.float32) / batch.tokens.size
-            drafted = _log_softmax(logits(out.feedback))
+            drafted = _log_softmax(unembed(out.feedback))
             taught = mx.softmax(logits(wanted).astype(mx.float32), axis=-1)
             tokens = TOKEN_WEIGHT * _cross_entropy(taught, drafted)
             if is_hass:

@@ -79,8 +79,10 @@ class OutputRows:
         return mx.dequantize(found["weight"], found["scales"], found.get("biases"), **self._packing)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """Return logits [.., W] for final hidden states x [.., D]."""
+        """Return logits [.., W] for final hidden states x [.., D], in the layer's own type."""
         found = self._arrays
+        own = found["scales" if self._packing else "weight"].dtype
+        x = x.astype(own) if mx.issubdtype(own, mx.floating) else x
         if self._packing:
             scales, biases = found["scales"], found.get("biases")
             out = mx.quantized_matmul(x, found["weight"], scales, biases, **self._packing)
