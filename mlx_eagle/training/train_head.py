@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
+from mlx_eagle.convert.target_facts import TargetFacts
 from mlx_eagle.errors import EagleError
 from mlx_eagle.files.quoting import one_line
 from mlx_eagle.heads.eagle import EagleHead
@@ -88,11 +89,12 @@ def train_head(recipe: Recipe, watch: Watch, *, prepare: bool = False) -> Outcom
         data = _prepare_data(setting, read, head, corpus)
         if prepare:
             return Outcome(0, False, processes.is_first)
-        run = _run(setting, read, head, options, data)
+        run, facts = _run(setting, read, head, options, data), read.facts
+        del read  # what is not needed any more of the target need not stay in memory
         _say_where(folder, watch)
         outcome = train(run)
         if processes.is_first and not outcome.is_interrupted:
-            _write_best(recipe, read, run)
+            _write_best(recipe, facts, run)
     return outcome
 
 
@@ -272,7 +274,7 @@ def _compute_type(loop: LoopOptions) -> mx.Dtype:
     return mx.bfloat16 if loop.precision == "bfloat16" else mx.float32
 
 
-def _write_best(recipe: Recipe, read: ReadTarget, run: Run) -> None:
+def _write_best(recipe: Recipe, target: TargetFacts, run: Run) -> None:
     """Write the weights that were measured best, or the last ones where nothing was measured."""
     best = load_checkpoint(run.folder.best, run.fingerprint)
     measured: dict[str, Any] = {"update": run.n_updates}
@@ -281,4 +283,4 @@ def _write_best(recipe: Recipe, read: ReadTarget, run: Run) -> None:
         measured = {"update": best.update} | best.measured
     about = {"options": run.folder.options(), "measured": measured}
     assert isinstance(run.head, Head), "it was made or loaded here"
-    write_trained(run.head, read.facts, recipe.out, recipe.head_bits, about)
+    write_trained(run.head, target, recipe.out, recipe.head_bits, about)
