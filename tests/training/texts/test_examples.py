@@ -17,7 +17,7 @@ from mlx_eagle.training.texts.answer_spans import Span
 from mlx_eagle.training.texts.conversations import Conversation
 from mlx_eagle.training.texts.examples import Encoder, tokens_and_places
 
-FAMILIES = Path(__file__).parents[1] / "data" / "templates"
+FAMILIES = Path(__file__).parents[2] / "data" / "templates"
 ENDS = {
     "CHATML": "<|im_end|>",
     "LLAMA3": "<|eot|>",
