@@ -109,11 +109,12 @@ def _answered(
     """Return the texts of conversations that the target answers, and what came of them."""
     messages = [conversation.messages for conversation in conversations]
     tally = write_answers(respondent, messages, file, lambda *done: progress("answers", *done))
-    template = respondent.template
+    tokenizer, template = respondent.tokenizer, respondent.template
+    train_on = respondent.options.train_on
     texts = [
         text
         for answered in read_answers(file)
-        for text in answer_examples(answered, respondent.tokenizer, template)
+        for text in answer_examples(answered, tokenizer, template, train_on=train_on)
     ]
     return texts, tally
 

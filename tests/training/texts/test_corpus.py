@@ -73,6 +73,15 @@ def test_the_target_can_answer_everything_anew(loaded: tuple[Any, Any], tmp_path
     assert any("the target wrote" in remark for remark in corpus.remarks)
 
 
+def test_everything_can_be_trained_on_whoever_answers(
+    loaded: tuple[Any, Any], tmp_path: Path
+) -> None:
+    given = write_conversations(tmp_path / "given.jsonl", 2)
+    asked = write_conversations(tmp_path / "asked.jsonl", 3, answered=False)
+    corpus = read(loaded, [given, asked], tmp_path, heldout=0.0, train_on="all")
+    assert len(corpus.train) == 5 and all(text.trained.all() for text in corpus.train)
+
+
 def test_other_files_can_be_held_out(loaded: tuple[Any, Any], tmp_path: Path) -> None:
     train = write_conversations(tmp_path / "train.jsonl", N)
     heldout = write_conversations(tmp_path / "heldout.jsonl", 3)
