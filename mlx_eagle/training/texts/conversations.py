@@ -5,6 +5,7 @@ names the file and the line: data that is left out unnoticed changes what a head
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,8 +40,17 @@ class Conversation(NamedTuple):
 
     @property
     def has_answer(self) -> bool:
-        """Whether it ends in an answer, as a question without one does not."""
-        return bool(self.messages) and self.messages[-1]["role"] == "assistant"
+        """Whether something that was said is answered in it, the last question perhaps not.
+
+        What an assistant says before anybody else has spoken answers nothing.
+        """
+        return any(m["role"] == "assistant" for m in self.messages[self.n_opening :])
+
+    @property
+    def n_opening(self) -> int:
+        """How many messages of an assistant stand before all others."""
+        answers = (message["role"] == "assistant" for message in self.messages)
+        return sum(takewhile(bool, answers))
 
 
 def read_conversations(files: Sequence[Path]) -> Iterator[Conversation]:

@@ -128,6 +128,7 @@ def _remarks_of_examples(name: str, encoder: Encoder, context: int | None) -> li
             counts.last_only
         ),
         "have no answer: nothing of them is trained on": counts.unanswered,
+        "begin with an answer to nothing: left out of them": counts.opened,
         "have a system prompt, which the chat template does not take: put into the first "
         "question": counts.without_system,
         "were cut before their first answer: nothing of them is trained on": counts.untrained,

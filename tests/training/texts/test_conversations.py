@@ -82,7 +82,18 @@ def test_tools_and_their_calls_are_kept_as_they_are(tmp_path: Path) -> None:
         assert found.tools == tuple(tools)
         assert found.messages[1] == called | {"content": ""}
         assert found.messages[2] == messages[2]
-        assert not found.has_answer
+        assert found.has_answer
+
+
+def test_an_answer_is_one_wherever_it_stands_but_before_every_question() -> None:
+    def roles(*names: str) -> Conversation:
+        return Conversation(tuple({"role": name, "content": "X"} for name in names))
+
+    assert roles("user", "assistant", "user").has_answer
+    assert roles("system", "user", "assistant", "user").has_answer
+    assert roles("assistant", "user", "assistant").has_answer
+    assert not roles("assistant", "user").has_answer
+    assert [roles(*["assistant"] * n, "user").n_opening for n in range(3)] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

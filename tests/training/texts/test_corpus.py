@@ -66,6 +66,19 @@ def test_the_target_answers_what_has_no_answer_and_only_that(
         )
 
 
+def test_given_answers_are_kept_though_a_last_question_has_none(
+    loaded: tuple[Any, Any], tmp_path: Path
+) -> None:
+    roles = ("user", "assistant", "user")
+    said = ("What does os do?", "It copies os to a file.", "And re?")
+    messages = [{"role": r, "content": c} for r, c in zip(roles, said, strict=True)]
+    file = tmp_path / "texts.jsonl"
+    file.write_text(json.dumps({"messages": messages}) + "\n")
+    [text] = trained_text(loaded, read(loaded, [file], tmp_path))
+    assert text.startswith("It copies os to a file.")
+    assert not (tmp_path / "answers-train.jsonl").exists()
+
+
 def test_the_target_can_answer_everything_anew(loaded: tuple[Any, Any], tmp_path: Path) -> None:
     file = write_conversations(tmp_path / "texts.jsonl", N)
     corpus = read(loaded, [file], tmp_path, answers="target")

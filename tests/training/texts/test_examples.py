@@ -172,6 +172,22 @@ def test_a_question_without_answer_is_counted_and_one_after_answers_left_out() -
     assert (encoder.counts.unanswered, encoder.counts.examples) == (1, 1)
 
 
+@pytest.mark.parametrize("name", ["CHATML", "LLAMA3"])
+@pytest.mark.parametrize("train_on", ["answers", "all"])
+def test_an_answer_before_every_question_is_left_out_and_the_others_are_trained(
+    name: str, train_on: str
+) -> None:
+    tokenizer = demo_tokenizer(getattr(chat_templates, name))
+    encoder = Encoder(tokenizer, train_on=train_on)
+    asked = turns("One.", "Two.")
+    (example,) = encoder.encode(talk(assistant("Hello, ask me."), *asked.messages))
+    (plain,) = Encoder(tokenizer, train_on=train_on).encode(asked)
+    assert example.tokens.tolist() == plain.tokens.tolist()
+    assert example.trained.tolist() == plain.trained.tolist()
+    assert (encoder.counts.opened, encoder.counts.last_only) == (1, 0)
+    assert not encoder.encode(talk(assistant("Hello."))) and encoder.counts.unanswered == 1
+
+
 def test_plain_text_is_trained_from_the_first_token_to_an_end_token() -> None:
     tokenizer = demo_tokenizer(None)
     encoder = Encoder(tokenizer, context=5)
