@@ -11,7 +11,7 @@ from mlx_eagle.training.texts.answer_examples import answer_examples
 from mlx_eagle.training.texts.answer_file import Tally, read_answers
 from mlx_eagle.training.texts.conversations import Conversation, read_conversations
 from mlx_eagle.training.texts.examples import Encoder
-from mlx_eagle.training.texts.split import split, without_repeats
+from mlx_eagle.training.texts.split import Split, split, without_questions_of, without_repeats
 from mlx_eagle.training.texts.target_answers import Respondent, write_answers
 
 
@@ -49,11 +49,7 @@ def read_corpus(
         EagleError: if a file cannot be used, or nothing is left to train on.
     """
     data = respondent.options
-    share = 0.0 if heldout else data.heldout
-    parts = split(read_conversations(files), share, respondent.seed)
-    if heldout:
-        parts = parts._replace(heldout=without_repeats(read_conversations(heldout))[0])
-    remarks = [f"{parts.n_repeated} conversations repeat others: left out"] * bool(parts.n_repeated)
+    parts, remarks = _parts(files, heldout, data.heldout, respondent.seed)
     found = list[list[Example]]()
     for name, conversations in (("train", parts.train), ("heldout", parts.heldout)):
         to_answer = [c for c in conversations if _is_answered_anew(c, data.answers)]
@@ -80,6 +76,26 @@ def read_corpus(
         )
     train, heldout_texts = found
     return Corpus(train, heldout_texts, remarks)
+
+
+def _parts(
+    files: Sequence[Path], heldout: Sequence[Path], share: float, seed: int
+) -> tuple[Split, list[str]]:
+    """Return what is trained on and what is held out, and what is said of it."""
+    parts = split(read_conversations(files), 0.0 if heldout else share, seed)
+    remarks = [f"{parts.n_repeated} conversations repeat others: left out"] * bool(parts.n_repeated)
+    if not heldout:
+        return parts, remarks
+    apart = without_repeats(read_conversations(heldout))[0]
+    train = without_questions_of(parts.train, apart)
+    if not train:
+        raise EagleError(
+            "nothing is left to train on: every question of --data is held out by --heldout-data; "
+            "give other files"
+        )
+    if n_asked := len(parts.train) - len(train):
+        remarks.append(f"train: {n_asked} conversations ask what is held out: left out")
+    return parts._replace(train=train, heldout=apart), remarks
 
 
 def _is_answered_anew(conversation: Conversation, answers: str) -> bool:

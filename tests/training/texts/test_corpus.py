@@ -99,7 +99,10 @@ def test_other_files_can_be_held_out(loaded: tuple[Any, Any], tmp_path: Path) ->
     train = write_conversations(tmp_path / "train.jsonl", N)
     heldout = write_conversations(tmp_path / "heldout.jsonl", 3)
     corpus = read(loaded, [train], tmp_path, heldout)
-    assert (len(corpus.train), len(corpus.heldout)) == (N, 3)
+    assert (len(corpus.train), len(corpus.heldout)) == (N - 3, 3)
+    assert "train: 3 conversations ask what is held out: left out" in corpus.remarks
+    with pytest.raises(EagleError, match="every question of --data is held out"):
+        read(loaded, [heldout], tmp_path, train)
 
 
 def test_repeats_and_cuts_are_told(loaded: tuple[Any, Any], tmp_path: Path) -> None:
