@@ -39,6 +39,9 @@ class Rendered(NamedTuple):
 class AnswerSpans(NamedTuple):
     """Where the answers of a conversation stand, each with the mark that ends it.
 
+    A mark that the template writes in its place, as Harmony's does after earlier answers, is not
+    of the answer.
+
     Attributes:
         spans: in the order of the answers.
         is_last_only: the template rewrites earlier answers, so only the last is as it was written.
@@ -154,10 +157,10 @@ class ChatTemplate:
             written = after[len(opening) :].rstrip()
             thought = None if self._has_thoughts(message) else self._no_thought.match(written)
             skipped = thought.end() if thought else 0
-            if text.startswith(opening + written):
-                return Span(len(opening) + skipped, len(opening) + len(written))
-            if text.startswith(opening + written[skipped:]):
-                return Span(len(opening), len(opening) + len(written) - skipped)
+            # Harmony ends an earlier answer with another mark than the one the model wrote.
+            for part in (written, _without_end(written, message)):
+                if span := _place(text, opening, part, skipped):
+                    return span
         return None
 
     def _said(self, rendered: Rendered, place: int, tools: Sequence[Message]) -> Span | None:
@@ -186,6 +189,29 @@ class ChatTemplate:
         """Say whether an answer holds a thought, apart or in its text."""
         is_apart = any(message.get(key) for key in THOUGHT_KEYS)
         return is_apart or self._thought_ends.search(str(message["content"])) is not None
+
+
+def _place(text: str, opening: str, written: str, skipped: int) -> Span | None:
+    """Return where what was written after an opening stands in a text that begins with both.
+
+    Args:
+        text: of the whole conversation.
+        opening: what stands before the answer.
+        written: the answer.
+        skipped: characters at its beginning that the model did not write; the text may lack them.
+    """
+    for absent in (0, skipped):
+        if text.startswith(opening + written[absent:]):
+            start = len(opening) + skipped - absent
+            return Span(start, len(opening) + len(written) - absent)
+    return None
+
+
+def _without_end(written: str, message: Message) -> str:
+    """Return an answer up to the mark that ends it."""
+    said = str(message["content"]).strip()
+    end = written.rfind(said) + len(said)
+    return written[:end] if said in written and said and not message.get("tool_calls") else written
 
 
 def _without_system(form: Sequence[Message]) -> list[Message]:

@@ -147,11 +147,17 @@ def test_calls_of_tools_are_trained_as_the_model_writes_them(family: str) -> Non
     assert "add" in prompt, "the template is given the tools"
 
 
-def test_channels_are_written_by_the_model() -> None:
+def test_channels_are_written_by_the_model_and_earlier_answers_end_as_the_template_wants() -> None:
     tokenizer = demo_tokenizer((FAMILIES / "harmony.jinja").read_text())
-    (example,) = Encoder(tokenizer).encode(turns("One.", "Two."))
+    encoder = Encoder(tokenizer)
+    (example,) = encoder.encode(turns("One.", "Two.", "Three."))
     final = "<|channel|>final<|message|>"
-    assert trained_texts(tokenizer, example) == [f"{final}One.<|end|>", f"{final}Two.<|end|>"]
+    assert trained_texts(tokenizer, example) == [
+        f"{final}One.",
+        f"{final}Two.",
+        f"{final}Three.<|return|>",
+    ]
+    assert encoder.counts.last_only == 0
 
 
 def test_all_tokens_are_trained_where_that_is_asked_for() -> None:
