@@ -37,6 +37,15 @@ def said(conversation: Conversation) -> list[tuple[str, str]]:
             "prompt": "Q",
         },
         {"prompt": "Q", "completion": "A"},
+        {"prompt": "Q", "response": "A", "system": None, "answer": None},
+        {"prompt": "Q", "answer": "A"},
+        {"prompt": "Q", "output": "A"},
+        {"prompt": "Q", "chosen": "A", "rejected": "B"},
+        {"messages": [{"role": "user", "content": "Q"}], "completion": "A"},
+        {
+            "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}],
+            "answer": "B",
+        },
         {
             "messages": [
                 {"role": "user", "content": [{"type": "text", "text": "Q"}]},
@@ -58,10 +67,15 @@ def test_a_question_and_its_answer_are_the_same_in_every_style(row: Any, tmp_pat
 def test_questions_alone_have_no_answer(tmp_path: Path) -> None:
     messages = [{"from": "system", "value": "S"}, {"from": "human", "value": "Q"}]
     found = read(
-        tmp_path, {"prompt": "Q"}, {"conversations": messages}, {"prompt": "Q", "system": "S"}
+        tmp_path,
+        {"prompt": "Q"},
+        {"conversations": messages},
+        {"conversations": messages, "system": "S "},
+        {"prompt": "Q", "system": "S"},
     )
     assert [said(each) for each in found] == [
         [("user", "Q")],
+        [("system", "S"), ("user", "Q")],
         [("system", "S"), ("user", "Q")],
         [("system", "S"), ("user", "Q")],
     ]
@@ -156,6 +170,12 @@ ASKED = {"role": "user", "content": "Q"}
         ({"text": " "}, "text is empty"),
         ({"prompt": None}, "prompt is missing; expected a text"),
         ({"prompt": "Q", "completion": ""}, "completion is empty"),
+        ({"prompt": "Q", "answer": "A", "output": "B"}, "holds answer and output; expected one"),
+        ({"prompt": "Q", "chosen": [ASKED]}, "chosen is .*; expected a text"),
+        (
+            {"messages": [{"role": "system", "content": "S"}, ASKED], "system": "T"},
+            "system is 'T', but the messages begin with another system prompt",
+        ),
         ({"messages": []}, "messages is an empty list"),
         ({"messages": "Q"}, "messages is 'Q'; expected a list of messages"),
         ({"messages": ["Q"]}, "messages, message 1 is 'Q'; expected an object"),
