@@ -15,6 +15,7 @@ import numpy as np
 from mlx_eagle.session.prompt import PLAIN_TEMPLATE, Template, encode
 from mlx_eagle.training.batch import Example
 from mlx_eagle.training.texts.answer_file import Answered
+from mlx_eagle.training.texts.dialogue import with_tools
 
 
 def answer_examples(
@@ -34,6 +35,7 @@ def answer_examples(
         template: with which it was answered.
         train_on: "answers", or "all" for the questions and what the template writes too.
     """
+    template = with_tools(template, answered.tools)
     is_all = train_on == "all"
     tokens, trained = list[int](), list[bool]()
     places = [n for n, m in enumerate(answered.messages) if m.get("role") == "assistant"]

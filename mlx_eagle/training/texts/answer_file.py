@@ -42,12 +42,14 @@ class Answered(NamedTuple):
         messages: in OpenAI's format; the answers in them are the target's.
         answers: of the target, in order.
         left_out: why there are fewer answers than questions, or none; None if nothing is missing.
+        tools: that the answers may call, as JSON schemas.
     """
 
     place: int
     messages: list[Message]
     answers: list[Answer]
     left_out: str | None
+    tools: tuple[Message, ...] = ()
 
 
 class Tally(NamedTuple):
@@ -59,7 +61,8 @@ class Tally(NamedTuple):
         tokens: of these answers.
         cut: answers that the limit ended.
         looping: of those, answers that ended in a loop (`ends_in_loop`).
-        left_out: conversations by the reason why an answer of theirs is missing.
+        left_out: conversations without any answer, by the reason.
+        shortened: conversations with fewer answers than questions, by the reason.
     """
 
     conversations: int
@@ -68,6 +71,7 @@ class Tally(NamedTuple):
     cut: int
     looping: int
     left_out: dict[str, int]
+    shortened: dict[str, int]
 
 
 class AnswerFile:
@@ -111,7 +115,7 @@ class AnswerFile:
             EagleError: if the disk is full, for instance; what was written before stays.
         """
         assert self._stream is not None, "it was opened"
-        fields = {
+        fields: dict[str, Any] = {
             "index": answered.place,
             "input": self._digests[answered.place],
             "messages": answered.messages,
@@ -120,6 +124,8 @@ class AnswerFile:
         }
         if answered.left_out is not None:
             fields["left_out"] = answered.left_out
+        if answered.tools:
+            fields["tools"] = answered.tools
         line = json.dumps(fields).encode() + b"\n"
         try:
             # Not through a buffer, which would try once more to fill a full disk when it closes.
@@ -154,13 +160,15 @@ def tally(answered: Iterable[Answered]) -> Tally:
     kept = list(answered)
     answers = [answer for one in kept for answer in one.answers]
     cut = [answer for answer in answers if answer.is_cut]
+    ended = [one for one in kept if one.left_out is not None]
     return Tally(
         conversations=sum(bool(one.answers) for one in kept),
         answers=len(answers),
         tokens=sum(len(answer.tokens) for answer in answers),
         cut=len(cut),
         looping=sum(ends_in_loop(answer.tokens) for answer in cut),
-        left_out=dict(Counter(one.left_out for one in kept if one.left_out is not None)),
+        left_out=dict(Counter(str(one.left_out) for one in ended if not one.answers)),
+        shortened=dict(Counter(str(one.left_out) for one in ended if one.answers)),
     )
 
 
@@ -189,7 +197,9 @@ def _parse(line: bytes) -> Answered:
     answers = [
         Answer(list(map(int, t)), f == "length") for t, f in zip(tokens, finish, strict=True)
     ]
-    return Answered(int(fields["index"]), fields["messages"], answers, fields.get("left_out"))
+    tools = tuple(fields.get("tools", ()))
+    left_out = fields.get("left_out")
+    return Answered(int(fields["index"]), fields["messages"], answers, left_out, tools)
 
 
 def _whole_lines(path: Path) -> bytes:

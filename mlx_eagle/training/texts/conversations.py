@@ -59,7 +59,8 @@ def read_conversations(files: Sequence[Path]) -> Iterator[Conversation]:
     A line of JSON Lines is `{"messages": [{"role", "content"}, ...]}` (OpenAI),
     `{"conversations": [{"from", "value"}, ...]}` (ShareGPT), `{"prompt"}`, or `{"text"}`. Beside a
     question without an answer it may stand as "completion", "response", "answer", "output" or
-    "chosen", and a system prompt as "system". A file of plain text is cut into documents at blank lines.
+    "chosen", and a system prompt as "system". A file of plain text is cut into documents at blank
+    lines.
 
     Raises:
         EagleError: if a file cannot be read, is of another kind, or holds nothing; or a line cannot

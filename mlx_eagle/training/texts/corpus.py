@@ -124,7 +124,10 @@ def _answered(
 ) -> tuple[list[Example], Tally]:
     """Return the texts of conversations that the target answers, and what came of them."""
     messages = [conversation.messages for conversation in conversations]
-    tally = write_answers(respondent, messages, file, lambda *done: progress("answers", *done))
+    tools = [conversation.tools for conversation in conversations]
+    tally = write_answers(
+        respondent, messages, file, lambda *done: progress("answers", *done), tools=tools
+    )
     tokenizer, template = respondent.tokenizer, respondent.template
     train_on = respondent.options.train_on
     texts = [
@@ -160,5 +163,6 @@ def _remarks_of_answers(name: str, tally: Tally) -> list[str]:
             f"{name}: {tally.cut} answers were ended by the limit, {tally.looping} of them in a "
             "loop"
         )
-    reasons = tally.left_out.items()
-    return remarks + [f"{name}: {n} conversations were left out: {why}" for why, n in reasons]
+    for what, reasons in (("left out", tally.left_out), ("cut short", tally.shortened)):
+        remarks += [f"{name}: {n} conversations were {what}: {why}" for why, n in reasons.items()]
+    return remarks

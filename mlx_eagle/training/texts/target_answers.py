@@ -19,6 +19,7 @@ import mlx.nn as nn
 from mlx_lm.generate import BatchGenerator, GenerationBatch
 from mlx_lm.models.cache import make_prompt_cache
 
+from mlx_eagle.answers.answer_format import read_format
 from mlx_eagle.errors import EagleError
 from mlx_eagle.sampling.samplers import SeededSampler
 from mlx_eagle.session.prompt import PLAIN_TEMPLATE, Message, Template
@@ -61,13 +62,15 @@ def write_answers(
     conversations: Sequence[Conversation],
     path: Path,
     progress: Progress | None = None,
+    *,
+    tools: Sequence[Sequence[Message]] = (),
 ) -> Tally:
     """Let the target answer conversations, or those that an earlier run has left.
 
     Every message of a user is answered, with the target's own earlier answers before it; answers
     in the input are left out. A conversation ends early where a prompt leaves no room in the
-    context, the chat template refuses it or the answer is empty, and one in which tools were
-    called is not answered at all.
+    context, the chat template refuses it or the answer is empty, thoughts alone or the call of a
+    tool, and one in which tools were called is not answered at all.
 
     Args:
         respondent: the target, and how it answers.
@@ -75,6 +78,7 @@ def write_answers(
         path: the file that answers are appended to.
         progress: is told after every conversation how many are finished, of how many, and how
             many tokens a second the target writes.
+        tools: that the answers of each conversation may call, as JSON schemas; () for none.
 
     Returns:
         What the file holds then.
@@ -84,11 +88,13 @@ def write_answers(
             no numbers, or the file cannot be written or belongs to another run.
     """
     _check(respondent)
-    digests = [_digest(list(conversation)) for conversation in conversations]
+    offered = tools or [()] * len(conversations)
+    asked = list(zip(conversations, offered, strict=True))
+    digests = [_digest([list(c), list(t)] if t else list(c)) for c, t in asked]
     with AnswerFile(path, _origin(respondent, digests), digests) as file:
         waiting = (
-            Dialogue(place, conversation)
-            for place, conversation in enumerate(conversations)
+            Dialogue(place, conversation, may_call)
+            for place, (conversation, may_call) in enumerate(asked)
             if place not in file.finished
         )
         batch, started = _Batch(respondent), time.perf_counter()
@@ -110,6 +116,7 @@ class _Batch:
     def __init__(self, respondent: Respondent) -> None:
         self.n_tokens = 0
         self._respondent = respondent
+        self._format = read_format(respondent.tokenizer)
         self._at_once = respondent.options.answers_at_once
         self._running: dict[int, Dialogue] = {}
         self._generator = BatchGenerator(
@@ -154,14 +161,14 @@ class _Batch:
             return
         del self._running[response.uid]
         is_cut = response.finish_reason == "length"
-        dialogue.end_answer(self._respondent.tokenizer, is_cut=is_cut)
+        dialogue.end_answer(self._format, is_cut=is_cut)
         yield from self._go_on(dialogue)
 
     def _go_on(self, dialogue: Dialogue) -> Iterator[Answered]:
         """Put the next question of a conversation in; yield it if there is none."""
         of, prompt = self._respondent, list[int]()
         if not dialogue.is_over:
-            prompt = dialogue.ask(of.tokenizer, of.template, of.max_context)
+            prompt = dialogue.ask(self._format, of.template, of.max_context)
         if not prompt:
             yield dialogue.result()
             return

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from chat_templates import demo_tokenizer
 from mlx_eagle.errors import EagleError
 from mlx_eagle.session.prompt import encode
 from mlx_eagle.target.load import load_target
@@ -64,6 +65,21 @@ def test_the_target_answers_what_has_no_answer_and_only_that(
         assert any(
             not e.trained[: len(prompt)].any() and e.trained[len(prompt) :].all() for e in starts
         )
+
+
+def test_the_target_and_the_texts_are_given_the_tools_of_a_question(
+    loaded: tuple[Any, Any], tmp_path: Path
+) -> None:
+    template = "{{ tools | tojson if tools }}{% for m in messages %} {{ m.content }}{% endfor %}"
+    tokenizer = demo_tokenizer(template)
+    schema = {"type": "function", "function": {"name": "add", "parameters": {}}}
+    asked = {"messages": [{"role": "user", "content": "1 and 1?"}]}
+    file = tmp_path / "asked.jsonl"
+    rows = [asked | {"tools": [schema]}, {"messages": [{"role": "user", "content": "Why?"}]}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    corpus = read((loaded[0], tokenizer), [file], tmp_path, heldout=0.0)
+    texts = [tokenizer.decode(text.tokens.tolist()) for text in corpus.train]
+    assert ['"name": "add"' in text for text in texts] == [True, False]
 
 
 def test_given_answers_are_kept_though_a_last_question_has_none(

@@ -181,7 +181,7 @@ def test_a_prompt_without_room_is_left_out_and_the_last_answer_fills_the_context
     of = respondent(network)._replace(max_context=30)
     total = write_answers(of, [long, [user(TOLD[:40])], [user(TOLD[:8])]], path)
     first, second, third = read_answers(path)
-    assert total.left_out == {"no room": 2} and total.conversations == 2
+    assert total.left_out == total.shortened == {"no room": 1} and total.conversations == 2
     assert [m["role"] for m in first.messages] == ["user", "assistant"]
     assert len(first.answers[0].tokens) <= 30 - len(encode(OftenEnds(), [user(TOLD[:20])]))
     assert second.messages == [user(TOLD[:40])] and not second.answers
