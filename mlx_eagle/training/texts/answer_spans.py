@@ -6,7 +6,7 @@ it writes. Templates that rewrite earlier answers (Qwen3 drops their thoughts) a
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mlx_eagle.answers.answer_format import read_format
@@ -85,7 +85,6 @@ class ChatTemplate:
         Raises:
             EagleError: if the template refuses the messages or leaves calls of tools out.
         """
-        names = {call["function"]["name"] for m in messages for call in m.get("tool_calls") or []}
         forms = template_forms(self._tokenizer, messages)
         if [m["role"] for m in messages[:2]] == ["system", "user"]:
             forms += [_without_system(form) for form in forms]
@@ -93,10 +92,11 @@ class ChatTemplate:
         for form in forms:
             try:
                 text = self._text(form, tools)
+                has_calls = self._has_calls(form, tools, text)
             except REFUSALS as error:
                 reason = reason or f"refuses the messages: {one_line(error)}"
                 continue
-            if all(name in text for name in names):
+            if has_calls:
                 return Rendered(form, text)
             reason = reason or "leaves out the calls of tools"
         raise EagleError(f"the target's chat template {reason}")
@@ -136,6 +136,14 @@ class ChatTemplate:
         own = {"tools": list(tools)} if tools else {}
         options = {"add_generation_prompt": opens} | own | dict(self._args)
         return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
+
+    def _has_calls(self, form: Sequence[Message], tools: Sequence[Message], text: str) -> bool:
+        """Say whether a rendered text shows every call of a tool.
+
+        A name may also stand among the tools or in what is said, so the text has to be another
+        one where any call names another tool.
+        """
+        return all(self._text(other, tools) != text for other in _with_another_call(form))
 
     def _span(self, rendered: Rendered, place: int, tools: Sequence[Message]) -> Span | None:
         """Return where an answer stands; None if the conversation does not have it as written."""
@@ -189,6 +197,16 @@ class ChatTemplate:
         """Say whether an answer holds a thought, apart or in its text."""
         is_apart = any(message.get(key) for key in THOUGHT_KEYS)
         return is_apart or self._thought_ends.search(str(message["content"])) is not None
+
+
+def _with_another_call(form: Sequence[Message]) -> Iterator[list[Message]]:
+    """Yield messages in which one call names another tool, for every call."""
+    for place, message in enumerate(form):
+        calls = message.get("tool_calls") or []
+        for n, call in enumerate(calls):
+            function = call["function"] | {"name": call["function"]["name"] + "0"}
+            others = [*calls[:n], call | {"function": function}, *calls[n + 1 :]]
+            yield [*form[:place], message | {"tool_calls": others}, *form[place + 1 :]]
 
 
 def _place(text: str, opening: str, written: str, skipped: int) -> Span | None:

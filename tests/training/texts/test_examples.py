@@ -241,6 +241,23 @@ def test_what_cannot_be_encoded_is_named_with_its_line() -> None:
         Encoder(demo_tokenizer(CHATML)).encode(called)
 
 
+def test_calls_that_are_left_out_are_noticed_though_the_tools_are_listed() -> None:
+    listing = demo_tokenizer("{{ tools | tojson if tools }}" + CHATML)
+    called = talk(user("add?"), assistant("I add.", tool_calls=[CALL]), tools=(TOOL,))
+    with pytest.raises(EagleError, match="leaves out the calls of tools"):
+        Encoder(listing).encode(called)
+
+
+def test_calls_of_one_tool_are_given_one_by_one_where_the_template_shows_the_first() -> None:
+    tokenizer = demo_tokenizer((FAMILIES / "harmony.jinja").read_text())
+    calls = [CALL | {"id": f"a2345678{n}"} for n in range(2)]
+    results = [{"role": "tool", "content": "2", "tool_call_id": call["id"]} for call in calls]
+    given = talk(user("add!"), assistant("", tool_calls=calls), *results, assistant("Two."))
+    (example,) = Encoder(tokenizer).encode(given._replace(tools=(TOOL,)))
+    called = '<|channel|>commentary to=functions.add <|message|>{"a": 1}<|call|>'
+    assert tokenizer.decode(example.tokens.tolist()).count(called) == 2
+
+
 class Slow:
     """A tokenizer without offsets: every pair of letters is a token, and a single last one."""
 
