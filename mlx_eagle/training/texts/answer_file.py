@@ -2,14 +2,15 @@
 
 Every line is a conversation as other programs read it ("messages" in OpenAI's format), with what
 training needs besides. A file beside it says what the answers depend on, so that a run that was
-ended goes on only with the same target, options and conversations. A line that was cut off when a
-run was killed is dropped.
+ended goes on only with the same target and options. Lines that answer other conversations stay, so
+that nothing is answered twice when the data change. A line that was cut off when a run was killed
+is dropped.
 """
 
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -81,16 +82,28 @@ class AnswerFile:
         path: of the file; its folder must exist.
         origin: what the answers depend on, by name, as JSON can hold it.
         digests: of every conversation of the input.
+        by_place: whether answers depend on the place of their conversation, as drawn ones do.
+
+    Attributes:
+        finished: places of conversations that need no answer any more.
 
     Raises:
         EagleError: if there is a file already that depends on something else, or is no such file.
     """
 
-    def __init__(self, path: Path, origin: Mapping[str, Any], digests: list[str]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        origin: Mapping[str, Any],
+        digests: list[str],
+        *,
+        by_place: bool = False,
+    ) -> None:
         self._path, self._digests = path, digests
         if path.exists():
             _check_origin(path, origin)
-            self.finished = {line.place for line in read_answers(path)}
+            there = read_answers(path, digests, by_place=by_place)
+            self.finished = {answered.place for answered in there}
         else:
             _write_origin(path, origin)
             self.finished = set[int]()
@@ -136,23 +149,27 @@ class AnswerFile:
         self.finished.add(answered.place)
 
 
-def read_answers(path: Path) -> list[Answered]:
+def read_answers(
+    path: Path, digests: Sequence[str] | None = None, *, by_place: bool = False
+) -> list[Answered]:
     """Return the conversations of a file in the order of the input; a torn last line is none.
+
+    Args:
+        path: of the file.
+        digests: of every conversation of the input, whose places they are given; None for
+            whatever the file holds.
+        by_place: as `AnswerFile` has it: a line counts only where its conversation still stands at
+            the same place.
 
     Raises:
         EagleError: if a line is not one that was written here.
     """
-    found: dict[int, Answered] = {}
-    for number, line in enumerate(_whole_lines(path).splitlines(), 1):
-        try:
-            answered = _parse(line)
-        except (ValueError, LookupError, TypeError) as error:
-            raise EagleError(
-                f"{path}, line {number}: not a line of answers of a target; remove the line, and "
-                "that conversation is answered again"
-            ) from error
-        found[answered.place] = answered
-    return [found[index] for index in sorted(found)]
+    if digests is None:
+        by_both = {(answered.place, digest): answered for digest, answered in _lines(path)}
+        return [by_both[key] for key in sorted(by_both)]
+    found = {(a.place if by_place else 0, digest): a for digest, a in _lines(path)}
+    keys = [(place if by_place else 0, digest) for place, digest in enumerate(digests)]
+    return [found[key]._replace(place=n) for n, key in enumerate(keys) if key in found]
 
 
 def tally(answered: Iterable[Answered]) -> Tally:
@@ -190,8 +207,20 @@ def origin_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.origin.json")
 
 
-def _parse(line: bytes) -> Answered:
-    """Return what a line says."""
+def _lines(path: Path) -> Iterator[tuple[str, Answered]]:
+    """Yield what the whole lines of a file say: the digest of the input, and what came of it."""
+    for number, line in enumerate(_whole_lines(path).splitlines(), 1):
+        try:
+            yield _parse(line)
+        except (ValueError, LookupError, TypeError) as error:
+            raise EagleError(
+                f"{path}, line {number}: not a line of answers of a target; remove the line, and "
+                "that conversation is answered again"
+            ) from error
+
+
+def _parse(line: bytes) -> tuple[str, Answered]:
+    """Return what a line says: the digest of the input, and what came of it."""
     fields = json.loads(line)
     tokens, finish = fields["tokens"], fields["finish"]
     answers = [
@@ -199,7 +228,8 @@ def _parse(line: bytes) -> Answered:
     ]
     tools = tuple(fields.get("tools", ()))
     left_out = fields.get("left_out")
-    return Answered(int(fields["index"]), fields["messages"], answers, left_out, tools)
+    place, digest = int(fields["index"]), str(fields["input"])
+    return digest, Answered(place, fields["messages"], answers, left_out, tools)
 
 
 def _whole_lines(path: Path) -> bytes:
@@ -221,7 +251,7 @@ def _check_origin(path: Path, origin: Mapping[str, Any]) -> None:
     if not isinstance(before, dict):
         raise EagleError(
             f"{path} exists, but {beside.name} beside it does not say what its answers depend on; "
-            "choose another file, or remove it"
+            "remove it, or give another --out"
         )
     others = [name for name in origin if before.get(name) != origin[name]]
     if others:
@@ -231,7 +261,8 @@ def _check_origin(path: Path, origin: Mapping[str, Any]) -> None:
             for name, was, is_now in zip(others, then, now, strict=True)
         )
         raise EagleError(
-            f"{path} was begun with {differences}; give the same again, or choose another file"
+            f"{path} was begun with {differences}; give the same again, remove the file, or give "
+            "another --out"
         )
 
 

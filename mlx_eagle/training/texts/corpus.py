@@ -8,7 +8,7 @@ from mlx_eagle.errors import EagleError
 from mlx_eagle.training.batch import Example
 from mlx_eagle.training.recipe import Progress
 from mlx_eagle.training.texts.answer_examples import answer_examples
-from mlx_eagle.training.texts.answer_file import Tally, read_answers
+from mlx_eagle.training.texts.answer_file import Tally, tally
 from mlx_eagle.training.texts.conversations import Conversation, read_conversations
 from mlx_eagle.training.texts.examples import Encoder
 from mlx_eagle.training.texts.split import Split, split, without_questions_of, without_repeats
@@ -63,11 +63,11 @@ def read_corpus(
         examples = _encoded(encoder, given, progress)
         remarks += _remarks_of_examples(name, encoder, respondent.max_context)
         if to_answer:
-            texts, tally = _answered(
+            texts, counts = _answered(
                 to_answer, respondent, folder / f"answers-{name}.jsonl", progress
             )
             examples += texts
-            remarks += _remarks_of_answers(name, tally)
+            remarks += _remarks_of_answers(name, counts)
         found.append(examples)
     if not any(example.trained.any() for example in found[0]):
         raise EagleError(
@@ -125,17 +125,17 @@ def _answered(
     """Return the texts of conversations that the target answers, and what came of them."""
     messages = [conversation.messages for conversation in conversations]
     tools = [conversation.tools for conversation in conversations]
-    tally = write_answers(
+    answered = write_answers(
         respondent, messages, file, lambda *done: progress("answers", *done), tools=tools
     )
     tokenizer, template = respondent.tokenizer, respondent.template
     train_on = respondent.options.train_on
     texts = [
         text
-        for answered in read_answers(file)
-        for text in answer_examples(answered, tokenizer, template, train_on=train_on)
+        for one in answered
+        for text in answer_examples(one, tokenizer, template, train_on=train_on)
     ]
-    return texts, tally
+    return texts, tally(answered)
 
 
 def _remarks_of_examples(name: str, encoder: Encoder, context: int | None) -> list[str]:
@@ -155,14 +155,14 @@ def _remarks_of_examples(name: str, encoder: Encoder, context: int | None) -> li
     return [f"{name}: {n} conversations {what}" for what, n in said.items() if n]
 
 
-def _remarks_of_answers(name: str, tally: Tally) -> list[str]:
+def _remarks_of_answers(name: str, counts: Tally) -> list[str]:
     """Return what became of conversations that the target answered, a line for each kind."""
-    remarks = [f"{name}: the target wrote {tally.answers} answers, {tally.tokens} tokens"]
-    if tally.cut:
+    remarks = [f"{name}: the target wrote {counts.answers} answers, {counts.tokens} tokens"]
+    if counts.cut:
         remarks.append(
-            f"{name}: {tally.cut} answers were ended by the limit, {tally.looping} of them in a "
+            f"{name}: {counts.cut} answers were ended by the limit, {counts.looping} of them in a "
             "loop"
         )
-    for what, reasons in (("left out", tally.left_out), ("cut short", tally.shortened)):
+    for what, reasons in (("left out", counts.left_out), ("cut short", counts.shortened)):
         remarks += [f"{name}: {n} conversations were {what}: {why}" for why, n in reasons.items()]
     return remarks

@@ -24,7 +24,7 @@ from mlx_eagle.errors import EagleError
 from mlx_eagle.sampling.samplers import SeededSampler
 from mlx_eagle.session.prompt import PLAIN_TEMPLATE, Message, Template
 from mlx_eagle.training.options import DataOptions
-from mlx_eagle.training.texts.answer_file import Answered, AnswerFile, Tally, read_answers, tally
+from mlx_eagle.training.texts.answer_file import Answered, AnswerFile, read_answers
 from mlx_eagle.training.texts.dialogue import Dialogue
 from mlx_eagle.tree import DraftTree
 
@@ -64,8 +64,11 @@ def write_answers(
     progress: Progress | None = None,
     *,
     tools: Sequence[Sequence[Message]] = (),
-) -> Tally:
-    """Let the target answer conversations, or those that an earlier run has left.
+) -> list[Answered]:
+    """Let the target answer conversations, but those that an earlier run has answered.
+
+    Greedy answers are found again wherever their conversation stands in the input now, and drawn
+    ones, which depend on its place, where it stands at the same one.
 
     Every message of a user is answered, with the target's own earlier answers before it; answers
     in the input are left out. A conversation ends early where a prompt leaves no room in the
@@ -81,7 +84,7 @@ def write_answers(
         tools: that the answers of each conversation may call, as JSON schemas; () for none.
 
     Returns:
-        What the file holds then.
+        The conversations in order, with their answers.
 
     Raises:
         EagleError: if mlx-lm cannot batch this target, it has no chat template, its logits are
@@ -91,7 +94,8 @@ def write_answers(
     offered = tools or [()] * len(conversations)
     asked = list(zip(conversations, offered, strict=True))
     digests = [_digest([list(c), list(t)] if t else list(c)) for c, t in asked]
-    with AnswerFile(path, _origin(respondent, digests), digests) as file:
+    is_drawn = respondent.options.answer_temperature > 0
+    with AnswerFile(path, _origin(respondent), digests, by_place=is_drawn) as file:
         waiting = (
             Dialogue(place, conversation, may_call)
             for place, (conversation, may_call) in enumerate(asked)
@@ -103,7 +107,7 @@ def write_answers(
             if progress is not None:
                 rate = batch.n_tokens / (time.perf_counter() - started)
                 progress(len(file.finished), len(digests), rate)
-    return tally(read_answers(path))
+    return read_answers(path, digests, by_place=is_drawn)
 
 
 class _Batch:
@@ -213,19 +217,20 @@ def _check(respondent: Respondent) -> None:
     """Refuse a target that cannot answer at all."""
     if not respondent.tokenizer.has_chat_template:
         raise EagleError(
-            "this target has no chat template, so it cannot answer conversations; train on the "
-            "answers in the data (answers: given)"
+            "this target has no chat template, so it cannot answer conversations; put the "
+            "chat_template of the model that it was made from into its tokenizer_config.json, or "
+            'train on plain text ({"text": ..})'
         )
     layers = make_prompt_cache(respondent.network)
     alone = sorted({type(layer).__name__ for layer in layers if not hasattr(layer, "merge")})
     if alone:
         raise EagleError(
             f"mlx-lm cannot answer several conversations at once with {', '.join(alone)}, in which "
-            "this target keeps its state; train on the answers in the data (answers: given)"
+            "this target keeps its state; train on the answers in the data (--answers given)"
         )
 
 
-def _origin(respondent: Respondent, digests: list[str]) -> dict[str, Any]:
+def _origin(respondent: Respondent) -> dict[str, Any]:
     """Return what answers depend on, by the names of options where there are some."""
     options, template = respondent.options, respondent.template
     return {
@@ -236,7 +241,6 @@ def _origin(respondent: Respondent, digests: list[str]) -> dict[str, Any]:
         "seed": respondent.seed if options.answer_temperature > 0 else 0,
         "max_context": respondent.max_context,
         "template": json.dumps([dict(template.args), template.tools], sort_keys=True, default=str),
-        "conversations": _digest(digests),
     }
 
 
