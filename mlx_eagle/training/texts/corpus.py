@@ -14,6 +14,8 @@ from mlx_eagle.training.texts.examples import Encoder
 from mlx_eagle.training.texts.split import Split, split, without_questions_of, without_repeats
 from mlx_eagle.training.texts.target_answers import Respondent, write_answers
 
+NAMED = 3  # conversations that cannot be used and are named
+
 
 class Corpus(NamedTuple):
     """Texts as tokens.
@@ -46,7 +48,8 @@ def read_corpus(
         progress: as in `Watch`; "texts" and "answers" count conversations.
 
     Raises:
-        EagleError: if a file cannot be used, or nothing is left to train on.
+        EagleError: if a file cannot be used, or nothing is left to train on. Single conversations
+            that cannot be used are left out, and said.
     """
     data = respondent.options
     parts, remarks = _parts(files, heldout, data.heldout, respondent.seed)
@@ -60,7 +63,10 @@ def read_corpus(
             train_on=data.train_on,
             template_args=respondent.template.args,
         )
-        examples = _encoded(encoder, given, progress)
+        examples, unusable = _encoded(encoder, given, progress)
+        remarks += _remarks_of_unusable(name, unusable)
+        if name == "train" and unusable and len(unusable) == len(given):
+            raise EagleError(unusable[0])
         remarks += _remarks_of_examples(name, encoder, respondent.max_context)
         if to_answer:
             texts, counts = _answered(
@@ -82,11 +88,15 @@ def _parts(
     files: Sequence[Path], heldout: Sequence[Path], share: float, seed: int
 ) -> tuple[Split, list[str]]:
     """Return what is trained on and what is held out, and what is said of it."""
-    parts = split(read_conversations(files), 0.0 if heldout else share, seed)
-    remarks = [f"{parts.n_repeated} conversations repeat others: left out"] * bool(parts.n_repeated)
+    unusable = list[str]()
+    parts = split(read_conversations(files, unusable), 0.0 if heldout else share, seed)
+    apart = without_repeats(read_conversations(heldout, unusable))[0]
+    remarks = _remarks_of_unusable("data", unusable)
+    remarks += [f"{parts.n_repeated} conversations repeat others: left out"] * bool(
+        parts.n_repeated
+    )
     if not heldout:
         return parts, remarks
-    apart = without_repeats(read_conversations(heldout))[0]
     train = without_questions_of(parts.train, apart)
     if not train:
         raise EagleError(
@@ -107,13 +117,18 @@ def _is_answered_anew(conversation: Conversation, answers: str) -> bool:
 
 def _encoded(
     encoder: Encoder, conversations: Sequence[Conversation], progress: Progress
-) -> list[Example]:
-    """Return conversations as tokens."""
-    found = list[Example]()
+) -> tuple[list[Example], list[str]]:
+    """Return conversations as tokens, and why others cannot be encoded."""
+    found, unusable = list[Example](), list[str]()
     for done, conversation in enumerate(conversations, start=1):
-        found += encoder.examples([conversation])
+        try:
+            found += encoder.encode(conversation)
+        except EagleError as error:
+            if not encoder.has_template:
+                raise
+            unusable.append(str(error))
         progress("texts", done, len(conversations), 0)
-    return found
+    return found, unusable
 
 
 def _answered(
@@ -136,6 +151,14 @@ def _answered(
         for text in answer_examples(one, tokenizer, template, train_on=train_on)
     ]
     return texts, tally(answered)
+
+
+def _remarks_of_unusable(name: str, reasons: Sequence[str]) -> list[str]:
+    """Return how many conversations cannot be used, and why of the first ones."""
+    if not reasons:
+        return []
+    count = f"{name}: {len(reasons)} conversations cannot be used: left out"
+    return [count, *(f"{name}: {reason}" for reason in reasons[:NAMED])]
 
 
 def _remarks_of_examples(name: str, encoder: Encoder, context: int | None) -> list[str]:

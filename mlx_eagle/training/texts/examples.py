@@ -74,6 +74,11 @@ class Encoder:
         has_template = tokenizer.has_chat_template
         self._template = ChatTemplate(tokenizer, template_args) if has_template else None
 
+    @property
+    def has_template(self) -> bool:
+        """Whether the target has a chat template, without which it reads plain text alone."""
+        return self._template is not None
+
     def examples(self, conversations: Iterable[Conversation]) -> list[Example]:
         """Return what can be trained of some conversations.
 

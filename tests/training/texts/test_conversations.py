@@ -204,6 +204,25 @@ def test_a_line_that_cannot_be_used_is_named(row: Any, message: str, tmp_path: P
     assert "\n" not in str(caught.value)
 
 
+def test_lines_that_cannot_be_used_are_left_out_and_listed_unless_all_are(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "one"}\n{\n{"text": 5}\n{"text": "two"}\n')
+    unusable = list[str]()
+    assert [c.text for c in read_conversations([file], unusable)] == ["one", "two"]
+    assert [reason.partition(": ")[0] for reason in unusable] == [f"{file}:2", f"{file}:3"]
+    other = tmp_path / "b.jsonl"
+    other.write_text('{"text": 5}\n{"text": 6}\n')
+    with pytest.raises(EagleError, match="b.jsonl:1: text is 5; expected a text"):
+        list(read_conversations([file, other], unusable))
+
+
+def test_line_ends_of_windows_are_line_ends(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"\r\none\r\ntwo\r\n")
+    [found] = read_conversations([file])
+    assert found.text == "one\ntwo"
+
+
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [

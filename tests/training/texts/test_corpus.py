@@ -143,3 +143,31 @@ def test_questions_alone_are_nothing_to_train_on(loaded: tuple[Any, Any], tmp_pa
     file = write_conversations(tmp_path / "asked.jsonl", 3, answered=False)
     with pytest.raises(EagleError, match="nothing is left to train on.* --answers target"):
         read(loaded, [file], tmp_path, answers="given")
+
+
+def test_conversations_that_cannot_be_used_are_left_out_and_the_first_are_named(
+    loaded: tuple[Any, Any], tmp_path: Path
+) -> None:
+    file = write_conversations(tmp_path / "texts.jsonl", 2)
+    file.write_text(file.read_text() + '{"text": 5}\n' * 4)
+    corpus = read(loaded, [file], tmp_path, heldout=0.0)
+    assert len(corpus.train) == 2
+    assert corpus.remarks[0] == "data: 4 conversations cannot be used: left out"
+    places = [remark.split(": ")[1] for remark in corpus.remarks[1:]]
+    assert places == [f"{file}:{n}" for n in (3, 4, 5)]
+
+
+def test_conversations_that_the_template_refuses_are_left_out_unless_all_are(
+    loaded: tuple[Any, Any], tmp_path: Path
+) -> None:
+    refusal = "{% if 'part1' in m.content %}{{ raise_exception('no') }}{% endif %}"
+    template = f"{{% for m in messages %}}{refusal} {{{{ m.content }}}}\n{{% endfor %}}"
+    tokenizer = demo_tokenizer(template)
+    file = write_conversations(tmp_path / "texts.jsonl", 2)
+    corpus = read((loaded[0], tokenizer), [file], tmp_path, heldout=0.0)
+    assert len(corpus.train) == 1
+    assert corpus.remarks[0] == "train: 1 conversations cannot be used: left out"
+    assert corpus.remarks[1].startswith(f"train: {file}:2: the target's chat template refuses")
+    file.write_text(file.read_text().splitlines()[1])
+    with pytest.raises(EagleError, match=r"texts.jsonl:1: the target's chat template refuses"):
+        read((loaded[0], tokenizer), [file], tmp_path, heldout=0.0)
