@@ -53,35 +53,44 @@ def read_corpus(
     """
     data = respondent.options
     parts, remarks = _parts(files, heldout, data.heldout, respondent.seed)
-    found = list[list[Example]]()
-    for name, conversations in (("train", parts.train), ("heldout", parts.heldout)):
-        to_answer = [c for c in conversations if _is_answered_anew(c, data.answers)]
-        given = [c for c in conversations if not _is_answered_anew(c, data.answers)]
-        encoder = Encoder(
-            respondent.tokenizer,
-            context=respondent.max_context,
-            train_on=data.train_on,
-            template_args=respondent.template.args,
-        )
-        examples, unusable = _encoded(encoder, given, progress)
-        remarks += _remarks_of_unusable(name, unusable)
-        if name == "train" and unusable and len(unusable) == len(given):
-            raise EagleError(unusable[0])
-        remarks += _remarks_of_examples(name, encoder, respondent.max_context)
-        if to_answer:
-            texts, counts = _answered(
-                to_answer, respondent, folder / f"answers-{name}.jsonl", progress
-            )
-            examples += texts
-            remarks += _remarks_of_answers(name, counts)
-        found.append(examples)
-    if not any(example.trained.any() for example in found[0]):
+    train, said_of_train = _texts("train", parts.train, respondent, folder, progress)
+    heldout_texts, said_of_heldout = _texts("heldout", parts.heldout, respondent, folder, progress)
+    remarks += said_of_train + said_of_heldout
+    if not any(example.trained.any() for example in train):
         raise EagleError(
             "nothing is left to train on: the data holds no answer; let the target write them "
             "with --answers target, or train on everything with --train-on all"
         )
-    train, heldout_texts = found
     return Corpus(train, heldout_texts, remarks)
+
+
+def _texts(
+    name: str,
+    conversations: Sequence[Conversation],
+    respondent: Respondent,
+    folder: Path,
+    progress: Progress,
+) -> tuple[list[Example], list[str]]:
+    """Return the texts of one part of the conversations, and what is said of them."""
+    data = respondent.options
+    to_answer = [c for c in conversations if _is_answered_anew(c, data.answers)]
+    given = [c for c in conversations if not _is_answered_anew(c, data.answers)]
+    encoder = Encoder(
+        respondent.tokenizer,
+        context=respondent.max_context,
+        train_on=data.train_on,
+        template_args=respondent.template.args,
+    )
+    examples, unusable = _encoded(encoder, given, progress)
+    if name == "train" and unusable and len(unusable) == len(given):
+        raise EagleError(unusable[0])
+    remarks = _remarks_of_unusable(name, unusable)
+    remarks += _remarks_of_examples(name, encoder, respondent.max_context)
+    if to_answer:
+        texts, counts = _answered(to_answer, respondent, folder / f"answers-{name}.jsonl", progress)
+        examples += texts
+        remarks += _remarks_of_answers(name, counts)
+    return examples, remarks
 
 
 def _parts(
