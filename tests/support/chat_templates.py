@@ -73,6 +73,8 @@ MARKS = [
     "</s>",
     "<think>",
     "</think>",
+    "<|end|>",
+    "<|return|>",
 ]
 
 

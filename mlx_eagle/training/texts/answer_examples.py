@@ -15,12 +15,17 @@ import numpy as np
 from mlx_eagle.session.prompt import PLAIN_TEMPLATE, Template, encode
 from mlx_eagle.training.batch import Example
 from mlx_eagle.training.texts.answer_file import Answered
+from mlx_eagle.training.texts.dialogue import with_tools
 
 
 def answer_examples(
-    answered: Answered, tokenizer: Any, template: Template = PLAIN_TEMPLATE
+    answered: Answered,
+    tokenizer: Any,
+    template: Template = PLAIN_TEMPLATE,
+    *,
+    train_on: str = "answers",
 ) -> Iterator[Example]:
-    """Yield the texts of a conversation that the target answered; the answers are trained on.
+    """Yield the texts of a conversation that the target answered.
 
     An answer that was cut at the limit has no token that ends it, and none is trained on.
 
@@ -28,7 +33,10 @@ def answer_examples(
         answered: of `read_answers`.
         tokenizer: mlx-lm's wrapper.
         template: with which it was answered.
+        train_on: "answers", or "all" for the questions and what the template writes too.
     """
+    template = with_tools(template, answered.tools)
+    is_all = train_on == "all"
     tokens, trained = list[int](), list[bool]()
     places = [n for n, m in enumerate(answered.messages) if m.get("role") == "assistant"]
     for place, answer in zip(places, answered.answers, strict=True):
@@ -36,7 +44,7 @@ def answer_examples(
         if prompt[: len(tokens)] != tokens:
             yield _example(tokens, trained)
             tokens, trained = [], []
-        trained += [False] * (len(prompt) - len(tokens)) + [True] * len(answer.tokens)
+        trained += [is_all] * (len(prompt) - len(tokens)) + [True] * len(answer.tokens)
         tokens = [*prompt, *answer.tokens]
     if tokens:
         yield _example(tokens, trained)

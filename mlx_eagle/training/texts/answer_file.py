@@ -2,14 +2,15 @@
 
 Every line is a conversation as other programs read it ("messages" in OpenAI's format), with what
 training needs besides. A file beside it says what the answers depend on, so that a run that was
-ended goes on only with the same target, options and conversations. A line that was cut off when a
-run was killed is dropped.
+ended goes on only with the same target and options. Lines that answer other conversations stay, so
+that nothing is answered twice when the data change. A line that was cut off when a run was killed
+is dropped.
 """
 
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -42,12 +43,14 @@ class Answered(NamedTuple):
         messages: in OpenAI's format; the answers in them are the target's.
         answers: of the target, in order.
         left_out: why there are fewer answers than questions, or none; None if nothing is missing.
+        tools: that the answers may call, as JSON schemas.
     """
 
     place: int
     messages: list[Message]
     answers: list[Answer]
     left_out: str | None
+    tools: tuple[Message, ...] = ()
 
 
 class Tally(NamedTuple):
@@ -59,7 +62,8 @@ class Tally(NamedTuple):
         tokens: of these answers.
         cut: answers that the limit ended.
         looping: of those, answers that ended in a loop (`ends_in_loop`).
-        left_out: conversations by the reason why an answer of theirs is missing.
+        left_out: conversations without any answer, by the reason.
+        shortened: conversations with fewer answers than questions, by the reason.
     """
 
     conversations: int
@@ -68,6 +72,7 @@ class Tally(NamedTuple):
     cut: int
     looping: int
     left_out: dict[str, int]
+    shortened: dict[str, int]
 
 
 class AnswerFile:
@@ -77,16 +82,28 @@ class AnswerFile:
         path: of the file; its folder must exist.
         origin: what the answers depend on, by name, as JSON can hold it.
         digests: of every conversation of the input.
+        by_place: whether answers depend on the place of their conversation, as drawn ones do.
+
+    Attributes:
+        finished: places of conversations that need no answer any more.
 
     Raises:
         EagleError: if there is a file already that depends on something else, or is no such file.
     """
 
-    def __init__(self, path: Path, origin: Mapping[str, Any], digests: list[str]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        origin: Mapping[str, Any],
+        digests: list[str],
+        *,
+        by_place: bool = False,
+    ) -> None:
         self._path, self._digests = path, digests
         if path.exists():
             _check_origin(path, origin)
-            self.finished = {line.place for line in read_answers(path)}
+            there = read_answers(path, digests, by_place=by_place)
+            self.finished = {answered.place for answered in there}
         else:
             _write_origin(path, origin)
             self.finished = set[int]()
@@ -111,7 +128,7 @@ class AnswerFile:
             EagleError: if the disk is full, for instance; what was written before stays.
         """
         assert self._stream is not None, "it was opened"
-        fields = {
+        fields: dict[str, Any] = {
             "index": answered.place,
             "input": self._digests[answered.place],
             "messages": answered.messages,
@@ -120,6 +137,8 @@ class AnswerFile:
         }
         if answered.left_out is not None:
             fields["left_out"] = answered.left_out
+        if answered.tools:
+            fields["tools"] = answered.tools
         line = json.dumps(fields).encode() + b"\n"
         try:
             # Not through a buffer, which would try once more to fill a full disk when it closes.
@@ -130,23 +149,27 @@ class AnswerFile:
         self.finished.add(answered.place)
 
 
-def read_answers(path: Path) -> list[Answered]:
+def read_answers(
+    path: Path, digests: Sequence[str] | None = None, *, by_place: bool = False
+) -> list[Answered]:
     """Return the conversations of a file in the order of the input; a torn last line is none.
+
+    Args:
+        path: of the file.
+        digests: of every conversation of the input, whose places they are given; None for
+            whatever the file holds.
+        by_place: as `AnswerFile` has it: a line counts only where its conversation still stands at
+            the same place.
 
     Raises:
         EagleError: if a line is not one that was written here.
     """
-    found: dict[int, Answered] = {}
-    for number, line in enumerate(_whole_lines(path).splitlines(), 1):
-        try:
-            answered = _parse(line)
-        except (ValueError, LookupError, TypeError) as error:
-            raise EagleError(
-                f"{path}, line {number}: not a line of answers of a target; remove the line, and "
-                "that conversation is answered again"
-            ) from error
-        found[answered.place] = answered
-    return [found[index] for index in sorted(found)]
+    if digests is None:
+        by_both = {(answered.place, digest): answered for digest, answered in _lines(path)}
+        return [by_both[key] for key in sorted(by_both)]
+    found = {(a.place if by_place else 0, digest): a for digest, a in _lines(path)}
+    keys = [(place if by_place else 0, digest) for place, digest in enumerate(digests)]
+    return [found[key]._replace(place=n) for n, key in enumerate(keys) if key in found]
 
 
 def tally(answered: Iterable[Answered]) -> Tally:
@@ -154,13 +177,15 @@ def tally(answered: Iterable[Answered]) -> Tally:
     kept = list(answered)
     answers = [answer for one in kept for answer in one.answers]
     cut = [answer for answer in answers if answer.is_cut]
+    ended = [one for one in kept if one.left_out is not None]
     return Tally(
         conversations=sum(bool(one.answers) for one in kept),
         answers=len(answers),
         tokens=sum(len(answer.tokens) for answer in answers),
         cut=len(cut),
         looping=sum(ends_in_loop(answer.tokens) for answer in cut),
-        left_out=dict(Counter(one.left_out for one in kept if one.left_out is not None)),
+        left_out=dict(Counter(str(one.left_out) for one in ended if not one.answers)),
+        shortened=dict(Counter(str(one.left_out) for one in ended if one.answers)),
     )
 
 
@@ -182,14 +207,29 @@ def origin_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.origin.json")
 
 
-def _parse(line: bytes) -> Answered:
-    """Return what a line says."""
+def _lines(path: Path) -> Iterator[tuple[str, Answered]]:
+    """Yield what the whole lines of a file say: the digest of the input, and what came of it."""
+    for number, line in enumerate(_whole_lines(path).splitlines(), 1):
+        try:
+            yield _parse(line)
+        except (ValueError, LookupError, TypeError) as error:
+            raise EagleError(
+                f"{path}, line {number}: not a line of answers of a target; remove the line, and "
+                "that conversation is answered again"
+            ) from error
+
+
+def _parse(line: bytes) -> tuple[str, Answered]:
+    """Return what a line says: the digest of the input, and what came of it."""
     fields = json.loads(line)
     tokens, finish = fields["tokens"], fields["finish"]
     answers = [
         Answer(list(map(int, t)), f == "length") for t, f in zip(tokens, finish, strict=True)
     ]
-    return Answered(int(fields["index"]), fields["messages"], answers, fields.get("left_out"))
+    tools = tuple(fields.get("tools", ()))
+    left_out = fields.get("left_out")
+    place, digest = int(fields["index"]), str(fields["input"])
+    return digest, Answered(place, fields["messages"], answers, left_out, tools)
 
 
 def _whole_lines(path: Path) -> bytes:
@@ -211,7 +251,7 @@ def _check_origin(path: Path, origin: Mapping[str, Any]) -> None:
     if not isinstance(before, dict):
         raise EagleError(
             f"{path} exists, but {beside.name} beside it does not say what its answers depend on; "
-            "choose another file, or remove it"
+            "remove it, or give another --out"
         )
     others = [name for name in origin if before.get(name) != origin[name]]
     if others:
@@ -221,7 +261,8 @@ def _check_origin(path: Path, origin: Mapping[str, Any]) -> None:
             for name, was, is_now in zip(others, then, now, strict=True)
         )
         raise EagleError(
-            f"{path} was begun with {differences}; give the same again, or choose another file"
+            f"{path} was begun with {differences}; give the same again, remove the file, or give "
+            "another --out"
         )
 
 

@@ -6,7 +6,7 @@ it writes. Templates that rewrite earlier answers (Qwen3 drops their thoughts) a
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mlx_eagle.answers.answer_format import read_format
@@ -38,6 +38,9 @@ class Rendered(NamedTuple):
 
 class AnswerSpans(NamedTuple):
     """Where the answers of a conversation stand, each with the mark that ends it.
+
+    A mark that the template writes in its place, as Harmony's does after earlier answers, is not
+    of the answer.
 
     Attributes:
         spans: in the order of the answers.
@@ -82,7 +85,6 @@ class ChatTemplate:
         Raises:
             EagleError: if the template refuses the messages or leaves calls of tools out.
         """
-        names = {call["function"]["name"] for m in messages for call in m.get("tool_calls") or []}
         forms = template_forms(self._tokenizer, messages)
         if [m["role"] for m in messages[:2]] == ["system", "user"]:
             forms += [_without_system(form) for form in forms]
@@ -90,10 +92,11 @@ class ChatTemplate:
         for form in forms:
             try:
                 text = self._text(form, tools)
+                has_calls = self._has_calls(form, tools, text)
             except REFUSALS as error:
                 reason = reason or f"refuses the messages: {one_line(error)}"
                 continue
-            if all(name in text for name in names):
+            if has_calls:
                 return Rendered(form, text)
             reason = reason or "leaves out the calls of tools"
         raise EagleError(f"the target's chat template {reason}")
@@ -134,6 +137,14 @@ class ChatTemplate:
         options = {"add_generation_prompt": opens} | own | dict(self._args)
         return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
 
+    def _has_calls(self, form: Sequence[Message], tools: Sequence[Message], text: str) -> bool:
+        """Say whether a rendered text shows every call of a tool.
+
+        A name may also stand among the tools or in what is said, so the text has to be another
+        one where any call names another tool.
+        """
+        return all(self._text(other, tools) != text for other in _with_another_call(form))
+
     def _span(self, rendered: Rendered, place: int, tools: Sequence[Message]) -> Span | None:
         """Return where an answer stands; None if the conversation does not have it as written."""
         messages, text = rendered
@@ -154,10 +165,10 @@ class ChatTemplate:
             written = after[len(opening) :].rstrip()
             thought = None if self._has_thoughts(message) else self._no_thought.match(written)
             skipped = thought.end() if thought else 0
-            if text.startswith(opening + written):
-                return Span(len(opening) + skipped, len(opening) + len(written))
-            if text.startswith(opening + written[skipped:]):
-                return Span(len(opening), len(opening) + len(written) - skipped)
+            # Harmony ends an earlier answer with another mark than the one the model wrote.
+            for part in (written, _without_end(written, message)):
+                if span := _place(text, opening, part, skipped):
+                    return span
         return None
 
     def _said(self, rendered: Rendered, place: int, tools: Sequence[Message]) -> Span | None:
@@ -186,6 +197,39 @@ class ChatTemplate:
         """Say whether an answer holds a thought, apart or in its text."""
         is_apart = any(message.get(key) for key in THOUGHT_KEYS)
         return is_apart or self._thought_ends.search(str(message["content"])) is not None
+
+
+def _with_another_call(form: Sequence[Message]) -> Iterator[list[Message]]:
+    """Yield messages in which one call names another tool, for every call."""
+    for place, message in enumerate(form):
+        calls = message.get("tool_calls") or []
+        for n, call in enumerate(calls):
+            function = call["function"] | {"name": call["function"]["name"] + "0"}
+            others = [*calls[:n], call | {"function": function}, *calls[n + 1 :]]
+            yield [*form[:place], message | {"tool_calls": others}, *form[place + 1 :]]
+
+
+def _place(text: str, opening: str, written: str, skipped: int) -> Span | None:
+    """Return where what was written after an opening stands in a text that begins with both.
+
+    Args:
+        text: of the whole conversation.
+        opening: what stands before the answer.
+        written: the answer.
+        skipped: characters at its beginning that the model did not write; the text may lack them.
+    """
+    for absent in (0, skipped):
+        if text.startswith(opening + written[absent:]):
+            start = len(opening) + skipped - absent
+            return Span(start, len(opening) + len(written) - absent)
+    return None
+
+
+def _without_end(written: str, message: Message) -> str:
+    """Return an answer up to the mark that ends it."""
+    said = str(message["content"]).strip()
+    end = written.rfind(said) + len(said)
+    return written[:end] if said in written and said and not message.get("tool_calls") else written
 
 
 def _without_system(form: Sequence[Message]) -> list[Message]:

@@ -1,10 +1,11 @@
 """Training data as it is read from files: conversations, questions without answers, plain text.
 
-Files are read line by line, so one may be larger than memory. What cannot be used is an error that
-names the file and the line: data that is left out unnoticed changes what a head learns.
+Files are read line by line, so one may be larger than memory. What cannot be used is named with its
+file and line, as an error or in a list: data that is left out unnoticed changes what a head learns.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,20 +40,38 @@ class Conversation(NamedTuple):
 
     @property
     def has_answer(self) -> bool:
-        """Whether it ends in an answer, as a question without one does not."""
-        return bool(self.messages) and self.messages[-1]["role"] == "assistant"
+        """Whether something that was said is answered in it, the last question perhaps not.
+
+        What an assistant says before anybody else has spoken answers nothing.
+        """
+        return any(m["role"] == "assistant" for m in self.messages[self.n_opening :])
+
+    @property
+    def n_opening(self) -> int:
+        """How many messages of an assistant stand before all others."""
+        answers = (message["role"] == "assistant" for message in self.messages)
+        return sum(takewhile(bool, answers))
 
 
-def read_conversations(files: Sequence[Path]) -> Iterator[Conversation]:
+def read_conversations(
+    files: Sequence[Path], unusable: list[str] | None = None
+) -> Iterator[Conversation]:
     """Yield what some files hold, one after the other.
 
     A line of JSON Lines is `{"messages": [{"role", "content"}, ...]}` (OpenAI),
-    `{"conversations": [{"from", "value"}, ...]}` (ShareGPT), `{"prompt"}`, with "completion" where
-    it is answered, or `{"text"}`. A file of plain text is cut into documents at blank lines.
+    `{"conversations": [{"from", "value"}, ...]}` (ShareGPT), `{"prompt"}`, or `{"text"}`. Beside a
+    question without an answer it may stand as "completion", "response", "answer", "output" or
+    "chosen", and a system prompt as "system". A file of plain text is cut into documents at blank
+    lines.
+
+    Args:
+        files: to read.
+        unusable: is given why lines of JSON are left out that cannot be used; None: the first of
+            them is an error.
 
     Raises:
-        EagleError: if a file cannot be read, is of another kind, or holds nothing; or a line cannot
-            be used. The message names them.
+        EagleError: if a file cannot be read, is of another kind, or holds nothing that can be used.
+            The message names the file, and the line.
     """
     for file in files:
         is_plain = file.suffix.lower() in PLAIN
@@ -61,10 +80,12 @@ def read_conversations(files: Sequence[Path]) -> Iterator[Conversation]:
                 f"{file} is not in a format that is read here: expected "
                 f"{', '.join((*JSON_LINES, *PLAIN))}, found {file.suffix or 'no ending'}"
             )
-        n_found = 0
-        for conversation in _documents(file) if is_plain else _talks(file):
+        n_found, n_unusable = 0, len(unusable or ())
+        for conversation in _documents(file) if is_plain else _talks(file, unusable):
             n_found += 1
             yield conversation
+        if not n_found and unusable is not None and len(unusable) > n_unusable:
+            raise EagleError(unusable[n_unusable])
         if not n_found:
             expected = "text" if is_plain else f"an object a line with {', '.join(KEYS)}"
             raise EagleError(f"{file} holds no conversation: it is empty; expected {expected}")
@@ -87,7 +108,7 @@ def _lines(file: Path) -> Iterator[tuple[str, bytes]]:
         raise EagleError(f"{file} cannot be read: {error.strerror or error}") from error
 
 
-def _talks(file: Path) -> Iterator[Conversation]:
+def _talks(file: Path, unusable: list[str] | None) -> Iterator[Conversation]:
     """Yield the conversations of JSON Lines; blank lines are passed over."""
     for where, line in _lines(file):
         if not line.strip():
@@ -97,7 +118,13 @@ def _talks(file: Path) -> Iterator[Conversation]:
                 f"{where}: a list in JSON; expected one object a line "
                 "(jq -c '.[]' FILE > FILE.jsonl makes them)"
             )
-        talk = read_talk(_parsed(line, where), where)
+        try:
+            talk = read_talk(_parsed(line, where), where)
+        except EagleError as error:
+            if unusable is None:
+                raise
+            unusable.append(str(error))
+            continue
         yield Conversation(talk.messages, talk.text, talk.tools, where)
 
 
@@ -122,7 +149,7 @@ def _documents(file: Path) -> Iterator[Conversation]:
     parts, n_characters, begin = list[str](), 0, ""
     for where, line in _lines(file):
         try:
-            text = line.decode()
+            text = line.decode().replace("\r\n", "\n")
         except UnicodeDecodeError as error:
             raise EagleError(f"{where}: not UTF-8 text: {error.reason}") from error
         if not parts and not text.strip():
@@ -132,7 +159,7 @@ def _documents(file: Path) -> Iterator[Conversation]:
         n_characters += len(text)
         may_end = n_characters >= (LONGEST_DOCUMENT if text.strip() else DOCUMENT)
         if may_end:
-            yield Conversation(text="".join(parts).strip("\r\n"), where=begin)
+            yield Conversation(text="".join(parts).strip("\n"), where=begin)
             parts, n_characters = [], 0
     if parts:
-        yield Conversation(text="".join(parts).strip("\r\n"), where=begin)
+        yield Conversation(text="".join(parts).strip("\n"), where=begin)

@@ -1,15 +1,17 @@
 """A conversation while the target answers it: its questions, and what has been said so far."""
 
 from collections.abc import Sequence
-from typing import Any
 
+from mlx_eagle.answers.answer_format import AnswerFormat
 from mlx_eagle.errors import EagleError
 from mlx_eagle.session.prompt import Message, Template, encode
 from mlx_eagle.training.texts.answer_file import Answer, Answered
 
 # Why an answer is missing, as files and counts have it.
 NO_QUESTION, TOOLS = "no question", "tools were called"
+CALLED = "the target called a tool, which nobody runs"
 REFUSED, NO_ROOM, NO_ANSWER = "refused by the template", "no room", "empty answer"
+ONLY_THOUGHTS = "an answer of thoughts alone"
 
 
 class Dialogue:
@@ -19,6 +21,7 @@ class Dialogue:
         place: of the input, from 0 on.
         conversation: messages in OpenAI's format; answers in it are left out, and every message
             of a user is a question.
+        tools: that the answers may call, as JSON schemas. A call ends the conversation.
 
     Attributes:
         place: of the input, from 0 on.
@@ -26,10 +29,14 @@ class Dialogue:
         tokens: of the answer that is being written.
     """
 
-    def __init__(self, place: int, conversation: Sequence[Message]) -> None:
+    def __init__(
+        self, place: int, conversation: Sequence[Message], tools: Sequence[Message] = ()
+    ) -> None:
         self.place = place
         self.tokens: list[int] = []
         self._questions = questions(conversation)
+        self._tools = tuple(tools)
+        self._begun = ""
         self._messages: list[Message] = []
         self._answers: list[Answer] = []
         self._left_out: str | None = None
@@ -49,34 +56,42 @@ class Dialogue:
         """Say whether nothing is left to ask."""
         return self._left_out is not None or self.turn == len(self._questions)
 
-    def ask(self, tokenizer: Any, template: Template, max_context: int | None) -> list[int]:
+    def ask(self, form: AnswerFormat, template: Template, max_context: int | None) -> list[int]:
         """Return the tokens of the prompt for the next answer; [] if there can be none."""
         self._messages += self._questions[self.turn]
         self.tokens = []
         try:
-            prompt = encode(tokenizer, self._messages, template)
+            prompt = encode(form.tokenizer, self._messages, with_tools(template, self._tools))
         except EagleError:
             self._left_out = REFUSED
             return []
         if max_context is not None and len(prompt) >= max_context:
             self._left_out = NO_ROOM
             return []
+        self._begun = form.begun(prompt, self._messages)
         return prompt
 
-    def end_answer(self, tokenizer: Any, *, is_cut: bool) -> None:
-        """Take in the answer that was written.
+    def end_answer(self, form: AnswerFormat, *, is_cut: bool) -> None:
+        """Take in the answer that was written, as a session does: thoughts and calls apart.
 
         Args:
-            tokenizer: mlx-lm's wrapper.
+            form: how the target writes answers.
             is_cut: whether its last token belongs to it, because none ended it.
         """
         said = self.tokens if is_cut else self.tokens[:-1]
-        text = str(tokenizer.decode(said, clean_up_tokenization_spaces=False)) if said else ""
+        text = str(form.tokenizer.decode(said, clean_up_tokenization_spaces=False)) if said else ""
         if not text.strip():
             self._left_out = NO_ANSWER
             return
-        self._messages.append({"role": "assistant", "content": text})
+        message = form.message(text, self._begun, self._tools, f"{self.place} {self.turn}")
+        self._messages.append(message)
         self._answers.append(Answer(self.tokens, is_cut))
+        if self.is_over:
+            return
+        if message.get("tool_calls"):
+            self._left_out = CALLED
+        elif not message["content"].strip():
+            self._left_out = ONLY_THOUGHTS
 
     def result(self) -> Answered:
         """Return the conversation up to its last answer; one without answers has its question."""
@@ -84,7 +99,12 @@ class Dialogue:
         if self._answers:
             roles = [message.get("role") for message in messages]
             messages = messages[: len(roles) - roles[::-1].index("assistant")]
-        return Answered(self.place, messages, self._answers, self._left_out)
+        return Answered(self.place, messages, self._answers, self._left_out, self._tools)
+
+
+def with_tools(template: Template, tools: Sequence[Message]) -> Template:
+    """Return what a chat template is given where answers may call tools."""
+    return template._replace(tools=tools) if tools else template
 
 
 def questions(conversation: Sequence[Message]) -> list[list[Message]]:

@@ -34,6 +34,8 @@ class ExampleCounts:
         without_system: conversations whose system prompt went into the first question, because
             the chat template takes none.
         untrained: conversations that were cut before their first answer.
+        opened: conversations that began with an answer to nothing, without which they are used:
+            many chat templates refuse it, and no prompt is like it.
     """
 
     examples: int = 0
@@ -44,6 +46,7 @@ class ExampleCounts:
     unanswered: int = 0
     without_system: int = 0
     untrained: int = 0
+    opened: int = 0
 
 
 class Encoder:
@@ -70,6 +73,11 @@ class Encoder:
         self._train_on = train_on
         has_template = tokenizer.has_chat_template
         self._template = ChatTemplate(tokenizer, template_args) if has_template else None
+
+    @property
+    def has_template(self) -> bool:
+        """Whether the target has a chat template, without which it reads plain text alone."""
+        return self._template is not None
 
     def examples(self, conversations: Iterable[Conversation]) -> list[Example]:
         """Return what can be trained of some conversations.
@@ -105,13 +113,19 @@ class Encoder:
         return [Example(part, np.ones(len(part), dtype=bool)) for part in parts]
 
     def _of_messages(self, conversation: Conversation) -> list[Example]:
-        """Return a conversation without what follows its last answer."""
+        """Return a conversation from the first question to its last answer."""
         if self._template is None:
             raise EagleError(
                 f"{conversation.where}: this target has no chat template, so a conversation cannot "
                 "be encoded; put the chat_template of the model that it was made from into its "
                 'tokenizer_config.json, or give plain text ({"text": ..})'
             )
+        if n_opening := conversation.n_opening:
+            self.counts.opened += 1
+            conversation = conversation._replace(messages=conversation.messages[n_opening:])
+        if not conversation.messages:
+            self.counts.unanswered += 1
+            return []
         try:
             if self._train_on == "all":
                 ids, trained = self._everything(conversation, self._template)

@@ -13,6 +13,7 @@ from mlx_eagle.files.quoting import listed, quote, quote_value
 from mlx_eagle.session.prompt import Message
 
 KEYS = ("messages", "conversations", "prompt", "text")
+ANSWERS = ("completion", "response", "answer", "output", "chosen")  # keys beside a question
 ROLES = {
     "system": "system",
     "developer": "system",
@@ -67,21 +68,40 @@ def read_talk(row: object, where: str) -> Talk:
         return Talk(text=_said(row["text"], f"{where}: text"))
     at = f"{where}: {key}"
     messages = _of_prompt(row, where) if key == "prompt" else _messages(row[key], at)
-    if "system" in row and messages[0]["role"] != "system":
-        system = _said(row["system"], f"{where}: system", may_be_empty=True)
-        messages = [{"role": "system", "content": system}, *messages] if system else messages
+    if messages[-1]["role"] == "user":
+        messages += _answer(row, where)
+    messages = _with_system(row, messages, where)
     if messages[-1]["role"] == "system":
         raise EagleError(f"{where}: ends in a system prompt; expected a question or an answer")
     return Talk(tuple(messages), tools=_tools(row.get("tools"), where))
 
 
 def _of_prompt(row: dict[str, Any], where: str) -> list[Message]:
-    """Return the messages of a prompt, and of its completion if it has one."""
-    question = {"role": "user", "content": _said(row["prompt"], f"{where}: prompt")}
-    if "completion" not in row:
-        return [question]
-    answer = _said(row["completion"], f"{where}: completion")
-    return [question, {"role": "assistant", "content": answer}]
+    """Return the message of a prompt."""
+    return [{"role": "user", "content": _said(row["prompt"], f"{where}: prompt")}]
+
+
+def _answer(row: dict[str, Any], where: str) -> list[Message]:
+    """Return the answer that stands beside a question, if there is one."""
+    found = [key for key in ANSWERS if row.get(key) is not None]
+    if len(found) > 1:
+        raise EagleError(f"{where}: holds {' and '.join(found)}; expected one of them")
+    return [{"role": "assistant", "content": _said(row[key], f"{where}: {key}")} for key in found]
+
+
+def _with_system(row: dict[str, Any], messages: list[Message], where: str) -> list[Message]:
+    """Return messages with the system prompt that stands beside them, if there is one."""
+    if row.get("system") is None:
+        return messages
+    system = _said(row["system"], f"{where}: system", may_be_empty=True)
+    if messages[0]["role"] != "system":
+        return [{"role": "system", "content": system}, *messages] if system else messages
+    if system and system.strip() != messages[0]["content"].strip():
+        raise EagleError(
+            f"{where}: system is {quote(system)}, but the messages begin with another system "
+            "prompt; expected one of them"
+        )
+    return messages
 
 
 def _messages(value: Any, where: str) -> list[Message]:

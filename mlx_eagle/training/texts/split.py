@@ -69,6 +69,14 @@ def without_repeats(conversations: Iterable[Conversation]) -> tuple[list[Convers
     return list(seen.values()), n_all - len(seen)
 
 
+def without_questions_of(
+    conversations: Iterable[Conversation], others: Iterable[Conversation]
+) -> list[Conversation]:
+    """Return conversations whose first question none of some others asks, in their order."""
+    asked = {_number(conversation, 0) for conversation in others}
+    return [c for c in conversations if _number(c, 0) not in asked]
+
+
 def _content(conversation: Conversation) -> str:
     """Return everything a conversation says, as a text in which spaces do not count."""
     said = [conversation.text, conversation.messages, conversation.tools]

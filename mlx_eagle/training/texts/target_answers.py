@@ -19,11 +19,12 @@ import mlx.nn as nn
 from mlx_lm.generate import BatchGenerator, GenerationBatch
 from mlx_lm.models.cache import make_prompt_cache
 
+from mlx_eagle.answers.answer_format import read_format
 from mlx_eagle.errors import EagleError
 from mlx_eagle.sampling.samplers import SeededSampler
 from mlx_eagle.session.prompt import PLAIN_TEMPLATE, Message, Template
 from mlx_eagle.training.options import DataOptions
-from mlx_eagle.training.texts.answer_file import Answered, AnswerFile, Tally, read_answers, tally
+from mlx_eagle.training.texts.answer_file import Answered, AnswerFile, read_answers
 from mlx_eagle.training.texts.dialogue import Dialogue
 from mlx_eagle.tree import DraftTree
 
@@ -61,13 +62,18 @@ def write_answers(
     conversations: Sequence[Conversation],
     path: Path,
     progress: Progress | None = None,
-) -> Tally:
-    """Let the target answer conversations, or those that an earlier run has left.
+    *,
+    tools: Sequence[Sequence[Message]] = (),
+) -> list[Answered]:
+    """Let the target answer conversations, but those that an earlier run has answered.
+
+    Greedy answers are found again wherever their conversation stands in the input now, and drawn
+    ones, which depend on its place, where it stands at the same one.
 
     Every message of a user is answered, with the target's own earlier answers before it; answers
     in the input are left out. A conversation ends early where a prompt leaves no room in the
-    context, the chat template refuses it or the answer is empty, and one in which tools were
-    called is not answered at all.
+    context, the chat template refuses it or the answer is empty, thoughts alone or the call of a
+    tool, and one in which tools were called is not answered at all.
 
     Args:
         respondent: the target, and how it answers.
@@ -75,20 +81,24 @@ def write_answers(
         path: the file that answers are appended to.
         progress: is told after every conversation how many are finished, of how many, and how
             many tokens a second the target writes.
+        tools: that the answers of each conversation may call, as JSON schemas; () for none.
 
     Returns:
-        What the file holds then.
+        The conversations in order, with their answers.
 
     Raises:
         EagleError: if mlx-lm cannot batch this target, it has no chat template, its logits are
             no numbers, or the file cannot be written or belongs to another run.
     """
     _check(respondent)
-    digests = [_digest(list(conversation)) for conversation in conversations]
-    with AnswerFile(path, _origin(respondent, digests), digests) as file:
+    offered = tools or [()] * len(conversations)
+    asked = list(zip(conversations, offered, strict=True))
+    digests = [_digest([list(c), list(t)] if t else list(c)) for c, t in asked]
+    is_drawn = respondent.options.answer_temperature > 0
+    with AnswerFile(path, _origin(respondent), digests, by_place=is_drawn) as file:
         waiting = (
-            Dialogue(place, conversation)
-            for place, conversation in enumerate(conversations)
+            Dialogue(place, conversation, may_call)
+            for place, (conversation, may_call) in enumerate(asked)
             if place not in file.finished
         )
         batch, started = _Batch(respondent), time.perf_counter()
@@ -97,7 +107,7 @@ def write_answers(
             if progress is not None:
                 rate = batch.n_tokens / (time.perf_counter() - started)
                 progress(len(file.finished), len(digests), rate)
-    return tally(read_answers(path))
+    return read_answers(path, digests, by_place=is_drawn)
 
 
 class _Batch:
@@ -110,6 +120,7 @@ class _Batch:
     def __init__(self, respondent: Respondent) -> None:
         self.n_tokens = 0
         self._respondent = respondent
+        self._format = read_format(respondent.tokenizer)
         self._at_once = respondent.options.answers_at_once
         self._running: dict[int, Dialogue] = {}
         self._generator = BatchGenerator(
@@ -154,14 +165,14 @@ class _Batch:
             return
         del self._running[response.uid]
         is_cut = response.finish_reason == "length"
-        dialogue.end_answer(self._respondent.tokenizer, is_cut=is_cut)
+        dialogue.end_answer(self._format, is_cut=is_cut)
         yield from self._go_on(dialogue)
 
     def _go_on(self, dialogue: Dialogue) -> Iterator[Answered]:
         """Put the next question of a conversation in; yield it if there is none."""
         of, prompt = self._respondent, list[int]()
         if not dialogue.is_over:
-            prompt = dialogue.ask(of.tokenizer, of.template, of.max_context)
+            prompt = dialogue.ask(self._format, of.template, of.max_context)
         if not prompt:
             yield dialogue.result()
             return
@@ -206,19 +217,20 @@ def _check(respondent: Respondent) -> None:
     """Refuse a target that cannot answer at all."""
     if not respondent.tokenizer.has_chat_template:
         raise EagleError(
-            "this target has no chat template, so it cannot answer conversations; train on the "
-            "answers in the data (answers: given)"
+            "this target has no chat template, so it cannot answer conversations; put the "
+            "chat_template of the model that it was made from into its tokenizer_config.json, or "
+            'train on plain text ({"text": ..})'
         )
     layers = make_prompt_cache(respondent.network)
     alone = sorted({type(layer).__name__ for layer in layers if not hasattr(layer, "merge")})
     if alone:
         raise EagleError(
             f"mlx-lm cannot answer several conversations at once with {', '.join(alone)}, in which "
-            "this target keeps its state; train on the answers in the data (answers: given)"
+            "this target keeps its state; train on the answers in the data (--answers given)"
         )
 
 
-def _origin(respondent: Respondent, digests: list[str]) -> dict[str, Any]:
+def _origin(respondent: Respondent) -> dict[str, Any]:
     """Return what answers depend on, by the names of options where there are some."""
     options, template = respondent.options, respondent.template
     return {
@@ -229,7 +241,6 @@ def _origin(respondent: Respondent, digests: list[str]) -> dict[str, Any]:
         "seed": respondent.seed if options.answer_temperature > 0 else 0,
         "max_context": respondent.max_context,
         "template": json.dumps([dict(template.args), template.tools], sort_keys=True, default=str),
-        "conversations": _digest(digests),
     }
 
 

@@ -66,3 +66,12 @@ def test_an_answer_that_was_cut_is_trained_on_without_an_end() -> None:
 
 def test_a_conversation_without_answers_gives_no_text() -> None:
     assert not list(answer_examples(Answered(0, QUESTIONS[:1], [], "no room"), Letters()))
+
+
+def test_everything_is_trained_on_where_that_is_asked_for() -> None:
+    words = Letters().encode("fine")
+    one = conversation(Answer([*words, END], False), Answer([3, END], False))
+    [answers] = answer_examples(one, Letters())
+    [everything] = answer_examples(one, Letters(), train_on="all")
+    assert everything.tokens.tolist() == answers.tokens.tolist()
+    assert everything.trained.all() and not answers.trained.all()

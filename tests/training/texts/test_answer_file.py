@@ -35,6 +35,13 @@ def test_what_was_appended_is_read_in_the_order_of_the_input(path: Path) -> None
     assert AnswerFile(path, {"seed": 1}, ["x", "y"]).finished == {0, 1}
 
 
+def test_tools_that_were_offered_are_kept(path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "add"}}
+    with AnswerFile(path, {"seed": 1}, ["x", "y"]) as file:
+        file.append(ONE._replace(tools=(tool,)))
+    assert read_answers(path) == [TWO, ONE._replace(tools=(tool,))]
+
+
 def test_other_programs_find_messages_in_every_line(path: Path) -> None:
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["messages"] for line in lines] == [[QUESTION, REPLY]] * 2
@@ -45,7 +52,10 @@ def test_other_programs_find_messages_in_every_line(path: Path) -> None:
 def test_counts_tell_answers_that_were_cut_and_loops_apart(path: Path) -> None:
     total = tally(read_answers(path))
     assert (total.conversations, total.answers, total.tokens) == (2, 2, 42)
-    assert (total.cut, total.looping, total.left_out) == (1, 1, {"no room": 1})
+    assert (total.cut, total.looping) == (1, 1)
+    assert (total.shortened, total.left_out) == ({"no room": 1}, {})
+    none = tally([ONE, TWO, TWO._replace(answers=[])])
+    assert (none.shortened, none.left_out) == ({"no room": 1}, {"no room": 1})
 
 
 def test_a_loop_is_four_times_the_same_over_32_tokens() -> None:

@@ -37,6 +37,15 @@ def said(conversation: Conversation) -> list[tuple[str, str]]:
             "prompt": "Q",
         },
         {"prompt": "Q", "completion": "A"},
+        {"prompt": "Q", "response": "A", "system": None, "answer": None},
+        {"prompt": "Q", "answer": "A"},
+        {"prompt": "Q", "output": "A"},
+        {"prompt": "Q", "chosen": "A", "rejected": "B"},
+        {"messages": [{"role": "user", "content": "Q"}], "completion": "A"},
+        {
+            "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}],
+            "answer": "B",
+        },
         {
             "messages": [
                 {"role": "user", "content": [{"type": "text", "text": "Q"}]},
@@ -58,10 +67,15 @@ def test_a_question_and_its_answer_are_the_same_in_every_style(row: Any, tmp_pat
 def test_questions_alone_have_no_answer(tmp_path: Path) -> None:
     messages = [{"from": "system", "value": "S"}, {"from": "human", "value": "Q"}]
     found = read(
-        tmp_path, {"prompt": "Q"}, {"conversations": messages}, {"prompt": "Q", "system": "S"}
+        tmp_path,
+        {"prompt": "Q"},
+        {"conversations": messages},
+        {"conversations": messages, "system": "S "},
+        {"prompt": "Q", "system": "S"},
     )
     assert [said(each) for each in found] == [
         [("user", "Q")],
+        [("system", "S"), ("user", "Q")],
         [("system", "S"), ("user", "Q")],
         [("system", "S"), ("user", "Q")],
     ]
@@ -82,7 +96,18 @@ def test_tools_and_their_calls_are_kept_as_they_are(tmp_path: Path) -> None:
         assert found.tools == tuple(tools)
         assert found.messages[1] == called | {"content": ""}
         assert found.messages[2] == messages[2]
-        assert not found.has_answer
+        assert found.has_answer
+
+
+def test_an_answer_is_one_wherever_it_stands_but_before_every_question() -> None:
+    def roles(*names: str) -> Conversation:
+        return Conversation(tuple({"role": name, "content": "X"} for name in names))
+
+    assert roles("user", "assistant", "user").has_answer
+    assert roles("system", "user", "assistant", "user").has_answer
+    assert roles("assistant", "user", "assistant").has_answer
+    assert not roles("assistant", "user").has_answer
+    assert [roles(*["assistant"] * n, "user").n_opening for n in range(3)] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -145,6 +170,12 @@ ASKED = {"role": "user", "content": "Q"}
         ({"text": " "}, "text is empty"),
         ({"prompt": None}, "prompt is missing; expected a text"),
         ({"prompt": "Q", "completion": ""}, "completion is empty"),
+        ({"prompt": "Q", "answer": "A", "output": "B"}, "holds answer and output; expected one"),
+        ({"prompt": "Q", "chosen": [ASKED]}, "chosen is .*; expected a text"),
+        (
+            {"messages": [{"role": "system", "content": "S"}, ASKED], "system": "T"},
+            "system is 'T', but the messages begin with another system prompt",
+        ),
         ({"messages": []}, "messages is an empty list"),
         ({"messages": "Q"}, "messages is 'Q'; expected a list of messages"),
         ({"messages": ["Q"]}, "messages, message 1 is 'Q'; expected an object"),
@@ -171,6 +202,25 @@ def test_a_line_that_cannot_be_used_is_named(row: Any, message: str, tmp_path: P
     with pytest.raises(EagleError, match=f"^{tmp_path}/data.jsonl:2: ?.*{message}") as caught:
         read(tmp_path, {"text": "fine"}, row)
     assert "\n" not in str(caught.value)
+
+
+def test_lines_that_cannot_be_used_are_left_out_and_listed_unless_all_are(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "one"}\n{\n{"text": 5}\n{"text": "two"}\n')
+    unusable = list[str]()
+    assert [c.text for c in read_conversations([file], unusable)] == ["one", "two"]
+    assert [reason.partition(": ")[0] for reason in unusable] == [f"{file}:2", f"{file}:3"]
+    other = tmp_path / "b.jsonl"
+    other.write_text('{"text": 5}\n{"text": 6}\n')
+    with pytest.raises(EagleError, match="b.jsonl:1: text is 5; expected a text"):
+        list(read_conversations([file, other], unusable))
+
+
+def test_line_ends_of_windows_are_line_ends(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"\r\none\r\ntwo\r\n")
+    [found] = read_conversations([file])
+    assert found.text == "one\ntwo"
 
 
 @pytest.mark.parametrize(

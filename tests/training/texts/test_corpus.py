@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from chat_templates import demo_tokenizer
 from mlx_eagle.errors import EagleError
 from mlx_eagle.session.prompt import encode
 from mlx_eagle.target.load import load_target
@@ -66,6 +67,34 @@ def test_the_target_answers_what_has_no_answer_and_only_that(
         )
 
 
+def test_the_target_and_the_texts_are_given_the_tools_of_a_question(
+    loaded: tuple[Any, Any], tmp_path: Path
+) -> None:
+    template = "{{ tools | tojson if tools }}{% for m in messages %} {{ m.content }}{% endfor %}"
+    tokenizer = demo_tokenizer(template)
+    schema = {"type": "function", "function": {"name": "add", "parameters": {}}}
+    asked = {"messages": [{"role": "user", "content": "1 and 1?"}]}
+    file = tmp_path / "asked.jsonl"
+    rows = [asked | {"tools": [schema]}, {"messages": [{"role": "user", "content": "Why?"}]}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    corpus = read((loaded[0], tokenizer), [file], tmp_path, heldout=0.0)
+    texts = [tokenizer.decode(text.tokens.tolist()) for text in corpus.train]
+    assert ['"name": "add"' in text for text in texts] == [True, False]
+
+
+def test_given_answers_are_kept_though_a_last_question_has_none(
+    loaded: tuple[Any, Any], tmp_path: Path
+) -> None:
+    roles = ("user", "assistant", "user")
+    said = ("What does os do?", "It copies os to a file.", "And re?")
+    messages = [{"role": r, "content": c} for r, c in zip(roles, said, strict=True)]
+    file = tmp_path / "texts.jsonl"
+    file.write_text(json.dumps({"messages": messages}) + "\n")
+    [text] = trained_text(loaded, read(loaded, [file], tmp_path))
+    assert text.startswith("It copies os to a file.")
+    assert not (tmp_path / "answers-train.jsonl").exists()
+
+
 def test_the_target_can_answer_everything_anew(loaded: tuple[Any, Any], tmp_path: Path) -> None:
     file = write_conversations(tmp_path / "texts.jsonl", N)
     corpus = read(loaded, [file], tmp_path, answers="target")
@@ -73,11 +102,23 @@ def test_the_target_can_answer_everything_anew(loaded: tuple[Any, Any], tmp_path
     assert any("the target wrote" in remark for remark in corpus.remarks)
 
 
+def test_everything_can_be_trained_on_whoever_answers(
+    loaded: tuple[Any, Any], tmp_path: Path
+) -> None:
+    given = write_conversations(tmp_path / "given.jsonl", 2)
+    asked = write_conversations(tmp_path / "asked.jsonl", 3, answered=False)
+    corpus = read(loaded, [given, asked], tmp_path, heldout=0.0, train_on="all")
+    assert len(corpus.train) == 5 and all(text.trained.all() for text in corpus.train)
+
+
 def test_other_files_can_be_held_out(loaded: tuple[Any, Any], tmp_path: Path) -> None:
     train = write_conversations(tmp_path / "train.jsonl", N)
     heldout = write_conversations(tmp_path / "heldout.jsonl", 3)
     corpus = read(loaded, [train], tmp_path, heldout)
-    assert (len(corpus.train), len(corpus.heldout)) == (N, 3)
+    assert (len(corpus.train), len(corpus.heldout)) == (N - 3, 3)
+    assert "train: 3 conversations ask what is held out: left out" in corpus.remarks
+    with pytest.raises(EagleError, match="every question of --data is held out"):
+        read(loaded, [heldout], tmp_path, train)
 
 
 def test_repeats_and_cuts_are_told(loaded: tuple[Any, Any], tmp_path: Path) -> None:
@@ -102,3 +143,31 @@ def test_questions_alone_are_nothing_to_train_on(loaded: tuple[Any, Any], tmp_pa
     file = write_conversations(tmp_path / "asked.jsonl", 3, answered=False)
     with pytest.raises(EagleError, match="nothing is left to train on.* --answers target"):
         read(loaded, [file], tmp_path, answers="given")
+
+
+def test_conversations_that_cannot_be_used_are_left_out_and_the_first_are_named(
+    loaded: tuple[Any, Any], tmp_path: Path
+) -> None:
+    file = write_conversations(tmp_path / "texts.jsonl", 2)
+    file.write_text(file.read_text() + '{"text": 5}\n' * 4)
+    corpus = read(loaded, [file], tmp_path, heldout=0.0)
+    assert len(corpus.train) == 2
+    assert corpus.remarks[0] == "data: 4 conversations cannot be used: left out"
+    places = [remark.split(": ")[1] for remark in corpus.remarks[1:]]
+    assert places == [f"{file}:{n}" for n in (3, 4, 5)]
+
+
+def test_conversations_that_the_template_refuses_are_left_out_unless_all_are(
+    loaded: tuple[Any, Any], tmp_path: Path
+) -> None:
+    refusal = "{% if 'part1' in m.content %}{{ raise_exception('no') }}{% endif %}"
+    template = f"{{% for m in messages %}}{refusal} {{{{ m.content }}}}\n{{% endfor %}}"
+    tokenizer = demo_tokenizer(template)
+    file = write_conversations(tmp_path / "texts.jsonl", 2)
+    corpus = read((loaded[0], tokenizer), [file], tmp_path, heldout=0.0)
+    assert len(corpus.train) == 1
+    assert corpus.remarks[0] == "train: 1 conversations cannot be used: left out"
+    assert corpus.remarks[1].startswith(f"train: {file}:2: the target's chat template refuses")
+    file.write_text(file.read_text().splitlines()[1])
+    with pytest.raises(EagleError, match=r"texts.jsonl:1: the target's chat template refuses"):
+        read((loaded[0], tokenizer), [file], tmp_path, heldout=0.0)

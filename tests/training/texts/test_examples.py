@@ -17,7 +17,7 @@ from mlx_eagle.training.texts.answer_spans import Span
 from mlx_eagle.training.texts.conversations import Conversation
 from mlx_eagle.training.texts.examples import Encoder, tokens_and_places
 
-FAMILIES = Path(__file__).parents[1] / "data" / "templates"
+FAMILIES = Path(__file__).parents[2] / "data" / "templates"
 ENDS = {
     "CHATML": "<|im_end|>",
     "LLAMA3": "<|eot|>",
@@ -147,11 +147,17 @@ def test_calls_of_tools_are_trained_as_the_model_writes_them(family: str) -> Non
     assert "add" in prompt, "the template is given the tools"
 
 
-def test_channels_are_written_by_the_model() -> None:
+def test_channels_are_written_by_the_model_and_earlier_answers_end_as_the_template_wants() -> None:
     tokenizer = demo_tokenizer((FAMILIES / "harmony.jinja").read_text())
-    (example,) = Encoder(tokenizer).encode(turns("One.", "Two."))
+    encoder = Encoder(tokenizer)
+    (example,) = encoder.encode(turns("One.", "Two.", "Three."))
     final = "<|channel|>final<|message|>"
-    assert trained_texts(tokenizer, example) == [f"{final}One.<|end|>", f"{final}Two.<|end|>"]
+    assert trained_texts(tokenizer, example) == [
+        f"{final}One.",
+        f"{final}Two.",
+        f"{final}Three.<|return|>",
+    ]
+    assert encoder.counts.last_only == 0
 
 
 def test_all_tokens_are_trained_where_that_is_asked_for() -> None:
@@ -170,6 +176,22 @@ def test_a_question_without_answer_is_counted_and_one_after_answers_left_out() -
     (example,) = encoder.encode(talk(*turns("One.").messages, user("And?")))
     assert "And?" not in tokenizer.decode(example.tokens.tolist())
     assert (encoder.counts.unanswered, encoder.counts.examples) == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["CHATML", "LLAMA3"])
+@pytest.mark.parametrize("train_on", ["answers", "all"])
+def test_an_answer_before_every_question_is_left_out_and_the_others_are_trained(
+    name: str, train_on: str
+) -> None:
+    tokenizer = demo_tokenizer(getattr(chat_templates, name))
+    encoder = Encoder(tokenizer, train_on=train_on)
+    asked = turns("One.", "Two.")
+    (example,) = encoder.encode(talk(assistant("Hello, ask me."), *asked.messages))
+    (plain,) = Encoder(tokenizer, train_on=train_on).encode(asked)
+    assert example.tokens.tolist() == plain.tokens.tolist()
+    assert example.trained.tolist() == plain.trained.tolist()
+    assert (encoder.counts.opened, encoder.counts.last_only) == (1, 0)
+    assert not encoder.encode(talk(assistant("Hello."))) and encoder.counts.unanswered == 1
 
 
 def test_plain_text_is_trained_from_the_first_token_to_an_end_token() -> None:
@@ -217,6 +239,23 @@ def test_what_cannot_be_encoded_is_named_with_its_line() -> None:
     called = talk(user("1?"), assistant("", tool_calls=[CALL]))
     with pytest.raises(EagleError, match="leaves out the calls of tools"):
         Encoder(demo_tokenizer(CHATML)).encode(called)
+
+
+def test_calls_that_are_left_out_are_noticed_though_the_tools_are_listed() -> None:
+    listing = demo_tokenizer("{{ tools | tojson if tools }}" + CHATML)
+    called = talk(user("add?"), assistant("I add.", tool_calls=[CALL]), tools=(TOOL,))
+    with pytest.raises(EagleError, match="leaves out the calls of tools"):
+        Encoder(listing).encode(called)
+
+
+def test_calls_of_one_tool_are_given_one_by_one_where_the_template_shows_the_first() -> None:
+    tokenizer = demo_tokenizer((FAMILIES / "harmony.jinja").read_text())
+    calls = [CALL | {"id": f"a2345678{n}"} for n in range(2)]
+    results = [{"role": "tool", "content": "2", "tool_call_id": call["id"]} for call in calls]
+    given = talk(user("add!"), assistant("", tool_calls=calls), *results, assistant("Two."))
+    (example,) = Encoder(tokenizer).encode(given._replace(tools=(TOOL,)))
+    called = '<|channel|>commentary to=functions.add <|message|>{"a": 1}<|call|>'
+    assert tokenizer.decode(example.tokens.tolist()).count(called) == 2
 
 
 class Slow:

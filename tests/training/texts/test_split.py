@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from mlx_eagle.errors import EagleError
 from mlx_eagle.training.texts.conversations import Conversation
-from mlx_eagle.training.texts.split import split, without_repeats
+from mlx_eagle.training.texts.split import split, without_questions_of, without_repeats
 
 
 def talk(*said: str) -> Conversation:
@@ -77,6 +77,13 @@ def test_a_system_prompt_does_not_decide() -> None:
     assert {c.messages[-1]["content"] for c in found.heldout[: len(found.heldout) // 2]} == {
         c.messages[-1]["content"] for c in found.heldout[len(found.heldout) // 2 :]
     }
+
+
+def test_what_others_ask_is_left_out_whatever_is_answered() -> None:
+    text = Conversation(text="a b")
+    talks = [talk("one?", "1"), talk("two?", "2"), talk("two?", "II", "three?"), text]
+    assert without_questions_of(talks, [talk("two? ")]) == [talks[0], text]
+    assert without_questions_of(talks, [talk("three?", "3"), text]) == talks[:3]
 
 
 def test_spaces_make_no_difference_and_everything_else_does() -> None:

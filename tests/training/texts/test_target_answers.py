@@ -16,7 +16,7 @@ from mlx_eagle.sampling.samplers import SeededSampler
 from mlx_eagle.session.prompt import encode
 from mlx_eagle.target.target import Target
 from mlx_eagle.training.options import DataOptions
-from mlx_eagle.training.texts.answer_file import Answered, origin_path, read_answers
+from mlx_eagle.training.texts.answer_file import Answered, origin_path, read_answers, tally
 from mlx_eagle.training.texts.target_answers import Respondent, answer_seed, write_answers
 from tiny_models import build_target
 
@@ -142,7 +142,7 @@ def test_a_run_that_was_ended_anywhere_goes_on_as_if_nothing_had_been(
     ("change", "named"),
     [
         ({"answer_tokens": 13}, "answer_tokens 12 and not 13"),
-        ({"answer_temperature": 0.5}, "answer_temperature 0.0 and not 0.5;"),
+        ({"answer_temperature": 0.5}, "answer_temperature 0.0 and not 0.5; .* remove the file"),
     ],
 )
 def test_other_options_are_not_mixed_in_but_named(
@@ -155,16 +155,31 @@ def test_other_options_are_not_mixed_in_but_named(
     assert path.read_bytes() == before
 
 
-def test_another_target_and_other_conversations_are_named(network: nn.Module, path: Path) -> None:
+def test_another_target_is_named(network: nn.Module, path: Path) -> None:
     of = respondent(network)
     write(of, asked(2), path)
     with pytest.raises(EagleError, match="target 'tiny' and not 'other'"):
         write_answers(of._replace(identity="other"), asked(2), path)
-    with pytest.raises(EagleError, match="begun with conversations "):
-        write_answers(of, asked(3), path)
     origin_path(path).unlink()
     with pytest.raises(EagleError, match="does not say what its answers depend on"):
         write_answers(of, asked(2), path)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_was_answered_is_not_answered_again_when_the_data_change(
+    network: nn.Module, path: Path, temperature: float
+) -> None:
+    """Greedy answers are found at any place; drawn ones depend on it."""
+    of, four = respondent(network, answer_temperature=temperature), asked(4)
+    first = write_answers(of, four, path)
+    before = path.read_bytes()
+    changed = [four[3], four[1], [user("something else")]]
+    second = write_answers(of, changed, path)
+    assert second == write_answers(of, changed, path.with_name("anew.jsonl"))
+    assert second[1].answers == first[1].answers and [one.place for one in second] == [0, 1, 2]
+    n_new = path.read_bytes().removeprefix(before).count(b"\n")
+    assert n_new == (1 if temperature == 0 else 2)
+    assert write_answers(of, four, path) == first, "the lines of other data stay"
 
 
 def test_how_many_are_answered_at_once_may_change(network: nn.Module, path: Path) -> None:
@@ -179,9 +194,9 @@ def test_a_prompt_without_room_is_left_out_and_the_last_answer_fills_the_context
 ) -> None:
     long = [user(TOLD[:20]), user(TOLD[:20])]
     of = respondent(network)._replace(max_context=30)
-    total = write_answers(of, [long, [user(TOLD[:40])], [user(TOLD[:8])]], path)
+    total = tally(write_answers(of, [long, [user(TOLD[:40])], [user(TOLD[:8])]], path))
     first, second, third = read_answers(path)
-    assert total.left_out == {"no room": 2} and total.conversations == 2
+    assert total.left_out == total.shortened == {"no room": 1} and total.conversations == 2
     assert [m["role"] for m in first.messages] == ["user", "assistant"]
     assert len(first.answers[0].tokens) <= 30 - len(encode(OftenEnds(), [user(TOLD[:20])]))
     assert second.messages == [user(TOLD[:40])] and not second.answers
@@ -201,7 +216,7 @@ def test_a_target_without_a_template_or_with_a_state_that_is_not_batched_is_refu
     class Bare(OftenEnds):
         has_chat_template = False
 
-    with pytest.raises(EagleError, match="no chat template"):
+    with pytest.raises(EagleError, match="no chat template.* plain text"):
         write_answers(respondent(network)._replace(tokenizer=Bare()), asked(1), path)
     place = "mlx_eagle.training.texts.target_answers.make_prompt_cache"
     monkeypatch.setattr(place, lambda network: [object()])
