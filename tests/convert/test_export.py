@@ -52,14 +52,15 @@ def round_trip(work: Path, config: HeadConfig, layout: str, **head: Any) -> None
         assert mx.array_equal(array, new[name]), name
 
 
+EIGHT = {"head_dim": 8, "rope_dims": 8}
 # Everything that a layout can say beyond the plainest head, alone; and some of it together.
 SAYABLE: dict[str, list[tuple[HeadConfig, dict[str, Any]]]] = {
     "safeailab": [
         (PLAIN, {}),
-        (PLAIN, {"rope_theta": 5e5, "rms_norm_eps": 1e-6, "head_dim": 4, "rope_dims": 4}),
+        (PLAIN, {"rope_theta": 5e5, "rms_norm_eps": 1e-6, "num_attention_heads": 2} | EIGHT),
         (PLAIN, {"rope_scaling": LINEAR, "max_position_embeddings": 2048}),
         (PLAIN, {"own_embedding": True}),
-        (PLAIN, {**WIDE, "draft_vocab_size": V}),
+        (PLAIN, {**WIDE, **EIGHT, "draft_vocab_size": V}),
         (EAGLE, {}),
         (EAGLE, {"fc_bias": True, "attention_bias": True, "own_embedding": True}),
         (EAGLE, {"num_hidden_layers": 2, "sliding_windows": (None, None)}),
@@ -73,6 +74,7 @@ SAYABLE: dict[str, list[tuple[HeadConfig, dict[str, Any]]]] = {
         (PLAIN, {"fc_norm": True, "norm_output": True, "taps": (4, 8, 12)}),
         (PLAIN, {"rope_scaling": LINEAR, "draft_vocab_size": V}),
         (PLAIN, WIDE),
+        (PLAIN, EIGHT),
     ],
     "speculators": [
         (PLAIN, {}),
@@ -84,6 +86,7 @@ SAYABLE: dict[str, list[tuple[HeadConfig, dict[str, Any]]]] = {
         (PLAIN, {**BIASED, "mlp_bias": True, "rope_scaling": LLAMA3, "rope_theta": 5e5}),
         (PLAIN, {**BIASED, "qk_norm": True, "rope_scaling": LINEAR}),
         (PLAIN, WIDE),
+        (PLAIN, EIGHT),
         (PARALLEL, {}),
         (PARALLEL, {"num_hidden_layers": 2, "sliding_windows": (None, None), "fc_norm": True}),
         (PARALLEL, {"norm_before_residual": True, "norm_before_fc": True, "qk_norm": True}),
@@ -267,7 +270,7 @@ def test_safeailab_reads_these_keys_and_tensors(tmp_path: Path) -> None:
     assert written == {
         **{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"},
         **{"hidden_size": H, "intermediate_size": 20, "num_hidden_layers": 1},
-        **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8},
+        **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4},
         **{"max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0},
         **{"rope_scaling": {"type": "linear", "factor": 2.0}, "vocab_size": V},
         **{"draft_vocab_size": W, "tie_word_embeddings": False, "torch_dtype": "bfloat16"},
