@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten
+from safetensors import safe_open
 
 from mlx_eagle.convert.export import export_head
 from mlx_eagle.convert.heads import convert_head
@@ -282,6 +284,18 @@ def test_safeailab_reads_these_keys_and_tensors(tmp_path: Path) -> None:
     names = {f"midlayer.{name}.weight" for name in layer}
     assert set(found) == names | {"fc.weight", "norm.weight", "lm_head.weight", "d2t", "t2d"}
     assert (found["d2t"], found["t2d"]) == (("I64", (W,)), ("BOOL", (V,)))
+
+
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+def test_the_tables_are_offsets_and_marks_of_the_draft_ids(layout: str, tmp_path: Path) -> None:
+    """As engines read them: draft token i is the target's i + d2t[i], and t2d marks those."""
+    ids = [0, 2, 3, 7, 11, 12, 13, 17, 20, V - 1]
+    source = write_head(tmp_path / "head", PLAIN, ids=ids)
+    export_head(source, tmp_path / "out", layout)
+    with safe_open(tmp_path / "out" / "model.safetensors", "numpy") as written:
+        offsets, marks = written.get_tensor("d2t"), written.get_tensor("t2d")
+    assert (np.arange(W) + offsets).tolist() == ids
+    assert np.flatnonzero(marks).tolist() == ids
 
 
 def test_sglang_is_told_layers_where_vllm_is_told_boundaries(tmp_path: Path) -> None:
