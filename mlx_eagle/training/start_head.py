@@ -92,7 +92,8 @@ def first_head(
             f"{vocabulary.coverage:.1%} of what is trained on"
         )
         options = recipe.head
-        head = make_head(options, read.sizes, mx.array(vocabulary.ids), read.teacher)
+        ids, length = mx.array(vocabulary.ids), recipe.data.length
+        head = make_head(options, read.sizes, ids, read.teacher, length=length)
     unfreeze_weights(head)
     mx.eval(head.parameters())
     return head, options
