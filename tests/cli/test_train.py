@@ -135,8 +135,11 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_same_weights(
 def test_a_head_is_trained_further_and_only_the_best_weights_are_not_quantized(
     place: Path, trained: Path, tmp_path: Path
 ) -> None:
-    start = ("--from", trained / "head-full", "--max-updates", 1)
-    assert train(place, tmp_path / "further", *start).returncode == 0
+    start = ("--from", trained / "head-full", "--draft-vocab", 32000, "--max-updates", 1)
+    done = train(place, tmp_path / "further", *start)
+    assert done.returncode == 0
+    share = r"^draft vocabulary: 300 of 4096 tokens, \S+% of what is trained on$"
+    assert re.search(share, done.stderr, re.M), "it is the head's own"
     before, after = (
         mx.load(str(f / "head-full" / "model.safetensors")) for f in (trained, tmp_path / "further")
     )
@@ -232,11 +235,25 @@ def test_a_head_that_cannot_be_trained_further_is_refused(
     place: Path, trained: Path, tmp_path: Path
 ) -> None:
     wide = write_tiny_target(tmp_path / "wide", hidden_size=64)
-    start, out = ("--from", trained / "head-full"), tmp_path / "out"
+    start, out = ("--from", trained / "head-full", "--draft-vocab", 32000), tmp_path / "out"
     for more, why in (
         (("--model", wide, *start), "is a head for a target of width 32 with 4096 tokens"),
-        (("--from", DEMO.parent / "head"), "is quantized, so its weights cannot be trained"),
-        ((*start, "--taps", "1,2,3"), "reads the boundaries that it was made for"),
+        (
+            (*start, "--from", DEMO.parent / "head"),
+            "is quantized, so its weights cannot be trained",
+        ),
+        (
+            (*start, "--taps", "1,2,3", "--layers", 2, "--norms", "eagle3.1", "--draft-vocab", 9),
+            "keeps what it was made with: leave out --layers, --taps, --norms, --draft-vocab",
+        ),
+        (
+            (*start, "--window", 9, "--intermediate", 9),
+            "keeps what it was made with: leave out --intermediate, --window",
+        ),
+        (
+            (*start, "--algorithm", "medusa"),
+            "is of the kind EAGLE-3 head, which --algorithm medusa does not train: leave it out",
+        ),
     ):
         refused = train(place, out, *more)
         assert refused.returncode == 1
