@@ -84,6 +84,27 @@ def export_head(
     return Exported(written, len(tensors), dtype, _EMBEDDING in tensors)
 
 
+def possible_layouts(head: Path) -> list[str]:
+    """Return the layouts that can say what a head is, in the order of `LAYOUTS`.
+
+    Args:
+        head: folder of a converted or trained head that is not quantized and names its target.
+
+    Raises:
+        CheckpointError: if it is not sound, or does not name its target.
+    """
+    loaded = load_head(head)
+    if not isinstance(loaded.config, HeadConfig) or not _is_ascending(loaded.draft_to_target):
+        return []
+    target = _find_target(read_head_config(head), loaded.config, None)
+    return [layout for layout in LAYOUTS if not find_unsayable(layout, loaded.config, target)]
+
+
+def _is_ascending(table: mx.array) -> bool:
+    """Say whether draft ids [W] are, as every layout has them."""
+    return bool((np.diff(np.array(table)) > 0).all())
+
+
 def _read(head: Path) -> tuple[HeadConfig, dict[str, mx.array]]:
     """Return the facts and the parameters of a head that can be exported at all."""
     name, config = source_name(head), read_head_config(head)
@@ -162,7 +183,7 @@ def _refuse_unsayable(
     """
     wrong = find_unsayable(layout, head, target)
     others = [other for other in LAYOUTS if not find_unsayable(other, head, target)]
-    if (np.diff(np.array(table)) <= 0).any():
+    if not _is_ascending(table):
         wrong.append("its draft ids are not ascending")
         others = []
     if wrong:

@@ -1,6 +1,5 @@
 """A target as training reads it: answers and features are those of these weights alone."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -8,23 +7,7 @@ import mlx.core as mx
 
 from mlx_eagle.training.read_target import read_target
 from mlx_eagle.training.recipe import Recipe
-from training_files import write_tiny_target
-
-LORA = {
-    "fine_tune_type": "lora",
-    "num_layers": 1,
-    "lora_parameters": {"rank": 2, "scale": 2.0, "dropout": 0.0, "keys": ["self_attn.q_proj"]},
-}
-
-
-def write_adapter(folder: Path, value: float) -> None:
-    folder.mkdir(exist_ok=True)
-    (folder / "adapter_config.json").write_text(json.dumps(LORA))
-    name = "model.layers.3.self_attn.q_proj"
-    weights = {"lora_a": mx.full((32, 2), value), "lora_b": mx.full((2, 32), value)}
-    mx.save_safetensors(
-        str(folder / "adapters.safetensors"), {f"{name}.{n}": a for n, a in weights.items()}
-    )
+from training_files import write_adapter, write_tiny_target
 
 
 def test_a_target_or_an_adapter_that_is_trained_in_place_is_another_one(tmp_path: Path) -> None:
