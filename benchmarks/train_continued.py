@@ -28,7 +28,16 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers
 import numpy as np
-from head_figures import TREES, Loop, cells, load_engine, measure_lengths, read_prompts, table
+from head_figures import (
+    TREES,
+    Loop,
+    cells,
+    load_engine,
+    measure_lengths,
+    read_prompts,
+    table,
+    tree_name,
+)
 from kept_settings import keep_settings
 from mlx_lm.tuner.trainer import TrainingArgs, train
 from mlx_lm.tuner.utils import linear_to_lora_layers
@@ -190,7 +199,7 @@ def main() -> None:
         "old head, fine-tuned target": lengths(args, args.head, adapter),
         "head trained on, fine-tuned target": lengths(args, trained, adapter),
     }
-    titles = ["tokens per round", *(f"{t.depth}x{t.width}x{t.nodes}" for t in TREES)]
+    titles = ["tokens per round", *map(tree_name, TREES)]
     print(table(titles, [[name, *cells(found, 2)] for name, found in rows.items()]))
 
 
