@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten
 from mlx_eagle.convert.checkpoint import require_finite
 from mlx_eagle.convert.heads import read_published
 from mlx_eagle.convert.layout_files import layout_config, layout_tensors
-from mlx_eagle.convert.layouts import LAYOUTS, find_unsayable
+from mlx_eagle.convert.publisher_layouts import LAYOUTS, find_unsupported
 from mlx_eagle.convert.target_embedding import read_target_embedding
 from mlx_eagle.convert.target_facts import TargetFacts, read_target_facts
 from mlx_eagle.errors import CheckpointError, EagleError
@@ -67,7 +67,7 @@ def export_head(
     config, weights = _read(head)
     name = source_name(head)
     made_for = _find_target(read_head_config(head), config, target)
-    _refuse_unsayable(name, layout, config, made_for, weights[_TABLE])
+    _refuse_unsupported(name, layout, config, made_for, weights[_TABLE])
     if target is not None and layout == "speculators" and not config.own_embedding:
         shape = (config.target_vocab_size, config.hidden_size)
         weights[_EMBEDDING] = read_target_embedding(target, shape).astype(_dtype(weights))
@@ -97,7 +97,7 @@ def possible_layouts(head: Path) -> list[str]:
     if not isinstance(loaded.config, HeadConfig) or not _is_ascending(loaded.draft_to_target):
         return []
     target = _find_target(read_head_config(head), loaded.config, None)
-    return [layout for layout in LAYOUTS if not find_unsayable(layout, loaded.config, target)]
+    return [layout for layout in LAYOUTS if not find_unsupported(layout, loaded.config, target)]
 
 
 def _is_ascending(table: mx.array) -> bool:
@@ -173,7 +173,7 @@ def _kept_facts(kept: dict[str, Any]) -> TargetFacts:
     )
 
 
-def _refuse_unsayable(
+def _refuse_unsupported(
     name: str, layout: str, head: HeadConfig, target: TargetFacts, table: mx.array
 ) -> None:
     """Refuse a head that a layout cannot say, and name the layouts that can.
@@ -181,8 +181,8 @@ def _refuse_unsayable(
     Raises:
         CheckpointError: naming every fact that would be lost.
     """
-    wrong = find_unsayable(layout, head, target)
-    others = [other for other in LAYOUTS if not find_unsayable(other, head, target)]
+    wrong = find_unsupported(layout, head, target)
+    others = [other for other in LAYOUTS if not find_unsupported(other, head, target)]
     if not _is_ascending(table):
         wrong.append("its draft ids are not ascending")
         others = []

@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from mlx_eagle.convert.export import export_head
 from mlx_eagle.convert.heads import convert_head
-from mlx_eagle.convert.layouts import LAYOUTS
+from mlx_eagle.convert.publisher_layouts import LAYOUTS
 from mlx_eagle.errors import CheckpointError, EagleError
 from mlx_eagle.files.safetensors import read_header
 from mlx_eagle.heads.config import HeadConfig
@@ -56,7 +56,7 @@ def round_trip(work: Path, config: HeadConfig, layout: str, **head: Any) -> None
 
 EIGHT = {"head_dim": 8, "rope_dims": 8}
 # Everything that a layout can say beyond the plainest head, alone; and some of it together.
-SAYABLE: dict[str, list[tuple[HeadConfig, dict[str, Any]]]] = {
+SUPPORTED: dict[str, list[tuple[HeadConfig, dict[str, Any]]]] = {
     "safeailab": [
         (PLAIN, {}),
         (PLAIN, {"rope_theta": 5e5, "rms_norm_eps": 1e-6, "num_attention_heads": 2} | EIGHT),
@@ -94,7 +94,7 @@ SAYABLE: dict[str, list[tuple[HeadConfig, dict[str, Any]]]] = {
         (PARALLEL, {"norm_before_residual": True, "norm_before_fc": True, "qk_norm": True}),
     ],
 }
-CASES = [(layout, *case) for layout, cases in SAYABLE.items() for case in cases]
+CASES = [(layout, *case) for layout, cases in SUPPORTED.items() for case in cases]
 
 
 @pytest.mark.parametrize(("layout", "base", "changes"), CASES, ids=name_of)

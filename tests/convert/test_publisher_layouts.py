@@ -25,7 +25,7 @@ from own_heads import (
 
 EIGHT = {"head_dim": 8, "rope_dims": 8}
 # What a layout cannot say, and the words in which it is refused.
-UNSAYABLE: list[tuple[str, HeadConfig, dict[str, Any], str]] = [
+UNSUPPORTED: list[tuple[str, HeadConfig, dict[str, Any], str]] = [
     ("safeailab", PLAIN, {"taps": (2, 5, 9)}, "taps are 2, 5, 9, not 2, 6, 9; use the layout spec"),
     ("safeailab", PLAIN, {"fc_norm": True}, "fc_norm is true; use the layout specforge or specul"),
     ("safeailab", PLAIN, {"norm_before_fc": True}, "norm_before_fc is true"),
@@ -86,7 +86,7 @@ UNSAYABLE: list[tuple[str, HeadConfig, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("layout", "base", "changes", "words"), UNSAYABLE, ids=name_of)
+@pytest.mark.parametrize(("layout", "base", "changes", "words"), UNSUPPORTED, ids=name_of)
 def test_what_a_layout_cannot_say_is_refused_by_name(
     layout: str, base: HeadConfig, changes: dict[str, Any], words: str, tmp_path: Path
 ) -> None:

@@ -53,7 +53,7 @@ _FIXED: dict[str, dict[str, dict[str, Any]]] = {
 _READ_AS_BOUNDARIES = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite")
 
 
-def find_unsayable(layout: str, head: HeadConfig, target: TargetFacts) -> list[str]:
+def find_unsupported(layout: str, head: HeadConfig, target: TargetFacts) -> list[str]:
     """Return what is true about a head and cannot be said in a layout; each as `x is y`.
 
     Args:
