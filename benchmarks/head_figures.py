@@ -16,10 +16,9 @@ import mlx.core as mx
 import numpy as np
 
 import mlx_eagle
-from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.hub.head_choice import prepare_head
 from mlx_eagle.training.batch import Batch, Example
-from mlx_eagle.training.features.compute import compute, tap_for_features
+from mlx_eagle.training.features.compute import compute, tap_for_features, taps_of
 from mlx_eagle.training.features.row_data import Texts
 from mlx_eagle.training.features.source import ComputedFeatures
 from mlx_eagle.training.objectives.eagle3 import make_objective
@@ -98,9 +97,8 @@ def joined_rows(tokenizer: Any, file: Path, most: int = JOINED_ROWS) -> list[Exa
 def measure_n_alpha(engine: Any, examples: Sequence[Example], steps: int = STEPS) -> Sums:
     """Return the figures of the engine's head on some texts."""
     head, target = engine.head, engine.target
-    taps = head.config.taps if isinstance(head, EagleHead) and head.config.fuse_taps else ()
     objective = make_objective(head, Teacher.of(target), _options(head, steps))
-    twin = tap_for_features(target, taps)
+    twin = tap_for_features(target, taps_of(head))
     try:
         found = [
             Sums.of(batch, *objective(batch))

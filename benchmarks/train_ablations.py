@@ -9,8 +9,9 @@ Every variant sees as many rows as the others, from the same seed, and is measur
 the held-out texts, drafting chains from its own states whatever it was trained for, and tokens per
 round of the real loop with a chain of 4. `benchmarks/train_fixture.py corpus` makes the texts. What
 is done is kept in --out: the same command goes on, and adds variants. Variants that read the same
-taps share features. Each is trained by one process with one BLAS thread, --jobs at a time; on Linux
-preload OpenBLAS (LD_PRELOAD; OPENBLAS_CORETYPE where it does not know the CPU).
+taps share features. Results of other options are refused. Each is trained by one process with one
+BLAS thread, --jobs at a time; on Linux preload OpenBLAS (LD_PRELOAD; OPENBLAS_CORETYPE where it
+does not know the CPU).
 
 EAGLE-1 and HASS heads draft with the target's own output layer, from its whole vocabulary; the
 others from the 2048 most frequent tokens.
@@ -36,11 +37,17 @@ from head_figures import (
     separate_texts,
     table,
 )
+from kept_settings import keep_settings
 from train_fixture import program
 
 from mlx_eagle.files.json_files import read_json
 from mlx_eagle.tree import TreeShape
 
+# What trained heads and their figures depend on; the rest stands in the names of files.
+SETTINGS = (
+    *("target", "data", "heldout", "prompts", "answers"),
+    *("updates", "batch", "seed", "train_on"),
+)
 CHAIN = TreeShape.chain(4)
 SHOWN = 5  # steps of n-alpha in the table
 FINAL_STATE = "final"
@@ -126,7 +133,8 @@ def run(command: list[str], log: Path) -> None:
 def write_own_answers(args: argparse.Namespace) -> None:
     """Let the target answer the questions of the data, once.
 
-    The answers become a file of conversations like the data, trained on likewise.
+    The answers become a file of conversations like the data, trained on likewise; one with an
+    answer that was cut is left out, which would teach that answers end there.
     """
     if own_answers(args).exists():
         return
@@ -139,9 +147,14 @@ def write_own_answers(args: argparse.Namespace) -> None:
         run([str(part) for part in command], args.out / "answers.log")
     asked = {first_question(line) for line in args.data.read_text().splitlines()}
     lines = [line for line in answers.read_text().splitlines() if first_question(line) in asked]
-    conversations = [{"messages": json.loads(line)["messages"]} for line in lines]
-    own_answers(args).write_text("".join(json.dumps(row) + "\n" for row in conversations))
-    print(f"the target's own answers: {len(lines)} conversations", file=sys.stderr)
+    rows = [json.loads(line) for line in lines]
+    whole = [{"messages": row["messages"]} for row in rows if "length" not in row.get("finish", ())]
+    own_answers(args).write_text("".join(json.dumps(row) + "\n" for row in whole))
+    print(
+        f"the target's own answers: {len(whole)} conversations; {len(rows) - len(whole)} with cut "
+        "answers are left out",
+        file=sys.stderr,
+    )
 
 
 def first_question(line: str) -> str:
@@ -219,6 +232,7 @@ def main() -> None:
     parser.add_argument("--until-end", action="store_true", help="stop where an answer ends")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    keep_settings(args.out, {name: getattr(args, name) for name in SETTINGS})
     train_all(args, args.variants)
     write_table(args, args.variants)
 

@@ -10,7 +10,8 @@ The target is fine-tuned with mlx-lm's LoRA trainer on its data's answers in ano
 --questions of the data's questions, and the head is trained on these answers for --updates. Printed
 are tokens per round, of a chain and of trees, for the old head on the old target, for the old head
 on the new target, and for the new head there. What is done is kept in --out: the same command goes
-on. On Linux preload OpenBLAS (LD_PRELOAD; OPENBLAS_CORETYPE where it does not know the CPU).
+on; results of other options are refused. On Linux preload OpenBLAS (LD_PRELOAD; OPENBLAS_CORETYPE
+where it does not know the CPU).
 """
 
 import argparse
@@ -27,7 +28,17 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers
 import numpy as np
-from head_figures import TREES, Loop, cells, load_engine, measure_lengths, read_prompts, table
+from head_figures import (
+    TREES,
+    Loop,
+    cells,
+    load_engine,
+    measure_lengths,
+    read_prompts,
+    table,
+    tree_name,
+)
+from kept_settings import keep_settings
 from mlx_lm.tuner.trainer import TrainingArgs, train
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from train_fixture import program
@@ -35,6 +46,11 @@ from train_fixture import program
 from mlx_eagle.target.load import load_target
 from mlx_eagle.tree import TreeShape
 
+# What the adapter and the trained head depend on; figures are measured anew.
+SETTINGS = (
+    *("target", "head", "data", "style", "lora_steps", "lora_batch", "lora_rate"),
+    *("questions", "updates", "batch", "seed", "tokens", "more"),
+)
 LORA = {"rank": 16, "scale": 10.0, "dropout": 0.0}
 LONGEST = 512  # tokens of a conversation that the target is tuned on
 
@@ -172,6 +188,7 @@ def main() -> None:
     parser.add_argument("more", nargs="*", help="further options of mlx-eagle train")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    keep_settings(args.out, {name: getattr(args, name) for name in SETTINGS})
     adapter, trained = args.out / "adapter", args.out / "head"
     if not (adapter / "adapters.safetensors").exists():
         tune_target(args, adapter)
@@ -182,7 +199,7 @@ def main() -> None:
         "old head, fine-tuned target": lengths(args, args.head, adapter),
         "head trained on, fine-tuned target": lengths(args, trained, adapter),
     }
-    titles = ["tokens per round", *(f"{t.depth}x{t.width}x{t.nodes}" for t in TREES)]
+    titles = ["tokens per round", *map(tree_name, TREES)]
     print(table(titles, [[name, *cells(found, 2)] for name, found in rows.items()]))
 
 

@@ -21,7 +21,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -45,6 +44,7 @@ from head_figures import (
     table,
     tree_name,
 )
+from ring import Ring
 
 TURN = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>\n", re.DOTALL)
 PARTS = {"train": "train.jsonl", "heldout": "heldout.jsonl"}
@@ -122,41 +122,24 @@ def training_options(args: argparse.Namespace) -> list[str]:
     return [str(part) for option in options.items() for part in option] + list(args.more)
 
 
-def free_addresses(n: int) -> list[list[str]]:
-    """Return loopback addresses for n processes, as MLX's ring reads them."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return [[f"127.0.0.1:{port}"] for port in ports]
-
-
 def run_ring(command: Sequence[str], n: int, n_threads: int) -> None:
     """Run a command in n processes that train together, as `mlx.launch -n` would.
-
-    That one keeps a core busy with waiting (MLX 0.32.4), which is missed where CPUs train.
 
     Raises:
         CalledProcessError: if one of them fails; the others are ended.
     """
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as hosts:
-        hosts.write(json.dumps(free_addresses(n)))
-        hosts.flush()
-        shared = os.environ | {"OPENBLAS_NUM_THREADS": str(n_threads)}
-        if n > 1:
-            shared["MLX_HOSTFILE"] = hosts.name
-        ranks = [{"MLX_RANK": str(rank)} if n > 1 else {} for rank in range(n)]
-        running = [subprocess.Popen(command, env=shared | rank) for rank in ranks]
-        try:
-            while any(process.poll() is None for process in running):
-                for process in running:
-                    if process.poll():
-                        raise subprocess.CalledProcessError(process.returncode, command)
-                time.sleep(0.2)
-        finally:
+    ring, shared = Ring(n), os.environ | {"OPENBLAS_NUM_THREADS": str(n_threads)}
+    running = [subprocess.Popen(command, env=shared | rank) for rank in ring.environments]
+    try:
+        while any(process.poll() is None for process in running):
             for process in running:
-                process.terminate()
-                process.wait()
+                if process.poll():
+                    raise subprocess.CalledProcessError(process.returncode, command)
+            time.sleep(0.2)
+    finally:
+        for process in running:
+            process.terminate()
+            process.wait()
 
 
 def timed(command: Sequence[str], n: int, n_threads: int) -> float:

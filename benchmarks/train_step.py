@@ -20,17 +20,15 @@ removed products change the numbers that come out, not the work of what remains.
 import argparse
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
+from ring import Ring
 
 ROWS, LENGTH, STEPS, DECAY = 4, 512, 7, 0.8
 WIDTH, HEADS, KV_HEADS, HEAD_DIM, MLP_WIDTH, TAPS = 256, 4, 2, 64, 768, 3
@@ -44,7 +42,7 @@ BOUND = {"OMP_PROC_BIND": "true"}
 PARTS = ("nothing", "loss", "attention", "mlp", "update")
 
 
-def made_up() -> dict[str, np.ndarray]:
+def synthetic() -> dict[str, np.ndarray]:
     """Return what both sides train on: random features of the fixture's sizes."""
     random = np.random.default_rng(0)
     shape = (ROWS, LENGTH)
@@ -69,7 +67,7 @@ class TorchStep:
     """A training step in PyTorch; called, it takes one and returns its loss.
 
     Args:
-        given: what `made_up` returned.
+        given: what `synthetic` returned.
         without: a part that is left out, or "nothing".
     """
 
@@ -240,9 +238,10 @@ def our_step(given: dict[str, np.ndarray]) -> Callable[[], float]:
     batch = Batch(*(mx.array(given[name][rows]) for name in Batch._fields))
     embedding, output = nn.Embedding(VOCAB, WIDTH), nn.Linear(WIDTH, VOCAB, bias=False)
     embedding.weight, output.weight = mx.array(given["embedding"]), mx.array(given["unembedding"])
-    head = our_head(mx.array(given["draft_ids"]))
+    teacher = Teacher(embedding, output)
+    head = our_head(mx.array(given["draft_ids"]), teacher)
     options, loop = HeadOptions(steps=STEPS, step_decay=DECAY), LoopOptions(optimizer="muon")
-    objective = make_objective(head, Teacher(embedding, output), options)
+    objective = make_objective(head, teacher, options)
     optimizer = make_optimizer(loop, head)
     set_rates(optimizer, full_rates(loop))
     step = Step(head, objective, optimizer, 0.0, processes)
@@ -255,43 +254,28 @@ def our_step(given: dict[str, np.ndarray]) -> Callable[[], float]:
     return one_step
 
 
-def our_head(draft_ids: Any) -> Any:
-    """Return a random EAGLE-3 head of the fixture's sizes that is ready to be trained."""
-    from mlx_eagle.heads.config import HeadConfig
-    from mlx_eagle.heads.eagle import EagleHead
+def our_head(draft_ids: Any, teacher: Any) -> Any:
+    """Return an EAGLE-3 head of the fixture's sizes that is ready to be trained."""
+    from mlx_eagle.training.new_head import TargetSizes, make_head, unfreeze_weights
+    from mlx_eagle.training.options import HeadOptions
 
-    off = {field.name: False for field in fields(HeadConfig)}
-    sizes: dict[str, Any] = {
-        "algorithm": "eagle3",
-        "hidden_size": WIDTH,
-        "target_hidden_size": WIDTH,
-        "target_vocab_size": VOCAB,
-        "draft_vocab_size": DRAFT_VOCAB,
-        "intermediate_size": MLP_WIDTH,
-        "num_hidden_layers": 1,
+    config = {
         "num_attention_heads": HEADS,
         "num_key_value_heads": KV_HEADS,
         "head_dim": HEAD_DIM,
+        "intermediate_size": MLP_WIDTH,
         "rms_norm_eps": EPS,
         "rope_theta": THETA,
-        "rope_scaling": None,
-        "rope_dims": HEAD_DIM,
-        "max_position_embeddings": 2048,
-        "sliding_windows": (None,),
-        "taps": (2, 4, 5),
-        "mask_token_id": None,
     }
-    on = ("fuse_taps", "input_layernorm", "hidden_norm", "final_norm", "own_lm_head")
-    head = EagleHead(HeadConfig(**off | sizes | dict.fromkeys(on, True)))
-    head.draft_to_target = draft_ids
-    head.unfreeze()
-    head.freeze(recurse=False, keys=["draft_to_target"])
+    sizes = TargetSizes(WIDTH, VOCAB, 4, config)
+    head = make_head(HeadOptions(taps=(2, 4, 5)), sizes, draft_ids, teacher)
+    unfreeze_weights(head)
     return head
 
 
 def serve(side: str, without: str) -> None:
     """Take a step for every line on stdin and print its seconds."""
-    step = TorchStep(made_up(), without) if side == "torch" else our_step(made_up())
+    step = TorchStep(synthetic(), without) if side == "torch" else our_step(synthetic())
     step()
     print("ready", flush=True)
     for _ in sys.stdin:
@@ -317,22 +301,15 @@ class Side:
         environment |= BOUND if name == "torch" else {}
         if blas is not None:
             environment["LD_PRELOAD"] = blas
-        if processes > 1:
-            ports = [free_port() for _ in range(processes)]
-            self.hosts = tempfile.NamedTemporaryFile("w", suffix=".json")  # noqa: SIM115
-            json.dump([[f"127.0.0.1:{port}"] for port in ports], self.hosts)
-            self.hosts.flush()
-            environment |= {"OPENBLAS_NUM_THREADS": "1", "MLX_HOSTFILE": self.hosts.name}
+        environment |= {"OPENBLAS_NUM_THREADS": "1"} if processes > 1 else {}
+        self.ring = Ring(processes)
         command = [sys.executable, os.path.abspath(__file__), "--serve", name, without]
         self.name = name if without == "nothing" else f"{name} without {without}"
         self.name += f", {processes} processes" if processes > 1 else ""
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        ranks: list[dict[str, str]] = [{"MLX_RANK": str(n)} for n in range(processes)]
         self.processes = [
-            subprocess.Popen(
-                command, env=environment | (ranks[n] if processes > 1 else {}), **pipes
-            )
-            for n in range(processes)
+            subprocess.Popen(command, env=environment | rank, **pipes)
+            for rank in self.ring.environments
         ]
         self.read()
         self.seconds: list[float] = []
@@ -358,14 +335,6 @@ class Side:
         """Return what was measured in one line."""
         low, middle, high = min(self.seconds), statistics.median(self.seconds), max(self.seconds)
         return f"{self.name:<24}{middle:.3f} s a step (median; {low:.3f} to {high:.3f})"
-
-
-def free_port() -> int:
-    """Return a port on loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from mlx_eagle.cli.terminal.display import fetch_shown
-from mlx_eagle.convert.layouts import LAYOUTS
+from mlx_eagle.convert.publisher_layouts import LAYOUTS
 from mlx_eagle.heads.config import ALGORITHMS
 
 EXAMPLES = """\b

@@ -170,7 +170,7 @@ def command(
     if prepare and not outcome.was_finished:
         click.echo("answers and features are there; the same command without --prepare trains")
         return 0
-    _say_what_came(model, out, outcome)
+    _say_what_came(out, outcome, _what_next(model, options["adapter"], out))
     return 0
 
 
@@ -194,8 +194,8 @@ def _recipe(model: str, out: Path, options: dict[str, Any]) -> "Recipe":
     )
 
 
-def _say_what_came(model: str, out: Path, outcome: "Outcome") -> None:
-    """Say how good the head is, where it is, and what to do with it."""
+def _say_what_came(out: Path, outcome: "Outcome", commands: dict[str, str]) -> None:
+    """Say how good the head is, where it is, and the commands that use it."""
     from mlx_eagle.cli.terminal.display import table
     from mlx_eagle.cli.terminal.training_figures import shares
     from mlx_eagle.training.write_head import FOR_DECODING, FULL, read_measured
@@ -212,11 +212,25 @@ def _say_what_came(model: str, out: Path, outcome: "Outcome") -> None:
             f"{shares(measured['n_alpha'])} on held-out texts, "
             f"length {measured['acceptance_length']:.2f}"
         )
+    click.echo(f"the head is in {out / FOR_DECODING}, not quantized in {out / FULL}")
+    click.echo(table(rows | commands), err=True)
+
+
+def _what_next(model: str, adapter: Path | None, out: Path) -> dict[str, str]:
+    """Return the commands that use a trained head: one of export only where a layout can say it."""
+    from mlx_eagle.convert.export import possible_layouts
+    from mlx_eagle.training.write_head import FOR_DECODING, FULL
+
     head, full = out / FOR_DECODING, out / FULL
-    rows["try it"] = f"mlx-eagle chat --model {quote(model)} --head {quote(str(head))}"
-    rows["export"] = f"mlx-eagle export {quote(str(full))} --layout specforge --out DIR"
-    click.echo(f"the head is in {head}, not quantized in {full}")
-    click.echo(table(rows), err=True)
+    put_on = f" --adapter-path {quote(str(adapter))}" if adapter else ""
+    rows = {"try it": f"mlx-eagle chat --model {quote(model)}{put_on} --head {quote(str(head))}"}
+    layouts = possible_layouts(full) if full.exists() else []
+    if layouts:
+        first = min(
+            layouts, key=lambda name: name == "safeailab"
+        )  # engines before the paper's code
+        rows["export"] = f"mlx-eagle export {quote(str(full))} --layout {first} --out DIR"
+    return rows
 
 
 def _draw(out: Path) -> None:

@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten
 from mlx_eagle.convert.checkpoint import require_finite
 from mlx_eagle.convert.heads import read_published
 from mlx_eagle.convert.layout_files import layout_config, layout_tensors
-from mlx_eagle.convert.layouts import LAYOUTS, find_unsayable
+from mlx_eagle.convert.publisher_layouts import LAYOUTS, find_unsupported
 from mlx_eagle.convert.target_embedding import read_target_embedding
 from mlx_eagle.convert.target_facts import TargetFacts, read_target_facts
 from mlx_eagle.errors import CheckpointError, EagleError
@@ -67,7 +67,7 @@ def export_head(
     config, weights = _read(head)
     name = source_name(head)
     made_for = _find_target(read_head_config(head), config, target)
-    _refuse_unsayable(name, layout, config, made_for, weights[_TABLE])
+    _refuse_unsupported(name, layout, config, made_for, weights[_TABLE])
     if target is not None and layout == "speculators" and not config.own_embedding:
         shape = (config.target_vocab_size, config.hidden_size)
         weights[_EMBEDDING] = read_target_embedding(target, shape).astype(_dtype(weights))
@@ -82,6 +82,27 @@ def export_head(
         mx.save_safetensors(file, tensors, metadata={"format": "pt"})
         _check_facts(folder, config, made_for)
     return Exported(written, len(tensors), dtype, _EMBEDDING in tensors)
+
+
+def possible_layouts(head: Path) -> list[str]:
+    """Return the layouts that can say what a head is, in the order of `LAYOUTS`.
+
+    Args:
+        head: folder of a converted or trained head that is not quantized and names its target.
+
+    Raises:
+        CheckpointError: if it is not sound, or does not name its target.
+    """
+    loaded = load_head(head)
+    if not isinstance(loaded.config, HeadConfig) or not _is_ascending(loaded.draft_to_target):
+        return []
+    target = _find_target(read_head_config(head), loaded.config, None)
+    return [layout for layout in LAYOUTS if not find_unsupported(layout, loaded.config, target)]
+
+
+def _is_ascending(table: mx.array) -> bool:
+    """Say whether draft ids [W] are, as every layout has them."""
+    return bool((np.diff(np.array(table)) > 0).all())
 
 
 def _read(head: Path) -> tuple[HeadConfig, dict[str, mx.array]]:
@@ -152,7 +173,7 @@ def _kept_facts(kept: dict[str, Any]) -> TargetFacts:
     )
 
 
-def _refuse_unsayable(
+def _refuse_unsupported(
     name: str, layout: str, head: HeadConfig, target: TargetFacts, table: mx.array
 ) -> None:
     """Refuse a head that a layout cannot say, and name the layouts that can.
@@ -160,9 +181,9 @@ def _refuse_unsayable(
     Raises:
         CheckpointError: naming every fact that would be lost.
     """
-    wrong = find_unsayable(layout, head, target)
-    others = [other for other in LAYOUTS if not find_unsayable(other, head, target)]
-    if (np.diff(np.array(table)) <= 0).any():
+    wrong = find_unsupported(layout, head, target)
+    others = [other for other in LAYOUTS if not find_unsupported(other, head, target)]
+    if not _is_ascending(table):
         wrong.append("its draft ids are not ascending")
         others = []
     if wrong:

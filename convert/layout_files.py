@@ -1,6 +1,7 @@
 """A head as its publisher would write it: the keys of `config.json` and the names of tensors.
 
-It writes down what it is told; whether the layout can say all of it is decided in `layouts.py`.
+It writes down what it is told; whether the layout can say all of it is decided in
+`publisher_layouts.py`.
 """
 
 from typing import Any
@@ -23,7 +24,7 @@ def layout_tensors(
     """Return the parameters of an `EagleHead` under the names of a layout.
 
     Args:
-        layout: one of `layouts.LAYOUTS`.
+        layout: one of `publisher_layouts.LAYOUTS`.
         head: the facts about it.
         weights: its parameters by our names; the draft ids [W] int32 are among them.
     """
@@ -52,7 +53,7 @@ def layout_config(
     """Return the `config.json` of a head in a layout.
 
     Args:
-        layout: one of `layouts.LAYOUTS`.
+        layout: one of `publisher_layouts.LAYOUTS`.
         head: the facts about it.
         target: what it drafts for.
         verifier: what the target is called there: `name_or_path` and `architectures`.

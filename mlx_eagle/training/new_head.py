@@ -9,9 +9,12 @@ from mlx_eagle.heads.config import HeadConfig, MedusaConfig, problems
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.heads.load import Head
 from mlx_eagle.heads.medusa import MedusaHead
+from mlx_eagle.session.limits import model_context_length
 from mlx_eagle.training.objectives.teacher import Teacher
 from mlx_eagle.training.options import HeadOptions
 
+EAGLE_LENGTH = 2048  # positions of EAGLE's own heads: a head is never said to have fewer
+MOST_POSITIONS = 1 << 20  # some targets state a number that no text reaches
 FROZEN = ("draft_to_target", "mask_hidden")  # arrays of a head that are no weights
 
 
@@ -51,7 +54,12 @@ def head_taps(options: HeadOptions, n_layers: int) -> tuple[int, ...]:
 
 
 def make_head(
-    options: HeadOptions, sizes: TargetSizes, draft_ids: mx.array, teacher: Teacher
+    options: HeadOptions,
+    sizes: TargetSizes,
+    draft_ids: mx.array,
+    teacher: Teacher,
+    *,
+    length: int = EAGLE_LENGTH,
 ) -> Head:
     """Return a head with its first weights; random ones follow `mx.random`'s state.
 
@@ -62,6 +70,7 @@ def make_head(
         sizes: of the target.
         draft_ids: [W] int32, ascending: the tokens that it can propose.
         teacher: the target's layers.
+        length: tokens of the longest text that it is trained on.
 
     Raises:
         EagleError: if a head cannot have these sizes.
@@ -69,6 +78,7 @@ def make_head(
     if options.algorithm == "medusa":
         return _make_medusa(options, sizes, teacher)
     values = _eagle_values(options, sizes, draft_ids.size)
+    values["max_position_embeddings"] = _n_positions(sizes.config, length)
     if wrong := problems(HeadConfig, values):
         raise EagleError(f"a head cannot be made for this target: {', '.join(wrong)}")
     head = EagleHead(HeadConfig(**values))
@@ -85,7 +95,10 @@ def unfreeze_weights(head: Head) -> None:
 
 
 def _eagle_values(options: HeadOptions, sizes: TargetSizes, n_draft: int) -> dict[str, Any]:
-    """Return the fields of a `HeadConfig`: a layer like the target's, without what is special."""
+    """Return the fields of a `HeadConfig`: a layer like the target's, without what is special.
+
+    The number of positions is left to the caller.
+    """
     is_eagle3, is_31 = options.algorithm == "eagle3", options.norms == "eagle3.1"
     config, hidden = sizes.config, sizes.hidden_size
     n_heads = int(config.get("num_attention_heads") or max(hidden // 64, 1))
@@ -106,7 +119,6 @@ def _eagle_values(options: HeadOptions, sizes: TargetSizes, n_draft: int) -> dic
         "rope_scaling": None,
         "rope_interleaved": False,
         "rope_dims": head_dim,
-        "max_position_embeddings": options.window or 2048,
         "sliding_windows": (options.window,) * options.layers,
         "taps": head_taps(options, sizes.num_hidden_layers),
         "fuse_taps": is_eagle3,
@@ -127,6 +139,15 @@ def _eagle_values(options: HeadOptions, sizes: TargetSizes, n_draft: int) -> dic
         "own_lm_head": is_eagle3,
         "mask_token_id": None,
     }
+
+
+def _n_positions(config: dict[str, Any], length: int) -> int:
+    """Return for how many positions a head is: as many as its target has, or it was trained on.
+
+    Engines make tables of rope's angles that long, and fail or stop drafting after their end.
+    """
+    stated = min(model_context_length(config) or 0, MOST_POSITIONS)
+    return max(stated, length, EAGLE_LENGTH)
 
 
 def _rope_base(config: dict[str, Any]) -> float:

@@ -12,7 +12,7 @@ from mlx_eagle.target.load import load_target, precision
 from mlx_eagle.target.target import Target
 from mlx_eagle.training.new_head import TargetSizes
 from mlx_eagle.training.objectives.teacher import Teacher
-from mlx_eagle.training.recipe import Recipe
+from mlx_eagle.training.recipe import Recipe, adapter_contents, model_contents
 
 
 class ReadTarget(NamedTuple):
@@ -24,7 +24,7 @@ class ReadTarget(NamedTuple):
         facts: what a head's folder says of it.
         sizes: what a new head takes over from it.
         teacher: its layers that know tokens.
-        identity: what tells it from others, its precision included.
+        identity: what tells it from others: its weights, those of an adapter, its precision.
         max_context: tokens that a text may have; None for any number.
     """
 
@@ -59,7 +59,7 @@ def read_target(recipe: Recipe) -> ReadTarget:
         language_config(loaded.config),
     )
     context = loaded.max_context or model_context_length(loaded.config)
-    identity = f"{facts.name} {facts.config_sha256[:16]} {precision(loaded.network)}"
+    identity = f"{facts.name} {model_contents(recipe.target)[:16]} {precision(loaded.network)}"
     if recipe.adapter is not None:
-        identity += f" {recipe.adapter.name}"
+        identity += f" {recipe.adapter.name} {adapter_contents(recipe.adapter)[:16]}"
     return ReadTarget(target, tokenizer, facts, sizes, Teacher.of(target), identity, context)

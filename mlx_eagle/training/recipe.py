@@ -5,7 +5,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mlx_eagle.files.plain_files import hash_file
+from mlx_eagle.files.folders import find_weights
+from mlx_eagle.files.plain_files import check_file, hash_file
+from mlx_eagle.files.sampled_hash import sampled_hash
+from mlx_eagle.target.adapters import FILES
 from mlx_eagle.training.options import DataOptions, HeadOptions, LoopOptions
 
 if TYPE_CHECKING:
@@ -51,7 +54,11 @@ class Recipe:
     memory_limit: int | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Return what decides the weights, to compare a folder's with."""
+        """Return what decides the weights, to compare a folder's with.
+
+        Raises:
+            EagleError: if the target or the head to go on with has no weights.
+        """
         loop = asdict(self.loop)
         del loop["save_every"]
         return {
@@ -60,11 +67,31 @@ class Recipe:
             "texts": _hashes(self.files),
             "heldout": _hashes(self.heldout),
             "start": str(self.start) if self.start else None,
+            "contents": {
+                "target": model_contents(self.target),
+                "adapter": adapter_contents(self.adapter) if self.adapter else None,
+                "start": model_contents(self.start) if self.start else None,
+            },
             "template_args": self.template_args,
             "data": asdict(self.data),
             "head": asdict(self.head) | {"taps": list(self.head.taps)},
             "loop": loop,
         }
+
+
+def model_contents(folder: Path) -> str:
+    """Return what tells a model's configuration and weights from others.
+
+    Raises:
+        EagleError: if it has no weights or no configuration.
+    """
+    check_file(folder / "config.json")
+    return sampled_hash([folder / "config.json", *find_weights(folder)])
+
+
+def adapter_contents(folder: Path) -> str:
+    """Return what tells a LoRA adapter's configuration and weights from others."""
+    return sampled_hash(file for name in FILES if (file := folder / name).is_file())
 
 
 def _hashes(files: Sequence[Path]) -> dict[str, str]:

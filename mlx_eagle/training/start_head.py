@@ -6,17 +6,25 @@ What can be wrong with it is found before the target answers anything, which may
 from dataclasses import asdict
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_eagle.errors import EagleError
+from mlx_eagle.files.quoting import listed
+from mlx_eagle.heads.config import ALGORITHMS
 from mlx_eagle.heads.load import Head, load_head
 from mlx_eagle.hub.head_choice import prepare_head
 from mlx_eagle.training.new_head import head_taps, make_head, unfreeze_weights
-from mlx_eagle.training.options import HeadOptions
+from mlx_eagle.training.options import DataOptions, HeadOptions
 from mlx_eagle.training.read_target import ReadTarget
 from mlx_eagle.training.recipe import Recipe, Watch
 from mlx_eagle.training.texts.corpus import Corpus
-from mlx_eagle.training.texts.draft_vocabulary import count_tokens, draft_vocabulary
+from mlx_eagle.training.texts.draft_vocabulary import (
+    DraftVocabulary,
+    count_tokens,
+    coverage,
+    draft_vocabulary,
+)
 
 
 def head_to_go_on_with(recipe: Recipe, read: ReadTarget, watch: Watch) -> Head | None:
@@ -29,15 +37,22 @@ def head_to_go_on_with(recipe: Recipe, read: ReadTarget, watch: Watch) -> Head |
     if recipe.start is None:
         head_taps(recipe.head, read.sizes.num_hidden_layers)
         return None
-    if recipe.head.taps:
-        raise EagleError(
-            f"{recipe.start} reads the boundaries that it was made for: leave out the taps"
-        )
+    if wrong := _options_of_new_heads(recipe):
+        raise EagleError(f"{recipe.start} keeps what it was made with: leave out {listed(wrong)}")
     folder = prepare_head(recipe.start, recipe.target, bits=None, notify=watch.remark)
     head = load_head(folder)
     _refuse_untrainable(head, recipe, read)
     head.set_dtype(mx.float32)
     return head
+
+
+def _options_of_new_heads(recipe: Recipe) -> list[str]:
+    """Return the options that are given and would change nothing in a head to go on with."""
+    data, head = recipe.data, recipe.head
+    names = ("layers", "taps", "intermediate", "norms", "window")
+    given = [name for name in names if getattr(head, name) != getattr(HeadOptions(), name)]
+    given += ["draft_vocab"] if data.draft_vocab != DataOptions().draft_vocab else []
+    return [f"--{name.replace('_', '-')}" for name in given]
 
 
 def _refuse_untrainable(head: Head, recipe: Recipe, read: ReadTarget) -> None:
@@ -51,6 +66,12 @@ def _refuse_untrainable(head: Head, recipe: Recipe, read: ReadTarget) -> None:
     if config.algorithm == "p-eagle":
         raise EagleError(
             "P-EAGLE heads are not trained here; EAGLE-3, EAGLE-1 and Medusa heads are"
+        )
+    named = recipe.head.algorithm
+    if named not in (HeadOptions().algorithm, _algorithm(config.algorithm, named)):
+        raise EagleError(
+            f"{recipe.start} is of the kind {ALGORITHMS[config.algorithm]}, which --algorithm "
+            f"{named} does not train: leave it out"
         )
     ours = (sizes.hidden_size, sizes.vocab_size)
     if (config.target_hidden_size, config.target_vocab_size) != ours:
@@ -75,24 +96,27 @@ def first_head(
         read: the target.
         begun: as `head_to_go_on_with` returned it.
         corpus: a new head proposes the tokens that are frequent in it.
-        watch: is told which ones.
+        watch: is told how many they are, or those of the head to go on with, and their share.
 
     Raises:
         EagleError: if a new head cannot have these sizes.
     """
     mx.random.seed(recipe.loop.seed)
+    counts = count_tokens(corpus.train, read.sizes.vocab_size)
     if begun is not None:
         head, options = begun, _options_of(begun, recipe.head)
+        ids = np.array(begun.draft_to_target)
+        vocabulary = DraftVocabulary(ids, coverage(counts, ids))
     else:
         n_wanted = recipe.data.draft_vocab if recipe.head.algorithm == "eagle3" else None
-        counts = count_tokens(corpus.train, read.sizes.vocab_size)
         vocabulary = draft_vocabulary(counts, n_wanted, read.tokenizer)
-        watch.remark(
-            f"draft vocabulary: {len(vocabulary.ids)} of {read.sizes.vocab_size} tokens, "
-            f"{vocabulary.coverage:.1%} of what is trained on"
-        )
         options = recipe.head
-        head = make_head(options, read.sizes, mx.array(vocabulary.ids), read.teacher)
+        draft_ids, length = mx.array(vocabulary.ids), recipe.data.length
+        head = make_head(options, read.sizes, draft_ids, read.teacher, length=length)
+    watch.remark(
+        f"draft vocabulary: {len(vocabulary.ids)} of {read.sizes.vocab_size} tokens, "
+        f"{vocabulary.coverage:.1%} of what is trained on"
+    )
     unfreeze_weights(head)
     mx.eval(head.parameters())
     return head, options
@@ -100,6 +124,11 @@ def first_head(
 
 def _options_of(head: Head, wanted: HeadOptions) -> HeadOptions:
     """Return the options of a head to go on with: of its own kind, trained as is wanted."""
-    config, named = head.config, wanted.algorithm
-    algorithm = named if config.algorithm == "eagle" and named == "hass" else config.algorithm
+    config = head.config
+    algorithm = _algorithm(config.algorithm, wanted.algorithm)
     return HeadOptions(**asdict(wanted) | {"algorithm": algorithm, "taps": tuple(config.taps)})
+
+
+def _algorithm(kind: str, named: str) -> str:
+    """Return how a head of some kind is trained: as HASS if that is named for an EAGLE-1 head."""
+    return named if kind == "eagle" and named == "hass" else kind

@@ -19,13 +19,12 @@ import mlx.core as mx
 from mlx_eagle.convert.target_facts import TargetFacts
 from mlx_eagle.errors import EagleError
 from mlx_eagle.files.quoting import one_line
-from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.heads.load import Head
 from mlx_eagle.session.prompt import Template
 from mlx_eagle.target.target import Target
 from mlx_eagle.training.allocator import keep_freed_memory
 from mlx_eagle.training.batch import Example
-from mlx_eagle.training.features.compute import compute, tap_for_features
+from mlx_eagle.training.features.compute import compute, tap_for_features, taps_of
 from mlx_eagle.training.features.row_data import RowData, Texts
 from mlx_eagle.training.features.source import ComputedFeatures, FeatureSource
 from mlx_eagle.training.features.store import FeatureStore, bytes_text, contents_of
@@ -201,8 +200,7 @@ def _run(
 def _prepare_data(setting: _Setting, read: ReadTarget, head: Head, corpus: Corpus) -> RowData:
     """Return batches with features, which are computed first where they are kept on the disk."""
     recipe, folder, _, processes = setting
-    taps = head.config.taps if isinstance(head, EagleHead) and head.config.fuse_taps else ()
-    twin = tap_for_features(read.target, taps)
+    twin = tap_for_features(read.target, taps_of(head))
     loop, texts = recipe.loop, list[Texts | None]()
     kept = recipe.features or folder.path / "features"
     for name, examples in (("train", corpus.train), ("heldout", corpus.heldout)):

@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 
 from mlx_eagle.cli.export import command
 from mlx_eagle.convert.heads import convert_head
-from mlx_eagle.convert.layouts import LAYOUTS
+from mlx_eagle.convert.publisher_layouts import LAYOUTS
 from mlx_eagle.errors import CheckpointError, EagleError
 from mlx_eagle.heads.load import load_head
 from own_heads import PLAIN, H, V, write_head, write_target

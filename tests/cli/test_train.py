@@ -21,7 +21,7 @@ import mlx_eagle
 from command_line import Finished, run_here
 from mlx_eagle.training.run.checkpoint import newest_checkpoint
 from mlx_eagle.tree_shape import TreeShape
-from training_files import DEMO, write_conversations, write_tiny_target
+from training_files import DEMO, write_adapter, write_conversations, write_tiny_target
 
 OPTIONS = (
     *("--length", "32", "--steps", "2", "--max-updates", "3", "--draft-vocab", "300"),
@@ -88,10 +88,21 @@ def test_the_screen_tells_what_is_trained_then_how_well_and_what_to_do_with_it(
         r"held out: \S+ \S+, length \S+, at update 2, the best so far",
         r"  n-alpha +\S+ \S+ on held-out texts, length \S+",
         r"  try it +mlx-eagle chat --model \S+ --head \S+/trained/head",
-        r"  export +mlx-eagle export \S+/trained/head-full --layout specforge --out DIR",
+        r"  export +mlx-eagle export \S+/trained/head-full --layout speculators --out DIR",
         r"curves of loss and n-alpha need matplotlib: pip install .*",
     ):
         assert re.search(f"^{line}$", said, re.M), f"{line}\n{said}"
+
+
+def test_the_commands_that_it_ends_with_are_right(
+    place: Path, trained: Path, tmp_path: Path
+) -> None:
+    said = (place / "said.txt").read_text()
+    [export] = re.findall(r"^  export +mlx-eagle (export .*) --out DIR$", said, re.M)
+    assert run_here(*export.split(), "--out", str(tmp_path / "published")).returncode == 0
+    adapter = write_adapter(tmp_path / "my adapter", 0.1)
+    done = train(place, tmp_path / "out", "--adapter-path", adapter, "--max-updates", 1)
+    assert f" --adapter-path '{adapter}' --head " in done.stderr
 
 
 def test_a_training_that_is_finished_is_not_done_again(place: Path, trained: Path) -> None:
@@ -135,8 +146,11 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_same_weights(
 def test_a_head_is_trained_further_and_only_the_best_weights_are_not_quantized(
     place: Path, trained: Path, tmp_path: Path
 ) -> None:
-    start = ("--from", trained / "head-full", "--max-updates", 1)
-    assert train(place, tmp_path / "further", *start).returncode == 0
+    start = ("--from", trained / "head-full", "--draft-vocab", 32000, "--max-updates", 1)
+    done = train(place, tmp_path / "further", *start)
+    assert done.returncode == 0
+    share = r"^draft vocabulary: 300 of 4096 tokens, \S+% of what is trained on$"
+    assert re.search(share, done.stderr, re.M), "it is the head's own"
     before, after = (
         mx.load(str(f / "head-full" / "model.safetensors")) for f in (trained, tmp_path / "further")
     )
@@ -153,6 +167,8 @@ def test_the_target_answers_questions_and_medusa_heads_learn_from_them(
     assert "answers: 4 of 4, " in done.stderr and "tokens/s" in done.stderr
     assert "the target wrote 4 answers" in done.stderr
     assert "Medusa heads, 0." in done.stderr
+    assert "mlx-eagle chat" in done.stderr
+    assert "mlx-eagle export" not in done.stderr, "there is no layout for them"
 
 
 def test_help_imports_neither_mlx_nor_rich() -> None:
@@ -232,11 +248,25 @@ def test_a_head_that_cannot_be_trained_further_is_refused(
     place: Path, trained: Path, tmp_path: Path
 ) -> None:
     wide = write_tiny_target(tmp_path / "wide", hidden_size=64)
-    start, out = ("--from", trained / "head-full"), tmp_path / "out"
+    start, out = ("--from", trained / "head-full", "--draft-vocab", 32000), tmp_path / "out"
     for more, why in (
         (("--model", wide, *start), "is a head for a target of width 32 with 4096 tokens"),
-        (("--from", DEMO.parent / "head"), "is quantized, so its weights cannot be trained"),
-        ((*start, "--taps", "1,2,3"), "reads the boundaries that it was made for"),
+        (
+            (*start, "--from", DEMO.parent / "head"),
+            "is quantized, so its weights cannot be trained",
+        ),
+        (
+            (*start, "--taps", "1,2,3", "--layers", 2, "--norms", "eagle3.1", "--draft-vocab", 9),
+            "keeps what it was made with: leave out --layers, --taps, --norms, --draft-vocab",
+        ),
+        (
+            (*start, "--window", 9, "--intermediate", 9),
+            "keeps what it was made with: leave out --intermediate, --window",
+        ),
+        (
+            (*start, "--algorithm", "medusa"),
+            "is of the kind EAGLE-3 head, which --algorithm medusa does not train: leave it out",
+        ),
     ):
         refused = train(place, out, *more)
         assert refused.returncode == 1

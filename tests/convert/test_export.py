@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten
+from safetensors import safe_open
 
 from mlx_eagle.convert.export import export_head
 from mlx_eagle.convert.heads import convert_head
-from mlx_eagle.convert.layouts import LAYOUTS
+from mlx_eagle.convert.publisher_layouts import LAYOUTS
 from mlx_eagle.errors import CheckpointError, EagleError
 from mlx_eagle.files.safetensors import read_header
 from mlx_eagle.heads.config import HeadConfig
@@ -52,14 +54,15 @@ def round_trip(work: Path, config: HeadConfig, layout: str, **head: Any) -> None
         assert mx.array_equal(array, new[name]), name
 
 
+EIGHT = {"head_dim": 8, "rope_dims": 8}
 # Everything that a layout can say beyond the plainest head, alone; and some of it together.
-SAYABLE: dict[str, list[tuple[HeadConfig, dict[str, Any]]]] = {
+SUPPORTED: dict[str, list[tuple[HeadConfig, dict[str, Any]]]] = {
     "safeailab": [
         (PLAIN, {}),
-        (PLAIN, {"rope_theta": 5e5, "rms_norm_eps": 1e-6, "head_dim": 4, "rope_dims": 4}),
+        (PLAIN, {"rope_theta": 5e5, "rms_norm_eps": 1e-6, "num_attention_heads": 2} | EIGHT),
         (PLAIN, {"rope_scaling": LINEAR, "max_position_embeddings": 2048}),
         (PLAIN, {"own_embedding": True}),
-        (PLAIN, {**WIDE, "draft_vocab_size": V}),
+        (PLAIN, {**WIDE, **EIGHT, "draft_vocab_size": V}),
         (EAGLE, {}),
         (EAGLE, {"fc_bias": True, "attention_bias": True, "own_embedding": True}),
         (EAGLE, {"num_hidden_layers": 2, "sliding_windows": (None, None)}),
@@ -73,6 +76,7 @@ SAYABLE: dict[str, list[tuple[HeadConfig, dict[str, Any]]]] = {
         (PLAIN, {"fc_norm": True, "norm_output": True, "taps": (4, 8, 12)}),
         (PLAIN, {"rope_scaling": LINEAR, "draft_vocab_size": V}),
         (PLAIN, WIDE),
+        (PLAIN, EIGHT),
     ],
     "speculators": [
         (PLAIN, {}),
@@ -84,12 +88,13 @@ SAYABLE: dict[str, list[tuple[HeadConfig, dict[str, Any]]]] = {
         (PLAIN, {**BIASED, "mlp_bias": True, "rope_scaling": LLAMA3, "rope_theta": 5e5}),
         (PLAIN, {**BIASED, "qk_norm": True, "rope_scaling": LINEAR}),
         (PLAIN, WIDE),
+        (PLAIN, EIGHT),
         (PARALLEL, {}),
         (PARALLEL, {"num_hidden_layers": 2, "sliding_windows": (None, None), "fc_norm": True}),
         (PARALLEL, {"norm_before_residual": True, "norm_before_fc": True, "qk_norm": True}),
     ],
 }
-CASES = [(layout, *case) for layout, cases in SAYABLE.items() for case in cases]
+CASES = [(layout, *case) for layout, cases in SUPPORTED.items() for case in cases]
 
 
 @pytest.mark.parametrize(("layout", "base", "changes"), CASES, ids=name_of)
@@ -267,7 +272,7 @@ def test_safeailab_reads_these_keys_and_tensors(tmp_path: Path) -> None:
     assert written == {
         **{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"},
         **{"hidden_size": H, "intermediate_size": 20, "num_hidden_layers": 1},
-        **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8},
+        **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4},
         **{"max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0},
         **{"rope_scaling": {"type": "linear", "factor": 2.0}, "vocab_size": V},
         **{"draft_vocab_size": W, "tie_word_embeddings": False, "torch_dtype": "bfloat16"},
@@ -279,6 +284,18 @@ def test_safeailab_reads_these_keys_and_tensors(tmp_path: Path) -> None:
     names = {f"midlayer.{name}.weight" for name in layer}
     assert set(found) == names | {"fc.weight", "norm.weight", "lm_head.weight", "d2t", "t2d"}
     assert (found["d2t"], found["t2d"]) == (("I64", (W,)), ("BOOL", (V,)))
+
+
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+def test_the_tables_are_offsets_and_marks_of_the_draft_ids(layout: str, tmp_path: Path) -> None:
+    """As engines read them: draft token i is the target's i + d2t[i], and t2d marks those."""
+    ids = [0, 2, 3, 7, 11, 12, 13, 17, 20, V - 1]
+    source = write_head(tmp_path / "head", PLAIN, ids=ids)
+    export_head(source, tmp_path / "out", layout)
+    with safe_open(tmp_path / "out" / "model.safetensors", "numpy") as written:
+        offsets, marks = written.get_tensor("d2t"), written.get_tensor("t2d")
+    assert (np.arange(W) + offsets).tolist() == ids
+    assert np.flatnonzero(marks).tolist() == ids
 
 
 def test_sglang_is_told_layers_where_vllm_is_told_boundaries(tmp_path: Path) -> None:

@@ -13,6 +13,12 @@ from tiny_models import ARCHITECTURES, SMALL, build_target
 DEMO = Path(mlx_eagle.__file__).parent / "demo" / "target"
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "head_dim": 8, "vocab_size": 4096}
 
+LORA = {
+    "fine_tune_type": "lora",
+    "num_layers": 1,
+    "lora_parameters": {"rank": 2, "scale": 2.0, "dropout": 0.0, "keys": ["self_attn.q_proj"]},
+}
+
 
 def write_tiny_target(folder: Path, **changes: int) -> Path:
     """Write a random Llama of 4 layers that reads and writes as the demo target does."""
@@ -40,3 +46,15 @@ def write_conversations(file: Path, n: int, *, answered: bool = True) -> Path:
         lines.append(json.dumps({"messages": messages}) + "\n")
     file.write_text("".join(lines))
     return file
+
+
+def write_adapter(folder: Path, value: float) -> Path:
+    """Write a LoRA adapter of rank 2 for a tiny target, all of whose weights are a number."""
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps(LORA))
+    name = "model.layers.3.self_attn.q_proj"
+    weights = {"lora_a": mx.full((32, 2), value), "lora_b": mx.full((2, 32), value)}
+    mx.save_safetensors(
+        str(folder / "adapters.safetensors"), {f"{name}.{n}": a for n, a in weights.items()}
+    )
+    return folder

@@ -43,6 +43,22 @@ def test_a_head_takes_its_sizes_from_the_target() -> None:
     assert head.draft_to_target.tolist() == DRAFT_IDS.tolist()
 
 
+@pytest.mark.parametrize(
+    ("stated", "length", "expected"),
+    [({}, 512, 2048), ({}, 4096, 4096), ({"max_position_embeddings": 32768}, 4096, 32768)],
+)
+def test_it_has_as_many_positions_as_its_target_and_its_texts(
+    stated: dict[str, int], length: int, expected: int
+) -> None:
+    """Engines read so many from what is exported; a window takes none of them away."""
+    target = tiny_target()
+    sizes, teacher = SIZES._replace(config=CONFIG | stated), Teacher(*target)
+    for window in (None, 64):
+        head = make_head(HeadOptions(window=window), sizes, DRAFT_IDS, teacher, length=length)
+        assert isinstance(head, EagleHead)
+        assert head.config.max_position_embeddings == expected
+
+
 def test_its_output_layer_begins_as_the_target_s_rows() -> None:
     head, teacher = make()
     assert isinstance(head, EagleHead)

@@ -18,7 +18,8 @@ from training_cases import eagle_head
 
 def test_a_trained_head_is_written_whole_and_for_decoding(tmp_path: Path) -> None:
     target = write_target(tmp_path / "target")
-    head = eagle_head(PLAIN, hidden_size=64, target_hidden_size=64, intermediate_size=128)
+    sizes = {"hidden_size": 64, "target_hidden_size": 64, "intermediate_size": 128}
+    head = eagle_head(PLAIN, **sizes, head_dim=8, rope_dims=8)
     weights = {n: w for n, w in tree_flatten(head.parameters()) if w.dtype == mx.float32}
     facts = read_target_facts(target)._replace(hidden_size=64)
     write_trained(head, facts, tmp_path, 4, {"measured": {"update": 3}})

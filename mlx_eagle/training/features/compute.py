@@ -12,6 +12,8 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_eagle.errors import UnsupportedTargetError
+from mlx_eagle.heads.eagle import EagleHead
+from mlx_eagle.heads.load import Head
 from mlx_eagle.target.hooks import wrap_method
 from mlx_eagle.target.target import Target
 from mlx_eagle.training.batch import Features
@@ -19,6 +21,12 @@ from mlx_eagle.training.batch import Features
 STEP = 512  # tokens of a text that run together: their logits are held at once
 
 LogitMap = Callable[[mx.array], mx.array]
+
+
+def taps_of(head: Head) -> tuple[int, ...]:
+    """Return the boundaries whose streams a head reads beside the target's final state."""
+    fuses = isinstance(head, EagleHead) and head.config.fuse_taps
+    return tuple(head.config.taps) if fuses else ()
 
 
 def tap_for_features(target: Target, taps: Sequence[int]) -> Target:

@@ -94,9 +94,18 @@ def draft_vocabulary(counts: TokenCounts, size: int | None, tokenizer: Any) -> D
         )
     likeliest = np.lexsort((-counts.all, -counts.trained, ~is_forced))
     ids = np.sort(likeliest[:size]).astype(np.int32)
+    return DraftVocabulary(ids, coverage(counts, ids))
+
+
+def coverage(counts: TokenCounts, ids: np.ndarray) -> float:
+    """Return which share of the trained tokens is among some.
+
+    Args:
+        counts: of the texts to train on.
+        ids: [W] int32, tokens of the target.
+    """
     n_trained = int(counts.trained.sum())
-    coverage = float(counts.trained[ids].sum() / n_trained) if n_trained else 0.0
-    return DraftVocabulary(ids, coverage)
+    return float(counts.trained[ids].sum() / n_trained) if n_trained else 0.0
 
 
 def marks(tokenizer: Any) -> set[int]:

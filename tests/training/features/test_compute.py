@@ -21,7 +21,10 @@ from mlx_eagle.training.features.compute import (
     compute,
     logits_after,
     tap_for_features,
+    taps_of,
 )
+from own_heads import EAGLE, PLAIN
+from training_cases import eagle_head, medusa_head
 
 Build = Callable[..., nn.Module]
 TOKENS = np.random.default_rng(0).integers(0, 128, 40).astype(np.int32)
@@ -188,3 +191,9 @@ def test_a_target_whose_output_layer_is_not_called_is_refused(tiny_target: Build
     model = tiny_target("minicpm", tie_word_embeddings=True, **extra)
     with pytest.raises(UnsupportedTargetError, match="cannot be trained yet"):
         logits_after(Target(model))
+
+
+def test_a_head_that_fuses_no_taps_reads_the_final_state_alone() -> None:
+    assert taps_of(eagle_head(PLAIN, taps=(1, 4, 7))) == (1, 4, 7)
+    assert taps_of(eagle_head(EAGLE)) == ()
+    assert taps_of(medusa_head()) == ()

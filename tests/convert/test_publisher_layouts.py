@@ -23,8 +23,9 @@ from own_heads import (
     write_target,
 )
 
+EIGHT = {"head_dim": 8, "rope_dims": 8}
 # What a layout cannot say, and the words in which it is refused.
-UNSAYABLE: list[tuple[str, HeadConfig, dict[str, Any], str]] = [
+UNSUPPORTED: list[tuple[str, HeadConfig, dict[str, Any], str]] = [
     ("safeailab", PLAIN, {"taps": (2, 5, 9)}, "taps are 2, 5, 9, not 2, 6, 9; use the layout spec"),
     ("safeailab", PLAIN, {"fc_norm": True}, "fc_norm is true; use the layout specforge or specul"),
     ("safeailab", PLAIN, {"norm_before_fc": True}, "norm_before_fc is true"),
@@ -41,6 +42,13 @@ UNSAYABLE: list[tuple[str, HeadConfig, dict[str, Any], str]] = [
         {"num_hidden_layers": 2, "sliding_windows": (None, None)},
         "num_hidden_layers is 2; use the layout speculators",
     ),
+    (
+        "safeailab",
+        PLAIN,
+        EIGHT,
+        "head_dim is 8 with 4 query heads, not 4; use the layout specforge",
+    ),
+    ("safeailab", EAGLE, EIGHT, "head_dim is 8 with 4 query heads, not 4; no other layout can"),
     ("safeailab", EAGLE, {"norm_output": True}, "norm_output is true; no other layout can either"),
     (
         "safeailab",
@@ -63,7 +71,7 @@ UNSAYABLE: list[tuple[str, HeadConfig, dict[str, Any], str]] = [
     ("speculators", PLAIN, {"double_norm": True}, "double_norm is true; no other layout can"),
     ("speculators", PLAIN, {"fc_bias": True}, "fc_bias is true"),
     ("speculators", PLAIN, {"rope_interleaved": True}, "rope_interleaved is true"),
-    ("speculators", PLAIN, {"rope_dims": 4}, "rope_dims is 4 of 8"),
+    ("speculators", PLAIN, {"rope_dims": 2}, "rope_dims is 2 of 4"),
     ("speculators", PLAIN, {"attention_bias": True}, "attention_output_bias is false"),
     ("speculators", PLAIN, {"mlp_bias": True, "qk_norm": True}, "beside norms of queries and keys"),
     ("speculators", PLAIN, {"norm_before_fc": True, "fc_norm": True}, "are both true"),
@@ -78,7 +86,7 @@ UNSAYABLE: list[tuple[str, HeadConfig, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("layout", "base", "changes", "words"), UNSAYABLE, ids=name_of)
+@pytest.mark.parametrize(("layout", "base", "changes", "words"), UNSUPPORTED, ids=name_of)
 def test_what_a_layout_cannot_say_is_refused_by_name(
     layout: str, base: HeadConfig, changes: dict[str, Any], words: str, tmp_path: Path
 ) -> None:

@@ -53,7 +53,7 @@ _FIXED: dict[str, dict[str, dict[str, Any]]] = {
 _READ_AS_BOUNDARIES = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite")
 
 
-def find_unsayable(layout: str, head: HeadConfig, target: TargetFacts) -> list[str]:
+def find_unsupported(layout: str, head: HeadConfig, target: TargetFacts) -> list[str]:
     """Return what is true about a head and cannot be said in a layout; each as `x is y`.
 
     Args:
@@ -94,7 +94,10 @@ def _common_rules(head: HeadConfig) -> dict[str, bool]:
 
 
 def _safeailab_rules(head: HeadConfig, target: TargetFacts) -> dict[str, bool]:
-    """Return what SafeAILab's code decides by itself; its scaled rope has one base."""
+    """Return what SafeAILab's code decides by itself; its scaled rope has one base.
+
+    It reads no `head_dim`: query heads divide the width among them, or it raises.
+    """
     scaling = head.rope_scaling
     is_scaled_alike = scaling is None or (
         set(scaling) == {"rope_type", "factor"}
@@ -102,7 +105,11 @@ def _safeailab_rules(head: HeadConfig, target: TargetFacts) -> dict[str, bool]:
     )
     default = default_taps(target.num_hidden_layers)
     same_vocabulary = head.draft_vocab_size == head.target_vocab_size
+    width = f"{head.hidden_size / head.num_attention_heads:g}"
     return {
+        f"{_is('head_dim', head)} with {head.num_attention_heads} query heads, not {width}": (
+            head.head_dim * head.num_attention_heads == head.hidden_size
+        ),
         _is("sliding_windows", head): not any(head.sliding_windows),
         f"{_is('rope_scaling', head)} with the base {head.rope_theta:g}": is_scaled_alike,
         f"{_listed_taps(head)}, not {', '.join(map(str, default))}": (
