@@ -185,7 +185,7 @@ def test_help_imports_neither_mlx_nor_rich() -> None:
     ("text", "why"),
     [
         ("", "texts.jsonl holds no conversation: it is empty"),
-        ('{"text": "a"}\n{"text": \n', "texts.jsonl:2: '{\"text\": \\n' .. is not readable JSON"),
+        ('{"text": \n{"text": 5}\n', "texts.jsonl:1: '{\"text\": \\n' .. is not readable JSON"),
         ('{"prompt": "a"}\n', "the data holds no answer"),
     ],
 )
