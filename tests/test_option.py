@@ -21,6 +21,7 @@ from mlx_eagle.option import (
 )
 from mlx_eagle.sampling.options import COLDEST
 from mlx_eagle.session.options import GenerationOptions
+from mlx_eagle.training.options import DataOptions, HeadOptions, LoopOptions
 
 
 @pytest.mark.parametrize(
@@ -48,11 +49,14 @@ def test_a_kind_says_what_a_wrong_value_must_be(
 
 
 def test_descriptions_are_complete_and_no_name_is_taken_twice() -> None:
-    described = options_of(GenerationOptions) | options_of(LoadOptions)
-    assert len(described) == len(options_of(GenerationOptions)) + len(options_of(LoadOptions))
-    assert all(option.help.endswith(".") for option in described.values())
-    assert {option.group for option in described.values()} == set(GROUPS)
-    short = [option.short for option in described.values() if option.short]
+    described = list[Option]()
+    for kinds in ((GenerationOptions, LoadOptions), (DataOptions, HeadOptions, LoopOptions)):
+        names = [name for kind in kinds for name in options_of(kind)]
+        assert len(names) == len(set(names)), "they are flags of one command"
+        described += [option for kind in kinds for option in options_of(kind).values()]
+    assert all(option.help.endswith(".") for option in described)
+    assert {option.group for option in described} == set(GROUPS)
+    short = [option.short for option in described if option.short]
     assert len(set(short)) == len(short)
 
 

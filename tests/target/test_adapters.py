@@ -33,9 +33,9 @@ def adapter(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     folder, kind = tmp_path_factory.mktemp("adapter"), request.param
     network = load_network(DEMO / "target").network
     network.freeze()
+    mx.random.seed(3)  # the other half of an adapter is random from the start
     parameters = CONFIG["lora_parameters"]
     linear_to_lora_layers(network, CONFIG["num_layers"], parameters, use_dora=kind == "dora")
-    mx.random.seed(3)
     weights = {
         name: 0.05 * mx.random.normal(array.shape) if name.endswith("lora_b") else array
         for name, array in tree_flatten(network.trainable_parameters())
