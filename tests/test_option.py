@@ -12,6 +12,7 @@ from mlx_eagle.option import (
     Bytes,
     Choice,
     Number,
+    Option,
     Pairs,
     Switch,
     Text,
