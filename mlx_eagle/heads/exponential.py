@@ -16,7 +16,7 @@ _TERMS = [math.log(2) ** n / math.factorial(n) for n in range(7)]
 _MAGIC = 12582912.0  # 1.5 * 2^23: adding it rounds a float32 to a whole number
 _MAGIC_BITS = 0x4B400000
 # Below 2^-60 it is 0: beside a 1 that is nothing in float32, and products of numbers so small would
-# have no leading bit (denormals), with which a CPU is a hundred times slower.
+# have no leading bit (denormals), with which a CPU is many times slower.
 _LEAST = -60.0
 
 

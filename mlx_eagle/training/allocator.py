@@ -1,8 +1,7 @@
 """Memory that stays with the process between updates, where MLX computes on a Linux CPU.
 
 MLX takes an array's memory from the C library there. glibc gives large pieces back to the system as
-soon as they are free, so the next update waits for the system to clear every page again: a tenth of
-its time.
+soon as they are free, so the next update waits for the system to clear every page again.
 """
 
 import ctypes

@@ -1,8 +1,9 @@
 """How much memory a training will take: an estimate by counting arrays, before anything is loaded.
 
 It counts what is kept from the forward pass for the gradients, and the largest of what comes and
-goes. MLX frees and reuses as it runs: small trainings on a CPU have taken 0.76 to 1.18 times as
-much. So a third is added before it is compared with what there is.
+goes. MLX frees and reuses as it runs, so it is fitted to trainings on a CPU: nine small ones took
+0.63 to 0.96 times as much, with steps computed again 0.96 to 1.13 times. No larger one and none on
+a GPU was compared. A third is added before it is compared with what there is.
 """
 
 import math
