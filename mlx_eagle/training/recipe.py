@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mlx_eagle.errors import EagleError
 from mlx_eagle.files.folders import find_weights
 from mlx_eagle.files.plain_files import check_file, hash_file
 from mlx_eagle.files.sampled_hash import sampled_hash
@@ -52,6 +53,25 @@ class Recipe:
     adapter: Path | None = None
     template_args: dict[str, Any] = field(default_factory=dict)
     memory_limit: int | None = None
+
+    def refuse_idle_options(self, algorithm: str) -> None:
+        """Refuse what has no effect on heads of a kind, so that nobody believes it has.
+
+        Raises:
+            EagleError: naming the options.
+        """
+        if algorithm == "eagle3":
+            return
+        idle = {
+            "--recompute": self.loop.recompute,
+            "--feature-weight": self.head.feature_weight > 0,
+            "--norms": self.head.norms != "eagle3",
+        }
+        if given := [name for name, is_given in idle.items() if is_given]:
+            raise EagleError(
+                f"{', '.join(given)}: only EAGLE-3 heads are trained with that, and this is "
+                f"{algorithm}; leave it out"
+            )
 
     def as_json(self) -> dict[str, Any]:
         """Return what decides the weights, to compare a folder's with.

@@ -35,6 +35,7 @@ def head_to_go_on_with(recipe: Recipe, read: ReadTarget, watch: Watch) -> Head |
             the target has not the layers that a new one is to read.
     """
     if recipe.start is None:
+        recipe.refuse_idle_options(recipe.head.algorithm)
         head_taps(recipe.head, read.sizes.num_hidden_layers)
         return None
     if wrong := _options_of_new_heads(recipe):
@@ -42,6 +43,7 @@ def head_to_go_on_with(recipe: Recipe, read: ReadTarget, watch: Watch) -> Head |
     folder = prepare_head(recipe.start, recipe.target, bits=None, notify=watch.remark)
     head = load_head(folder)
     _refuse_untrainable(head, recipe, read)
+    recipe.refuse_idle_options(_options_of(head, recipe.head).algorithm)
     head.set_dtype(mx.float32)
     return head
 

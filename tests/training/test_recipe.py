@@ -7,6 +7,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_eagle.errors import EagleError
+from mlx_eagle.training.options import HeadOptions, LoopOptions
 from mlx_eagle.training.recipe import Recipe
 from own_heads import PLAIN, write_head
 from training_files import write_tiny_target
@@ -43,3 +44,15 @@ def test_a_target_without_weights_or_configuration_is_refused(tmp_path: Path) ->
     (target / "model.safetensors").unlink()
     with pytest.raises(EagleError, match="target has no weights"):
         recipe.as_json()
+
+
+@pytest.mark.parametrize("algorithm", ["eagle", "hass", "medusa"])
+def test_options_that_would_have_no_effect_are_refused_by_name(
+    algorithm: str, tmp_path: Path
+) -> None:
+    head = HeadOptions(algorithm=algorithm, feature_weight=0.5)
+    loop = LoopOptions(recompute=True)
+    recipe = Recipe(tmp_path, (), tmp_path / "out", head=head, loop=loop)
+    with pytest.raises(EagleError, match=f"--recompute, --feature-weight: .* this is {algorithm};"):
+        recipe.refuse_idle_options(algorithm)
+    recipe.refuse_idle_options("eagle3")
