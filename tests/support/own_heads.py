@@ -10,6 +10,7 @@ from mlx.utils import tree_flatten
 
 from mlx_eagle.heads.config import FORMAT_VERSION, MODEL_TYPE, HeadConfig
 from mlx_eagle.heads.eagle import EagleHead
+from tiny_models import tiny_head_config
 
 H, V, W, N = 16, 24, 10, 12
 TARGET: dict[str, Any] = {
@@ -31,42 +32,17 @@ YARN |= {"truncate": False, "beta_fast": 16.0}
 LINEAR = {"rope_type": "linear", "factor": 2.0}
 BIASED = {"attention_bias": True, "attention_output_bias": True}
 WIDE = {"hidden_size": 2 * H, "own_embedding": True}
-PLAIN = HeadConfig(
-    algorithm="eagle3",
+PLAIN = replace(
+    tiny_head_config(),
     hidden_size=H,
     target_hidden_size=H,
     target_vocab_size=V,
     draft_vocab_size=W,
     intermediate_size=20,
-    num_hidden_layers=1,
-    num_attention_heads=4,
-    num_key_value_heads=2,
     head_dim=4,
-    rms_norm_eps=1e-5,
-    rope_theta=10000.0,
-    rope_scaling=None,
-    rope_interleaved=False,
     rope_dims=4,
     max_position_embeddings=256,
-    sliding_windows=(None,),
     taps=(2, 6, 9),
-    fuse_taps=True,
-    norm_before_fc=False,
-    fc_norm=False,
-    input_layernorm=True,
-    hidden_norm=True,
-    double_norm=False,
-    norm_before_residual=False,
-    norm_output=False,
-    final_norm=True,
-    qk_norm=False,
-    attention_bias=False,
-    attention_output_bias=False,
-    mlp_bias=False,
-    fc_bias=False,
-    own_embedding=False,
-    own_lm_head=True,
-    mask_token_id=None,
 )
 EAGLE = replace(
     PLAIN,

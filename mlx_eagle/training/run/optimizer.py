@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.optimizers import AdamW, MultiOptimizer, Muon, clip_grad_norm
-from mlx.utils import tree_flatten, tree_reduce
+from mlx.utils import tree_reduce
 
 from mlx_eagle.training.options import LoopOptions
 
@@ -60,12 +60,6 @@ def clipped(gradients: Any, most: float) -> tuple[Any, mx.array]:
         return clip_grad_norm(gradients, most)  # type: ignore[no-any-return]
     squares = tree_reduce(lambda total, x: total + x.square().sum(), gradients, mx.array(0.0))
     return gradients, mx.sqrt(squares)
-
-
-def muon_names(head: nn.Module) -> list[str]:
-    """Return the names of the trainable weights that Muon updates where it is used."""
-    weights = dict(tree_flatten(head.trainable_parameters()))
-    return [name for name, weight in weights.items() if not _is_left_to_adamw(name, weight)]
 
 
 def _is_left_to_adamw(name: str, weight: mx.array) -> bool:
