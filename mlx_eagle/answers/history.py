@@ -56,6 +56,16 @@ def with_single_calls(messages: Sequence[Message]) -> list[Message]:
     return single
 
 
+def with_unnamed_calls(messages: Sequence[Message]) -> list[Message]:
+    """Return messages whose calls have the name "-", to see where a template writes their own."""
+    return [
+        message | {"tool_calls": [_unnamed(call) for call in message["tool_calls"]]}
+        if message.get("tool_calls")
+        else message
+        for message in messages
+    ]
+
+
 def with_ids(asked: Sequence[Message], answers: Sequence[Mapping[str, Any]]) -> list[Message]:
     """Return results of tools that say which call they belong to.
 
@@ -102,6 +112,13 @@ def names_called_now(messages: Sequence[Message]) -> set[str]:
     calls = [call for message in since for call in message.get("tool_calls") or []]
     functions = [call.get("function") for call in calls if isinstance(call, dict)]
     return {str(function.get("name")) for function in functions if isinstance(function, dict)}
+
+
+def _unnamed(call: Any) -> Any:
+    """Return a call under the name "-"."""
+    if not isinstance(call, dict) or not isinstance(call.get("function"), dict):
+        return call
+    return call | {"function": call["function"] | {"name": "-"}}
 
 
 def _thought_key(template: str) -> str:

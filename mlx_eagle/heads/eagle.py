@@ -60,8 +60,8 @@ class Attention(nn.Module):
 
     def __init__(self, config: HeadConfig, width: int, window: int | None):
         super().__init__()
-        self.n_heads = n_heads = config.num_attention_heads
-        self.n_kv_heads = n_kv_heads = config.num_key_value_heads
+        n_heads, n_kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = config.head_dim
         self.scale = config.head_dim**-0.5
         self.window = window
 
@@ -87,10 +87,20 @@ class Attention(nn.Module):
 
     def __call__(self, x: mx.array, cache: LayerCache) -> mx.array:
         """Attend from x [B, L, width] to the cache and to x itself, as the cache allows."""
-        B, L, _ = x.shape  # noqa: N806
-        queries = self.q_norm(self.q_proj(x).reshape(B, L, self.n_heads, -1)).transpose(0, 2, 1, 3)
-        keys = self.k_norm(self.k_proj(x).reshape(B, L, self.n_kv_heads, -1)).transpose(0, 2, 1, 3)
-        values = self.v_proj(x).reshape(B, L, self.n_kv_heads, -1).transpose(0, 2, 1, 3)
+        return self.attend([proj(x) for proj in self.projections], cache)
+
+    @property
+    def projections(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """What makes queries, keys and values."""
+        return self.q_proj, self.k_proj, self.v_proj
+
+    def attend(self, projected: Sequence[mx.array], cache: LayerCache) -> mx.array:
+        """Attend with queries, keys and values [B, L, heads * head_dim], as projected."""
+        B, L, _ = projected[0].shape  # noqa: N806
+        queries, keys, values = (part.reshape(B, L, -1, self.head_dim) for part in projected)
+        queries = self.q_norm(queries).transpose(0, 2, 1, 3)
+        keys = self.k_norm(keys).transpose(0, 2, 1, 3)
+        values = values.transpose(0, 2, 1, 3)
         offset = cache.offset
         queries, keys = self.rope(queries, offset=offset), self.rope(keys, offset=offset)
         output = cache.attend(queries, keys, values, self.scale, self.window)
@@ -128,6 +138,9 @@ class DecoderLayer(nn.Module):
         return h + self.mlp(self.post_attention_layernorm(h))
 
 
+TokenSide = Sequence[mx.array]  # the tokens' share of q, k and v: [B, L, heads * head_dim] each
+
+
 class FirstLayer(nn.Module):
     """The first layer of an EAGLE-3 head: it reads embedding and hidden state side by side."""
 
@@ -141,13 +154,40 @@ class FirstLayer(nn.Module):
         self.hidden_norm = _norm(config.hidden_size, config, config.hidden_norm)
         self.post_attention_layernorm = _norm(config.hidden_size, config)
 
-    def __call__(self, embeddings: mx.array, hidden: mx.array, cache: LayerCache) -> mx.array:
-        """Return the layer's output [B, L, h] for embeddings and hidden of the same shape."""
+    def __call__(
+        self, tokens: mx.array | TokenSide, hidden: mx.array, cache: LayerCache
+    ) -> mx.array:
+        """Return the layer's output [B, L, h] for hidden [B, L, h] and the tokens' embeddings.
+
+        The tokens' side may have been projected before (`token_side`): a training reads each token
+        in all of its steps.
+        """
         normed = self.hidden_norm(self.input_layernorm(hidden) if self.double_norm else hidden)
         residual = normed if self.norm_before_residual else hidden
-        x = mx.concatenate([self.input_layernorm(embeddings), normed], axis=-1)  # [B, L, 2h]
-        h = residual + self.self_attn(x, cache)
+        if isinstance(tokens, mx.array):
+            x = mx.concatenate([self.input_layernorm(tokens), normed], axis=-1)  # [B, L, 2h]
+            attended = self.self_attn(x, cache)
+        else:
+            attended = self.self_attn.attend(self._beside(tokens, normed), cache)
+        h = residual + attended
         return h + self.mlp(self.post_attention_layernorm(h))
+
+    def token_side(self, embeddings: mx.array) -> TokenSide:
+        """Return the tokens' share of queries, keys and values, for weights that are not quantized.
+
+        A product with two vectors side by side is the sum of two products.
+        """
+        x = self.input_layernorm(embeddings)
+        h = x.shape[-1]
+        return [x @ proj.weight[:, :h].T for proj in self.self_attn.projections]
+
+    def _beside(self, tokens: TokenSide, normed: mx.array) -> list[mx.array]:
+        h = normed.shape[-1]
+        projected = []
+        for side, proj in zip(tokens, self.self_attn.projections, strict=True):
+            side = side + proj.bias if "bias" in proj else side
+            projected.append(side + normed @ proj.weight[:, h:].T)
+        return projected
 
 
 class HeadOutput(NamedTuple):
@@ -268,17 +308,29 @@ class EagleHead(nn.Module):
         hidden = self.fuse(self.mask_hidden[None, None])
         return mx.broadcast_to(hidden, (1, n, self.config.hidden_size)), mx.full((1, n), token)
 
-    def __call__(self, hidden: mx.array, embeddings: mx.array, cache: HeadCache) -> HeadOutput:
+    def token_side(self, embeddings: mx.array) -> TokenSide:
+        """Return what an EAGLE-3 head's step can do with embeddings [B, L, h] alone.
+
+        A training's steps all read the same tokens, so this is computed once for all of them; a
+        step takes it, moved along, in the place of embeddings. The weights may not be quantized.
+        """
+        first: FirstLayer = self.layers[0]
+        return first.token_side(embeddings)
+
+    def __call__(
+        self, hidden: mx.array, embeddings: mx.array | TokenSide, cache: HeadCache
+    ) -> HeadOutput:
         """Run one step: fused taps or the parent's feedback, with the token that comes next.
 
         Args:
             hidden: [B, L, h]; row i belongs to the position before that of `embeddings` row i. B is
                 1 but in training.
-            embeddings: [B, L, h] of the tokens.
+            embeddings: [B, L, h] of the tokens, or their `token_side`.
             cache: the head's own; L undecided rows are appended, placed and masked as it says.
         """
         first, *later = self.layers
         if self.config.algorithm == "eagle":
+            assert isinstance(embeddings, mx.array), "its tokens are not read apart"
             joined = self.fc(mx.concatenate([embeddings, hidden], axis=-1))  # [B, L, h]
             x = first(joined, cache.layers[0])
         else:

@@ -12,6 +12,7 @@ from mlx_eagle.answers.history import (
     names_called_now,
     with_json_arguments,
     with_single_calls,
+    with_unnamed_calls,
 )
 from mlx_eagle.errors import EagleError
 
@@ -174,8 +175,12 @@ def _rendered(tokenizer: Any, messages: list[Message], options: dict[str, Any]) 
                 "what it does not take"
             )
             continue
-        text = tokenizer.decode(ids) if names else ""
-        if all(name in text for name in names):
+        if not names:
+            return ids
+        # Tools that are offered are named as well, so only more of a name shows that it was called.
+        renamed: list[int] = tokenizer.apply_chat_template(with_unnamed_calls(form), **options)
+        text, without = tokenizer.decode(ids), tokenizer.decode(renamed)
+        if all(text.count(name) > without.count(name) for name in names):
             return ids
         reasons.append("leaves out the calls of tools, so the model would not know what it called")
     raise EagleError(f"the target's chat template {reasons[0]}")

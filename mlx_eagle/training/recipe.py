@@ -1,12 +1,12 @@
 """What a head is made of, and who is told how far that is: the words of `train_head`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlx_eagle.errors import EagleError
-from mlx_eagle.files.folders import find_weights
+from mlx_eagle.files.folders import find_weights, source_name
 from mlx_eagle.files.plain_files import check_file, hash_file
 from mlx_eagle.files.sampled_hash import sampled_hash
 from mlx_eagle.target.adapters import FILES
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mlx_eagle.training.plan import Plan
     from mlx_eagle.training.run.reports import Measurement, UpdateReport
 
+MODELS = ("target", "adapter", "start")  # what a head is made from, besides texts
 Progress = Callable[[str, int, int, float], None]
 
 
@@ -99,6 +100,13 @@ class Recipe:
         }
 
 
+def to_publish(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `Recipe.as_json` gives without this machine's paths: heads are passed on."""
+    named = {key: options[key] and source_name(Path(options[key])) for key in MODELS}
+    texts = {key: _without_folders(options[key]) for key in ("texts", "heldout")}
+    return dict(options) | named | texts
+
+
 def model_contents(folder: Path) -> str:
     """Return what tells a model's configuration and weights from others.
 
@@ -119,6 +127,15 @@ def _hashes(files: Sequence[Path]) -> dict[str, str]:
     names = [file.name for file in files]
     unique = {name for name in names if names.count(name) == 1}
     return {f.name if f.name in unique else str(f): hash_file(f) for f in files}
+
+
+def _without_folders(hashes: Mapping[str, str]) -> dict[str, str]:
+    """Return the hashes of files by name; those with the same name are told apart by their hash."""
+    names = [Path(path).name for path in hashes]
+    return {
+        name if names.count(name) == 1 else f"{name} {digest[:8]}": digest
+        for name, digest in zip(names, hashes.values(), strict=True)
+    }
 
 
 class Watch(NamedTuple):

@@ -33,7 +33,7 @@ from mlx_eagle.training.objectives.mixed_precision import in_precision
 from mlx_eagle.training.options import HeadOptions, LoopOptions
 from mlx_eagle.training.plan import plan_training
 from mlx_eagle.training.read_target import ReadTarget, read_target
-from mlx_eagle.training.recipe import SILENT, Recipe, Watch
+from mlx_eagle.training.recipe import SILENT, Recipe, Watch, to_publish
 from mlx_eagle.training.run.checkpoint import load_checkpoint, newest_checkpoint
 from mlx_eagle.training.run.folder import MEASUREMENTS, RunFolder
 from mlx_eagle.training.run.loop import Outcome, Run, train
@@ -279,6 +279,6 @@ def _write_best(recipe: Recipe, target: TargetFacts, run: Run) -> None:
     if best is not None:
         run.head.load_weights(list(best.weights.items()), strict=False)
         measured = {"update": best.update} | best.measured
-    about = {"options": run.folder.options(), "measured": measured}
+    about = {"options": to_publish(run.folder.options()), "measured": measured}
     assert isinstance(run.head, Head), "it was made or loaded here"
     write_trained(run.head, target, recipe.out, recipe.head_bits, about)

@@ -79,6 +79,17 @@ def test_every_start_gives_what_it_gives_alone(
             np.testing.assert_allclose(together[i][0, start], alone[i], rtol=2e-4, atol=atol)
 
 
+@pytest.mark.parametrize("name", [name for name in HEADS if name != "eagle-1"])
+def test_what_tokens_give_may_be_computed_once_for_all_steps(name: str) -> None:
+    head = random_head(HEADS[name])
+    taps, embeddings = inputs(head)
+    tokens, cache, hidden = head.token_side(embeddings), UnrolledCache.of(head), head.fuse(taps)
+    for i, expected in enumerate(drafted_everywhere(head, taps, embeddings)):
+        out = head(hidden, [side[:, 1 + i : 1 + i + LENGTH] for side in tokens], cache)
+        np.testing.assert_allclose(out.normed, expected, rtol=2e-4, atol=2e-5)
+        hidden = out.feedback
+
+
 def test_no_text_sees_another() -> None:
     head = random_head(PLAIN)
     taps, embeddings = inputs(head)

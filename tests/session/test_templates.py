@@ -190,12 +190,18 @@ def test_an_answer_that_was_begun_is_one_message(templated: Engine) -> None:
     list(session.ask("And 2?", max_tokens=2))
 
 
-def test_a_template_that_leaves_calls_out_is_refused(demo: Engine, monkeypatch: Any) -> None:
-    words = "{% for m in messages %}{{ m.role }} {{ m.content }}{% endfor %}"
+OFFERED = "{% for t in tools or [] %}{{ t.function.name }} {% endfor %}"
+
+
+@pytest.mark.parametrize("offered", ["", OFFERED], ids=["alone", "tools-offered"])
+def test_a_template_that_leaves_calls_out_is_refused(
+    demo: Engine, monkeypatch: Any, offered: str
+) -> None:
+    words = offered + "{% for m in messages %}{{ m.role }} {{ m.content }}{% endfor %}"
     monkeypatch.setattr(demo.tokenizer._tokenizer, "chat_template", words)
     call = {"type": "function", "id": "a", "function": {"name": "add", "arguments": {}}}
     called = {"role": "assistant", "content": "", "tool_calls": [call]}
     told = [{"role": "user", "content": "1?"}, called, {"role": "tool", "content": "3"}]
     with pytest.raises(EagleError, match="leaves out the calls of tools"):
-        encode(demo.tokenizer, told)
+        encode(demo.tokenizer, told, template=Template(tools=TOOLS))
     encode(demo.tokenizer, [*told, {"role": "user", "content": "and?"}])  # of an earlier turn

@@ -1,5 +1,6 @@
 """What decides a head's weights: what models hold, and not where they are alone."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from mlx_eagle.errors import EagleError
 from mlx_eagle.training.options import HeadOptions, LoopOptions
-from mlx_eagle.training.recipe import Recipe
+from mlx_eagle.training.recipe import Recipe, to_publish
 from own_heads import PLAIN, write_head
 from training_files import write_tiny_target
 
@@ -56,3 +57,18 @@ def test_options_that_would_have_no_effect_are_refused_by_name(
     with pytest.raises(EagleError, match=f"--recompute, --feature-weight: .* this is {algorithm};"):
         recipe.refuse_idle_options(algorithm)
     recipe.refuse_idle_options("eagle3")
+
+
+def test_what_is_published_of_a_training_has_no_paths(tmp_path: Path) -> None:
+    target = write_tiny_target(tmp_path / "target")
+    files = [tmp_path / "a" / "texts.jsonl", tmp_path / "b" / "texts.jsonl", tmp_path / "c.jsonl"]
+    for n, file in enumerate(files):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"text {n}")
+    recipe = Recipe(target, files, tmp_path / "out")
+    own = recipe.as_json()
+    published = to_publish(own)
+    assert str(tmp_path) in json.dumps(own)
+    assert str(tmp_path) not in json.dumps(published)
+    assert published["target"] == "target"
+    assert sorted(published["texts"].values()) == sorted(own["texts"].values())

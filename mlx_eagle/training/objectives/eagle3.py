@@ -94,16 +94,19 @@ def unrolled(
         steps: K.
         recompute: as in `make_objective`.
     """
+    tokens = head.token_side(embeddings)
+    n = len(tokens)
 
-    def step(hidden: mx.array, embeddings: mx.array, *earlier: mx.array) -> list[mx.array]:
-        cache = UnrolledCache.of(head, batch.texts, earlier)
-        out = head(hidden, embeddings, cache)
+    def step(hidden: mx.array, *read: mx.array) -> list[mx.array]:
+        cache = UnrolledCache.of(head, batch.texts, read[n:])
+        out = head(hidden, read[:n], cache)
         return [out.normed, out.feedback, *cache.newest]
 
     one_step = recomputed(head, step) if recompute else step
     hidden, earlier, found = head.fuse(batch.taps), list[mx.array](), list[mx.array]()
     for i in range(steps):
-        normed, hidden, *newest = one_step(hidden, ahead(embeddings, 1 + i), *earlier)
+        next_tokens = [ahead(side, 1 + i) for side in tokens]
+        normed, hidden, *newest = one_step(hidden, *next_tokens, *earlier)
         earlier += newest
         found.append(normed)
     return found
