@@ -314,7 +314,8 @@ class EagleHead(nn.Module):
         A training's steps all read the same tokens, so this is computed once for all of them; a
         step takes it, moved along, in the place of embeddings. The weights may not be quantized.
         """
-        first: FirstLayer = self.layers[0]
+        first = self.layers[0]
+        assert isinstance(first, FirstLayer), "only an EAGLE-3 head reads them apart"
         return first.token_side(embeddings)
 
     def __call__(
