@@ -147,12 +147,12 @@ def test_a_truncated_weight_file_is_refused(demo_target: Path) -> None:
 def test_a_head_that_is_run_wrongly_suggests_the_doctor_once(
     demo_head: Path, demo_target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(HeadWatch, "PATIENCE", 20)
+    monkeypatch.setattr(HeadWatch, "PATIENCE", 40)
     edit(demo_head, norm_before_residual=True, taps=[1, 3, 6], rope_theta=77.0)
     engine = mlx_eagle.load(demo_target, demo_head, calibrate=False)
     question = [{"role": "user", "content": "List the functions of the module os."}]
-    options = {"max_tokens": 18, "ignore_eos": True, "tree": TreeShape.chain(2)}
-    advice = [engine.generate(question, **options).stats.advice for _ in range(3)]
+    options = {"max_tokens": 45, "ignore_eos": True, "tree": TreeShape.chain(2)}
+    advice = [engine.generate(question, **options).stats.advice for _ in range(2)]
     told = [line for line in advice if line]
     assert len(told) == 1
     assert f"mlx-eagle doctor {demo_head} --target {demo_target} --fix" in told[0]
