@@ -202,7 +202,8 @@ def fake_hub() -> Iterator[Any]:
     from fake_hub import FakeHub
 
     with FakeHub() as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        # It looks every so many seconds whether it is to end, and the test waits for that.
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         yield server
         server.shutdown()

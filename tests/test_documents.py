@@ -14,6 +14,7 @@ from typing import NamedTuple
 import click
 import pytest
 
+from hub_settings import hub_at
 from mlx_eagle.calibration import planners
 from mlx_eagle.cli.main import group
 from mlx_eagle.cli.main import run as run_command_line
@@ -69,14 +70,14 @@ PROGRAMS = [block for block in BLOCKS if block.kind == "python" and not block.no
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return an empty working folder in which nothing is measured and the checkout's files are."""
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working folder in which nothing is measured and the checkout's files are."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLX_EAGLE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(planners, "measure", lambda *_: Costs.published(0.01))
     (tmp_path / "mlx_eagle").symlink_to(ROOT / "mlx_eagle")
-    return tmp_path
+    with hub_at("http://127.0.0.1:9", tmp_path / "hub", HF_HUB_OFFLINE="1"):
+        yield tmp_path
 
 
 @pytest.mark.parametrize("block", NOT_RUN, ids=lambda block: block.name)

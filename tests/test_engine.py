@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten
 
 import mlx_eagle
 from cases import broad
+from mlx_eagle.calibration.head_health import HeadWatch
 from mlx_eagle.errors import CheckpointError, EagleError, HubError
 from mlx_eagle.loading import DEMO
 from mlx_eagle.tree import TreeShape
@@ -82,6 +83,8 @@ def test_progress_reports_every_step_of_loading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLX_EAGLE_CACHE", str(tmp_path))  # where nothing is on record yet
+    monkeypatch.setattr("mlx_eagle.calibration.measure.CONTEXTS", (64, 128))
+    monkeypatch.setattr("mlx_eagle.calibration.measure.ROWS", (1, 2, 3, 4))
     seen: list[tuple[str, int, int]] = []
     mlx_eagle.load(progress=lambda *step: seen.append(step))
     loading = [step for step in seen if step[0] == "load"]
@@ -142,13 +145,14 @@ def test_a_truncated_weight_file_is_refused(demo_target: Path) -> None:
 
 
 def test_a_head_that_is_run_wrongly_suggests_the_doctor_once(
-    demo_head: Path, demo_target: Path
+    demo_head: Path, demo_target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(HeadWatch, "PATIENCE", 40)
     edit(demo_head, norm_before_residual=True, taps=[1, 3, 6], rope_theta=77.0)
     engine = mlx_eagle.load(demo_target, demo_head, calibrate=False)
     question = [{"role": "user", "content": "List the functions of the module os."}]
     options = {"max_tokens": 45, "ignore_eos": True, "tree": TreeShape.chain(2)}
-    advice = [engine.generate(question, **options).stats.advice for _ in range(3)]
+    advice = [engine.generate(question, **options).stats.advice for _ in range(2)]
     told = [line for line in advice if line]
     assert len(told) == 1
     assert f"mlx-eagle doctor {demo_head} --target {demo_target} --fix" in told[0]

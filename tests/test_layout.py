@@ -125,6 +125,7 @@ def test_structure_and_acceptance_import_no_model(module: str) -> None:
 def test_python_started_in_a_checkout_finds_all_parts() -> None:
     """There the folder mlx_eagle/ hides the installed package, whose parts are elsewhere."""
     code = "import mlx_eagle.convert.heads, mlx_eagle.cli.main; print(mlx_eagle.load.__module__)"
-    command = [sys.executable, "-S", "-c", f"import sys; sys.path[1:1] = {sys.path!r}; {code}"]
+    start = f"import sys; sys.path[1:1] = {sys.path!r}; sys.modules['torch'] = None"
+    command = [sys.executable, "-S", "-c", f"{start}; {code}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "mlx_eagle.loading", done.stderr

@@ -94,7 +94,7 @@ def test_json_is_one_object_with_everything_that_a_report_must_tell(
 
 
 def test_every_kind_of_contestant_gives_plain_decodings_text(
-    questions: Path, capsys: pytest.CaptureFixture[str]
+    loaded: None, questions: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = ["auto", "tree:2x2x3", f"head:{DEMO / 'head'}", f"draft-model:{DEMO / 'target'}:3"]
     compare = [word for name in [*names, "mlx-lm"] for word in ("--compare", name)]
@@ -129,11 +129,11 @@ def test_c10_another_head_is_loaded_beside_the_target_which_is_not_loaded_again(
     assert other.target.model is demo.target.model
     n_head = sum(f.stat().st_size for f in (DEMO / "head").iterdir())
     assert mx.get_active_memory() - before < 2 * n_head
-    options = {"max_tokens": 24, "tree": TreeShape.chain(3)}
+    options = {"max_tokens": 12, "tree": TreeShape.chain(3)}
     question = [{"role": "user", "content": "What is the signature of shutil.copyfile?"}]
     for engine in (demo, other, demo):  # each with taps of its own, in turns
         result = engine.generate(question, **options)
-        assert result.tokens == demo.generate(question, max_tokens=24, speculate=False).tokens
+        assert result.tokens == demo.generate(question, max_tokens=12, speculate=False).tokens
         assert result.stats.accepted > 0
     other.target.release()
     quantized = demo.with_kv(KVOptions(bits=8))

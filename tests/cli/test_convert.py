@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,13 +49,32 @@ def test_head_is_converted_to_4_bits_and_summed_up_in_one_line(
     assert config["quantization"] == {"bits": 4, "group_size": 64}
 
 
+@pytest.fixture(scope="module")
+def shallow(fixtures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fixture target without most of its layers and tokens, which is soon quantized."""
+    source, folder = fixtures / "pydoc-llama", tmp_path_factory.mktemp("targets") / "shallow"
+    folder.mkdir()
+    for file in source.glob("*.json"):
+        shutil.copyfile(file, folder / file.name)
+    config = json.loads((source / "config.json").read_text())
+    config |= {"num_hidden_layers": 2, "vocab_size": 512}
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = {
+        name: value[:512] if value.shape[0] == 4096 else value
+        for name, value in mx.load(str(source / "model.safetensors")).items()
+        if not re.search(r"layers\.[2-7]\.", name)
+    }
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "pt"})
+    return folder
+
+
 def test_target_is_converted_with_the_bits_that_were_asked_for(
-    fixtures: Path, tmp_path: Path
+    shallow: Path, tmp_path: Path
 ) -> None:
-    result = run(convert, fixtures / "pydoc-llama", "--out", tmp_path / "t", "--bits", "8")
+    result = run(convert, shallow, "--out", tmp_path / "t", "--bits", "8")
     assert result.exit_code == 0
     assert result.stdout == (
-        f"{tmp_path / 't'}: llama target, 8-bit, 8 layers, 8,392,960 parameters\n"
+        f"{tmp_path / 't'}: llama target, 8-bit, 2 layers, 1,836,288 parameters\n"
     )
     facts = describe_folder(tmp_path / "t")
     assert facts["quantization"]["bits"] == 8
@@ -72,15 +92,16 @@ def test_target_is_converted_with_the_bits_that_were_asked_for(
     ],
 )
 def test_target_is_summed_up_with_its_mode_and_all_of_its_parameters(
-    fixtures: Path,
+    shallow: Path,
     tmp_path: Path,
     options: list[str],
     words: str,
     quantization: dict[str, Any] | None,
 ) -> None:
+    """They are 2 layers of 786,944, two tables of 512 * 256 and a norm of 256."""
     out = tmp_path / "t"
-    result = run(convert, fixtures / "pydoc-llama", "--out", out, *options)
-    assert result.stdout == f"{out}: llama target, {words}, 8 layers, 8,392,960 parameters\n"
+    result = run(convert, shallow, "--out", out, *options)
+    assert result.stdout == f"{out}: llama target, {words}, 2 layers, 1,836,288 parameters\n"
     found = describe_folder(out)
     assert (found["quantization"] or {}).items() >= (quantization or {}).items()
     if quantization is None:

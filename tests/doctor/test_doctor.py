@@ -32,12 +32,12 @@ from mlx_eagle.target.target import Target
 from mlx_eagle.tree import TreeShape
 
 # The fact, the planted value, and what the trained head has.
-# By default the tests below plant wrong taps and norms in other ways.
+# By default the tests below plant wrong taps, a wrong rope and wrong norms in other ways.
 PLANTED: list[Any] = [
     broad("taps", [3, 5, 6], [2, 4, 5]),
     broad("taps", [1, 3, 4], [2, 4, 5]),
     broad("taps", [2, 5, 6], [2, 4, 5]),
-    ("rope_theta", 1e6, 10000.0),
+    broad("rope_theta", 1e6, 10000.0),
     broad("rope_interleaved", True, False),
     broad("norm_before_residual", True, False),
     broad("norm_output", True, False),
@@ -92,12 +92,23 @@ def test_planted_error_is_named_and_its_loss_restored(
     assert found.after.acceptance_length >= 0.98 * truth.acceptance_length
 
 
+@pytest.mark.parametrize(
+    "planted",
+    [
+        {"rope_theta": 1e6, "taps": [3, 5, 6]},
+        broad({"norm_before_residual": True, "taps": [3, 5, 6]}),
+    ],
+)
 def test_two_planted_errors_are_found_one_after_the_other(
-    target: Target, evidence: list[Evidence], truth: Score, trained_head: Path
+    planted: dict[str, Any],
+    target: Target,
+    evidence: list[Evidence],
+    truth: Score,
+    trained_head: Path,
 ) -> None:
-    config = read_head_config(trained_head) | {"norm_before_residual": True, "taps": [3, 5, 6]}
+    config = read_head_config(trained_head) | planted
     found = search_facts(target, evidence, config, weights_of(trained_head), silent)
-    assert {change.fact for change in found.changes} == {"norm_before_residual", "taps"}
+    assert {change.fact for change in found.changes} == set(planted)
     assert found.after.acceptance_length == truth.acceptance_length
 
 
@@ -240,7 +251,7 @@ def test_command_names_the_error_and_mends_it(
     assert load_head(folder).config.norm_before_residual is False
     engine = load(fixtures / "pydoc-llama", folder, dtype="float32", calibrate=False)
     question = [{"role": "user", "content": PROMPTS[0]}]
-    answer = engine.generate(question, max_tokens=40, ignore_eos=True, tree=TreeShape.chain(3))
+    answer = engine.generate(question, max_tokens=20, ignore_eos=True, tree=TreeShape.chain(3))
     assert answer.stats.acceptance_length > 1.5
 
 

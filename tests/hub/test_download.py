@@ -1,12 +1,10 @@
 """Names become folders: local ones at once, hub ones through a fake hub on loopback.
 
-Each download runs in a process of its own, with HF_ENDPOINT and HF_HOME of its own, because
-huggingface_hub reads its settings when it is imported.
+Each download has a cache of its own. Where the process is the claim, it runs in one of its own.
 """
 
 import errno
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -17,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from hub_settings import environment_for, hub_at
 from mlx_eagle.errors import HubError
 from mlx_eagle.hub import download as hub
 from mlx_eagle.hub.download import Repo, fetch, parse_repo
@@ -34,13 +33,10 @@ SCRIPT = """
 import json, sys
 from mlx_eagle.errors import HubError
 from mlx_eagle.hub.download import fetch
-calls, notes = [], []
 try:
-    report = lambda *call: calls.append(call)
-    folder = fetch(sys.argv[1], progress=report, notify=notes.append, only=sys.argv[2:] or None)
-    print(json.dumps({"folder": str(folder), "calls": calls, "notes": notes}))
+    print(json.dumps({"folder": str(fetch(sys.argv[1]))}))
 except HubError as error:
-    print(json.dumps({"error": str(error), "calls": calls}))
+    print(json.dumps({"error": str(error)}))
 """
 
 
@@ -54,24 +50,40 @@ def fake_hub(fake_hub: FakeHub) -> FakeHub:
     return fake_hub
 
 
-def start(name: str, url: str, home: Path, *only: str, **env: str) -> subprocess.Popen[str]:
+def start(name: str, url: str, home: Path, **env: str) -> subprocess.Popen[str]:
     """Start `fetch(name)` in a process against the hub at `url` with its cache in `home`."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
     return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, name, *only],
-        env=clean | {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"} | env,
+        [sys.executable, "-c", SCRIPT, name],
+        env=environment_for(url, home, **env),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def run(name: str, url: str, home: Path, *only: str, **env: str) -> dict[str, Any]:
-    """Return what `fetch(name)` did: its folder or error, and its progress calls."""
-    out, err = start(name, url, home, *only, **env).communicate(timeout=60)
+def run_apart(name: str, url: str, home: Path, **env: str) -> dict[str, Any]:
+    """Return what `fetch(name)` did in a process of its own: its folder or error."""
+    out, err = start(name, url, home, **env).communicate(timeout=60)
     assert out, err
     result: dict[str, Any] = json.loads(out)
     return result
+
+
+def run(name: str, url: str, home: Path, *only: str, **env: str) -> dict[str, Any]:
+    """Return what `fetch(name)` did: its folder or error, its progress calls and what it told."""
+    calls: list[tuple[str, int, int]] = []
+    notes: list[str] = []
+    with hub_at(url, home, **env):
+        try:
+            folder = fetch(
+                name,
+                progress=lambda *call: calls.append(call),
+                notify=notes.append,
+                only=only or None,
+            )
+        except HubError as error:
+            return {"error": str(error), "calls": calls}
+    return {"folder": str(folder), "calls": calls, "notes": notes}
 
 
 def test_a_local_folder_is_returned_as_it_is(tmp_path: Path) -> None:
@@ -131,7 +143,7 @@ def test_a_file_that_is_asked_for_comes_alone_and_the_others_when_they_are_neede
     first = run("owner/model", fake_hub.url, tmp_path, "config.json")
     assert [path.name for path in Path(first["folder"]).rglob("*")] == ["config.json"]
     assert fake_hub.downloads() == ["config.json"]
-    assert first["calls"][-1] == ["download owner/model", 23, 23]
+    assert first["calls"][-1] == ("download owner/model", 23, 23)
     fake_hub.requests.clear()
     assert run("owner/model", fake_hub.url, tmp_path, "config.json")["folder"] == first["folder"]
     assert fake_hub.downloads() == []
@@ -159,8 +171,8 @@ def test_progress_starts_with_the_whole_size_and_ends_with_it(
 ) -> None:
     total = len(WEIGHTS) + len(FILES["config.json"])
     calls = run("owner/model", fake_hub.url, tmp_path)["calls"]
-    assert calls[0] == ["download owner/model", 0, total]
-    assert calls[-1] == ["download owner/model", total, total]
+    assert calls[0] == ("download owner/model", 0, total)
+    assert calls[-1] == ("download owner/model", total, total)
     done = [call[1] for call in calls]
     assert done == sorted(done)
     assert len(done) > 3
@@ -197,7 +209,7 @@ def test_a_download_that_is_cut_goes_on_where_it_was(fake_hub: FakeHub, tmp_path
 def test_ctrl_c_ends_a_download_and_the_next_one_keeps_finished_files(
     fake_hub: FakeHub, tmp_path: Path
 ) -> None:
-    fake_hub.delay = 0.25
+    fake_hub.delay = 0.15
     process = start("owner/model", fake_hub.url, tmp_path)
     while "model.safetensors" not in fake_hub.downloads() or "config.json" not in str(
         list(tmp_path.rglob("*"))
@@ -210,7 +222,7 @@ def test_ctrl_c_ends_a_download_and_the_next_one_keeps_finished_files(
     assert process.returncode != 0
     fake_hub.delay = 0
     fake_hub.requests.clear()
-    folder = Path(run("owner/model", fake_hub.url, tmp_path)["folder"])
+    folder = Path(run_apart("owner/model", fake_hub.url, tmp_path)["folder"])
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
     assert fake_hub.downloads() == ["model.safetensors"]
 
@@ -224,7 +236,7 @@ def test_without_a_hub_the_cache_serves(fake_hub: FakeHub, tmp_path: Path) -> No
 def test_offline_a_model_that_is_not_cached_is_an_error_that_names_the_setting(
     fake_hub: FakeHub, tmp_path: Path
 ) -> None:
-    error = run("owner/model", fake_hub.url, tmp_path, HF_HUB_OFFLINE="1")["error"]
+    error = run_apart("owner/model", fake_hub.url, tmp_path, HF_HUB_OFFLINE="1")["error"]
     assert "owner/model" in error
     assert "HF_HUB_OFFLINE" in error
     assert fake_hub.requests == []
@@ -310,20 +322,12 @@ def test_b8_a_login_page_in_the_hubs_place_leaves_the_cached_model(
 
 
 def test_a_fault_in_a_callback_is_not_the_hubs(fake_hub: FakeHub, tmp_path: Path) -> None:
-    code = """
-import sys
-from mlx_eagle.hub.download import fetch
-for name in ("progress", "before"):
-    try:
-        fetch("owner/model", **{name: lambda *told: {}["nothing"]})
-    except KeyError as error:
-        print(error)
-"""
-    env = os.environ | {"HF_ENDPOINT": fake_hub.url, "HF_HOME": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == ["'nothing'"] * 2
+    def fail(*told: Any) -> None:
+        raise KeyError(told)
+
+    for callback in ({"progress": fail}, {"before": fail}):
+        with hub_at(fake_hub.url, tmp_path), pytest.raises(KeyError):
+            fetch("owner/model", **callback)
 
 
 def test_a_listing_takes_what_is_there_and_refuses_what_is_no_name(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Whether a model fits is said before it is downloaded, by the hub's file list and config.json."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from command_line import run_here
+from hub_settings import environment_for, hub_at
 from mlx_eagle.cache.estimate import number_bytes
 from mlx_eagle.errors import EagleError
 from mlx_eagle.hub.fit import Fit, foresee
@@ -43,11 +44,15 @@ def hub(fake_hub: Any) -> Any:
 
 def mlx_eagle(hub: Any, home: Path, *words: str) -> Any:
     """Run a command against the hub with a cache of its own."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
-    own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    with hub_at(hub.url, home):
+        return run_here(*words)
+
+
+def mlx_eagle_apart(hub: Any, home: Path, *words: str) -> Any:
+    """Run a command in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "mlx_eagle.cli", *words],
-        env=clean | own,
+        env=environment_for(hub.url, home),
         input="hello",
         capture_output=True,
         text=True,
@@ -60,8 +65,8 @@ def test_chat_and_generate_refuse_before_the_download_what_does_not_fit(
     hub: Any, tmp_path: Path
 ) -> None:
     too_little = ("--memory", "0.001")  # GB
-    for command in (("generate", "hello"), ("chat",)):
-        done = mlx_eagle(hub, tmp_path, *command, "--model", "owner/model", *too_little)
+    for run, command in ((mlx_eagle, ("generate", "hello")), (mlx_eagle_apart, ("chat",))):
+        done = run(hub, tmp_path, *command, "--model", "owner/model", *too_little)
         missing = WEIGHTS + 4096 * ROW - 10**6
         assert done.returncode == 1
         (line,) = done.stderr.strip().splitlines()

@@ -1,6 +1,6 @@
 """Published heads: converted once and kept, taken by themselves where known, never silently.
 
-Downloads run in processes of their own against the fake hub, as in `test_hub.py`.
+Downloads come from the fake hub; what the library writes by itself is read from a process.
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import mlx_eagle
+from hub_settings import environment_for, hub_at
 from mlx_eagle.errors import CheckpointError, EagleError, HubError
 from mlx_eagle.files.folders import cache_folder
 from mlx_eagle.hub import head_choice as published
@@ -24,30 +25,16 @@ from mlx_eagle.tree import TreeShape
 
 TARGET = DEMO / "target"
 HEAD_FILES = ("config.json", "pytorch_model.bin")
-# Loads the demo target as if owner/model were its known head; argv: the head, and a time to wait.
+KNOWN = KnownHead("owner/model", ("a/b",), "SafeAILab", "recommended", "-", (), None, "")
+# Loads the demo target as if owner/model were its known head, and tells whoever listens nothing.
 SCRIPT = """
-import json, os, sys
-from pathlib import Path
 import mlx_eagle
 from mlx_eagle.hub import head_choice as published
 from mlx_eagle.loading import DEMO
 from mlx_eagle.hub.known_heads import KnownHead
 known = KnownHead("owner/model", ("a/b",), "SafeAILab", "recommended", "-", (), None, "")
 published.default_head = lambda target: known
-told = []
-def notify(line):
-    n_files = sum(file.is_file() for file in Path(os.environ["HF_HOME"]).rglob("*.bin"))
-    told.append([line, n_files])
-options = {} if sys.argv[2] == "stderr" else {"notify": notify}
-try:
-    engine = mlx_eagle.load(DEMO / "target", json.loads(sys.argv[1]), calibrate=False, **options)
-    tree = mlx_eagle.TreeShape.chain(2)
-    result = engine.generate("def f", max_tokens=4, tree=tree)
-    facts = {"head": engine.info.head, "speculation": result.stats.speculation}
-    facts["drafted"] = result.stats.drafted
-except mlx_eagle.HubError as error:
-    facts = {"error": str(error)}
-print(json.dumps(facts | {"told": told}))
+print(mlx_eagle.load(DEMO / "target", calibrate=False).info.speculation)
 """
 
 
@@ -89,21 +76,27 @@ def write_conversion(out: Path) -> None:
 
 
 def load(
-    url: str, home: Path, *, head: str | None = None, notify: str = "told", **env: str
-) -> tuple[dict[str, Any], str]:
-    """Run SCRIPT with the hub at `url`; returns what it printed, and its stderr."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
-    mine = {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(head), notify],
-        env=clean | mine | env,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    facts: dict[str, Any] = json.loads(done.stdout)
-    return facts, done.stderr
+    url: str, home: Path, patch: pytest.MonkeyPatch, *, head: str | None = None, **env: str
+) -> dict[str, Any]:
+    """Load the demo target with the hub at `url` and owner/model as its known head.
+
+    Returns what the engine says of it, and what was told, each line with the number of pickles that
+    had been fetched by then.
+    """
+    told: list[tuple[str, int]] = []
+
+    def notify(line: str) -> None:
+        told.append((line, sum(file.is_file() for file in home.rglob("*.bin"))))
+
+    patch.setattr(published, "default_head", lambda target: KNOWN)
+    with hub_at(url, home, **env):
+        try:
+            engine = mlx_eagle.load(TARGET, head, calibrate=False, notify=notify)
+        except HubError as error:
+            return {"error": str(error), "told": told}
+    stats = engine.generate("def f", max_tokens=4, tree=TreeShape.chain(2)).stats
+    facts = {"head": engine.info.head, "speculation": stats.speculation}
+    return facts | {"drafted": stats.drafted, "told": told}
 
 
 def publish(hub: Any, folder: Path) -> int:
@@ -302,10 +295,10 @@ def test_without_a_usable_head_nothing_is_fetched_and_the_reason_is_told(
 
 
 def test_a_known_head_is_taken_and_its_size_told_before_the_first_byte(
-    fake_hub: Any, raw: Path, tmp_path: Path
+    fake_hub: Any, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = publish(fake_hub, raw)
-    facts, err = load(fake_hub.url, tmp_path / "home")
+    facts = load(fake_hub.url, tmp_path / "home", monkeypatch)
     assert (facts["speculation"], facts["head"]) == ("on", "owner/model")
     assert facts["drafted"] > 0
     (fetching, n_files), (converting, _) = facts["told"]
@@ -313,41 +306,47 @@ def test_a_known_head_is_taken_and_its_size_told_before_the_first_byte(
     assert f"{size / 1e6:,.1f} MB" in fetching
     assert n_files == 0
     assert converting.startswith("converting owner/model, once")
-    assert err == ""
-    again, _ = load("http://127.0.0.1:9", tmp_path / "home", HF_HUB_OFFLINE="1")
+    again = load("http://127.0.0.1:9", tmp_path / "home", monkeypatch, HF_HUB_OFFLINE="1")
     assert again == facts | {"told": []}
 
 
 def test_the_library_tells_on_stderr_by_itself(fake_hub: Any, raw: Path, tmp_path: Path) -> None:
     publish(fake_hub, raw)
-    facts, err = load(fake_hub.url, tmp_path / "home", notify="stderr")
-    assert facts["speculation"] == "on"
-    assert [line.split()[0] for line in err.splitlines()] == ["owner/model", "converting"]
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        env=environment_for(fake_hub.url, tmp_path / "home"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout == "on\n"
+    assert [line.split()[0] for line in done.stderr.splitlines()] == ["owner/model", "converting"]
 
 
 def test_a_known_head_that_cannot_be_had_is_no_error_and_a_named_one_is(
-    fake_hub: Any, raw: Path, tmp_path: Path
+    fake_hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_hub.refusals["/api"] = (404, "RepoNotFound")
-    facts, _ = load(fake_hub.url, tmp_path / "home")
+    facts = load(fake_hub.url, tmp_path / "home", monkeypatch)
     assert facts["speculation"].startswith("off: the hub has no model owner/model")
     assert (facts["head"], facts["drafted"], facts["told"]) == ("", 0, [])
-    facts, _ = load(fake_hub.url, tmp_path / "home", head="owner/model")
+    facts = load(fake_hub.url, tmp_path / "home", monkeypatch, head="owner/model")
     assert facts["error"].startswith("the hub has no model owner/model")
 
 
-@pytest.mark.broad
-def test_without_a_network_a_known_head_is_left_out(tmp_path: Path) -> None:
-    facts, _ = load("http://127.0.0.1:9", tmp_path / "home")
+def test_without_a_network_a_known_head_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = load("http://127.0.0.1:9", tmp_path / "home", monkeypatch)
     assert "cannot be reached and owner/model is not" in facts["speculation"]
 
 
-@pytest.mark.broad
 def test_offline_what_is_not_cached_is_not_asked_for(
-    fake_hub: Any, raw: Path, tmp_path: Path
+    fake_hub: Any, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(fake_hub, raw)
-    facts, _ = load(fake_hub.url, tmp_path / "home", HF_HUB_OFFLINE="1")
+    facts = load(fake_hub.url, tmp_path / "home", monkeypatch, HF_HUB_OFFLINE="1")
     assert facts["speculation"].startswith("off: owner/model is not completely in the cache")
     assert fake_hub.requests == []
 

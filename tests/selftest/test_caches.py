@@ -6,6 +6,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from cases import rotated
 from mlx_eagle.cache.kv import KVCache
 from mlx_eagle.selftest.caches import check_caches
 from mlx_eagle.target.target import Target
@@ -14,8 +15,10 @@ from noisy import noise_on
 SIZES = {"head_dim": 32, "max_position_embeddings": 512}
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "qwen3_moe"])
-@pytest.mark.parametrize("is_noisy", [False, True])
+@pytest.mark.parametrize(
+    ("architecture", "is_noisy"),
+    list(rotated(["llama", "gemma3_text", "qwen3_moe"], [False, True])),
+)
 def test_caches_of_every_kind_are_right(
     architecture: str, is_noisy: bool, tiny_target: Callable[..., Any]
 ) -> None:

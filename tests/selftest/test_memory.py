@@ -2,18 +2,24 @@
 
 from typing import Any
 
+import pytest
+
+from mlx_eagle.selftest import memory
 from mlx_eagle.selftest.memory import MemoryLook, piles_up, watch_memory
 
 
-def test_memory_is_looked_at_up_to_the_end_of_the_context(demo: Any) -> None:
-    looks = watch_memory(demo, [5, 6, 7], 230)
-    assert [look.tokens for look in looks] == [200, 230]
+def test_memory_is_looked_at_up_to_the_end_of_the_context(
+    demo: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "EVERY", 40)
+    looks = watch_memory(demo, [5, 6, 7], 55)
+    assert [look.tokens for look in looks] == [40, 55]
     assert all(look.active > look.caches > 0 for look in looks)
     assert not piles_up(looks)
     limited = demo.limits
     try:
-        demo.limits = limited._replace(max_context=100)
-        assert watch_memory(demo, [5, 6, 7], 230)[-1].tokens == 96
+        demo.limits = limited._replace(max_context=30)
+        assert watch_memory(demo, [5, 6, 7], 55)[-1].tokens == 26
     finally:
         demo.limits = limited
 

@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from cases import rotated
 from doubles import Letters, make_engine
 from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.engine import Engine
@@ -26,13 +27,19 @@ def said(stream: Any) -> str:
     return "".join(response.text for response in stream)
 
 
-@pytest.fixture
-def talk(demo: Engine, prompts: list[str]) -> Session:
-    """A conversation of two turns."""
+@pytest.fixture(scope="module")
+def talked(demo: Engine, prompts: list[str]) -> Session:
+    """A conversation of two turns, which tests leave as it is."""
     session = demo.session(system="Be brief.")
     for prompt in prompts[1:3]:
         list(session.ask(prompt, **OPTIONS))
     return session
+
+
+@pytest.fixture
+def talk(talked: Session) -> Session:
+    """A conversation of two turns, with caches of its own."""
+    return talked.fork()
 
 
 def test_regenerating_replaces_the_answer_and_reads_nothing(talk: Session) -> None:
@@ -83,7 +90,7 @@ def test_a_prompt_that_requests_share_is_read_once(
     demo: Engine, prompts: list[str], monkeypatch: pytest.MonkeyPatch, is_quick: bool
 ) -> None:
     """The rows that the target runs are counted, with speculation on."""
-    instructions = " ".join(prompts[:8] if is_quick else prompts + prompts[:30])
+    instructions = " ".join(prompts[:5] if is_quick else prompts + prompts[:30])
     system = {"role": "system", "content": instructions}
     rows, extend = [], Target.extend
 
@@ -95,13 +102,13 @@ def test_a_prompt_that_requests_share_is_read_once(
     base = demo.session(system=instructions)
     base.read([system, {"role": "user", "content": ""}])
     n_read = sum(rows)
-    assert n_read > 100
+    assert n_read > 60
     rows.clear()
-    for prompt in prompts[:3]:
+    for prompt in prompts[1:3]:
         session = base.fork()
         *_, last = list(session.ask(prompt, **OPTIONS))
         assert last.stats.cached_tokens >= n_read - 20
-    assert sum(rows) < 3 * 60
+    assert sum(rows) < 2 * 60
     want = demo.generate([system, {"role": "user", "content": prompts[2]}], **OPTIONS)
     assert session.messages[-1]["content"] == want.text
 
@@ -111,7 +118,7 @@ def test_a_second_turn_runs_only_new_tokens(
 ) -> None:
     """Counted at the target: the second prefill runs the rows that the first turn lacks."""
     session, shape = demo.session(), TreeShape(3, 3, 7)
-    first = list(session.ask(prompts[1], max_tokens=60, tree=shape))
+    first = list(session.ask(prompts[3], max_tokens=60, tree=shape))  # a short answer
     assert first[-1].finish_reason == "stop"
     turn = first[-1].prompt_tokens + len(first)
     rows, extend = [], Target.extend
@@ -147,7 +154,7 @@ def test_cancelling_ends_the_answer_after_its_round_and_keeps_what_was_said(
 
 
 def test_a_cancelled_prefill_keeps_what_was_read(talk: Session, demo: Engine) -> None:
-    before, question = list(talk.messages), "why " * 30
+    before, question = list(talk.messages), "why " * 20
     enough = len(talk.prefix.tokens) + 20
 
     def stop(done: int, total: int) -> None:
@@ -179,7 +186,7 @@ def test_a_thread_or_a_task_may_cancel_at_any_moment(prompts: list[str]) -> None
                 break
         await stream.aclose()
 
-    for n in (1, 4, 9):
+    for n in (1, 6):
         stream = worker.stream(lambda: session.ask(prompts[1], **options), session.cancel)
         got = []
         for response in stream:
@@ -206,8 +213,9 @@ def test_reading_can_be_cancelled_and_says_so(demo: Engine) -> None:
     assert other.read([5] * 40)
 
 
-@pytest.mark.parametrize("n", [1, 3, 4, 6, 9])
-@pytest.mark.parametrize("tree", [None, TreeShape.chain(4), TreeShape(5, 4, 16)])
+@pytest.mark.parametrize(
+    ("n", "tree"), list(rotated([3, 1, 4, 9, 6, 2], [None, TreeShape.chain(4), TreeShape(4, 3, 8)]))
+)
 def test_what_is_held_is_what_was_given(
     n: int, tree: TreeShape | None, demo: Engine, prompts: list[str]
 ) -> None:

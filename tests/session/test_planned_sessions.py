@@ -13,7 +13,7 @@ from mlx_eagle.planner.cost_model import Costs
 from mlx_eagle.planner.planner import CHILDREN, Phase
 from mlx_eagle.tree import TreeShape
 
-TEXT = {"max_tokens": 32, "ignore_eos": True}
+TEXT = {"max_tokens": 24, "ignore_eos": True}
 FREE = dict.fromkeys(range(1, 9), (1e-4,))
 STEPS = tuple(1e-6 * d for d in range(1, 9))
 MACHINES = {
@@ -66,7 +66,7 @@ def test_what_is_planned_does_not_show_in_the_text(
         assert found.tokens == plain_tokens(index, temperature)
         assert found.stats.rounds == found.stats.planned.rounds
         if name == "rows free":
-            assert found.stats.accepted > 10 and found.stats.speculation == "on"
+            assert found.stats.accepted > 6 and found.stats.speculation == "on"
 
 
 @pytest.mark.parametrize("name", ["rows dear", "one row"])
@@ -101,6 +101,7 @@ def test_settings_may_change_from_turn_to_turn(
     engine: Any, prompts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = planned(engine, monkeypatch, "rows free").session()
+    questions = sorted(prompts, key=len)  # short ones: fresh conversations read them all again
     changes: list[dict[str, Any]] = [
         {},
         {"speculate": False},
@@ -110,10 +111,10 @@ def test_settings_may_change_from_turn_to_turn(
     ]
     for index, options in enumerate(changes):
         before = list(session.messages)
-        found = [r.token for r in session.ask(prompts[index], max_tokens=12, **options)]
+        found = [r.token for r in session.ask(questions[index], max_tokens=10, **options)]
         plain = {k: v for k, v in options.items() if k != "tree"} | {"speculate": False}
-        messages = [*before, {"role": "user", "content": prompts[index]}]
-        assert found == engine.generate(messages, max_tokens=12, **plain).tokens
+        messages = [*before, {"role": "user", "content": questions[index]}]
+        assert found == engine.generate(messages, max_tokens=10, **plain).tokens
 
 
 def test_planners_of_a_target_that_verifies_chains_plan_chains() -> None:

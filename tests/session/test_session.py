@@ -21,6 +21,7 @@ from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, TreeShape
 
 SHAPES = [TreeShape.chain(1), TreeShape.chain(4), TreeShape(4, 4, 8)]
+SHORT_ANSWERS = [3, 7, 17]  # prompts that are answered in 6 to 15 tokens
 
 
 def ask(prompts: list[str], index: int) -> list[dict[str, str]]:
@@ -28,18 +29,18 @@ def ask(prompts: list[str], index: int) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def plain_answers(demo: Any, prompts: list[str], is_quick: bool) -> list[Any]:
-    """What plain decoding answers to the first prompts."""
-    n = 2 if is_quick else 6
-    return [demo.generate(ask(prompts, i), max_tokens=120, speculate=False) for i in range(n)]
+def plain_answers(demo: Any, prompts: list[str], is_quick: bool) -> dict[int, Any]:
+    """What plain decoding answers to some prompts: by default to those with short answers."""
+    chosen = SHORT_ANSWERS if is_quick else range(20)
+    return {i: demo.generate(ask(prompts, i), max_tokens=120, speculate=False) for i in chosen}
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_end_token_inside_a_round_ends_the_answer_as_in_plain_decoding(
-    shape: TreeShape, demo: Any, prompts: list[str], plain_answers: list[Any]
+    shape: TreeShape, demo: Any, prompts: list[str], plain_answers: dict[int, Any]
 ) -> None:
     ended = 0
-    for index, want in enumerate(plain_answers):
+    for index, want in plain_answers.items():
         got = demo.generate(ask(prompts, index), max_tokens=120, tree=shape)
         assert got.tokens == want.tokens
         assert got.text == want.text
@@ -48,7 +49,7 @@ def test_the_end_token_inside_a_round_ends_the_answer_as_in_plain_decoding(
             ended += 1
             assert got.tokens[-1] in demo.tokenizer.eos_token_ids
             assert "<|im_end|>" not in got.text
-    assert ended > 0, "no answer ended by itself; the test shows nothing"
+    assert ended > 2, "hardly an answer ended by itself; the test shows little"
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7])
@@ -63,8 +64,8 @@ def test_max_tokens_inside_a_round_cuts_exactly(n: int, demo: Any, prompts: list
 def test_a_stop_string_inside_a_round_cuts_where_plain_decoding_does(
     demo: Any, prompts: list[str]
 ) -> None:
-    whole = demo.generate(ask(prompts, 1), max_tokens=80, speculate=False).text
-    for start in (10, 17, 30):
+    whole = demo.generate(ask(prompts, 1), max_tokens=40, speculate=False).text
+    for start in (10, 17):
         stop = [whole[start : start + 5], "never in the text"]
         want = demo.generate(ask(prompts, 1), max_tokens=80, stop=stop, speculate=False)
         got = demo.generate(ask(prompts, 1), max_tokens=80, stop=stop, tree=TreeShape(4, 4, 8))
@@ -74,8 +75,10 @@ def test_a_stop_string_inside_a_round_cuts_where_plain_decoding_does(
 
 
 def test_ignore_eos_goes_on_to_the_limit(demo: Any, prompts: list[str]) -> None:
-    result = demo.generate(ask(prompts, 1), max_tokens=90, ignore_eos=True)
-    assert (len(result.tokens), result.finish_reason) == (90, "length")
+    question = ask(prompts, SHORT_ANSWERS[0])
+    result = demo.generate(question, max_tokens=30, ignore_eos=True)
+    assert (len(result.tokens), result.finish_reason) == (30, "length")
+    assert demo.generate(question, max_tokens=30).finish_reason == "stop"
 
 
 def test_a_stream_carries_one_token_each_and_statistics_at_the_end(
@@ -124,7 +127,7 @@ def test_a_second_turn_reuses_rows_and_answers_as_a_fresh_conversation(
     demo: Any, prompts: list[str]
 ) -> None:
     session = demo.session()
-    options = {"max_tokens": 40, "tree": TreeShape.chain(3)}  # the same rounds whatever they take
+    options = {"max_tokens": 20, "tree": TreeShape.chain(3)}  # the same rounds whatever they take
     first = "".join(r.text for r in session.ask(prompts[1], **options))
     held = session.prefix.cache
     second = list(session.ask(prompts[2], **options))
@@ -149,19 +152,19 @@ def test_an_answer_cut_short_keeps_the_conversation_usable(
     said = "".join(r.text for r in islice(answer, 13))
     answer.close()
     assert session.messages[-1] == {"role": "assistant", "content": said}
-    again = [r.token for r in session.ask(prompts[2], max_tokens=30, speculate=speculate)]
+    again = [r.token for r in session.ask(prompts[2], max_tokens=12, speculate=speculate)]
     messages = session.messages[:3]
-    assert again == demo.generate(messages, max_tokens=30).tokens
+    assert again == demo.generate(messages, max_tokens=12).tokens
 
 
 def test_switching_speculation_between_turns_changes_nothing(demo: Any, prompts: list[str]) -> None:
     session, tokens = demo.session(), []
     for turn, speculate in enumerate([False, True, False, True]):
-        answer = session.ask(prompts[turn], max_tokens=25, speculate=speculate)
+        answer = session.ask(prompts[turn], max_tokens=12, speculate=speculate)
         tokens.append([r.token for r in answer])
     reference = demo.session()
     for turn in range(4):
-        want = [r.token for r in reference.ask(prompts[turn], max_tokens=25, speculate=False)]
+        want = [r.token for r in reference.ask(prompts[turn], max_tokens=12, speculate=False)]
         assert tokens[turn] == want
 
 
@@ -275,7 +278,7 @@ def test_conversations_over_many_architectures_decode_as_mlx_lm(
     model: nn.Module = tiny_target(architecture)
     prompts = [list(range(3, 43)), [*range(3, 43), 9, 9, 9, 60, 61], list(range(3, 30))]
     prompts += [[5, 6], [7], list(range(3, 103)), list(range(3, 98))]
-    want = [[int(t) for t, _ in generate_step(mx.array(p), model, max_tokens=30)] for p in prompts]
+    want = [[int(t) for t, _ in generate_step(mx.array(p), model, max_tokens=14)] for p in prompts]
     sizes = {"hidden_size": 64, "target_hidden_size": 64}
     vocabularies = {"target_vocab_size": 128, "draft_vocab_size": 128}
     mx.random.seed(4)
@@ -283,7 +286,7 @@ def test_conversations_over_many_architectures_decode_as_mlx_lm(
     target = Target(model, taps=head.config.taps)
     session = make_session(target, lambda: EagleDrafter(head, target))
     for prompt, tokens in zip(prompts, want, strict=True):
-        options = {"max_tokens": 30, "speculate": speculate, "tree": TreeShape(3, 3, 7)}
+        options = {"max_tokens": 14, "speculate": speculate, "tree": TreeShape(3, 3, 7)}
         assert [r.token for r in session.stream_generate(prompt, **options)] == tokens
 
 

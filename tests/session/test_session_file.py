@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import stat
 import struct
 from collections.abc import Callable
@@ -13,9 +14,11 @@ import mlx.core as mx
 import pytest
 
 import mlx_eagle
+from doubles import Letters, make_engine
 from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.engine import Engine
 from mlx_eagle.errors import EagleError
+from mlx_eagle.heads.config import HeadConfig
 from mlx_eagle.session.limits import Limits
 from mlx_eagle.session.prompt import Template
 from mlx_eagle.session.session_file import identify
@@ -24,13 +27,20 @@ from mlx_eagle.tree import TreeShape
 TREE = TreeShape.chain(3)
 
 
-@pytest.fixture
-def saved(demo: Engine, prompts: list[str], tmp_path: Path) -> Path:
-    """A conversation of one turn, in a file."""
+@pytest.fixture(scope="module")
+def written(demo: Engine, prompts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with a conversation of one turn, which stays as it is."""
+    file = tmp_path_factory.mktemp("written") / "talk"
     session = demo.session(system="Be brief.")
     list(session.ask(prompts[1], max_tokens=20, tree=TREE))
-    session.save(tmp_path / "talk")
-    return tmp_path / "talk"
+    session.save(file)
+    return file
+
+
+@pytest.fixture
+def saved(written: Path, tmp_path: Path) -> Path:
+    """A file with a conversation of one turn, which a test may spoil."""
+    return Path(shutil.copy2(written, tmp_path / "talk"))
 
 
 def test_a_loaded_conversation_goes_on_without_reading_anything_again(
@@ -77,8 +87,8 @@ def test_other_caches_come_back_too_and_only_to_such_caches(
     list(session.ask(prompts[1], max_tokens=30, tree=TREE))
     session.save(tmp_path / "other")
     again = engine.load_session(tmp_path / "other")
-    want = [r.token for r in session.ask(prompts[2], max_tokens=20, tree=TREE)]
-    assert [r.token for r in again.ask(prompts[2], max_tokens=20, tree=TREE)] == want
+    want = [r.token for r in session.ask(prompts[2], max_tokens=10, tree=TREE)]
+    assert [r.token for r in again.ask(prompts[2], max_tokens=10, tree=TREE)] == want
     for loader, file in [(engine, saved), (demo, tmp_path / "other")]:
         with pytest.raises(EagleError, match="saved with another KV cache"):
             loader.load_session(file)
@@ -91,10 +101,10 @@ def test_a_head_with_a_window_that_has_moved_comes_back(
         demo.target, demo.tokenizer, demo.head, demo.info, limits=Limits(head_window=32)
     )
     session = engine.session()
-    list(session.ask(" ".join(prompts[:4]), max_tokens=20, tree=TREE))
+    list(session.ask(" ".join(prompts[:2]), max_tokens=20, tree=TREE))
     session.save(tmp_path / "talk")
     again = engine.load_session(tmp_path / "talk")
-    want, got = (list(s.ask(prompts[2], max_tokens=20, tree=TREE)) for s in (session, again))
+    want, got = (list(s.ask(prompts[2], max_tokens=12, tree=TREE)) for s in (session, again))
     assert [r.token for r in got] == [r.token for r in want]
     assert got[-1].stats.n_accepted_per_round == want[-1].stats.n_accepted_per_round
     with pytest.raises(EagleError, match="another head window"):
@@ -149,11 +159,13 @@ def test_a_folder_that_is_not_there_is_one_clear_error(demo: Engine, tmp_path: P
         demo.load_session(tmp_path / "nothing")
 
 
-def test_another_head_or_target_is_named(saved: Path, tmp_path: Path) -> None:
+def test_another_head_or_target_is_named(
+    saved: Path, tiny_target: Callable[..., Any], head_config: HeadConfig
+) -> None:
     headless = mlx_eagle.load(mlx_eagle.loading.DEMO / "target", "none", calibrate=False)
     with pytest.raises(EagleError, match="saved with another head .*none"):
         headless.load_session(saved)
-    other = mlx_eagle.load(dtype="bfloat16", calibrate=False)
+    other = make_engine(tiny_target("llama"), head_config, Letters())
     with pytest.raises(EagleError, match="saved with another target"):
         other.load_session(saved)
 
@@ -165,6 +177,9 @@ def test_one_changed_number_tells_networks_apart(tiny_target: Callable[..., Any]
     weight = model.model.layers[2].mlp.up_proj.weight
     weight[17, 23] = weight[17, 23] + 1e-6
     assert identify(model) != before
+    model = tiny_target("llama")
+    model.set_dtype(mx.bfloat16)
+    assert identify(model) != before, "so does their type"
 
 
 def rewrite(file: Path, change: Callable[[dict[str, Any]], None]) -> None:

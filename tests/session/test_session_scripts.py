@@ -111,11 +111,11 @@ FAMILIES = json.loads((Path(__file__).parents[1] / "data" / "families.json").rea
 ]
 # How many scripts there are of each by default, and where more is asked for.
 N_SCRIPTS = {
-    "llama": (12, 200),
-    "gemma3_text": (9, 150),
-    "qwen3_moe": (6, 50),
-    "lfm2": (12, 60),
-    "qwen3_next": (12, 40),
+    "llama": (10, 200),
+    "gemma3_text": (7, 150),
+    "qwen3_moe": (4, 50),
+    "lfm2": (8, 60),
+    "qwen3_next": (7, 40),
 }
 
 

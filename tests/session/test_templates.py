@@ -58,24 +58,25 @@ FAMILIES = {
 }
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(scope="module", params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def templated(
     family: str,
     demo: Engine,
     tiny_target: Callable[..., Any],
     head_config: HeadConfig,
-    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Engine:
     """A tiny random pair with the demo pair's tokenizer and the template of a family."""
+    folder = tmp_path_factory.mktemp(family)
     for file in (Path(__file__).parents[2] / "mlx_eagle" / "demo" / "target").glob("*token*"):
-        shutil.copy(file, tmp_path)
-    shutil.copy(TEMPLATES / f"{family}.jinja", tmp_path / "chat_template.jinja")
-    tokenizer = read_tokenizer(tmp_path, demo.tokenizer.eos_token_ids)
+        shutil.copy(file, folder)
+    shutil.copy(TEMPLATES / f"{family}.jinja", folder / "chat_template.jinja")
+    tokenizer = read_tokenizer(folder, demo.tokenizer.eos_token_ids)
     model = tiny_target("llama", vocab_size=4096, max_position_embeddings=8192)
     return make_engine(model, head_config, tokenizer)
 

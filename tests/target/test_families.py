@@ -41,7 +41,7 @@ from mlx_eagle.tree import TreeShape
 
 KINDS = json.loads((Path(__file__).parents[1] / "data" / "families.json").read_text())
 FAMILIES = {name: config for kind in KINDS.values() for name, config in kind.items()}
-N_TOKENS, VOCABULARY = 44, 128
+N_TOKENS, VOCABULARY = 30, 128
 PROMPT = [(37 * i + 11) % VOCABULARY for i in range(40)]
 CHAINS = [TreeShape.chain(n) for n in (1, 4, 2, 0, 0, 7, 3)]
 TREES = [*CHAINS, TreeShape(4, 4, 8), TreeShape(6, 4, 16)]
@@ -123,7 +123,7 @@ def test_tokens_and_states_are_those_of_mlx_lm(family: str, name: str, loaded: A
     assert tokens[:N_TOKENS] == expected[:N_TOKENS]
     assert len(set(tokens)) > 8
     accepted = sum(round_.n_accepted for round_ in made)
-    assert accepted == 0 if name == "always wrong" else accepted > 15
+    assert accepted == 0 if name == "always wrong" else accepted > 10
     state = make_prompt_cache(target.model)
     target.model(mx.array([[*PROMPT, *tokens][: decoder.cache.rows]]), cache=state)
     stock = [part for layer in state for part in getattr(layer, "caches", [layer])]

@@ -28,7 +28,7 @@ class Session:
         self.messages.append(text)
         self.is_cancelled = False
         if text == "slow":  # to be read, which is not interrupted
-            time.sleep(2)
+            time.sleep(1.2)
             print("the step is over")
             if self.is_cancelled:
                 return
@@ -98,7 +98,7 @@ def test_ctrl_c_while_the_prompt_is_read_stops_that(n_times: int) -> None:
 
 
 def test_the_prompt_is_there_while_the_model_loads_and_a_message_waits_for_it() -> None:
-    with contextlib.closing(Terminal(STUB, "3.0")) as screen:
+    with contextlib.closing(Terminal(STUB, "1.5")) as screen:
         assert "toy" not in screen.wait_for(">>>") + screen.wait_for("loading the model")
         screen.press("short\r")
         screen.wait_for("toy · 8-bit")
@@ -109,7 +109,7 @@ def test_the_prompt_is_there_while_the_model_loads_and_a_message_waits_for_it() 
 
 
 def test_the_banner_appears_above_what_is_being_typed() -> None:
-    with contextlib.closing(Terminal(STUB, "2.0")) as screen:
+    with contextlib.closing(Terminal(STUB, "1.5")) as screen:
         screen.wait_for(">>>")
         screen.press("sho")
         screen.wait_for("toy · 8-bit")

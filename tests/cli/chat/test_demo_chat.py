@@ -194,7 +194,7 @@ def test_the_demo_pair_survives_pastes_and_bytes_that_are_no_text(screen: Any) -
 
 
 def test_what_a_reader_does_not_want_is_not_written() -> None:
-    command = f"{sys.executable} -m mlx_eagle.cli chat --no-calibrate -n 40 -p zip | head -c 1"
+    command = f"{sys.executable} -m mlx_eagle.cli chat --no-calibrate -n 12 -p zip | head -c 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
     assert len(done.stdout) == 1
     assert done.stderr == ""

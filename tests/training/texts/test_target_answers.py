@@ -230,7 +230,9 @@ def test_the_trained_target_answers_in_a_batch_as_its_engine_does(
 ) -> None:
     options = DataOptions(answer_tokens=16, answers_at_once=4)
     of = Respondent(engine.target.model, engine.tokenizer, "pydoc-llama", 2048, options)
-    for one in write(of, [[user(prompt)] for prompt in prompts[::16]], path):
+    written = list(write(of, [[user(prompt)] for prompt in prompts[::16]], path))
+    assert len(written) == 4
+    for one in written:
         want = engine.generate(one.messages[:1], max_tokens=16, tree=None)
         [answer] = one.answers
         assert answer.tokens[: len(want.tokens)] == want.tokens
