@@ -212,6 +212,10 @@ def _say_what_came(out: Path, outcome: "Outcome", commands: dict[str, str]) -> N
             f"{shares(measured['n_alpha'])} on held-out texts, "
             f"length {measured['acceptance_length']:.2f}"
         )
+        rows["counted are"] = (
+            "all positions whose token is trained, whether or not the draft vocabulary has the "
+            "target's"
+        )
     click.echo(f"the head is in {out / FOR_DECODING}, not quantized in {out / FULL}")
     click.echo(table(rows | commands), err=True)
 

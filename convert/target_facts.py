@@ -49,7 +49,8 @@ def read_target_facts(folder: Path) -> TargetFacts:
 def _rope_theta(language: dict[str, Any]) -> float | None:
     """Return the rope base of a language model, or None if it names none, or one for each layer."""
     for part in (language, language.get("rope_parameters")):
-        if isinstance(part, dict) and part.get("rope_theta") is not None:
-            theta: float = read_number(part, "rope_theta", 0.0)
+        stated = part.get("rope_theta") if isinstance(part, dict) else None
+        if stated is not None and not isinstance(stated, list):
+            theta: float = read_number({"rope_theta": stated}, "rope_theta", 0.0)
             return theta
     return None

@@ -37,9 +37,14 @@ class Depth(nn.Module):
 
     def __call__(self, x: mx.array, unembed: Any) -> mx.array:
         """Return logits [.., W] for hidden states x [.., D]."""
+        x = self.hidden(x)
+        return self.lm_head(x) if "lm_head" in self else unembed(x)
+
+    def hidden(self, x: mx.array) -> mx.array:
+        """Return what the output layer reads: states of the same shape as x [.., D]."""
         for block in self.blocks:
             x = block(x)
-        return self.lm_head(x) if "lm_head" in self else unembed(x)
+        return x
 
 
 class MedusaHead(nn.Module):

@@ -2,8 +2,9 @@
 
 It counts what is kept from the forward pass for the gradients, and the largest of what comes and
 goes. MLX frees and reuses as it runs, so it is fitted to trainings on a CPU: nine small ones took
-0.63 to 0.96 times as much, with steps computed again 0.96 to 1.13 times. No larger one and none on
-a GPU was compared. A third is added before it is compared with what there is.
+0.63 to 0.96 times as much, with steps computed again 0.96 to 1.13 times, and nine of the older
+kinds of heads 0.82 to 1.12 times. No larger one and none on a GPU was compared. A third is added
+before it is compared with what there is.
 """
 
 import math
@@ -20,7 +21,9 @@ from mlx_eagle.training.options import DataOptions, HeadOptions, LoopOptions
 MARGIN = 4 / 3  # of what a training may take to what is counted here
 FLOAT = 4  # bytes of a trained weight, its gradient, and what the optimizer keeps
 GIGABYTE = 1e9
-COPIES = 4  # of such a block: before and after the softmax, and their gradients
+COPIES = 4  # of scores of attention: before and after the softmax, and their gradients
+# Of a block of logits, fitted on a CPU: MLX makes arrays before it has used up earlier ones.
+LOGIT_COPIES = {"eagle3": 20, "hass": 20, "eagle": 14, "medusa": 14}
 
 
 class MemoryEstimate(NamedTuple):
@@ -137,12 +140,12 @@ def _logits(
 ) -> int:
     """Return how many numbers of logits and probabilities exist at the same time."""
     rows, vocabulary = loop.batch * length, config.draft_vocab_size
-    if options.algorithm == "eagle3":
-        # Fitted on a CPU: the teacher's rows, and what a block of logits goes through.
-        block = loop.batch * min(losses.BLOCK, length)
-        return round((3.5 * rows + 20 * block + 2 * config.hidden_size) * vocabulary)
-    depths = config.num_heads if isinstance(config, MedusaConfig) else n_steps(options)
-    return (2 * depths + COPIES) * rows * vocabulary
+    block = LOGIT_COPIES[options.algorithm] * loop.batch * min(losses.BLOCK, length)
+    if options.algorithm == "eagle3":  # the teacher's rows serve all steps
+        return round((3.5 * rows + block + 2 * config.hidden_size) * vocabulary)
+    # The gradient of an own output layer, which blocks add to.
+    has_own = config.own_lm_heads if isinstance(config, MedusaConfig) else config.own_lm_head
+    return (block + (2 * config.hidden_size if has_own else 0)) * vocabulary
 
 
 def _activations(

@@ -15,6 +15,7 @@ from mlx_eagle.training.options import HeadOptions
 
 EAGLE_LENGTH = 2048  # positions of EAGLE's own heads: a head is never said to have fewer
 MOST_POSITIONS = 1 << 20  # some targets state a number that no text reaches
+HEAD_DIMS = (128, 64)  # widths of a head that engines' kernels are made for
 FROZEN = ("draft_to_target", "mask_hidden")  # arrays of a head that are no weights
 
 
@@ -101,20 +102,20 @@ def _eagle_values(options: HeadOptions, sizes: TargetSizes, n_draft: int) -> dic
     """
     is_eagle3, is_31 = options.algorithm == "eagle3", options.norms == "eagle3.1"
     config, hidden = sizes.config, sizes.hidden_size
-    n_heads = int(config.get("num_attention_heads") or max(hidden // 64, 1))
-    head_dim = int(config.get("head_dim") or hidden // n_heads)
+    n_heads, n_kv_heads, head_dim = _attention_sizes(config, hidden)
+    stated_width = _one_size(config.get("intermediate_size"))
     return {
         "algorithm": "eagle3" if is_eagle3 else "eagle",
         "hidden_size": hidden,
         "target_hidden_size": hidden,
         "target_vocab_size": sizes.vocab_size,
         "draft_vocab_size": n_draft,
-        "intermediate_size": options.intermediate or config.get("intermediate_size") or 4 * hidden,
+        "intermediate_size": options.intermediate or stated_width or 4 * hidden,
         "num_hidden_layers": options.layers,
         "num_attention_heads": n_heads,
-        "num_key_value_heads": int(config.get("num_key_value_heads") or n_heads),
+        "num_key_value_heads": n_kv_heads,
         "head_dim": head_dim,
-        "rms_norm_eps": float(config.get("rms_norm_eps") or 1e-5),
+        "rms_norm_eps": _number(config.get("rms_norm_eps")) or 1e-5,
         "rope_theta": _rope_base(config),
         "rope_scaling": None,
         "rope_interleaved": False,
@@ -141,6 +142,41 @@ def _eagle_values(options: HeadOptions, sizes: TargetSizes, n_draft: int) -> dic
     }
 
 
+def _attention_sizes(config: dict[str, Any], hidden: int) -> tuple[int, int, int]:
+    """Return how many heads attention has, how many of keys and values, and how wide one is.
+
+    They are the target's where it has one number for all layers. Other targets attend in ways that
+    a head does not: its sizes then follow from its width alone.
+    """
+    stated = ("num_attention_heads", "num_key_value_heads", "head_dim")
+    n_heads, n_kv_heads, head_dim = (_one_size(config.get(name)) for name in stated)
+    is_latent = config.get("kv_lora_rank") is not None  # its heads share a compressed state
+    if is_latent or n_heads is None or (head_dim is None and hidden % n_heads):
+        head_dim = next((size for size in HEAD_DIMS if hidden % size == 0), hidden)
+        n_heads = hidden // head_dim
+        return n_heads, _groups(n_heads), head_dim
+    if config.get("num_key_value_heads") is None:
+        n_kv_heads = n_heads
+    return n_heads, n_kv_heads or _groups(n_heads), head_dim or hidden // n_heads
+
+
+def _groups(n_heads: int) -> int:
+    """Return the most heads of keys and values, up to eight, that share the queries equally."""
+    return max(n for n in range(1, 9) if n_heads % n == 0)
+
+
+def _one_size(stated: object) -> int | None:
+    """Return a size that is a number, or the same one for every layer; None for all others."""
+    if isinstance(stated, list) and stated and all(size == stated[0] for size in stated):
+        stated = stated[0]
+    return stated if type(stated) is int and stated > 0 else None
+
+
+def _number(stated: object) -> float | None:
+    """Return a number, or None for what is none: a list by layers, for example."""
+    return float(stated) if isinstance(stated, int | float) else None
+
+
 def _n_positions(config: dict[str, Any], length: int) -> int:
     """Return for how many positions a head is: as many as its target has, or it was trained on.
 
@@ -154,7 +190,7 @@ def _rope_base(config: dict[str, Any]) -> float:
     """Return the target's rope base; 10000 where it names none, or one for each kind of layer."""
     rope = config.get("rope_parameters")
     nested = rope.get("rope_theta") if isinstance(rope, dict) else None
-    return float(config.get("rope_theta") or nested or 10000.0)
+    return _number(config.get("rope_theta")) or _number(nested) or 10000.0
 
 
 def _make_medusa(options: HeadOptions, sizes: TargetSizes, teacher: Teacher) -> Head:

@@ -7,7 +7,6 @@ not done again: the same command goes on where an earlier one stopped.
 
 import json
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -69,13 +68,14 @@ def train_head(recipe: Recipe, watch: Watch, *, prepare: bool = False) -> Outcom
         prepare: stop before the first update, when answers and features are there.
 
     Raises:
-        EagleError: if something that was asked for cannot be had or used together; the message says
-            what. Whatever was complete is kept.
+        EagleError: if something that was asked for cannot be had or used together, or another of
+            the processes that train together has failed; the message says what. Whatever was
+            complete is kept.
     """
     processes = Processes.joined()
     watch = watch if processes.is_first else SILENT
     keep_freed_memory()
-    with _open_folder(recipe, processes) as folder:
+    with processes.ending_together(), _open_folder(recipe, processes) as folder:
         if (recipe.out / FOR_DECODING).exists():
             return Outcome(0, False, processes.is_first, was_finished=True)
         read = read_target(recipe)
@@ -110,8 +110,9 @@ def _open_folder(recipe: Recipe, processes: Processes) -> Iterator[RunFolder]:
     about = json.loads(json.dumps(recipe.as_json()))
     if processes.is_first and not recipe.out.exists():
         RunFolder.create(recipe.out, about)
-    processes.total([0.0])  # the others wait for the first
+    processes.meet()  # now the first one has made it
     folder = RunFolder.open(recipe.out)
+    processes.keep_heartbeat(recipe.out)
     other = _first_difference(folder.options(), about)
     if other and _is_begun(folder):
         raise EagleError(
@@ -124,7 +125,8 @@ def _open_folder(recipe: Recipe, processes: Processes) -> Iterator[RunFolder]:
         yield folder
     finally:
         if processes.is_first and folder.is_empty:
-            shutil.rmtree(recipe.out)
+            # Processes that end remove their heartbeats at the same time.
+            shutil.rmtree(recipe.out, ignore_errors=True)
 
 
 def _is_begun(folder: RunFolder) -> bool:
@@ -162,13 +164,10 @@ def _read_texts(setting: _Setting, read: ReadTarget) -> Corpus:
         recipe.loop.seed,
         Template(recipe.template_args),
     )
-    if not processes.is_first:
-        processes.total([0.0])
-    corpus = read_corpus(recipe.files, recipe.heldout, respondent, folder.path, watch.progress)
-    if processes.is_first:
-        processes.total([0.0])
-        for remark in corpus.remarks:
-            watch.remark(remark)
+    with processes.first_before_others(folder.path / ".answers.working"):
+        corpus = read_corpus(recipe.files, recipe.heldout, respondent, folder.path, watch.progress)
+    for remark in corpus.remarks:
+        watch.remark(remark)
     return corpus
 
 
@@ -219,25 +218,36 @@ def _prepare_data(setting: _Setting, read: ReadTarget, head: Head, corpus: Corpu
 def _features(
     setting: _Setting, read: ReadTarget, twin: Target, examples: list[Example], folder: Path
 ) -> FeatureSource:
-    """Return the features of texts."""
-    recipe, _, watch, processes = setting
+    """Return the features of texts; where several processes train, the first one computes them.
+
+    Raises:
+        EagleError: if the others do not find them.
+    """
+    recipe, out, watch, processes = setting
     if recipe.data.features == "compute":
         return ComputedFeatures(examples, partial(compute, twin))
     contents = contents_of(twin, read.identity, examples)
-    if processes.is_first:
+    with processes.first_before_others(out.path / f".features-{folder.name}.working"):
         store = FeatureStore(folder, contents)
-        for line in store.damaged:
-            watch.remark(line)
-        if not store.is_complete:
-            _announce(store, watch)
-        store.complete(
-            partial(compute, twin), lambda done, total: watch.progress("features", done, total, 0)
+        if processes.is_first:
+            _complete(store, twin, watch)
+    if not store.is_complete:
+        raise EagleError(
+            f"the process of rank {processes.rank} does not find the features that the first one "
+            f"has written to {folder}: --out and --features-in must be folders that all of them see"
         )
-    store = FeatureStore(folder, contents)
-    while not store.is_complete:  # another process is computing: waiting in MLX would keep a core
-        time.sleep(1)
-        store = FeatureStore(folder, contents)
     return store
+
+
+def _complete(store: FeatureStore, twin: Target, watch: Watch) -> None:
+    """Compute the features that are missing, and say so."""
+    for line in store.damaged:
+        watch.remark(line)
+    if not store.is_complete:
+        _announce(store, watch)
+    store.complete(
+        partial(compute, twin), lambda done, total: watch.progress("features", done, total, 0)
+    )
 
 
 def _say_where(folder: RunFolder, watch: Watch) -> None:

@@ -39,6 +39,7 @@ def test_facts_are_the_same_before_and_after_conversion(fixtures: Path, tmp_path
         ({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, None),
         ({"text_config": {"rope_theta": 5e5}}, 5e5),
         ({"rope_parameters": ["odd"]}, None),
+        ({"rope_theta": [5e6, 1e4]}, None),
     ],
 )
 def test_rope_base_of_a_target_is_read_where_configurations_keep_it(

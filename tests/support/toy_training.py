@@ -1,13 +1,19 @@
 """A toy that is trained in milliseconds: two linear layers, random batches, a squared error.
 
-Run as a program, it trains in a folder: `python toy_training.py FOLDER SECONDS PROCESSES_JSON`
-is what tests kill, interrupt, and start several of.
+Run as a program, it trains in a folder: `python toy_training.py FOLDER SECONDS CHANGES_JSON` is
+what tests kill, interrupt, and start several of (`started_in_two`). Of several, the one of a rank
+fails after an update, or kills itself, if the changes have "failing": [rank, update, how].
 """
 
 import json
+import os
+import signal
+import socket
+import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +22,13 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
+from mlx_eagle.errors import EagleError
 from mlx_eagle.training.batch import Batch, Figures
 from mlx_eagle.training.options import LoopOptions
 from mlx_eagle.training.run.folder import RunFolder
 from mlx_eagle.training.run.loop import Run, train
 from mlx_eagle.training.run.processes import Processes
+from mlx_eagle.training.run.reports import Measurement, UpdateReport
 
 WIDTH, LENGTH, STEPS, UPDATES = 6, 5, 2, 12
 OPTIONS = {"batch": 2, "accumulate": 2, "save_every": 3, "measure_every": 4}
@@ -107,18 +115,55 @@ def toy_run(folder: Path, **changes: Any) -> Run:
     return Run(**made | fields)
 
 
+def free_ports(n: int) -> list[int]:
+    """Return ports of this machine that nothing listens on."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@contextmanager
+def started_in_two(folder: Path, **changes: Any) -> Iterator[list[subprocess.Popen[str]]]:
+    """Start the program in two processes on loopback, as `mlx.launch` would; they end in time."""
+    folder.mkdir(exist_ok=True)
+    hosts = folder / "hosts.json"
+    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(2)]))
+    command = [sys.executable, __file__, str(folder), "0", json.dumps(changes)]
+    places = [os.environ | {"MLX_RANK": str(r), "MLX_HOSTFILE": str(hosts)} for r in range(2)]
+    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen(command, env=env, **pipes) for env in places]
+    try:
+        yield started
+    finally:
+        for program in started:
+            program.kill()
+            program.communicate()
+
+
 def main() -> None:
     """Train in a folder, as slowly as asked."""
     folder, seconds, changes = Path(sys.argv[1]), float(sys.argv[2]), json.loads(sys.argv[3])
+    rank, update, how = changes.pop("failing", (-1, 0, ""))
     print("ready", flush=True)
     processes = Processes.joined()
+
+    def watch(report: UpdateReport | Measurement) -> None:
+        time.sleep(seconds)
+        if processes.rank == rank and report.update == update:
+            if how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise EagleError(how)
+
     run = toy_run(
         folder / str(processes.rank) if processes.size > 1 else folder,
-        watch=lambda report: time.sleep(seconds),
+        watch=watch,
         processes=processes,
         **changes,
     )
-    outcome = train(run)
+    with processes.ending_together():
+        outcome = train(run)
     if processes.size > 1:
         mx.savez(
             str(folder / f"{processes.rank}.npz"),

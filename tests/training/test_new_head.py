@@ -6,6 +6,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_eagle.errors import EagleError
+from mlx_eagle.heads.config import HeadConfig
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.heads.medusa import MedusaHead
 from mlx_eagle.training.new_head import TargetSizes, head_taps, make_head, unfreeze_weights
@@ -98,6 +99,47 @@ def test_taps_are_refused_where_the_final_state_is_read() -> None:
     assert head_taps(HeadOptions(algorithm="eagle"), 12) == (13,)
     with pytest.raises(EagleError, match="medusa heads read the final state: leave out the taps"):
         head_taps(HeadOptions(algorithm="medusa", taps=(2,)), 12)
+
+
+def sizes_for(config: dict[str, object], hidden: int = 32) -> tuple[int, int, int, int]:
+    """Heads, heads of keys, width of one and of the MLP, in a head for a target."""
+    target = tiny_target(width=hidden)
+    sizes = TargetSizes(hidden, 64, 12, config)
+    made = make_head(HeadOptions(), sizes, DRAFT_IDS, Teacher(*target)).config
+    assert isinstance(made, HeadConfig)
+    widths = made.num_attention_heads, made.num_key_value_heads, made.head_dim
+    return *widths, made.intermediate_size
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        ({"intermediate_size": [80] * 12}, (4, 2, 8, 80)),  # Gemma 3n has a list
+        ({"intermediate_size": [80, 96]}, (4, 2, 8, 128)),
+        ({"num_key_value_heads": [2, 2, 4]}, (4, 4, 8, 80)),
+        ({"num_key_value_heads": None}, (4, 4, 8, 80)),
+        ({"num_attention_heads": [4, 8], "num_key_value_heads": [2, 4]}, (1, 1, 32, 80)),
+        ({"num_attention_heads": 5, "head_dim": None}, (1, 1, 32, 80)),
+        ({"kv_lora_rank": 16, "num_attention_heads": 3, "head_dim": 5}, (1, 1, 32, 80)),
+        ({"kv_lora_rank": None}, (4, 2, 8, 80)),
+        ({"rms_norm_eps": [1e-6], "rope_parameters": None, "rope_theta": [1e4]}, (4, 2, 8, 80)),
+    ],
+)
+def test_sizes_that_are_not_one_number_follow_from_the_width(
+    stated: dict[str, object], expected: tuple[int, int, int, int]
+) -> None:
+    assert sizes_for(CONFIG | stated) == expected
+
+
+@pytest.mark.parametrize(
+    ("hidden", "expected"), [(7168, (56, 8, 128)), (2304, (18, 6, 128)), (576, (9, 3, 64))]
+)
+def test_latent_attention_gives_a_head_as_wide_as_engines_expect(
+    hidden: int, expected: tuple[int, int, int]
+) -> None:
+    """DeepSeek has 128 heads of each kind, with widths that only its own attention knows."""
+    latent = {"num_attention_heads": 128, "num_key_value_heads": 128, "kv_lora_rank": 512}
+    assert sizes_for(latent, hidden)[:3] == expected
 
 
 def test_sizes_that_no_head_can_have_are_refused() -> None:

@@ -74,8 +74,9 @@ class RunFolder:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing but the options."""
-        return [file.name for file in self.path.iterdir()] == [_OPTIONS]
+        """Whether there is nothing but the options, and hidden files of processes."""
+        names = [file.name for file in self.path.iterdir()]
+        return [name for name in names if not name.startswith(".")] == [_OPTIONS]
 
     def append(self, table: str, row: Mapping[str, float]) -> None:
         """Append a row to a table; the first one says what the columns are.

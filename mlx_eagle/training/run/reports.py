@@ -60,7 +60,9 @@ class UpdateReport(NamedTuple):
         n_updates: how many there will be.
         loss: mean of the loss over all batches.
         losses: of each step, likewise.
-        n_alpha: share of the positions where the head drafted the right token, step by step.
+        n_alpha: share of the counted positions where the head drafted the right token, step by
+            step. Counted are all whose token is trained, also where the draft vocabulary lacks the
+            target's token.
         gradient_norm: before clipping.
         rates: learning rate of AdamW, then of Muon if it is used.
         tokens: in the batches of all processes.

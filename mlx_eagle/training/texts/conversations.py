@@ -13,7 +13,7 @@ from mlx_eagle.errors import CheckpointError, EagleError
 from mlx_eagle.files.json_files import MAX_CONFIG_BYTES, parse_json
 from mlx_eagle.files.quoting import one_line, quote
 from mlx_eagle.session.prompt import Message
-from mlx_eagle.training.texts.message_formats import KEYS, read_talk
+from mlx_eagle.training.texts.message_formats import KEYS, read_record
 
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 PLAIN = (".txt", ".md")
@@ -81,7 +81,7 @@ def read_conversations(
                 f"{', '.join((*JSON_LINES, *PLAIN))}, found {file.suffix or 'no ending'}"
             )
         n_found, n_unusable = 0, len(unusable or ())
-        for conversation in _documents(file) if is_plain else _talks(file, unusable):
+        for conversation in _documents(file) if is_plain else _records(file, unusable):
             n_found += 1
             yield conversation
         if not n_found and unusable is not None and len(unusable) > n_unusable:
@@ -108,7 +108,7 @@ def _lines(file: Path) -> Iterator[tuple[str, bytes]]:
         raise EagleError(f"{file} cannot be read: {error.strerror or error}") from error
 
 
-def _talks(file: Path, unusable: list[str] | None) -> Iterator[Conversation]:
+def _records(file: Path, unusable: list[str] | None) -> Iterator[Conversation]:
     """Yield the conversations of JSON Lines; blank lines are passed over."""
     for where, line in _lines(file):
         if not line.strip():
@@ -119,13 +119,13 @@ def _talks(file: Path, unusable: list[str] | None) -> Iterator[Conversation]:
                 "(jq -c '.[]' FILE > FILE.jsonl makes them)"
             )
         try:
-            talk = read_talk(_parsed(line, where), where)
+            record = read_record(_parsed(line, where), where)
         except EagleError as error:
             if unusable is None:
                 raise
             unusable.append(str(error))
             continue
-        yield Conversation(talk.messages, talk.text, talk.tools, where)
+        yield Conversation(record.messages, record.text, record.tools, where)
 
 
 def _parsed(line: bytes, where: str) -> object:

@@ -104,17 +104,17 @@ def _parts(
     remarks += [f"{parts.n_repeated} conversations repeat others: left out"] * bool(
         parts.n_repeated
     )
-    if not heldout:
-        return parts, remarks
-    train = without_questions_of(parts.train, apart)
-    if not train:
+    if heldout:
+        train = without_questions_of(parts.train, apart)
+        parts = Split(train, apart, parts.n_repeated, len(parts.train) - len(train))
+    if not parts.train:
         raise EagleError(
-            "nothing is left to train on: every question of --data is held out by --heldout-data; "
-            "give other files"
+            "nothing is left to train on: all conversations of --data ask, first or later, what "
+            "--heldout-data asks; give other files"
         )
-    if n_asked := len(parts.train) - len(train):
-        remarks.append(f"train: {n_asked} conversations ask what is held out: left out")
-    return parts._replace(train=train, heldout=apart), remarks
+    if parts.n_asked:
+        remarks.append(f"train: {parts.n_asked} conversations ask what is held out: left out")
+    return parts, remarks
 
 
 def _is_answered_anew(conversation: Conversation, answers: str) -> bool:

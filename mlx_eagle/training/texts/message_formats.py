@@ -29,7 +29,7 @@ ROLES = {
 }
 
 
-class Talk(NamedTuple):
+class Record(NamedTuple):
     """What an object of a data set says.
 
     Attributes:
@@ -43,7 +43,7 @@ class Talk(NamedTuple):
     tools: tuple[Message, ...] = ()
 
 
-def read_talk(row: object, where: str) -> Talk:
+def read_record(row: object, where: str) -> Record:
     """Return what an object of a data set says; keys that say nothing of it are passed over.
 
     Args:
@@ -65,7 +65,7 @@ def read_talk(row: object, where: str) -> Talk:
         raise EagleError(f"{where}: holds {' and '.join(found)}; expected one of them")
     key = found[0]
     if key == "text":
-        return Talk(text=_said(row["text"], f"{where}: text"))
+        return Record(text=_said(row["text"], f"{where}: text"))
     at = f"{where}: {key}"
     messages = _of_prompt(row, where) if key == "prompt" else _messages(row[key], at)
     if messages[-1]["role"] == "user":
@@ -73,7 +73,7 @@ def read_talk(row: object, where: str) -> Talk:
     messages = _with_system(row, messages, where)
     if messages[-1]["role"] == "system":
         raise EagleError(f"{where}: ends in a system prompt; expected a question or an answer")
-    return Talk(tuple(messages), tools=_tools(row.get("tools"), where))
+    return Record(tuple(messages), tools=_tools(row.get("tools"), where))
 
 
 def _of_prompt(row: dict[str, Any], where: str) -> list[Message]:

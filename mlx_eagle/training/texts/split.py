@@ -1,17 +1,23 @@
 """What is trained on and what is held out to measure on; conversations that repeat go once.
 
 Which side a conversation falls on is decided by its first question and the seed alone, so adding
-data moves nobody to the other side, and answers to one question never stand on both: a head is
-measured on questions that it has not seen.
+data moves nobody to the other side. What is held out is asked nowhere in what is trained on, not
+later in a conversation either: a head is measured on questions that it has not seen. Spaces, line
+ends, capitals and system prompts make no other question.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from mlx_eagle.errors import EagleError
 from mlx_eagle.training.texts.conversations import Conversation
+
+# A later turn asks something of its own if it has as many words, and does not follow upon more
+# first questions than this: "go on" and "say it in one sentence, please" are in both halves.
+FEWEST_WORDS, MOST_FIRST_QUESTIONS = 4, 10
 
 
 class Split(NamedTuple):
@@ -21,11 +27,13 @@ class Split(NamedTuple):
         train: to train on.
         heldout: to measure on.
         n_repeated: conversations that were left out because they had come before.
+        n_asked: conversations that are not trained on because they ask what is held out.
     """
 
     train: list[Conversation]
     heldout: list[Conversation]
     n_repeated: int
+    n_asked: int = 0
 
 
 def split(conversations: Iterable[Conversation], share: float, seed: int) -> Split:
@@ -33,6 +41,7 @@ def split(conversations: Iterable[Conversation], share: float, seed: int) -> Spl
 
     At least one question is held out if the share is above 0 and there are two or more, and at
     least one is trained on: in a set so small that this has to be forced, new data may move it.
+    Nothing is held out where that would leave nothing to train on.
 
     Args:
         conversations: in any number.
@@ -53,7 +62,10 @@ def split(conversations: Iterable[Conversation], share: float, seed: int) -> Spl
     train, kept = list[Conversation](), list[Conversation]()
     for conversation, number in zip(unique, numbers, strict=True):
         (kept if number in heldout else train).append(conversation)
-    return Split(train, kept, n_repeated)
+    alone = without_questions_of(train, kept)
+    if not alone:
+        return Split(unique, [], n_repeated)
+    return Split(alone, kept, n_repeated, len(train) - len(alone))
 
 
 def without_repeats(conversations: Iterable[Conversation]) -> tuple[list[Conversation], int]:
@@ -70,11 +82,41 @@ def without_repeats(conversations: Iterable[Conversation]) -> tuple[list[Convers
 
 
 def without_questions_of(
-    conversations: Iterable[Conversation], others: Iterable[Conversation]
+    conversations: Sequence[Conversation], others: Sequence[Conversation]
 ) -> list[Conversation]:
-    """Return conversations whose first question none of some others asks, in their order."""
-    asked = {_number(conversation, 0) for conversation in others}
-    return [c for c in conversations if _number(c, 0) not in asked]
+    """Return conversations that ask nothing that some others ask, in their order.
+
+    Worked example: where another one asks "What is a ring?" and then "And what is a field then?",
+    a conversation is left out that begins with "what is a  ring?", or that asks the second question
+    anywhere; one is not that only shares the turn "Go on."
+    """
+    usual = _usual_turns([*conversations, *others])
+    asked = {turn for conversation in others for turn in _asked(conversation, usual)}
+    return [c for c in conversations if asked.isdisjoint(_asked(c, usual))]
+
+
+def _asked(conversation: Conversation, usual: Collection[str]) -> set[str]:
+    """Return the questions of a conversation: the first turn, and later ones of their own."""
+    first, *later = _turns(conversation)
+    is_own = (len(turn.split()) >= FEWEST_WORDS and turn not in usual for turn in later)
+    return {first, *(turn for turn, own in zip(later, is_own, strict=True) if own)}
+
+
+def _usual_turns(conversations: Iterable[Conversation]) -> set[str]:
+    """Return the turns that follow upon so many first questions that they ask nothing new."""
+    before = defaultdict[str, set[str]](set)
+    for conversation in conversations:
+        first, *later = _turns(conversation)
+        for turn in later:
+            before[turn].add(first)
+    return {turn for turn, firsts in before.items() if len(firsts) > MOST_FIRST_QUESTIONS}
+
+
+def _turns(conversation: Conversation) -> list[str]:
+    """Return what the user says, turn by turn, as it is compared; a plain text is one turn."""
+    said = [m["content"] for m in conversation.messages if m["role"] == "user"]
+    said = said or [conversation.text or _content(conversation)]
+    return [" ".join(turn.casefold().split()) for turn in said]
 
 
 def _content(conversation: Conversation) -> str:
@@ -96,9 +138,8 @@ def _without_spaces(value: object) -> object:
 
 def _number(conversation: Conversation, seed: int) -> int:
     """Return a number below 2**64 that depends on the seed and the first question alone."""
-    asked = [m["content"] for m in conversation.messages if m["role"] == "user"]
-    first = asked[0] if asked else conversation.text or _content(conversation)
-    return int.from_bytes(_digest(f"{seed} {_without_spaces(first)}")[:8], "big")
+    first = _turns(conversation)[0]
+    return int.from_bytes(_digest(f"{seed} {first}")[:8], "big")
 
 
 def _digest(text: str) -> bytes:

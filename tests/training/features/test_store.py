@@ -36,7 +36,7 @@ def example(length: int, first: int) -> Example:
 EXAMPLES = [example(length, 100 * i) for i, length in enumerate(LENGTHS)]
 
 
-def made_up(tokens: np.ndarray) -> Features:
+def features_of(tokens: np.ndarray) -> Features:
     """Features that tell which token they are of: in float32, exact in float16."""
     columns = np.arange(2 * WIDTH)
     taps = (tokens[:, None] + columns).astype(np.float32)
@@ -59,7 +59,7 @@ def silent(done: int, total: int) -> None:
 @pytest.fixture
 def store(tmp_path: Path) -> FeatureStore:
     made = make(tmp_path / "features")
-    made.complete(made_up, silent)
+    made.complete(features_of, silent)
     return made
 
 
@@ -78,7 +78,7 @@ def test_what_was_written_is_read(store: FeatureStore) -> None:
     assert again.is_complete
     assert again.damaged == []
     for index, (tokens, _) in enumerate(EXAMPLES):
-        whole = made_up(tokens)
+        whole = features_of(tokens)
         for start, stop in ((0, len(tokens)), (len(tokens) // 2, len(tokens)), (0, 0)):
             part = Features(*(array[start:stop] for array in whole))
             assert_same(again.read(index, start, stop), part)
@@ -94,7 +94,7 @@ def test_reading_maps_the_file_and_copies_nothing(store: FeatureStore) -> None:
 
 def test_safetensors_reads_the_shards_as_well(store: FeatureStore) -> None:
     tensors = load_file(store.folder / "features-00001.safetensors")
-    want = made_up(np.concatenate([EXAMPLES[3].tokens, EXAMPLES[4].tokens]))
+    want = features_of(np.concatenate([EXAMPLES[3].tokens, EXAMPLES[4].tokens]))
     for name, array in want._asdict().items():
         assert np.array_equal(tensors[name], array)
     loaded = mx.load(str(store.folder / "features-00001.safetensors"))
@@ -122,7 +122,7 @@ def test_a_shard_with_values_beyond_float16_is_kept_in_bfloat16(tmp_path: Path) 
     large = {300: rng.normal(size=(12, 2 * WIDTH)).astype(np.float32) * 1e5}
 
     def compute(tokens: np.ndarray) -> Features:
-        plain = made_up(tokens)
+        plain = features_of(tokens)
         return plain._replace(taps=large.get(int(tokens[0]), plain.taps))
 
     made = make(tmp_path / "features")
@@ -134,7 +134,7 @@ def test_a_shard_with_values_beyond_float16_is_kept_in_bfloat16(tmp_path: Path) 
     assert mx.array_equal(
         as_mlx(made.read(3, 0, 12).taps), mx.array(large[300]).astype(mx.bfloat16)
     )
-    beside = mx.array(made_up(EXAMPLES[4].tokens).taps).astype(mx.bfloat16)
+    beside = mx.array(features_of(EXAMPLES[4].tokens).taps).astype(mx.bfloat16)
     assert mx.array_equal(as_mlx(made.read(4, 0, 7).taps), beside)
 
 
@@ -148,7 +148,7 @@ def test_a_tap_that_is_the_final_state_is_kept_once(
     n_taps = len(boundaries) - 1
 
     def compute(tokens: np.ndarray) -> Features:
-        final = made_up(tokens).final
+        final = features_of(tokens).final
         taps = np.concatenate([final] * n_taps, axis=1) if n_taps else final[:, :0]
         return Features(taps, final, tokens)
 
@@ -182,13 +182,13 @@ def test_a_disk_with_less_room_is_refused_before_anything_is_computed(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     made = make(tmp_path / "features")
     with pytest.raises(EagleError, match=r"need 2\.1 kB and the disk of .* has 1\.0 kB left"):
-        made.complete(made_up, silent)
+        made.complete(features_of, silent)
     assert not (tmp_path / "features").exists()
 
 
 def test_progress_counts_the_tokens_of_all_texts(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    make(tmp_path / "features").complete(made_up, lambda *done: seen.append(done))
+    make(tmp_path / "features").complete(features_of, lambda *done: seen.append(done))
     assert [done for done, _ in seen] == np.cumsum(LENGTHS).tolist()
     assert {total for _, total in seen} == {sum(LENGTHS)}
 
@@ -200,7 +200,7 @@ def interrupted(n_texts: int, error: BaseException) -> Callable[[np.ndarray], Fe
     def compute(tokens: np.ndarray) -> Features:
         if next(left, None) is None:
             raise error
-        return made_up(tokens)
+        return features_of(tokens)
 
     return compute
 
@@ -216,7 +216,7 @@ def test_who_was_interrupted_goes_on_and_ends_with_the_same_files(
 
     def compute(tokens: np.ndarray) -> Features:
         computed.append(len(tokens))
-        return made_up(tokens)
+        return features_of(tokens)
 
     kept = max(n for n in (0, 3, 5, 6) if n <= n_texts)  # texts of complete shards
     assert again.missing_bytes == size_of(sum(LENGTHS[kept:]), 3, WIDTH)
@@ -243,7 +243,7 @@ class Killing:
 
 serialized = feature_shard._serialized
 feature_shard._serialized = lambda tensors: Killing(serialized(tensors))
-t.make(Path(sys.argv[2])).complete(t.made_up, t.silent)
+t.make(Path(sys.argv[2])).complete(t.features_of, t.silent)
 """
 
 
@@ -257,7 +257,7 @@ def test_a_process_killed_while_it_writes_leaves_what_can_be_gone_on_with(
     assert len(list(folder.glob(".*.partial.*"))) == 1
     again = make(folder, verify=True)
     assert again.missing_bytes == size_of(30 + 3 + 8, 3, WIDTH)
-    again.complete(made_up, silent)
+    again.complete(features_of, silent)
     assert files(folder) == files(store.folder)
 
 
@@ -277,11 +277,11 @@ def test_a_disk_that_becomes_full_loses_nothing_that_is_complete(
     with pytest.raises(
         EagleError, match=r"the disk is full\. 2 of 4 shards are kept: free"
     ) as told:
-        make(folder).complete(made_up, silent)
+        make(folder).complete(features_of, silent)
     assert "\n" not in str(told.value)
     names = ["features-00000.safetensors", "features-00001.safetensors", "index.json"]
     assert sorted(files(folder)) == names
-    make(folder).complete(made_up, silent)
+    make(folder).complete(features_of, silent)
     assert files(folder) == files(store.folder)
 
 
@@ -306,7 +306,7 @@ def test_a_damaged_shard_is_reported_and_computed_again(
     (line,) = again.damaged
     assert f"features-00001.safetensors {fault}" in line
     assert again.missing_bytes == size_of(19, 3, WIDTH)
-    again.complete(made_up, silent)
+    again.complete(features_of, silent)
     assert files(store.folder) == before
 
 

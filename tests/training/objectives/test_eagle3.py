@@ -14,6 +14,7 @@ import torch
 
 from cases import broad
 from mlx_eagle.heads.config import HeadConfig
+from mlx_eagle.training.objectives import losses
 from mlx_eagle.training.objectives.eagle3 import make_objective
 from mlx_eagle.training.objectives.teacher import Teacher
 from mlx_eagle.training.options import HeadOptions
@@ -100,19 +101,32 @@ def test_any_number_of_steps_has_the_gradients_of_pytorch(
     assert_equal(eagle_head(head_config), HeadOptions(steps=steps, step_decay=0.9))
 
 
+@pytest.fixture(params=[4, broad(losses.BLOCK)])
+def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of logits that exist at the same time: fewer than a row of the batch has, or all."""
+    monkeypatch.setattr(losses, "BLOCK", request.param)
+
+
+@pytest.mark.usefixtures("block")
 @pytest.mark.parametrize(
-    "more", [{}, broad({"num_hidden_layers": 2, "sliding_windows": (3, None)})]
+    "more",
+    [
+        {},
+        {"own_lm_head": True},
+        broad({"num_hidden_layers": 2, "sliding_windows": (3, None)}),
+    ],
 )
 @pytest.mark.parametrize("algorithm", ["eagle", "hass"])
 def test_losses_on_features_have_the_gradients_of_pytorch(
     algorithm: str, more: dict[str, Any], head_config: HeadConfig
 ) -> None:
-    head = eagle_head(head_config, **EAGLE, **more)
+    head = eagle_head(head_config, **EAGLE | more)
     assert_equal(
         head, HeadOptions(algorithm=algorithm, steps=3 if algorithm == "hass" else 1, noise=0.0)
     )
 
 
+@pytest.mark.usefixtures("block")
 @pytest.mark.parametrize("own", [True, False])
 def test_medusa_heads_have_the_gradients_of_pytorch(own: bool) -> None:
     head = medusa_head(own_lm_heads=own, draft_vocab_size=48 if own else 64)

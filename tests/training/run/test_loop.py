@@ -1,10 +1,8 @@
 """The loop: what it resumes, refuses, averages and reports; on a toy that takes milliseconds."""
 
-import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,7 +22,7 @@ from mlx_eagle.training.run.folder import MEASUREMENTS, RunFolder
 from mlx_eagle.training.run.folder import UPDATES as UPDATES_TABLE
 from mlx_eagle.training.run.loop import Outcome, Run, train
 from mlx_eagle.training.run.reports import Measurement, UpdateReport
-from toy_training import STEPS, UPDATES, ToyHead, objective, toy_run
+from toy_training import STEPS, UPDATES, ToyHead, objective, started_in_two, toy_run
 
 PROGRAM = [sys.executable, toy_training.__file__]
 
@@ -227,29 +225,11 @@ def test_without_held_out_texts_nothing_is_measured(tmp_path: Path) -> None:
     assert newest_checkpoint(run.folder.best) is None
 
 
-def free_ports(n: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(n)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
 def train_in_two(folder: Path, **changes: Any) -> list[dict[str, Any]]:
     """Train in two processes on loopback; returns the weights that each ends with."""
-    folder.mkdir(exist_ok=True)
-    hosts = folder / "hosts.json"
-    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(2)]))
-    command = [*PROGRAM, str(folder), "0", json.dumps(changes)]
-    places = [os.environ | {"MLX_RANK": str(r), "MLX_HOSTFILE": str(hosts)} for r in range(2)]
-    started = [subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL) for env in places]
-    try:
-        assert [program.wait(timeout=60) for program in started] == [0, 0]
-    finally:
-        for program in started:
-            program.kill()
+    with started_in_two(folder, **changes) as programs:
+        said = [program.communicate(timeout=60)[1] for program in programs]
+        assert [program.returncode for program in programs] == [0, 0], said
     return [dict(np.load(folder / f"{rank}.npz")) for rank in range(2)]
 
 

@@ -115,8 +115,8 @@ def test_an_answer_is_one_wherever_it_stands_but_before_every_question() -> None
     [("chatgpt", "assistant"), ("observation", "tool"), ("function", "tool"), ("system", "system")],
 )
 def test_roles_have_many_names(role: str, expected: str, tmp_path: Path) -> None:
-    talk = [{"from": role, "value": "X"}, {"from": "human", "value": "Q"}]
-    (found,) = read(tmp_path, {"conversations": talk})
+    messages = [{"from": role, "value": "X"}, {"from": "human", "value": "Q"}]
+    (found,) = read(tmp_path, {"conversations": messages})
     assert found.messages[0]["role"] == expected
 
 

@@ -117,7 +117,7 @@ def test_other_files_can_be_held_out(loaded: tuple[Any, Any], tmp_path: Path) ->
     corpus = read(loaded, [train], tmp_path, heldout)
     assert (len(corpus.train), len(corpus.heldout)) == (N - 3, 3)
     assert "train: 3 conversations ask what is held out: left out" in corpus.remarks
-    with pytest.raises(EagleError, match="every question of --data is held out"):
+    with pytest.raises(EagleError, match="all conversations of --data ask, first or later"):
         read(loaded, [heldout], tmp_path, train)
 
 

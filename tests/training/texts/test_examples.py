@@ -38,12 +38,14 @@ def assistant(text: str, **rest: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": text, **rest}
 
 
-def talk(*messages: dict[str, Any], **rest: Any) -> Conversation:
+def conversation(*messages: dict[str, Any], **rest: Any) -> Conversation:
     return Conversation(tuple(messages), where="data.jsonl:7", **rest)
 
 
 def turns(*answers: str) -> Conversation:
-    return talk(*(m for n, a in enumerate(answers) for m in (user(f"Question {n}?"), assistant(a))))
+    return conversation(
+        *(m for n, a in enumerate(answers) for m in (user(f"Question {n}?"), assistant(a)))
+    )
 
 
 def trained_texts(tokenizer: Any, example: Example) -> list[str]:
@@ -77,7 +79,7 @@ def test_tokens_are_those_of_the_prompt_that_the_target_is_given(name: str) -> N
 
 def test_earlier_answers_whose_thoughts_the_template_drops_are_not_trained() -> None:
     tokenizer = demo_tokenizer(chat_templates.QWEN3)
-    thought = talk(
+    thought = conversation(
         user("1?"),
         assistant("One.", reasoning_content="hm"),
         user("2?"),
@@ -104,7 +106,7 @@ def test_a_system_prompt_goes_into_the_question_where_the_template_takes_none() 
     tokenizer = demo_tokenizer(chat_templates.GEMMA)
     encoder = Encoder(tokenizer)
     (example,) = encoder.encode(
-        talk({"role": "system", "content": "Be brief."}, *turns("a").messages)
+        conversation({"role": "system", "content": "Be brief."}, *turns("a").messages)
     )
     assert trained_texts(tokenizer, example) == ["a<end_of_turn>"]
     text = tokenizer.decode(example.tokens.tolist())
@@ -140,7 +142,7 @@ def test_calls_of_tools_are_trained_as_the_model_writes_them(family: str) -> Non
     tokenizer = demo_tokenizer((FAMILIES / f"{family}.jinja").read_text())
     called = assistant("", tool_calls=[CALL], reasoning_content="hm")
     result = {"role": "tool", "content": "2", "tool_call_id": "a23456789"}
-    given = talk(user("1 and 1?"), called, result, assistant("Two."), tools=(TOOL,))
+    given = conversation(user("1 and 1?"), called, result, assistant("Two."), tools=(TOOL,))
     (example,) = Encoder(tokenizer).encode(given)
     assert trained_texts(tokenizer, example) == CALLED[family]
     prompt = tokenizer.decode(example.tokens[: example.trained.argmax()].tolist())
@@ -163,7 +165,7 @@ def test_channels_are_written_by_the_model_and_earlier_answers_end_as_the_templa
 def test_all_tokens_are_trained_where_that_is_asked_for() -> None:
     tokenizer = demo_tokenizer(CHATML)
     encoder = Encoder(tokenizer, train_on="all")
-    answered, asked = encoder.examples([turns("One."), talk(user("Two?"))])
+    answered, asked = encoder.examples([turns("One."), conversation(user("Two?"))])
     assert answered.trained.all() and asked.trained.all()
     assert tokenizer.decode(asked.tokens.tolist()) == "<|im_start|>user\nTwo?<|im_end|>\n"
     assert encoder.counts.examples == 2
@@ -172,8 +174,8 @@ def test_all_tokens_are_trained_where_that_is_asked_for() -> None:
 def test_a_question_without_answer_is_counted_and_one_after_answers_left_out() -> None:
     tokenizer = demo_tokenizer(CHATML)
     encoder = Encoder(tokenizer)
-    assert encoder.encode(talk(user("One?"))) == []
-    (example,) = encoder.encode(talk(*turns("One.").messages, user("And?")))
+    assert encoder.encode(conversation(user("One?"))) == []
+    (example,) = encoder.encode(conversation(*turns("One.").messages, user("And?")))
     assert "And?" not in tokenizer.decode(example.tokens.tolist())
     assert (encoder.counts.unanswered, encoder.counts.examples) == (1, 1)
 
@@ -186,12 +188,12 @@ def test_an_answer_before_every_question_is_left_out_and_the_others_are_trained(
     tokenizer = demo_tokenizer(getattr(chat_templates, name))
     encoder = Encoder(tokenizer, train_on=train_on)
     asked = turns("One.", "Two.")
-    (example,) = encoder.encode(talk(assistant("Hello, ask me."), *asked.messages))
+    (example,) = encoder.encode(conversation(assistant("Hello, ask me."), *asked.messages))
     (plain,) = Encoder(tokenizer, train_on=train_on).encode(asked)
     assert example.tokens.tolist() == plain.tokens.tolist()
     assert example.trained.tolist() == plain.trained.tolist()
     assert (encoder.counts.opened, encoder.counts.last_only) == (1, 0)
-    assert not encoder.encode(talk(assistant("Hello."))) and encoder.counts.unanswered == 1
+    assert not encoder.encode(conversation(assistant("Hello."))) and encoder.counts.unanswered == 1
 
 
 def test_plain_text_is_trained_from_the_first_token_to_an_end_token() -> None:
@@ -236,14 +238,14 @@ def test_what_cannot_be_encoded_is_named_with_its_line() -> None:
     silent = demo_tokenizer("{% for m in messages %}{{ m.role }} {% endfor %}")
     with pytest.raises(EagleError, match="does not show where the last answer begins"):
         Encoder(silent).encode(turns("One."))
-    called = talk(user("1?"), assistant("", tool_calls=[CALL]))
+    called = conversation(user("1?"), assistant("", tool_calls=[CALL]))
     with pytest.raises(EagleError, match="leaves out the calls of tools"):
         Encoder(demo_tokenizer(CHATML)).encode(called)
 
 
 def test_calls_that_are_left_out_are_noticed_though_the_tools_are_listed() -> None:
     listing = demo_tokenizer("{{ tools | tojson if tools }}" + CHATML)
-    called = talk(user("add?"), assistant("I add.", tool_calls=[CALL]), tools=(TOOL,))
+    called = conversation(user("add?"), assistant("I add.", tool_calls=[CALL]), tools=(TOOL,))
     with pytest.raises(EagleError, match="leaves out the calls of tools"):
         Encoder(listing).encode(called)
 
@@ -252,7 +254,7 @@ def test_calls_of_one_tool_are_given_one_by_one_where_the_template_shows_the_fir
     tokenizer = demo_tokenizer((FAMILIES / "harmony.jinja").read_text())
     calls = [CALL | {"id": f"a2345678{n}"} for n in range(2)]
     results = [{"role": "tool", "content": "2", "tool_call_id": call["id"]} for call in calls]
-    given = talk(user("add!"), assistant("", tool_calls=calls), *results, assistant("Two."))
+    given = conversation(user("add!"), assistant("", tool_calls=calls), *results, assistant("Two."))
     (example,) = Encoder(tokenizer).encode(given._replace(tools=(TOOL,)))
     called = '<|channel|>commentary to=functions.add <|message|>{"a": 1}<|call|>'
     assert tokenizer.decode(example.tokens.tolist()).count(called) == 2

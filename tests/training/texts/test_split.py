@@ -9,30 +9,32 @@ from mlx_eagle.training.texts.conversations import Conversation
 from mlx_eagle.training.texts.split import split, without_questions_of, without_repeats
 
 
-def talk(*said: str) -> Conversation:
+def conversation(*said: str) -> Conversation:
     roles = ("user", "assistant")
     return Conversation(tuple({"role": roles[n % 2], "content": s} for n, s in enumerate(said)))
 
 
 def many(n: int) -> list[Conversation]:
-    return [talk(f"question {i}", f"answer {i}") for i in range(n)]
+    return [conversation(f"question {i}", f"answer {i}") for i in range(n)]
 
 
-TALKS = st.lists(
-    st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=4).map(lambda said: talk(*said)),
+CONVERSATIONS = st.lists(
+    st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=4).map(
+        lambda said: conversation(*said)
+    ),
     min_size=1,
     max_size=30,
 )
 
 
-@given(TALKS, st.floats(0, 0.5), st.integers(0, 9))
+@given(CONVERSATIONS, st.floats(0, 0.5), st.integers(0, 9))
 def test_every_conversation_is_on_one_side_and_no_question_on_both(
-    talks: list[Conversation], share: float, seed: int
+    conversations: list[Conversation], share: float, seed: int
 ) -> None:
-    found = split(talks, share, seed)
-    unique = list(dict.fromkeys(map(str, talks)))
+    found = split(conversations, share, seed)
+    unique = list(dict.fromkeys(map(str, conversations)))
     assert sorted(map(str, found.train + found.heldout)) == sorted(unique)
-    assert found.n_repeated == len(talks) - len(unique)
+    assert found.n_repeated == len(conversations) - len(unique)
     asked = [{c.messages[0]["content"] for c in side} for side in (found.train, found.heldout)]
     assert not asked[0] & asked[1]
     assert found.train
@@ -63,7 +65,7 @@ def test_order_is_kept() -> None:
 
 
 def test_a_question_alone_falls_on_the_side_of_its_answers() -> None:
-    questions = [talk(f"question  {i}\n") for i in range(200)]
+    questions = [conversation(f"question  {i}\n") for i in range(200)]
     answered, alone = split(many(200), 0.2, 0), split(questions, 0.2, 0)
     held = [[c.messages[0]["content"].split() for c in s.heldout] for s in (answered, alone)]
     assert held[0] == held[1]
@@ -71,8 +73,8 @@ def test_a_question_alone_falls_on_the_side_of_its_answers() -> None:
 
 def test_a_system_prompt_does_not_decide() -> None:
     system = {"role": "system", "content": "S"}
-    talks = many(200) + [Conversation((system, *c.messages)) for c in many(200)]
-    found = split(talks, 0.2, 0)
+    conversations = many(200) + [Conversation((system, *c.messages)) for c in many(200)]
+    found = split(conversations, 0.2, 0)
     assert len(found.heldout) % 2 == 0
     assert {c.messages[-1]["content"] for c in found.heldout[: len(found.heldout) // 2]} == {
         c.messages[-1]["content"] for c in found.heldout[len(found.heldout) // 2 :]
@@ -81,24 +83,95 @@ def test_a_system_prompt_does_not_decide() -> None:
 
 def test_what_others_ask_is_left_out_whatever_is_answered() -> None:
     text = Conversation(text="a b")
-    talks = [talk("one?", "1"), talk("two?", "2"), talk("two?", "II", "three?"), text]
-    assert without_questions_of(talks, [talk("two? ")]) == [talks[0], text]
-    assert without_questions_of(talks, [talk("three?", "3"), text]) == talks[:3]
+    conversations = [
+        conversation("one?", "1"),
+        conversation("two?", "2"),
+        conversation("two?", "II", "three?"),
+        text,
+    ]
+    assert without_questions_of(conversations, [conversation("two? ")]) == [conversations[0], text]
+    assert (
+        without_questions_of(conversations, [conversation("three?", "3"), text])
+        == conversations[:3]
+    )
+
+
+def test_capitals_and_spaces_make_no_other_question() -> None:
+    small, large = conversation("What is  a ring?", "1"), conversation("what is a Ring?\n", "2")
+    assert without_questions_of([small], [large]) == []
+    pairs = [f(f"Question {i}") for i in range(50) for f in (conversation, shouted)]
+    found = split(pairs, 0.3, 0)
+    sides = [{c.messages[0]["content"].lower() for c in s} for s in (found.train, found.heldout)]
+    assert not sides[0] & sides[1]
+    assert len(found.heldout) % 2 == 0 < len(found.heldout)
+
+
+def shouted(question: str) -> Conversation:
+    return conversation(question.upper())
+
+
+LATER = "And what is a field?"
+
+
+@pytest.mark.parametrize(
+    ("trained", "is_kept"),
+    [
+        (("Other?", "1", LATER), False),
+        ((LATER.lower(),), False),
+        (("Other?", "1", "And what is a module?"), True),
+        (("Other?", "1", "Go on."), True),
+        (("Go on.",), True),
+    ],
+)
+def test_what_is_held_out_is_not_asked_later_either(
+    trained: tuple[str, ...], is_kept: bool
+) -> None:
+    heldout = [conversation("What is a ring?", "1", LATER, "2", "Go on.")]
+    given = [conversation(*trained)]
+    assert without_questions_of(given, heldout) == (given if is_kept else [])
+    assert without_questions_of(heldout, given) == (heldout if is_kept else [])
+
+
+def test_a_turn_that_follows_upon_many_questions_asks_nothing_of_its_own() -> None:
+    usual = "Now say it in one sentence."
+    few, many_ = ([conversation(f"q{i}", "a", usual) for i in range(n)] for n in (10, 11))
+    assert without_questions_of(few[1:], few[:1]) == []
+    assert without_questions_of(many_[1:], many_[:1]) == many_[1:]
+
+
+def test_a_share_that_is_held_out_is_not_asked_in_what_is_trained_on() -> None:
+    pairs = [
+        conversation(*said)
+        for i in range(40)
+        for said in ((f"first {i}", "a", f"what is the number {i}?"), (f"what is the number {i}?",))
+    ]
+    found = split(pairs, 0.2, 0)
+    asked, held = (
+        {m["content"] for c in side for m in c.messages if m["role"] == "user"}
+        for side in (found.train, found.heldout)
+    )
+    assert found.heldout and not asked & held
+    assert found.n_asked == len(pairs) - len(found.train) - len(found.heldout) > 0
+
+
+def test_nothing_is_held_out_where_all_ask_the_same() -> None:
+    both = [conversation(f"q{i}", "a", LATER) for i in range(2)]
+    assert split(both, 0.5, 0) == (both, [], 0, 0)
 
 
 def test_spaces_make_no_difference_and_everything_else_does() -> None:
     tool = {"type": "function", "function": {"name": "add"}}
-    talks = [
-        talk("a b", "c"),
-        talk("a  b\n", " c"),
-        talk("a b", "d"),
-        talk("ab", "c"),
-        talk("a b", "c")._replace(tools=(tool,)),
+    conversations = [
+        conversation("a b", "c"),
+        conversation("a  b\n", " c"),
+        conversation("a b", "d"),
+        conversation("ab", "c"),
+        conversation("a b", "c")._replace(tools=(tool,)),
         Conversation(text="a b"),
         Conversation(text="a\nb", where="elsewhere"),
     ]
-    unique, n_repeated = without_repeats(talks)
-    assert unique == [talks[0], *talks[2:6]]
+    unique, n_repeated = without_repeats(conversations)
+    assert unique == [conversations[0], *conversations[2:6]]
     assert n_repeated == 2
 
 
@@ -108,5 +181,5 @@ def test_nothing_to_train_on_is_an_error() -> None:
 
 
 def test_one_question_is_trained_on_and_nothing_held_out() -> None:
-    found = split([talk("a", "b"), talk("a", "c")], 0.5, 0)
+    found = split([conversation("a", "b"), conversation("a", "c")], 0.5, 0)
     assert (len(found.train), found.heldout) == (2, [])
