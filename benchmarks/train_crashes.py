@@ -24,6 +24,7 @@ from ring import Ring
 from train_fixture import program
 
 ROUNDING = 1e-3  # of a weight's largest number: what two processes may differ by
+TINY = 1e-9  # in the place of a weight that is zero everywhere
 SOONEST = 0.2  # seconds after which the command may be killed
 
 
@@ -58,7 +59,8 @@ def run(args: argparse.Namespace, out: Path, batch: int, n_processes: int = 1) -
         subprocess.Popen(command(args, out, batch), env=os.environ | own, stdout=log, stderr=log)
         for own in ring.environments
     ]
-    if any(process.wait() for process in running):
+    statuses = [process.wait() for process in running]  # all end where one fails
+    if any(statuses):
         raise SystemExit(f"error: the training failed: see {log.name}")
     return time.perf_counter() - start
 
@@ -72,10 +74,12 @@ def run_killed(args: argparse.Namespace, out: Path, seconds: float) -> None:
         running = subprocess.Popen(command(args, out, args.batch), stdout=log, stderr=log)
         try:
             status = running.wait(wait)
-            raise SystemExit(f"error: it ended with status {status} before kill {n + 1}")
         except subprocess.TimeoutExpired:
             running.send_signal(signal.SIGKILL)
             running.wait()
+        else:
+            print(f"ended with status {status} before kill {n + 1}: raise --updates", flush=True)
+            break
         print(f"killed after {wait:.1f} s: {progress(out)}", flush=True)
     run(args, out, args.batch)
 
@@ -95,7 +99,8 @@ def difference(a: Path, b: Path) -> float:
     if first.keys() != second.keys():
         raise SystemExit(f"error: {a} and {b} have other weights")
     pairs = [(first[name].astype(mx.float32), second[name].astype(mx.float32)) for name in first]
-    return max(float(mx.abs(x - y).max() / mx.abs(x).max()) for x, y in pairs)
+    parts = [mx.abs(x - y).max() / mx.maximum(mx.abs(x).max(), TINY) for x, y in pairs]
+    return float(mx.stack(parts).max())  # NaN if anything is
 
 
 def same_bytes(a: Path, b: Path) -> bool:

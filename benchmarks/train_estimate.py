@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """What a training would take on a machine that is not there: memory, disk and hours, estimated.
 
-    python benchmarks/train_estimate.py
+    python benchmarks/train_estimate.py --recompute
     python benchmarks/train_estimate.py --config my-model/config.json --tokens 1e6 --tflops 9.2
 
 It counts: floating point operations of the products (the target's once per token; the head's
-forward and twice that backward, for every step), bytes of the features, and memory as `mlx-eagle
-train` does before it starts. Hours follow from operations per second that are published for a chip,
+forward and twice that backward, for every step, forward once more with --recompute; Muon's
+iterations in every update), bytes of the features, and memory as `mlx-eagle train` does before it
+starts. Hours follow from operations per second that are published for a chip,
 of which a share is assumed to be reached (--reached). Nothing is run or measured.
 
 Without --config the target is an 8B Llama (sizes as published in its configuration).
@@ -40,7 +41,9 @@ LLAMA_8B = {
     "rope_theta": 500000.0,
 }
 FEATURE_BYTES = 2
-READ_TWICE = ("q_proj", "k_proj", "v_proj")  # half of them reads tokens: once for all steps
+READ_ONCE = ("q_proj", "k_proj", "v_proj")  # half of each reads tokens, once for all steps
+TEACHER = 3  # products with the output layer for the teacher's distribution and its gradient
+MUON_ITERATIONS = 5
 HOUR = 3600
 
 
@@ -49,7 +52,7 @@ class Work(NamedTuple):
 
     Attributes:
         target: one forward pass, which gives features, or a token of an answer.
-        head: all steps, forward and backward.
+        head: all steps, forward and backward, with its share of an update.
     """
 
     target: float
@@ -65,18 +68,34 @@ def target_operations(config: dict[str, Any]) -> float:
     return 2 * (config["num_hidden_layers"] * layer + h * config["vocab_size"])
 
 
-def head_operations(shapes: dict[str, tuple[int, ...]], steps: int) -> float:
-    """Return operations of training an EAGLE-3 head on one token, forward and backward."""
+def head_operations(shapes: dict[str, tuple[int, ...]], steps: int, recompute: bool) -> float:
+    """Return operations of training an EAGLE-3 head on one token, forward and backward.
+
+    Args:
+        shapes: of its weights, by name.
+        steps: of training-time test.
+        recompute: whether steps are computed again for their gradients.
+    """
     total = 0.0
     for name, shape in shapes.items():
         if len(shape) != 2:
             continue
         times: float = 1 if name.startswith("fc") else steps
-        if any(part in name for part in READ_TWICE):
+        if any(part in name for part in READ_ONCE):
             times = (steps + 1) / 2
-        total += 3 * 2 * math.prod(shape) * times
-        # The teacher's distribution is one product with as many rows.
-        total += 2 * math.prod(shape) if "lm_head" in name else 0
+        is_output, is_again = "lm_head" in name, recompute and not name.startswith("fc")
+        passes = 3 + (is_again and not is_output)  # forward, backward twice as much
+        total += 2 * math.prod(shape) * (times * passes + TEACHER * is_output)
+    return total
+
+
+def muon_operations(shapes: dict[str, tuple[int, ...]]) -> float:
+    """Return operations of Muon's iterations in one update; it leaves the output layer to AdamW."""
+    total = 0.0
+    for name, shape in shapes.items():
+        if len(shape) == 2 and "lm_head" not in name:
+            small, large = sorted(shape)
+            total += MUON_ITERATIONS * 2 * (2 * small**2 * large + small**3)
     return total
 
 
@@ -100,6 +119,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=STEPS["eagle3"])
     parser.add_argument("--draft-vocab", type=int, default=32000)
     parser.add_argument("--length", type=int, default=2048)
+    parser.add_argument("--accumulate", type=int, default=8, help="rows of an update (8)")
+    parser.add_argument("--recompute", action="store_true", help="as of mlx-eagle train")
     parser.add_argument("--bits", type=float, default=4.5, help="of a weight of the target (4.5)")
     parser.add_argument("--tflops", type=float, nargs="+", default=[9.2, 18.4, 28.0])
     parser.add_argument("--reached", type=float, default=0.5, help="share of them (0.5)")
@@ -113,7 +134,11 @@ def main() -> None:
     options = HeadOptions(steps=args.steps)
     head = new_head(config, options, args.draft_vocab)
     shapes = {name: weight.shape for name, weight in trained_arrays(head).items()}
-    work = Work(target_operations(config), head_operations(shapes, args.steps))
+    work = Work(
+        target_operations(config),
+        head_operations(shapes, args.steps, args.recompute)
+        + muon_operations(shapes) / (args.accumulate * args.length),
+    )
     row = FEATURE_BYTES * config["hidden_size"] * (len(head.config.taps) + 1)
     n_weights = sum(math.prod(shape) for shape in shapes.values())
     print(f"head: {n_weights / 1e6:.0f} million weights")
@@ -122,15 +147,10 @@ def main() -> None:
     print(
         f"target: {work.target / 2 * args.bits / 8 / 1e9:.1f} GB with {args.bits:g} bits a weight"
     )
-    for recompute in (False, True):
-        loop = LoopOptions(batch=1, recompute=recompute)
-        memory = estimate_memory(
-            head.config, shapes, DataOptions(length=args.length), options, loop, FEATURE_BYTES
-        )
-        print(
-            f"memory besides, rows of {args.length}{', --recompute' if recompute else ''}: "
-            f"{memory.total / 1e9:.1f} to {memory.most / 1e9:.1f} GB"
-        )
+    loop = LoopOptions(batch=1, accumulate=args.accumulate, recompute=args.recompute)
+    data = DataOptions(length=args.length)
+    memory = estimate_memory(head.config, shapes, data, options, loop, FEATURE_BYTES)
+    print(f"memory besides: {memory.total / 1e9:.1f} to {memory.most / 1e9:.1f} GB")
     for tflops in args.tflops:
         rate = tflops * 1e12 * args.reached
         features = work.target * args.tokens / rate / HOUR

@@ -115,10 +115,12 @@ def names_called_now(messages: Sequence[Message]) -> set[str]:
 
 
 def _unnamed(call: Any) -> Any:
-    """Return a call under the name "-"."""
+    """Return a call under the name "-", also in its id: some templates write that alone."""
     if not isinstance(call, dict) or not isinstance(call.get("function"), dict):
         return call
-    return call | {"function": call["function"] | {"name": "-"}}
+    name = str(call["function"].get("name"))
+    own_id = {"id": str(call["id"]).replace(name, "-")} if call.get("id") else {}
+    return call | own_id | {"function": call["function"] | {"name": "-"}}
 
 
 def _thought_key(template: str) -> str:

@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeGuard
 
@@ -175,12 +176,23 @@ def _rendered(tokenizer: Any, messages: list[Message], options: dict[str, Any]) 
                 "what it does not take"
             )
             continue
-        if not names:
-            return ids
-        # Tools that are offered are named as well, so only more of a name shows that it was called.
-        renamed: list[int] = tokenizer.apply_chat_template(with_unnamed_calls(form), **options)
-        text, without = tokenizer.decode(ids), tokenizer.decode(renamed)
-        if all(text.count(name) > without.count(name) for name in names):
+        if not names or _says_calls(tokenizer, form, ids, options):
             return ids
         reasons.append("leaves out the calls of tools, so the model would not know what it called")
     raise EagleError(f"the target's chat template {reasons[0]}")
+
+
+def _says_calls(
+    tokenizer: Any, form: list[Message], ids: list[int], options: dict[str, Any]
+) -> bool:
+    """Say whether a rendering names the tools that were called since the last question.
+
+    Tools that are offered are named as well: so with the calls' names left out, each must be there
+    less often.
+    """
+    text, without = tokenizer.decode(ids), ""
+    with suppress(*REFUSALS):
+        without = tokenizer.decode(
+            tokenizer.apply_chat_template(with_unnamed_calls(form), **options)
+        )
+    return all(text.count(name) > without.count(name) for name in names_called_now(form))

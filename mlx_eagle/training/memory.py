@@ -162,8 +162,9 @@ def _activations(
     # and the MLP give, and six arrays as wide as the MLP. The first one reads two hidden states.
     layer = 12 * h + 2 * (q + 2 * kv) + q + 6 * config.intermediate_size
     whole = config.num_hidden_layers * layer + 4 * h
-    # Recomputed, a step keeps what it reads, gives and attends to; one step is whole at a time.
-    small = 4 * h + 2 * kv * config.num_hidden_layers
+    # Recomputed, a step keeps what it reads (of its tokens q, k and v), gives and attends to; one
+    # step is whole at a time.
+    small = 3 * h + q + 2 * kv + 2 * kv * config.num_hidden_layers
     is_small = loop.recompute and options.algorithm == "eagle3"
     kept = steps * small + whole if is_small else steps * whole
     scores = COPIES * loop.batch * config.num_attention_heads * min(unroll.BLOCK, length) * length

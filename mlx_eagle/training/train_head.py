@@ -75,7 +75,8 @@ def train_head(recipe: Recipe, watch: Watch, *, prepare: bool = False) -> Outcom
     processes = Processes.joined()
     watch = watch if processes.is_first else SILENT
     keep_freed_memory()
-    with processes.ending_together(), _open_folder(recipe, processes) as folder:
+    with _leaving_nothing_empty(recipe.out, processes), processes.ending_together():
+        folder = _open_folder(recipe, processes)
         if (recipe.out / FOR_DECODING).exists():
             return Outcome(0, False, processes.is_first, was_finished=True)
         read = read_target(recipe)
@@ -98,8 +99,21 @@ def train_head(recipe: Recipe, watch: Watch, *, prepare: bool = False) -> Outcom
 
 
 @contextmanager
-def _open_folder(recipe: Recipe, processes: Processes) -> Iterator[RunFolder]:
-    """Yield the folder of a training, made or found; one that nothing came into is removed again.
+def _leaving_nothing_empty(out: Path, processes: Processes) -> Iterator[None]:
+    """Remove the folder of a training again if nothing came into it.
+
+    It goes when the others were told: it holds the heartbeats of all.
+    """
+    try:
+        yield
+    finally:
+        if processes.is_first and out.is_dir() and RunFolder(out).is_empty:
+            # Processes that end remove their heartbeats at the same time.
+            shutil.rmtree(out, ignore_errors=True)
+
+
+def _open_folder(recipe: Recipe, processes: Processes) -> RunFolder:
+    """Return the folder of a training, made or found.
 
     As long as no update was saved the options may change: answers and features know themselves
     what they are of.
@@ -121,12 +135,7 @@ def _open_folder(recipe: Recipe, processes: Processes) -> Iterator[RunFolder]:
         )
     if other and processes.is_first:
         folder.replace_options(about)
-    try:
-        yield folder
-    finally:
-        if processes.is_first and folder.is_empty:
-            # Processes that end remove their heartbeats at the same time.
-            shutil.rmtree(recipe.out, ignore_errors=True)
+    return folder
 
 
 def _is_begun(folder: RunFolder) -> bool:

@@ -206,3 +206,17 @@ def test_a_template_that_leaves_calls_out_is_refused(
     with pytest.raises(EagleError, match="leaves out the calls of tools"):
         encode(demo.tokenizer, told, template=Template(tools=TOOLS))
     encode(demo.tokenizer, [*told, {"role": "user", "content": "and?"}])  # of an earlier turn
+
+
+@pytest.mark.parametrize("offered", ["", OFFERED], ids=["alone", "tools-offered"])
+def test_a_template_may_name_a_call_by_its_id(demo: Engine, monkeypatch: Any, offered: str) -> None:
+    words = (
+        offered + "{% for m in messages %}{{ m.role }} {{ m.content }}"
+        "{% for call in m.tool_calls or [] %}{{ call.id }}{% endfor %}{% endfor %}"
+    )
+    monkeypatch.setattr(demo.tokenizer._tokenizer, "chat_template", words)
+    call = {"type": "function", "id": "functions.add:0", "function": {"name": "add"}}
+    called = {"role": "assistant", "content": "", "tool_calls": [call]}
+    told = [{"role": "user", "content": "1?"}, called, {"role": "tool", "content": "3"}]
+    ids = encode(demo.tokenizer, told, template=Template(tools=TOOLS))
+    assert "functions.add:0" in demo.tokenizer.decode(ids)

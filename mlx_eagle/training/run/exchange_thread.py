@@ -35,3 +35,4 @@ class ExchangeThread:
                 future.set_result(exchange())
             except BaseException as error:
                 future.set_exception(error)
+            del exchange, future  # the arrays of an exchange would wait for the next one

@@ -43,7 +43,6 @@ def heartbeat(file: Path) -> Iterator[None]:
         yield
     finally:
         is_over.set()
-        thread.join()
         with suppress(OSError):
             file.unlink()
 
@@ -58,14 +57,14 @@ class Heartbeats:
     def __init__(self, files: Mapping[int, Path]) -> None:
         now = time.monotonic()
         self._files = dict(files)
-        self._seen = {rank: (_touched(file), now) for rank, file in files.items()}
+        self._seen = {rank: (_touched(file, None), now) for rank, file in files.items()}
 
     def lost(self) -> list[int]:
         """Return the processes that have not beaten for too long."""
         now, found = time.monotonic(), list[int]()
         for rank, file in self._files.items():
-            touched = _touched(file)
             before, since = self._seen[rank]
+            touched = _touched(file, before)
             if touched != before:
                 self._seen[rank] = (touched, now)
             elif now - since > (LEFT if touched is None else LOST):
@@ -73,9 +72,14 @@ class Heartbeats:
         return found
 
 
-def _touched(file: Path) -> int | None:
-    """Return when a file was touched, in nanoseconds; None if there is none."""
+def _touched(file: Path, before: int | None) -> int | None:
+    """Return when a file was touched, in nanoseconds; None if there is none.
+
+    A folder on the network may fail for a moment: then it is as it was before.
+    """
     try:
         return file.stat().st_mtime_ns
-    except OSError:
+    except FileNotFoundError:
         return None
+    except OSError:
+        return before

@@ -4,10 +4,10 @@ Each has its own batches: the rows of an update are those of all processes toget
 exchanged is evaluated at once, on the CPU: a Metal graph that waits longer than a few seconds for
 another machine is ended by the system.
 
-Nobody waits for ever. Before anything is exchanged all processes meet. One that has failed takes
-part in the next meeting and says so, and the others end as well. One that was killed says nothing:
-MLX's ring fails in the others when its connections are closed, and who waits looks now and then
-whether the others still beat (`heartbeat.py`).
+Before anything is exchanged all processes meet. One that has failed takes part in the next meeting
+and says so, and the others end as well. One that was killed says nothing: MLX's ring fails in the
+others when its connections are closed, and who waits looks now and then whether the others still
+beat (`heartbeat.py`). One that beats but stands still is waited for.
 """
 
 import os
@@ -27,6 +27,7 @@ from mlx_eagle.training.run.exchange_thread import ExchangeThread
 from mlx_eagle.training.run.heartbeat import Heartbeats, heartbeat
 
 PAUSE = 0.2  # seconds between two looks of one who waits
+SHOWN_AFTER = 5.0  # seconds in which a folder on the network must show what another has written
 KEPT = "what was saved stays, and the same command goes on"
 
 _UNSIGNED = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}
@@ -102,6 +103,15 @@ class Processes:
         files = {rank: folder / f".process-{rank}" for rank in range(self.size)}
         self._kept.enter_context(heartbeat(files.pop(self.rank)))
         self.meet()  # now each has its file
+        for _ in range(round(SHOWN_AFTER / PAUSE)):
+            if not (unseen := [str(rank) for rank, file in files.items() if not file.exists()]):
+                break
+            sleep(PAUSE)
+        else:
+            raise EagleError(
+                f"the process of rank {self.rank} finds no file of rank {listed(unseen)} in "
+                f"{folder}: all processes must see the same folder of --out"
+            )
         self._files = files
 
     def meet(self) -> None:
@@ -222,6 +232,8 @@ class Processes:
         try:
             found = pending.result()
         except RuntimeError as error:
+            if "connection" not in str(error) and "peer" not in str(error):
+                raise
             raise EagleError(
                 f"the process of rank {self.rank} has lost another one, which was killed or cannot "
                 f"be reached ({one_line(error, 80)}); {KEPT}"

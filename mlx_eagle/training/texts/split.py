@@ -2,22 +2,23 @@
 
 Which side a conversation falls on is decided by its first question and the seed alone, so adding
 data moves nobody to the other side. What is held out is asked nowhere in what is trained on, not
-later in a conversation either: a head is measured on questions that it has not seen. Spaces, line
-ends, capitals and system prompts make no other question.
+later in a conversation either, but for what is said in many of them: a head is measured on
+questions that it has not seen. Spaces, line ends, capitals and system prompts make no other one.
 """
 
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from mlx_eagle.errors import EagleError
 from mlx_eagle.training.texts.conversations import Conversation
 
-# A later turn asks something of its own if it has as many words, and does not follow upon more
-# first questions than this: "go on" and "say it in one sentence, please" are in both halves.
+# A turn asks something of its own if it does not follow upon more first questions than this, and
+# has as many words or is itself a first one: "go on" and "in one sentence, please" do not.
 FEWEST_WORDS, MOST_FIRST_QUESTIONS = 4, 10
+LONGEST_WORD = 12  # characters without a space: more are a sentence of a script that has none
 
 
 class Split(NamedTuple):
@@ -41,7 +42,7 @@ def split(conversations: Iterable[Conversation], share: float, seed: int) -> Spl
 
     At least one question is held out if the share is above 0 and there are two or more, and at
     least one is trained on: in a set so small that this has to be forced, new data may move it.
-    Nothing is held out where that would leave nothing to train on.
+    Conversations that ask later what is held out are trained on only where all do.
 
     Args:
         conversations: in any number.
@@ -63,8 +64,8 @@ def split(conversations: Iterable[Conversation], share: float, seed: int) -> Spl
     for conversation, number in zip(unique, numbers, strict=True):
         (kept if number in heldout else train).append(conversation)
     alone = without_questions_of(train, kept)
-    if not alone:
-        return Split(unique, [], n_repeated)
+    if not alone:  # what is asked later is in all of them: first questions alone tell them apart
+        alone = train
     return Split(alone, kept, n_repeated, len(train) - len(alone))
 
 
@@ -87,19 +88,25 @@ def without_questions_of(
     """Return conversations that ask nothing that some others ask, in their order.
 
     Worked example: where another one asks "What is a ring?" and then "And what is a field then?",
-    a conversation is left out that begins with "what is a  ring?", or that asks the second question
-    anywhere; one is not that only shares the turn "Go on."
+    a conversation is left out that asks "what is a  ring?" or the second question, first or later;
+    one is not that only shares the turn "Go on."
     """
     usual = _usual_turns([*conversations, *others])
-    asked = {turn for conversation in others for turn in _asked(conversation, usual)}
-    return [c for c in conversations if asked.isdisjoint(_asked(c, usual))]
+    first = {_turns(conversation)[0] for conversation in others}
+    asked = {turn for conversation in others for turn in _asked(conversation)} - usual
+    turns = ((conversation, _turns(conversation)) for conversation in conversations)
+    return [c for c, said in turns if said[0] not in first and asked.isdisjoint(said)]
 
 
-def _asked(conversation: Conversation, usual: Collection[str]) -> set[str]:
+def _asked(conversation: Conversation) -> set[str]:
     """Return the questions of a conversation: the first turn, and later ones of their own."""
     first, *later = _turns(conversation)
-    is_own = (len(turn.split()) >= FEWEST_WORDS and turn not in usual for turn in later)
-    return {first, *(turn for turn, own in zip(later, is_own, strict=True) if own)}
+    return {first, *filter(_is_long, later)}
+
+
+def _is_long(turn: str) -> bool:
+    """Say whether a turn can be a question of its own, in scripts without spaces too."""
+    return len(turn.split()) >= FEWEST_WORDS or (" " not in turn and len(turn) > LONGEST_WORD)
 
 
 def _usual_turns(conversations: Iterable[Conversation]) -> set[str]:

@@ -60,3 +60,21 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     absent = tmp_path / "absent" / "1"
     with pytest.raises(EagleError, match="^cannot write .*/1: No such file"), heartbeat(absent):
         pass
+
+
+def test_a_folder_that_cannot_be_read_for_a_moment_is_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "beat"
+    file.touch()
+    beats = Heartbeats({1: file})
+    monkeypatch.setattr(module, "LEFT", 0.0)
+
+    def stale(_: Path) -> None:
+        raise OSError(116, "Stale file handle")
+
+    with monkeypatch.context() as hidden:
+        hidden.setattr(Path, "stat", stale)
+        assert beats.lost() == []
+    file.unlink()
+    assert beats.lost() == [1]

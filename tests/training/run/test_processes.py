@@ -11,7 +11,7 @@ import pytest
 
 from cases import broad
 from mlx_eagle.errors import EagleError
-from mlx_eagle.training.run import heartbeat
+from mlx_eagle.training.run import heartbeat, processes
 from mlx_eagle.training.run.checkpoint import newest_checkpoint
 from mlx_eagle.training.run.processes import Processes
 from toy_training import started_in_two
@@ -217,3 +217,14 @@ def test_a_group_that_cannot_be_joined_is_one_line(monkeypatch: pytest.MonkeyPat
         EagleError, match="^the process of rank 1 cannot join the others: .*launch$"
     ):
         Processes.joined()
+
+
+def test_folders_that_are_not_shared_are_told_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "SHOWN_AFTER", 0.2)
+    two = Processes()
+    two.size = 2
+    monkeypatch.setattr(two, "meet", lambda: None)  # the other one has met, with its own folder
+    with pytest.raises(EagleError, match="no file of rank 1 .* must see the same folder"):
+        two.keep_heartbeat(tmp_path)

@@ -33,7 +33,9 @@ def test_every_conversation_is_on_one_side_and_no_question_on_both(
 ) -> None:
     found = split(conversations, share, seed)
     unique = list(dict.fromkeys(map(str, conversations)))
-    assert sorted(map(str, found.train + found.heldout)) == sorted(unique)
+    kept = list(map(str, found.train + found.heldout))
+    assert set(kept) <= set(unique)
+    assert len(kept) == len(set(kept)) == len(unique) - found.n_asked
     assert found.n_repeated == len(conversations) - len(unique)
     asked = [{c.messages[0]["content"] for c in side} for side in (found.train, found.heldout)]
     assert not asked[0] & asked[1]
@@ -92,7 +94,7 @@ def test_what_others_ask_is_left_out_whatever_is_answered() -> None:
     assert without_questions_of(conversations, [conversation("two? ")]) == [conversations[0], text]
     assert (
         without_questions_of(conversations, [conversation("three?", "3"), text])
-        == conversations[:3]
+        == conversations[:2]
     )
 
 
@@ -118,6 +120,7 @@ LATER = "And what is a field?"
     [
         (("Other?", "1", LATER), False),
         ((LATER.lower(),), False),
+        (("Other?", "1", "What is a ring?"), False),
         (("Other?", "1", "And what is a module?"), True),
         (("Other?", "1", "Go on."), True),
         (("Go on.",), True),
@@ -129,7 +132,26 @@ def test_what_is_held_out_is_not_asked_later_either(
     heldout = [conversation("What is a ring?", "1", LATER, "2", "Go on.")]
     given = [conversation(*trained)]
     assert without_questions_of(given, heldout) == (given if is_kept else [])
-    assert without_questions_of(heldout, given) == (heldout if is_kept else [])
+
+
+def test_scripts_without_spaces_have_questions_too() -> None:
+    heldout = [conversation("什么是环?", "1", "什么是域,它和环有什么不同之处?")]
+    for asked in ("什么是环?", "什么是域,它和环有什么不同之处?"):
+        assert without_questions_of([conversation("你好", "1", asked)], heldout) == []
+    other = [conversation("你好", "1", "什么是模?")]
+    assert without_questions_of(other, heldout) == other
+
+
+def test_something_is_held_out_where_later_turns_are_the_same_everywhere() -> None:
+    conversations = [
+        conversation(f"first question {i}?", "1", f"and what about case {j}?")
+        for i in range(10)
+        for j in range(20)
+    ]
+    found = split(conversations, 0.2, 0)
+    assert found.heldout and found.train
+    sides = [{c.messages[0]["content"] for c in side} for side in (found.train, found.heldout)]
+    assert not sides[0] & sides[1]
 
 
 def test_a_turn_that_follows_upon_many_questions_asks_nothing_of_its_own() -> None:
@@ -152,11 +174,6 @@ def test_a_share_that_is_held_out_is_not_asked_in_what_is_trained_on() -> None:
     )
     assert found.heldout and not asked & held
     assert found.n_asked == len(pairs) - len(found.train) - len(found.heldout) > 0
-
-
-def test_nothing_is_held_out_where_all_ask_the_same() -> None:
-    both = [conversation(f"q{i}", "a", LATER) for i in range(2)]
-    assert split(both, 0.5, 0) == (both, [], 0, 0)
 
 
 def test_spaces_make_no_difference_and_everything_else_does() -> None:
