@@ -77,4 +77,4 @@ def test_a_folder_that_cannot_be_read_for_a_moment_is_as_it_was(
         hidden.setattr(Path, "stat", stale)
         assert beats.lost() == []
     file.unlink()
-    assert beats.lost() == [1]
+    assert [beats.lost(), beats.lost()] == [[], [1]]  # it is given LEFT from when that is seen
