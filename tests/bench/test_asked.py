@@ -5,7 +5,7 @@ from typing import Any
 from mlx_eagle.bench.asked import Asked, fits
 from mlx_eagle.bench.prompts import ask, with_later_turns
 
-QUESTION, LATER = "What does zip do?", "What is the signature of os.walk?"
+QUESTION, LATER = "What is the signature of shutil.copyfile?", "What does zip do?"
 
 
 def test_a_later_turn_is_asked_as_a_session_would_ask_it(demo: Any) -> None:

@@ -301,7 +301,7 @@ def test_of_a_data_set_twenty_prompts_are_enough_unless_more_are_asked_for(
     rows = "".join(json.dumps({"question": f"{i}?", "answer": ""}) + "\n" for i in range(40))
     (tmp_path / "test.jsonl").write_text(rows)
     args = ["bench", "--dataset", "gsm8k", "--data", str(tmp_path), "-n", "2", "--warmup", "0"]
-    assert run([*args, "--compare", "plain", "--json"]) == 0
+    assert run([*args, "--compare", "plain", "--temp", "0", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["prompts"] == {"source": f"gsm8k ({tmp_path})", "categories": {"gsm8k": 20}}
     assert report["n_alpha"] == []

@@ -8,6 +8,7 @@ import pytest
 
 from mlx_eagle.bench import contestants
 from mlx_eagle.bench.contestants import Contestant, Run, Setting
+from mlx_eagle.bench.draft_scores import STEPS
 from mlx_eagle.bench.kept import FILE
 from mlx_eagle.cli.main import run
 
@@ -33,21 +34,33 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def asked(demo: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Setting, list[int]]]:
-    """The demo pair in the place of what `load` would load; notes who is asked, and what."""
+def loaded(demo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo pair in the place of what `load` would load: the same, but sooner."""
     monkeypatch.setattr("mlx_eagle.loading.load", lambda *args, **options: demo)
+
+
+@pytest.fixture
+def asked(loaded: None, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Setting, list[int]]]:
+    """Everybody answers at once, by the prompt alone; notes who is asked what."""
     make, noted = contestants.make_contestant, list[tuple[str, Setting, list[int]]]()
 
-    def make_noting(spec: Any, *args: Any) -> Contestant:
-        honest = make(spec, *args)
+    def make_quick(spec: Any, *args: Any) -> Contestant:
+        real = make(spec, *args)
 
-        def note(prompt: list[int], setting: Setting) -> Run:
+        def run(prompt: list[int], setting: Setting) -> Run:
             noted.append((spec.name, setting, prompt))
-            return honest.run(prompt, setting)
+            answer = [100 + sum(prompt) % 50, 101 + int(setting.temperature), 102]
+            stats = {"drafted": 2, "n_accepted_per_round": [1]} if spec.shape else {}
+            return Run(answer, 2, 0.25 if spec.shape else 0.5, 0.125, stats)
 
-        return Contestant(honest.name, note, honest.same_draws, honest.engine)
+        return Contestant(real.name, run, real.same_draws, real.engine)
 
-    monkeypatch.setattr("mlx_eagle.bench.contestants.make_contestant", make_noting)
+    def score(_: Any, prompt: list[int], answer: list[int]) -> tuple[list[int], list[int]]:
+        assert len(prompt) > 10
+        return [1] * STEPS, [len(answer)] * STEPS
+
+    monkeypatch.setattr("mlx_eagle.bench.contestants.make_contestant", make_quick)
+    monkeypatch.setattr("mlx_eagle.bench.draft_scores._score", score)
     return noted
 
 
@@ -62,39 +75,44 @@ def test_data_sets_are_measured_as_papers_do_greedy_and_sampled_over_all_turns(
     assert report["prompts"]["categories"] == counts
     # 5 turns, 2 temperatures, 2 repeats, 3 contestants, who all read the same prompts.
     assert len(report["samples"]) == len(asked) == 5 * 2 * 2 * 3
-    prompts = {(s.temperature, s.seed, tuple(ids)) for _, s, ids in asked}
-    assert len(prompts) == 5 * 2
+    assert len({(s.temperature, s.seed, tuple(ids)) for _, s, ids in asked}) == 5 * 2
     assert report["equality"]["n_bugs"] == 0
     rows = {(r["temperature"], r["contestant"], r["group"]): r for r in report["data_sets"]}
     chain = rows[0.0, "chain:2", "mt-bench"]
-    assert chain["n_answers"] == 4
-    assert chain["over_plain"]["low"] <= chain["over_plain"]["value"] <= chain["over_plain"]["high"]
-    assert chain["over_stock"]["value"] > 0 and 1 <= chain["acceptance_length"] <= 3
-    assert {r["group"] for r in report["categories"]} == {
-        "mt-bench: math",
-        "mt-bench: stem",
-        "mean",
-    }
+    assert (chain["n_answers"], chain["acceptance_length"]) == (4, 2.0)
+    assert chain["over_plain"] == chain["over_stock"] == {"value": 2.0, "low": 2.0, "high": 2.0}
+    names = {r["group"] for r in report["categories"]}
+    assert names == {"mt-bench: math", "mt-bench: stem", "mean"}
     assert {r["contestant"] for r in report["slowest"]} == {"chain:2", "mlx-lm"}
     alphas = {(a["temperature"], a["category"]): a for a in report["n_alpha"]}
     assert {name for _, name in alphas} == {"mt-bench", *counts, "all"}
     assert all(len(a["values"]) == 6 for a in alphas.values())
-    answers = [s for s in report["samples"] if s["contestant"] == "plain" and not s["repeat"]]
-    n_greedy = sum(s["tokens"] for s in answers if s["temperature"] == 0)
-    assert alphas[0.0, "all"]["n_rounds"] == n_greedy, "every token of an answer is a position"
+    assert alphas[0.0, "all"]["n_rounds"] == 5 * 3, "one answer of three tokens a turn"
+    assert alphas[1.0, "mt-bench"]["values"] == [1 / 3] * STEPS
 
 
-def test_the_markdown_has_the_papers_table_first(
+def test_the_papers_table_comes_first_and_categories_after_it(
     asked: Any, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    args = ["bench", "--dataset", "mt-bench", "--data", str(folder), *SHORT, "--temp", "0"]
+    args = ["bench", "--dataset", "mt-bench", "--data", str(folder), *SHORT]
     assert run(args) == 0
     out = capsys.readouterr().out
     parts = ["## Data sets", "| decoding ", "## Categories", "## Speed, greedy", "5-alpha"]
     assert [out.index(part) for part in parts] == sorted(out.index(part) for part in parts)
-    assert "chain:2, greedy: in no category below" in out
+    assert "- chain:2, greedy: in no category below 2.00 times plain decoding (mt-bench: " in out
     assert "teacher-forced on plain decoding's answers" in out
     assert "gsm8k" not in out
+
+
+def test_second_turns_are_answered_alike_by_everybody(
+    loaded: None, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "mt_bench.jsonl").write_text(json.dumps(ROWS["mt_bench"][0]))
+    args = ["bench", "--dataset", "mt-bench", "--data", str(folder), "-n", "4", "--warmup", "0"]
+    assert run([*args, "--compare", "chain:2", "--temp", "1", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["equality"] == {"n_compared": 2, "n_bugs": 0, "differences": []}
+    assert [s["tokens"] for s in report["samples"]] == [4] * 4
 
 
 def test_a_run_that_was_stopped_goes_on_with_what_is_left(
@@ -112,7 +130,7 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_left(
     (out / "report.json").unlink()
     asked.clear()
     assert run(args) == 0
-    assert len(asked) == n_all * 2 / 5
+    assert len(asked) == n_all * 2 // 5
     again = json.loads((out / "report.json").read_text())
     key = ("contestant", "prompt_id", "tokens")
     assert [[s[k] for k in key] for s in again["samples"]] == [
