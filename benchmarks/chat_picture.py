@@ -30,7 +30,11 @@ LOADED = "speculation"  # a word of the banner, which comes once the model is lo
 ASKING = "\x1b[?2004h"  # what the line editor sends when it begins to take a line
 CTRL_D = "\x04"
 QUIET = 1.0  # seconds without output after which the line editor is taken to wait
-FONT_FACE = re.compile(r"\s*@font-face \{.*?\}", re.S)  # fonts that a viewer would have to fetch
+NEEDLESS = re.compile(
+    r"\s*@font-face \{.*?\}"  # fonts that a viewer would have to fetch
+    r"|<text [^>]*>\n</text>",  # ends of lines
+    re.S,
+)
 
 
 class Chat:
@@ -107,13 +111,17 @@ class Chat:
 
 
 def draw(lines: Sequence[Text], columns: int, title: str) -> str:
-    """Return rows of a terminal as an SVG picture, which names no font that is fetched."""
+    """Return rows of a terminal as an SVG picture, which fetches no fonts.
+
+    Not every viewer shows a space at the end of a text without being told to keep it.
+    """
     console = Console(
         record=True, width=columns, file=StringIO(), force_terminal=True, color_system="truecolor"
     )
     for line in lines:
         console.print(line, no_wrap=True, crop=False, highlight=False)
-    return FONT_FACE.sub("", console.export_svg(title=title, unique_id="chat"))
+    picture = NEEDLESS.sub("", console.export_svg(title=title, unique_id="chat"))
+    return picture.replace("<svg ", '<svg xml:space="preserve" ', 1)
 
 
 def without_last_prompt(lines: list[Text]) -> list[Text]:

@@ -82,7 +82,8 @@ def _article(answer: Recording, longest: float) -> str:
             f'<article class="{kind}" data-seconds="{answer.seconds:.4f}">',
             f"<h3>{_text(title)}</h3>",
             f'<p class="figures dim"><span class="clock">{answer.seconds:.2f}</span> s · '
-            f'<span class="count">{len(answer.arrivals)}</span> tokens{length}</p>',
+            f'<span class="count">{len(answer.arrivals)}</span> tokens · '
+            f"the first after {answer.arrivals[0].seconds:.2f} s{length}</p>",
             f"<pre>{''.join(map(_token, answer.arrivals))}</pre>",
             f'<div class="bar"><i style="width: {share:.1f}%"></i></div>',
             "</article>",
