@@ -90,7 +90,7 @@ def command(source: ModelSource, wanted: Wanted) -> None:
 
 
 def run_and_write(source: ModelSource, wanted: Wanted, specs: list["Spec"]) -> "Report":
-    """Run the benchmark; with --out, write its files, all of them or none."""
+    """Run the benchmark; with --out, write its files, and no half report."""
     if wanted.out is None:
         return run_benchmark(source, wanted, specs)
     from mlx_eagle.bench.plots import require_matplotlib

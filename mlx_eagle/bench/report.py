@@ -91,11 +91,13 @@ def build_report(inputs: Inputs, found: Found) -> Report:
 def settings_of(inputs: Inputs) -> dict[str, Any]:
     """Return what a run's answers depend on, ready for JSON: where it differs, the run is another.
 
-    The command is not among it: other words may mean the same.
+    The command is not among it, as other words may mean the same, nor what is expected of
+    speculation, which is measured anew in another process.
     """
+    models = {key: getattr(inputs.info, key) for key in MODEL_KEYS if key != "speculation"}
     asked = json.dumps([prompt._asdict() for prompt in inputs.prompts])
     return {
-        "models": {key: getattr(inputs.info, key) for key in MODEL_KEYS},
+        "models": models,
         "machine": describe_machine(),
         "questions": hashlib.sha256(asked.encode()).hexdigest(),
         "contestants": list(inputs.contestants),
