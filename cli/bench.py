@@ -144,7 +144,7 @@ def run_benchmark(source: ModelSource, wanted: Wanted, specs: list["Spec"]) -> "
     kept = keep(inputs, wanted) if wanted.has_sets and wanted.out else None
     warm_up(contestants, asked.ids(0.0, 0), trial)
     samples = measure(contestants, asked, trial, counter("generation"), kept=kept)
-    alphas = measure_alphas(contestants, asked, trial, samples)
+    alphas = measure_alphas(contestants, asked, trial, samples, kept)
     exact = {contestant.name for contestant in contestants if contestant.same_draws}
     judge = judge_by(engine.target.model, asked.ids, trial.seed)
     comparison = compare(samples, contestants[0].name, exact, judge)
@@ -188,7 +188,11 @@ def keep(inputs: "Inputs", wanted: Wanted) -> "Kept":
 
 
 def measure_alphas(
-    contestants: list["Contestant"], asked: "Asked", trial: "Trial", samples: list["Sample"]
+    contestants: list["Contestant"],
+    asked: "Asked",
+    trial: "Trial",
+    samples: list["Sample"],
+    kept: "Kept | None",
 ) -> list["Alphas"]:
     """Return n-alpha: of data sets on plain decoding's answers, else of a run with chains."""
     from mlx_eagle.bench.draft_scores import alphas_of, score_answers
@@ -196,7 +200,8 @@ def measure_alphas(
     from mlx_eagle.bench.metrics import alphas
 
     if asked.prompts[0].data_set:
-        scores = score_answers(contestants, asked, samples, counter("answer, for n-alpha"))
+        show = counter("answer, for n-alpha")
+        scores = score_answers(contestants, asked, samples, show, kept)
         return alphas_of(scores, asked.prompts)
     return alphas(probe(contestants, asked, trial, counter("chain, for n-alpha")))
 

@@ -12,6 +12,7 @@ import mlx.core as mx
 
 from mlx_eagle.bench.asked import Asked
 from mlx_eagle.bench.contestants import Contestant
+from mlx_eagle.bench.kept import Kept
 from mlx_eagle.bench.measure import Report, engines_of
 from mlx_eagle.bench.metrics import ALL, Alphas, Sample
 from mlx_eagle.bench.prompts import BenchPrompt
@@ -32,7 +33,11 @@ class DraftScore(NamedTuple):
 
 
 def score_answers(
-    contestants: Sequence[Contestant], asked: Asked, samples: Sequence[Sample], report: Report
+    contestants: Sequence[Contestant],
+    asked: Asked,
+    samples: Sequence[Sample],
+    report: Report,
+    kept: Kept | None = None,
 ) -> list[DraftScore]:
     """Return the scores of every head on every answer of plain decoding.
 
@@ -41,15 +46,21 @@ def score_answers(
         asked: the prompts, with the answers that later turns go on after.
         samples: all generations.
         report: called with (answers done, answers in all).
+        kept: scores of this run that are there already, and where new ones are kept.
     """
     plain = [s for s in samples if s.contestant == contestants[0].name and s.repeat == 0]
     turns = [(engine, sample) for engine in engines_of(contestants) for sample in plain]
     scores = []
     for done, (engine, sample) in enumerate(turns):
         report(done, len(turns))
-        ids = asked.ids(sample.temperature, sample.prompt_id)
         where = (engine.info.head, sample.temperature, sample.prompt_id)
-        scores.append(DraftScore(*where, *_score(engine, ids, sample.tokens)))
+        score = kept.find_score(where) if kept else None
+        if score is None:
+            ids = asked.ids(sample.temperature, sample.prompt_id)
+            score = _score(engine, ids, sample.tokens)
+            if kept:
+                kept.add_score(where, score)
+        scores.append(DraftScore(*where, *score))
     report(len(turns), len(turns))
     return scores
 

@@ -1,7 +1,7 @@
 """Generations of a long run, kept in a file: a run that was stopped goes on where it was.
 
-A line is one JSON object: first what the run is, then everybody's generation of one prompt, and a
-line wherever the run was begun or taken up again.
+A line is one JSON object: first what the run is, then everybody's generation of one prompt or the
+score of a head on an answer, and a line wherever the run was begun or taken up again.
 """
 
 import json
@@ -50,6 +50,7 @@ class Kept:
         _check(folder, rows[0], settings)
         self._found = {}
         self.starts = [row["begun"] for row in rows if "begun" in row]
+        self._scores = {json.dumps(r["of"]): r["score"] for r in rows if {"of", "score"} <= set(r)}
         try:
             for row in rows:
                 if "samples" in row:
@@ -67,6 +68,15 @@ class Kept:
         """Keep everybody's generation of a prompt."""
         self._found[_key(samples)] = list(samples)
         self._write({"samples": [sample._asdict() for sample in samples]})
+
+    def find_score(self, of: Sequence[Any]) -> Any:
+        """Return what `add_score` kept of something; None if it did not."""
+        return self._scores.get(json.dumps(of))
+
+    def add_score(self, of: Sequence[Any], score: Any) -> None:
+        """Keep a score, ready for JSON, of something that is named so."""
+        self._scores[json.dumps(of)] = score
+        self._write({"of": of, "score": score})
 
     def _begin(self) -> None:
         self.starts.append(datetime.now().astimezone().isoformat(timespec="seconds"))

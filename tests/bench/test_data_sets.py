@@ -130,7 +130,7 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_left(
     assert run(args) == 0
     whole, n_all = json.loads((out / "report.json").read_text()), len(asked)
     lines = (out / FILE).read_bytes().splitlines(keepends=True)
-    assert len(lines) == 2 + 5
+    assert len(lines) == 2 + 5 + 5, "settings, a start, answers, and scores of the head"
     # Stopped in the second turn of the second question.
     (out / FILE).write_bytes(b"".join(lines[:5]) + lines[5][:40])
     (out / "report.json").unlink()
@@ -149,6 +149,8 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_left(
     assert [a["values"] for a in again["n_alpha"]] == [a["values"] for a in whole["n_alpha"]]
     assert len(again["starts"]) == 2
     assert "taken up again" in (out / "report.md").read_text()
+    monkeypatch.setattr("mlx_eagle.bench.draft_scores._score", None)  # all scores are kept
+    assert run(args) == 0
     asked.clear()
     capsys.readouterr()
     assert run([*args, "--seed", "1"]) == 1

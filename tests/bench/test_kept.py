@@ -24,11 +24,15 @@ def test_what_was_kept_is_found_again_and_nothing_else(tmp_path: Path) -> None:
     kept = Kept(tmp_path / "new" / "run", SETTINGS)
     kept.add(everybody(3))
     kept.add(everybody(3, repeat=1, temperature=0.7))
+    kept.add_score(("head", 0.7, 3), ([1, 0], [2, 1]))
     again = Kept(tmp_path / "new" / "run", SETTINGS)
     for each in (kept, again):
         assert each.find(0, 0.0, 3) == everybody(3)
         assert each.find(1, 0.7, 3) == everybody(3, repeat=1, temperature=0.7)
         assert each.find(0, 0.7, 3) is None
+        right, of = each.find_score(("head", 0.7, 3))
+        assert (list(right), list(of)) == ([1, 0], [2, 1])
+        assert each.find_score(("head", 0.0, 3)) is None
     assert (len(kept.starts), len(again.starts)) == (1, 2)
 
 
