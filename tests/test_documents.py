@@ -7,7 +7,7 @@ that says what it needs; then its command lines are parsed only.
 import re
 import shlex
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,7 +94,8 @@ def test_a_block_that_is_not_run_says_why_and_its_commands_exist(
             parse(words[1:])
         elif words[0] == "python" and words[1] != "-m":
             script = (ROOT / words[1]).read_text()
-            flags = [word for word in words[2:] if word.startswith("--")]
+            own = takewhile(lambda word: word != "--", words[2:])  # what follows is another's
+            flags = [word for word in own if word.startswith("--")]
             assert all(f'"{flag}"' in script for flag in flags), flags
 
 

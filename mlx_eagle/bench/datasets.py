@@ -3,11 +3,11 @@
 Without a path it is the 80 questions of each that the EAGLE papers were measured on, as their
 authors publish them: one commit, and one checksum for each file, so that a figure is comparable
 with another one. A local file or folder may hold them, or the whole data set in its publisher's own
-layout. The answers in the files are not used.
+layout. All turns are asked; the answers in the files are not used.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,12 +18,14 @@ from mlx_eagle.bench.table_files import READABLE, Row, read_rows
 from mlx_eagle.errors import EagleError, HubError
 from mlx_eagle.files.atomic import new_file
 from mlx_eagle.files.folders import cache_folder
+from mlx_eagle.files.quoting import printable
 from mlx_eagle.hub.download import NetworkError
 
 SOURCE = (
     "https://raw.githubusercontent.com/SafeAILab/EAGLE/"
     "cb7e0841fe0c206c6ed74a197ad5e2a1f13f5a2b/eagle/data"
 )
+QUESTIONS = "question.jsonl"  # what the papers' authors call every one of their files
 TIMEOUT = 30  # seconds
 
 
@@ -31,7 +33,7 @@ class Dataset(NamedTuple):
     """Where a data set is and how a row becomes a prompt.
 
     Attributes:
-        category: of its prompts, where the rows name none.
+        category: of its prompts, where the rows do not name several.
         folder: of the questions, below SOURCE.
         sha256: of the file with the questions.
         names: what its file is called where it is published, for folders.
@@ -46,6 +48,11 @@ class Dataset(NamedTuple):
     fields: tuple[str, ...]
     question: Callable[[Row], str]
 
+    @property
+    def published(self) -> tuple[str, str]:
+        """The papers' questions, as a file of their own and as the papers' authors keep them."""
+        return f"{self.folder}.jsonl", f"{self.folder}/{QUESTIONS}"
+
 
 def _instruct(row: Row) -> str:
     """Return Alpaca's instruction, with its input below."""
@@ -57,7 +64,7 @@ DATASETS = {
         "mt-bench",
         "mt_bench",
         "119565adbab82227089cefdb44c8d7e2cf04dc0a0ec233634c82e7d4e2a944f7",
-        ("question.jsonl",),
+        (),
         ("turns",),
         lambda row: row["turns"][0],
     ),
@@ -65,7 +72,7 @@ DATASETS = {
         "humaneval",
         "humaneval",
         "ce0244e2b228339e9a11afc63a151719beede1e389fdaec7cd9751d33902180e",
-        ("HumanEval.jsonl", "HumanEval.jsonl.gz", "humaneval.jsonl"),
+        ("HumanEval.jsonl", "HumanEval.jsonl.gz"),
         ("prompt",),
         lambda row: f"Complete this Python function:\n\n{row['prompt']}",
     ),
@@ -93,7 +100,38 @@ DATASETS = {
         ("article",),
         lambda row: f"Summarize this article:\n\n{row['article']}",
     ),
+    "nq": Dataset(
+        "nq",
+        "qa",
+        "04252e41ab00bcc03b11940b4a3766cf40ae0b76a09c4f56968ba952f0b029f3",
+        ("NQ-open.dev.jsonl",),
+        ("question",),
+        lambda row: row["question"],
+    ),
 }
+
+
+def read_datasets(names: Sequence[str], path: Path | None = None) -> list[BenchPrompt]:
+    """Return the prompts of public data sets, one set after the other.
+
+    Args:
+        names: keys of DATASETS; none for all that are found in the folder.
+        path: the folder that holds them, or the file of a single one; None fetches them.
+
+    Raises:
+        EagleError: if one cannot be had, or its rows are laid out otherwise.
+    """
+    if path is None or len(names) == 1:
+        return [prompt for name in names for prompt in read_dataset(name, path)]
+    if not path.is_dir():
+        raise EagleError(f"{path} is not a folder, and data sets are files: give their folder")
+    wanted = names or [n for n, d in DATASETS.items() if _existing(path, d.published)]
+    if not wanted:
+        raise EagleError(
+            f"{path} holds no data set: expected a file like mt_bench.jsonl, or a folder like "
+            f"mt_bench with its question.jsonl; found {_listing(path)}"
+        )
+    return [p for name in wanted for p in _read(name, _find(name, path, is_alone=False))]
 
 
 def read_dataset(name: str, path: Path | None = None) -> list[BenchPrompt]:
@@ -106,17 +144,30 @@ def read_dataset(name: str, path: Path | None = None) -> list[BenchPrompt]:
     Raises:
         EagleError: if it cannot be had, or its rows are laid out otherwise.
     """
+    if path is not None:
+        return _read(name, _find(name, path, is_alone=True))
+    return _read(name, _fetch(name, DATASETS[name]))
+
+
+def _read(name: str, file: Path) -> list[BenchPrompt]:
+    """Return the prompts in a file; their categories tell where they are from."""
     dataset = DATASETS[name]
-    file = _fetch(name, dataset) if path is None else _find(name, dataset, path)
-    rows = read_rows(file)
-    return [_to_prompt(row, dataset, f"{file}, row {n}") for n, row in enumerate(rows, start=1)]
+    rows = list(enumerate(read_rows(file), start=1))
+    prompts = [_to_prompt(row, dataset, f"{file}, row {n}") for n, row in rows]
+    has_several = len({prompt.category for prompt in prompts}) > 1
+    return [
+        prompt._replace(
+            category=f"{name}: {prompt.category}" if has_several else name, data_set=name
+        )
+        for prompt in prompts
+    ]
 
 
 def _to_prompt(row: Row, dataset: Dataset, where: str) -> BenchPrompt:
     """Return the prompt of a row in the published layout, or in MT-bench's."""
     if "turns" in row or isinstance(row.get("prompt"), list):
         prompt = to_prompt(row, where)
-        return prompt if "category" in row else prompt._replace(category=dataset.category)
+        return prompt if row.get("category") else prompt._replace(category=dataset.category)
     missing = [f for f in dataset.fields if not isinstance(row.get(f), str) or not row[f].strip()]
     if missing:
         raise EagleError(
@@ -126,18 +177,35 @@ def _to_prompt(row: Row, dataset: Dataset, where: str) -> BenchPrompt:
     return ask(dataset.category, dataset.question(row))
 
 
-def _find(name: str, dataset: Dataset, path: Path) -> Path:
-    """Return the file of a data set: `path` itself, or the one in the folder `path`."""
+def _find(name: str, path: Path, *, is_alone: bool) -> Path:
+    """Return the file of a data set: `path` itself, or the one in the folder `path`.
+
+    Args:
+        name: of the data set.
+        path: a file or a folder.
+        is_alone: no other data set is looked for there, so any name of its file will do.
+    """
     if not path.is_dir():
         return path
-    for wanted in (*dataset.names, "question.jsonl"):
-        if (path / wanted).is_file():
-            return path / wanted
-    found = sorted(entry.name for entry in path.iterdir())[:8]
+    dataset = DATASETS[name]
+    wanted = (*dataset.published, *dataset.names, *([QUESTIONS] if is_alone else []))
+    if found := _existing(path, wanted):
+        return found[0]
     raise EagleError(
-        f"{path} holds no {name} file: expected {' or '.join(dataset.names)}, found "
-        f"{', '.join(found) or 'nothing'}; give the file itself ({', '.join(READABLE)})"
+        f"{path} holds no {name} file: expected {' or '.join(wanted)}, found {_listing(path)}; "
+        f"give the file itself ({', '.join(READABLE)})"
     )
+
+
+def _existing(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Return the files of these names that are there."""
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
+def _listing(folder: Path) -> str:
+    """Return what a folder holds, in a few words."""
+    found = sorted(printable(entry.name) for entry in folder.iterdir())[:8]
+    return ", ".join(found) or "nothing"
 
 
 def _fetch(name: str, dataset: Dataset) -> Path:
@@ -147,7 +215,7 @@ def _fetch(name: str, dataset: Dataset) -> Path:
         HubError: if it cannot be had, or is another file.
     """
     file = cache_folder() / "datasets" / f"{name}-{dataset.sha256[:12]}.jsonl"
-    url = f"{SOURCE}/{dataset.folder}/question.jsonl"
+    url = f"{SOURCE}/{dataset.folder}/{QUESTIONS}"
     try:
         if not file.is_file() or _sha256(file.read_bytes()) != dataset.sha256:
             _download(url, dataset.sha256, file)
@@ -155,7 +223,7 @@ def _fetch(name: str, dataset: Dataset) -> Path:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise HubError(
             f"{name} cannot be fetched ({url}): {reason}; download that file, or "
-            f"{' or '.join(dataset.names)} of its publisher, and give it with --data PATH"
+            "what its publisher has, and give it with --data PATH"
         ) from error
     return file
 

@@ -6,14 +6,13 @@ What the times mean is in `metrics.py`. Nothing is printed here.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from mlx_eagle.bench.asked import Asked
 from mlx_eagle.bench.contestants import Contestant, Setting
+from mlx_eagle.bench.kept import Kept
 from mlx_eagle.bench.metrics import Probe, Sample
-from mlx_eagle.bench.prompts import BenchPrompt
 from mlx_eagle.engine import Engine
-from mlx_eagle.errors import EagleError
-from mlx_eagle.session.prompt import encode_chat_or_text
 from mlx_eagle.tree import TreeShape
 
 PROBE_DEPTH = 5  # tokens of the chain by which n-alpha is measured
@@ -77,22 +76,6 @@ def schedule(n_contestants: int, n_prompts: int, trial: Trial) -> Iterator[Turn]
                 yield Turn(repeat, temperature, prompt_id, contestant_id)
 
 
-def encode(tokenizer: Any, prompts: Sequence[BenchPrompt]) -> list[list[int]]:
-    """Return the token ids of every prompt, through the chat template where there is one.
-
-    Raises:
-        EagleError: if the template refuses a prompt.
-    """
-    return [_encode(tokenizer, prompt) for prompt in prompts]
-
-
-def _encode(tokenizer: Any, prompt: BenchPrompt) -> list[int]:
-    try:
-        return encode_chat_or_text(tokenizer, prompt.messages, prompt.text)
-    except EagleError as error:
-        raise EagleError(f"the prompt {prompt.text[:40]!r} cannot be asked: {error}") from error
-
-
 def warm_up(contestants: Sequence[Contestant], prompt: list[int], trial: Trial) -> None:
     """Let every contestant generate a little, so that nothing is compiled while it is timed."""
     for temperature in trial.temperatures if trial.warmup else ():
@@ -103,64 +86,87 @@ def warm_up(contestants: Sequence[Contestant], prompt: list[int], trial: Trial) 
 
 def measure(
     contestants: Sequence[Contestant],
-    prompts: Sequence[BenchPrompt],
-    ids: Sequence[list[int]],
+    asked: Asked,
     trial: Trial,
     report: Report,
+    *,
+    kept: Kept | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[Sample]:
     """Return all timed generations, in the order in which they ran.
 
     Args:
-        contestants: who takes part.
-        prompts: for their categories.
-        ids: the prompts' token ids.
+        contestants: who takes part; the first one's answers are what later turns go on after.
+        asked: the prompts.
         trial: how.
         report: called with (generations done, generations in all).
+        kept: generations of this run that were done before, and where new ones are kept.
         sleep: rests for so many seconds.
     """
-    turns = list(schedule(len(contestants), len(ids), trial))
-    samples = []
-    for done, (repeat, temperature, prompt_id, contestant_id) in enumerate(turns):
-        report(done, len(turns))
-        if trial.cooldown:
-            sleep(trial.cooldown)
-        contestant = contestants[contestant_id]
-        run = contestant.run(ids[prompt_id], trial.setting(temperature, prompt_id))
-        where = (contestant.name, temperature, prompt_id, prompts[prompt_id].category, repeat)
-        samples.append(Sample(*where, *run))
+    turns = list(schedule(len(contestants), len(asked.prompts), trial))
+    samples: list[Sample] = []
+    for start in range(0, len(turns), len(contestants)):
+        report(start, len(turns))
+        group = turns[start : start + len(contestants)]  # everybody on one prompt
+        found = kept.find(*group[0][:3]) if kept else None
+        if found is None:
+            found = [_generate(contestants, asked, turn, trial, sleep) for turn in group]
+            if kept:
+                kept.add(found)
+        plain = next(s for s in found if s.contestant == contestants[0].name)
+        asked.note(plain.temperature, plain.prompt_id, plain.tokens)
+        samples += found
     report(len(turns), len(turns))
     return samples
 
 
-def probe(
+def _generate(
     contestants: Sequence[Contestant],
-    prompts: Sequence[BenchPrompt],
-    ids: Sequence[list[int]],
+    asked: Asked,
+    turn: Turn,
     trial: Trial,
-    report: Report,
+    sleep: Callable[[float], None],
+) -> Sample:
+    """Let one contestant answer one prompt."""
+    if trial.cooldown:
+        sleep(trial.cooldown)
+    repeat, temperature, prompt_id, contestant_id = turn
+    contestant, prompt = contestants[contestant_id], asked.prompts[prompt_id]
+    ids = asked.ids(temperature, prompt_id)
+    run = contestant.run(ids, trial.setting(temperature, prompt_id))
+    where = (contestant.name, temperature, prompt_id, prompt.category, repeat)
+    return Sample(*where, *run)
+
+
+def probe(
+    contestants: Sequence[Contestant], asked: Asked, trial: Trial, report: Report
 ) -> list[Probe]:
     """Run every head once more on every prompt with a fixed chain, untimed, for n-alpha.
 
     Args:
         contestants: those that share a head are one.
-        prompts: for their categories.
-        ids: the prompts' token ids.
+        asked: the prompts, with the answers that later turns go on after.
         trial: how.
         report: called with (generations done, generations in all).
     """
-    engines = {id(c.engine): c.engine for c in contestants if c.engine is not None}.values()
-    turns = [(e, t, i) for e in engines for t in trial.temperatures for i in range(len(ids))]
+    engines, n_prompts = engines_of(contestants), len(asked.prompts)
+    turns = [(e, t, i) for e in engines for t in trial.temperatures for i in range(n_prompts)]
     probes = []
     for done, (engine, temperature, i) in enumerate(turns):
         report(done, len(turns))
         depth = _probe_depth(engine)
         setting = trial.setting(temperature, i)._asdict()
-        stats = engine.generate(ids[i], tree=TreeShape.chain(depth), **setting).stats
-        name, category = engine.info.head, prompts[i].category
+        ids = asked.ids(temperature, i)
+        stats = engine.generate(ids, tree=TreeShape.chain(depth), **setting).stats
+        name, category = engine.info.head, asked.prompts[i].category
         probes.append(Probe(name, temperature, category, depth, stats.n_accepted_per_round))
     report(len(turns), len(turns))
     return probes
+
+
+def engines_of(contestants: Sequence[Contestant]) -> list[Engine]:
+    """Return the engines that draft with a head, each once."""
+    return list({id(c.engine): c.engine for c in contestants if c.engine is not None}.values())
 
 
 def _probe_depth(engine: Engine) -> int:

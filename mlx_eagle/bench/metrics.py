@@ -111,7 +111,10 @@ class Probe(NamedTuple):
 
 
 class Alphas(NamedTuple):
-    """The n-alpha of one head in one category; `values[n]` is None where no round got so far."""
+    """The n-alpha of one head in one category; `values[n]` is None where no round got so far.
+
+    `n_rounds` are the rounds of a chain, or the positions of texts that a head was tried at.
+    """
 
     head: str
     temperature: float
@@ -163,9 +166,9 @@ def _row(
         spread=Spread(statistics.median(rates), min(rates), max(rates)),
         speedup=_ratio(rate(own), rate(base)),
         speedup_with_prompt=_ratio(_whole_rate(own), _whole_rate(base)),
-        acceptance_length=acceptance_length(_rounds(own)) if drafted else None,
+        acceptance_length=acceptance_length(accepted_by_round(own)) if drafted else None,
         acceptance_by_depth=_by_depth(own),
-        n_rounds=len(_rounds(own)),
+        n_rounds=len(accepted_by_round(own)),
         draft_seconds=sums[0],
         verify_seconds=sums[1],
         host_seconds=sums[2],
@@ -207,13 +210,30 @@ def alphas(probes: Sequence[Probe]) -> list[Alphas]:
     return found
 
 
+def slowest(rows: Sequence[Row], baseline: str) -> list[Row]:
+    """Return, of every contestant but the baseline, the row of the category it gains least in.
+
+    Args:
+        rows: what `summarise` returned.
+        baseline: whose speed is 1.
+    """
+    least: dict[tuple[float, str], Row] = {}
+    for row in rows:
+        is_part = row.category != ALL and row.contestant != baseline
+        key = (row.temperature, row.contestant)
+        # Where all answers have one token nothing is timed, and the speed-up is 0.
+        if is_part and row.speedup and (key not in least or row.speedup < least[key].speedup):
+            least[key] = row
+    return list(least.values())
+
+
 def with_all(categories: Iterable[str]) -> list[str]:
     """Return every category once, in order, and the one of all prompts last."""
     names = _unique(categories)
     return names if names == [ALL] else [*names, ALL]
 
 
-def _rounds(samples: Sequence[Sample]) -> list[int]:
+def accepted_by_round(samples: Sequence[Sample]) -> list[int]:
     """Return the accepted tokens of every round of every sample."""
     return [k for s in samples for k in s.stats.get("n_accepted_per_round") or []]
 
@@ -223,7 +243,7 @@ def _by_depth(samples: Sequence[Sample]) -> list[float]:
     drafted = [s.stats.get("drafted_by_depth") or [] for s in samples]
     depth = max((len(counts) for counts in drafted), default=0)
     totals = [sum(counts[d] for counts in drafted if d < len(counts)) for d in range(depth)]
-    rounds = _rounds(samples)
+    rounds = accepted_by_round(samples)
     return [_ratio(sum(k > d for k in rounds), total) for d, total in enumerate(totals)]
 
 

@@ -3,6 +3,7 @@
 The public data sets are in `datasets.py`. Nothing is tokenized here.
 """
 
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,24 +14,50 @@ from mlx_eagle.errors import EagleError
 
 UNNAMED = "prompts"  # the category of prompts that name none
 
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
 
 
 class BenchPrompt(NamedTuple):
-    """One prompt: chat messages, and the category that it is counted under."""
+    """One prompt.
+
+    Attributes:
+        category: that it is counted under.
+        messages: of the chat; of a later turn only what is new in it.
+        later: what is asked afterwards, each once the answer before it is there.
+        data_set: the public data set that it is of; "" for none.
+        follows: index of the prompt that it goes on after; None for a conversation's first.
+    """
 
     category: str
     messages: Messages
+    later: tuple[str, ...] = ()
+    data_set: str = ""
+    follows: int | None = None
 
     @property
     def text(self) -> str:
-        """The prompt for a target without a chat template."""
+        """All that its messages say."""
         return "\n\n".join(message["content"] for message in self.messages)
 
 
-def ask(category: str, text: str) -> BenchPrompt:
-    """Return a prompt of one question."""
-    return BenchPrompt(category, [{"role": "user", "content": text}])
+def ask(category: str, *turns: str) -> BenchPrompt:
+    """Return a question, and what is asked after its answer."""
+    return BenchPrompt(category, [_user(turns[0])], turns[1:])
+
+
+def _user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def with_later_turns(questions: Sequence[BenchPrompt]) -> list[BenchPrompt]:
+    """Return every turn as a prompt of its own, right after the turn that it follows."""
+    prompts: list[BenchPrompt] = []
+    for question in questions:
+        prompts.append(question._replace(later=()))
+        for text in question.later:
+            follows = len(prompts) - 1
+            prompts.append(prompts[-1]._replace(messages=[_user(text)], follows=follows))
+    return prompts
 
 
 def builtin_prompts(demo: bool) -> list[BenchPrompt]:
@@ -63,8 +90,6 @@ def read_prompts(path: Path) -> list[BenchPrompt]:
 def to_prompt(row: Row, where: str) -> BenchPrompt:
     """Return the prompt in a row: "prompt", "messages" or MT-bench's "turns".
 
-    Of several turns the first is asked: a later one would need the answer to the one before.
-
     Raises:
         EagleError: if it holds none of them; the message begins with `where`.
     """
@@ -79,14 +104,13 @@ def to_prompt(row: Row, where: str) -> BenchPrompt:
     if "messages" in row:
         return BenchPrompt(category, _check_messages(row["messages"], where))
     question = row.get("prompt", row.get("turns"))
-    if isinstance(question, list) and question:
-        question = question[0]
-    if not isinstance(question, str) or not question.strip():
+    turns = question if isinstance(question, list) else [question]
+    if not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
         raise EagleError(
-            f"{where}: expected a text as prompt, messages (role and content) or turns; "
-            f"found {', '.join(map(str, row)) or 'nothing'}"
+            f"{where}: expected a text as prompt, messages (role and content) or turns, all of "
+            f"them texts; found {', '.join(map(str, row)) or 'nothing'}"
         )
-    return ask(category, question)
+    return ask(category, *turns)
 
 
 def spread(prompts: list[BenchPrompt], limit: int | None) -> list[BenchPrompt]:

@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mlx_eagle.bench.markdown_table import as_table, cell_text
 from mlx_eagle.bench.measure import PROBE_DEPTH
 from mlx_eagle.bench.metrics import ALL
+from mlx_eagle.bench.papers_markdown import papers_parts
 from mlx_eagle.bench.specs import PLAIN
 from mlx_eagle.bench.text_comparison import BUG, TOLERANCES
-from mlx_eagle.files.quoting import printable
 
 Report = Mapping[str, Any]
-Table = Sequence[Sequence[str]]
 
 
 def to_markdown(report: Report, pictures: Sequence[Path] = ()) -> str:
@@ -21,12 +21,12 @@ def to_markdown(report: Report, pictures: Sequence[Path] = ()) -> str:
         report: what `build_report` returned, or a stored one.
         pictures: files to show, which lie beside the Markdown.
     """
-    parts = [f"# mlx-eagle bench\n\n{_headline(report)}"]
+    parts = [f"# mlx-eagle bench\n\n{_headline(report)}", *papers_parts(report)]
     for temperature in report["trial"]["temperatures"]:
         rows = [row for row in report["summary"] if row["temperature"] == temperature]
         parts.append(f"## Speed, {_at(temperature)}\n\n{_speed(rows)}")
         parts.append(f"## Time of a round, {_at(temperature)}\n\n{_split(rows)}")
-    if any(row["acceptance_length"] for row in report["summary"]):
+    if report["n_alpha"] or any(row["acceptance_length"] for row in report["summary"]):
         parts.append(f"## Acceptance\n\n{_acceptance(report)}")
     parts.append(f"## Equality\n\n{_equality(report)}")
     parts += [f"![{picture.stem}]({picture.name})" for picture in pictures]
@@ -42,9 +42,14 @@ def _headline(report: Report) -> str:
             length = row["acceptance_length"]
             accepted = f", acceptance length {length:.2f}" if length else ""
             lines.append(
-                f"- **{_text(row['contestant'])}**, {_at(row['temperature'])}: "
+                f"- **{cell_text(row['contestant'])}**, {_at(row['temperature'])}: "
                 f"{row['speedup']:.2f} times plain decoding{accepted}"
             )
+    for row in report.get("slowest", []):
+        lines.append(
+            f"- {cell_text(row['contestant'])}, {_at(row['temperature'])}: in no category below "
+            f"{row['speedup']:.2f} times plain decoding ({cell_text(row['category'])})"
+        )
     bugs = report["equality"]["n_bugs"]
     lines += [f"- **{bugs} texts differ from plain decoding's: a BUG**"] if bugs else []
     return "\n".join(lines or ["Only plain decoding was measured."])
@@ -86,10 +91,14 @@ def _acceptance(report: Report) -> str:
     for row in rows:
         shares = [f"{share:.2f}" for share in row["acceptance_by_depth"]]
         table.append([row["contestant"], f"{row['temperature']:g}", *shares])
-    parts = ["Share of the rounds that drafted so deep in which that depth was accepted:"]
-    parts.append(as_table(table))
+    parts = []
+    if rows:
+        parts.append("Share of the rounds that drafted so deep in which that depth was accepted:")
+        parts.append(as_table(table))
     if report["n_alpha"]:
-        parts += [ALPHA_NOTE, _alpha_table(report["n_alpha"])]
+        is_forced = "data_sets" in report
+        note, counted = (FORCED_NOTE, "positions") if is_forced else (ALPHA_NOTE, "rounds")
+        parts += [note, _alpha_table(report["n_alpha"], counted)]
     return "\n\n".join(parts)
 
 
@@ -101,9 +110,19 @@ ALPHA_NOTE = (
 )
 
 
-def _alpha_table(entries: Sequence[Report]) -> str:
+FORCED_NOTE = (
+    "n-alpha, teacher-forced on plain decoding's answers: at every token of an answer the head "
+    "drafts a chain, and n-alpha is the share of positions at which token n + 1 of the chain is "
+    "the one that the target wrote, given the true tokens before it. Prompts, system prompt and "
+    "chat template are left out. Sampled answers are compared with the head's likeliest token."
+)
+
+
+def _alpha_table(entries: Sequence[Report], counted: str) -> str:
+    """Return n-alpha by category; `counted` is what it is a share of."""
     depth = max(len(entry["values"]) for entry in entries)
-    table = [["head", "temperature", "category", "rounds", *(f"{n}-alpha" for n in range(depth))]]
+    titles = ["head", "temperature", "category", counted]
+    table = [[*titles, *(f"{n}-alpha" for n in range(depth))]]
     for entry in entries:
         values = ["" if v is None else f"{v:.2f}" for v in entry["values"]]
         name, temperature = entry["head"], f"{entry['temperature']:g}"
@@ -144,6 +163,10 @@ def _conditions(report: Report) -> str:
     for key, value in (machine | report["models"]).items():
         rows.append([key.replace("_", " "), _cell(value)])
     rows += [["prompts", f"{prompts['source']}: {categories}"]]
+    if left_out := ", ".join(f"{name} {n}" for name, n in prompts.get("left_out", {}).items()):
+        rows += [["left out: longer than the context", left_out]]
+    if starts := report.get("starts"):
+        rows += [["begun, and taken up again", ", ".join(starts)]]
     rows += [["contestants", ", ".join(report["contestants"])]]
     rows += [[key.replace("_", " "), _cell(value)] for key, value in trial.items()]
     notes = [CONDITION_NOTE]
@@ -161,21 +184,6 @@ CONDITION_NOTE = (
     "turns prompt by prompt, every other prompt in reverse, after a warm-up. Prompt i is sampled "
     "with seed + i."
 )
-
-
-def as_table(rows: Table) -> str:
-    """Return a Markdown table whose columns line up; the first row is its head."""
-    width = max(map(len, rows))
-    cells = [[_text(cell) for cell in row] + [""] * (width - len(row)) for row in rows]
-    widths = [max(3, *(len(row[i]) for row in cells)) for i in range(width)]
-    lines = [" | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in cells]
-    rule = " | ".join("-" * w for w in widths)
-    return "\n".join(f"| {line} |" for line in (lines[0], rule, *lines[1:]))
-
-
-def _text(text: str) -> str:
-    """Return text that cannot leave its cell or send control characters."""
-    return printable(text).replace("|", "\\|")
 
 
 def _cell(value: Any) -> str:

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from mlx_eagle.tree import TreeShape
 
+STOCK = "mlx-lm"  # its own plain decoding
 PLAIN = "plain"  # always takes part: speeds are measured, and texts compared, against it
 MAX_DRAFT = 32  # tokens that a draft model may draft per round
 
@@ -14,7 +15,7 @@ FORMS = {
     "tree:DxWxN": "a tree D deep and W wide with N nodes every round",
     "head:HEAD": "another head for the same target, in a folder or on the hub",
     "draft-model:MODEL[:N]": "mlx-lm's speculative decoding with a small model; N tokens, else 2",
-    "mlx-lm": "mlx-lm's own plain decoding",
+    STOCK: "mlx-lm's own plain decoding",
 }
 
 
@@ -49,7 +50,7 @@ def parse_spec(name: str) -> Spec:
     """
     kind, _, rest = name.partition(":")
     try:
-        if name in (PLAIN, "auto", "mlx-lm"):
+        if name in (PLAIN, "auto", STOCK):
             return Spec(name, kind)
         if kind == "chain":
             return Spec(name, kind, TreeShape.chain(_count(rest)))

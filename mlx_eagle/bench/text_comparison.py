@@ -125,17 +125,17 @@ def _classify(plain: Sample, sample: Sample, position: int, judge: Judge) -> Dif
     return Difference(kind, *where, expected, found, gap, tolerance)
 
 
-def judge_by(model: Any, prompts: Sequence[list[int]], seed: int) -> Judge:
+def judge_by(model: Any, ids_of: Callable[[float, int], list[int]], seed: int) -> Judge:
     """Return a judge that asks the model itself.
 
     Args:
         model: an mlx-lm model.
-        prompts: token ids of every prompt.
+        ids_of: returns the token ids of a prompt; called with (temperature, its index).
         seed: of the run; prompt i draws with seed + i.
     """
 
     def judge(plain: Sample, position: int, expected: int, found: int) -> Verdict:
-        context = prompts[plain.prompt_id] + plain.tokens[:position]
+        context = ids_of(plain.temperature, plain.prompt_id) + plain.tokens[:position]
         logits = next(generate_step(mx.array(context), model, max_tokens=1))[1]  # [V]
         sampler = SeededSampler(plain.temperature, seed=seed_of(seed, plain.prompt_id))
         gap = find_gap(logits, sampler, len(context) - 1, (expected, found))

@@ -7,7 +7,7 @@ would give one per round.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -141,25 +141,64 @@ def z_score(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(gain.mean()) / error if error else 0.0
 
 
+def draft_hits(head: Head, target: Target, text: Evidence, steps: int) -> list[np.ndarray]:
+    """Return where the likeliest token of each drafting step is the one that the target wrote.
+
+    Args:
+        head: it is not changed.
+        target: the target that wrote the text.
+        text: prompt and answer; only tokens of the answer are looked at.
+        steps: drafted tokens that are followed at every position.
+
+    Returns:
+        For step n, of the tokens after which n + 1 more were written, [P - n] bool: is token
+        n + 1 drafted, given the true ones before it? The share is n-alpha, teacher-forced.
+    """
+    tokens, n_last = np.array(text.tokens), len(text.tokens) - 2
+    starts = np.arange(max(text.n_prompt - 2, 0), n_last)
+    hits = []
+    for step, logits in enumerate(_levels(head, target, text, starts, steps)):
+        known = starts[starts < n_last - step]
+        truth = _draft_ids(head)[tokens[known + 2 + step]]
+        hits.append(np.array(logits.argmax(-1))[: len(known)] == truth)
+    return hits
+
+
 def _draft_scores(head: Head, target: Target, text: Evidence) -> _DraftScores:
     """Compare what the head drafts at every position with what the target wrote there."""
-    taps = mx.concatenate([text.taps[b] for b in head.config.taps], axis=-1)[None]
     tokens, n_rows = np.array(text.tokens), len(text.tokens) - 1
     # Row t drafts the tokens t + 2, t + 3, ...: only those that the target itself has written.
     starts = np.arange(max(text.n_prompt - 2, 0), n_rows - STEPS)
-    if isinstance(head, EagleHead):
-        levels = _step_everywhere(head, target, taps, mx.array(tokens[1:], dtype=mx.int32))
-    else:
-        rows = [head(taps[:, i : i + 1], target.unembed, STEPS) for i in range(n_rows)]
-        levels = list(mx.stack(rows, axis=1))
+    draft_id = _draft_ids(head)
+    hits, log_probs = [], []
+    for step, logits in enumerate(_levels(head, target, text, starts, STEPS)):
+        truth = draft_id[tokens[starts + 2 + step]]
+        hits.append(np.array(logits.argmax(-1)) == truth)
+        log_probs.append(_log_probs(logits, truth, len(draft_id)))
+    return _DraftScores(np.stack(hits), np.stack(log_probs))
+
+
+def _draft_ids(head: Head) -> np.ndarray:
+    """Return the draft id of every target id, [V]; -1 for tokens that cannot be drafted."""
     draft_id = np.full(head.config.target_vocab_size, -1)
     draft_id[np.array(head.draft_to_target)] = np.arange(head.draft_to_target.size)
-    hits, log_probs = [], []
-    for step, logits in enumerate(levels):
-        truth = draft_id[tokens[starts + 2 + step]]
-        hits.append(np.array(logits.argmax(-1))[starts] == truth)
-        log_probs.append(_log_probs(logits[mx.array(starts)], truth, len(draft_id)))
-    return _DraftScores(np.stack(hits), np.stack(log_probs))
+    return draft_id
+
+
+def _levels(
+    head: Head, target: Target, text: Evidence, starts: np.ndarray, steps: int
+) -> Iterator[mx.array]:
+    """Yield the logits [P, W] of each drafting step that begins after the rows `starts` [P]."""
+    taps = mx.concatenate([text.taps[b] for b in head.config.taps], axis=-1)[None]
+    rows = mx.array(starts)
+    if isinstance(head, EagleHead):
+        next_tokens = mx.array(text.tokens[1:], dtype=mx.int32)
+        drafter = EagleDrafter(head, target)  # it knows what the head borrows
+        for states in _step_everywhere(drafter, head, taps, next_tokens, steps):
+            yield drafter.unembed(states[rows])
+    else:
+        drafts = [head(taps[:, i : i + 1], target.unembed, steps) for i in starts.tolist()]
+        yield from mx.stack(drafts, axis=1)
 
 
 def _log_probs(logits: mx.array, truth: np.ndarray, n_tokens: int) -> np.ndarray:
@@ -174,23 +213,20 @@ def _log_probs(logits: mx.array, truth: np.ndarray, n_tokens: int) -> np.ndarray
 
 
 def _step_everywhere(
-    head: EagleHead, target: Target, taps: mx.array, next_tokens: mx.array
-) -> list[mx.array]:
-    """Return, for each of STEPS drafting steps, the logits [L, W] after each of L tokens.
+    drafter: EagleDrafter, head: EagleHead, taps: mx.array, next_tokens: mx.array, steps: int
+) -> Iterator[mx.array]:
+    """Yield, for each drafting step, the states [L, h] from which logits after L tokens are made.
 
     Step j of start t sees the true rows up to t, and its own rows of the steps before.
     """
-    drafter = EagleDrafter(head, target)  # it knows what the head borrows
     n, cache = next_tokens.shape[0], UnrolledCache.of(head)
     hidden, tokens = head.fuse(taps), next_tokens[None]
-    levels = []
-    for _ in range(STEPS):
+    for _ in range(steps):
         out = head(hidden, drafter.embed(tokens), cache)
-        levels.append(drafter.unembed(out.normed)[0])
+        yield out.normed[0]
         if head.config.algorithm == "p-eagle":
             hidden, tokens = head.masked(n)
         else:
             hidden = out.feedback
             # The last start has no next token; its logits are not scored.
             tokens = mx.concatenate([tokens[:, 1:], tokens[:, -1:]], axis=1)
-    return levels

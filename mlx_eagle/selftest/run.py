@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from mlx_eagle.bench.asked import Asked
 from mlx_eagle.bench.contestants import Contestant, make_contestant
 from mlx_eagle.bench.machine import describe_machine
-from mlx_eagle.bench.measure import Trial, encode, measure, warm_up
+from mlx_eagle.bench.measure import Trial, measure, warm_up
 from mlx_eagle.bench.metrics import Sample
 from mlx_eagle.bench.prompts import BenchPrompt
 from mlx_eagle.bench.specs import parse_specs
@@ -101,19 +102,18 @@ def run_selftest(
         )
     costs = engine.calibrate(lambda done, total: report("calibrate", done, total)).costs
     contestants = _contestants(engine)
-    ids = encode(engine.tokenizer, prompts)
+    asked = Asked.of(engine, prompts)
+    first = asked.ids(0.0, 0)
     trial = Trial(max_tokens=sizes.tokens, temperatures=TEMPERATURES, warmup=8)
-    warm_up(contestants, ids[0], trial)
-    samples = measure(
-        contestants, prompts, ids, trial, lambda done, total: report("texts", done, total)
-    )
+    warm_up(contestants, first, trial)
+    samples = measure(contestants, asked, trial, lambda done, total: report("texts", done, total))
     names = {contestant.name for contestant in contestants}
-    judge = judge_by(engine.target.model, ids, trial.seed)
+    judge = judge_by(engine.target.model, asked.ids, trial.seed)
     comparison = compare(samples, contestants[0].name, names, judge)
     report("caches", 0, 1)
     caches = check_caches(engine.target)
     report("memory", 0, 1)
-    memory = watch_memory(engine, ids[0], sizes.memory_tokens)
+    memory = watch_memory(engine, first, sizes.memory_tokens)
     report("memory", 1, 1)
     speeds, plain_tps = _speeds(samples, contestants[0].name)
     pair = {

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,10 +14,11 @@ import pytest
 
 from mlx_eagle.bench import contestants
 from mlx_eagle.bench.contestants import Contestant, Run, Setting
+from mlx_eagle.bench.markdown_table import as_table
 from mlx_eagle.bench.metrics import Sample
 from mlx_eagle.bench.plots import plot_costs
 from mlx_eagle.bench.report import to_json
-from mlx_eagle.bench.report_markdown import as_table, to_markdown
+from mlx_eagle.bench.report_markdown import to_markdown
 from mlx_eagle.bench.specs import parse_spec
 from mlx_eagle.bench.text_comparison import judge_by
 from mlx_eagle.cache.options import KVOptions
@@ -165,7 +167,7 @@ def test_the_judge_repeats_plain_decodings_choice_at_every_position(
     options = {"max_tokens": 6, "temperature": temperature, "seed": 5, "ignore_eos": True}
     tokens = demo.generate(ids, speculate=False, **options).tokens
     plain = Sample("plain", temperature, 1, "c", 0, tokens, 5, 1.0, 1.0, {})
-    judge = judge_by(demo.target.model, [[], ids], seed=4)
+    judge = judge_by(demo.target.model, lambda *_: ids, seed=4)
     verdicts = [judge(plain, at, token, token) for at, token in enumerate(tokens)]
     assert verdicts == [(0.0, 0.001)] * 6
     assert judge(plain, 2, tokens[2], (tokens[2] + 1) % 4096).gap > 0.001
@@ -180,7 +182,7 @@ def test_two_tokens_that_the_target_finds_equally_good_are_a_near_tie(
     weight = model.lm_head.weight
     weight[twin] = weight[best] * (1 - 1e-6)
     plain = Sample("plain", 0.0, 0, "c", 0, [best], 0, 1.0, 1.0, {})
-    verdict = judge_by(model, [[3, 5, 7]], seed=0)(plain, 0, best, twin)
+    verdict = judge_by(model, lambda *_: [3, 5, 7], seed=0)(plain, 0, best, twin)
     assert 0 <= verdict.gap < verdict.tolerance == 0.001
 
 
@@ -194,6 +196,7 @@ def test_markdown_on_stdout_names_every_part(
     for part in [*parts, "## Acceptance", "4-alpha", "## Equality", "## Conditions", "| chip "]:
         assert part in out
     assert "**chain:2**, greedy: " in out
+    assert re.search(r"chain:2, greedy: in no category below \d\.\d\d times plain", out)
     assert "0 differ" in out
     assert "End tokens are ignored" not in out
     tables = [line for line in out.splitlines() if line.startswith("|")]
@@ -298,7 +301,7 @@ def test_of_a_data_set_twenty_prompts_are_enough_unless_more_are_asked_for(
     rows = "".join(json.dumps({"question": f"{i}?", "answer": ""}) + "\n" for i in range(40))
     (tmp_path / "test.jsonl").write_text(rows)
     args = ["bench", "--dataset", "gsm8k", "--data", str(tmp_path), "-n", "2", "--warmup", "0"]
-    assert run([*args, "--compare", "plain", "--json"]) == 0
+    assert run([*args, "--compare", "plain", "--temp", "0", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["prompts"] == {"source": f"gsm8k ({tmp_path})", "categories": {"gsm8k": 20}}
     assert report["n_alpha"] == []

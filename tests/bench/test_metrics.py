@@ -6,6 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_eagle.bench.asked import Asked
 from mlx_eagle.bench.contestants import Contestant, Run, Setting
 from mlx_eagle.bench.measure import Trial, measure, schedule
 from mlx_eagle.bench.metrics import (
@@ -15,6 +16,7 @@ from mlx_eagle.bench.metrics import (
     acceptance_length,
     alphas,
     n_alpha,
+    slowest,
     summarise,
 )
 from mlx_eagle.bench.prompts import ask
@@ -64,6 +66,22 @@ def test_a_speedup_is_a_ratio_of_total_times_and_a_spread_is_over_prompts() -> N
     assert (row.n_prompts, row.n_tokens, row.seconds) == (2, 22, 2.5)
     assert rows["code", "auto"].speedup == pytest.approx(1.5)
     assert rows["all", "plain"].speedup == 1.0
+
+
+def test_the_slowest_category_is_that_of_the_least_speedup_and_not_all_together() -> None:
+    seconds = {"plain": (1.0, 1.0, 0.0), "auto": (0.5, 1.25, 0.0), "chain:2": (2.0, 0.5, 0.0)}
+    samples = [
+        sample(name, i, category, taken)
+        for name, times in seconds.items()
+        for i, (category, taken) in enumerate(zip(("chat", "code", "word"), times, strict=True))
+    ]
+    # Answers of one token have nothing to time.
+    samples = [s._replace(n_timed=0) if s.category == "word" else s for s in samples]
+    found = slowest(summarise(samples, list(seconds)), "plain")
+    assert [(row.contestant, row.category, row.speedup) for row in found] == [
+        ("auto", "code", pytest.approx(0.8)),
+        ("chain:2", "chat", pytest.approx(0.5)),
+    ]
 
 
 def test_acceptance_and_times_are_summed_over_samples() -> None:
@@ -123,7 +141,8 @@ def test_all_contestants_sample_a_prompt_with_one_seed_and_rest_before_it() -> N
     trial = Trial(max_tokens=2, temperatures=(0.5,), seed=7, cooldown=3.0)
     prompts = [ask("a", "x"), ask("b", "y")]
     pair = [make("plain"), make("auto")]
-    samples = measure(pair, prompts, [[1], [2]], trial, lambda *_: None, rests.append)
+    asked_ids = Asked(prompts, lambda _: [1], lambda _: {})
+    samples = measure(pair, asked_ids, trial, lambda *_: None, sleep=rests.append)
     assert [(name, s.seed) for name, s in asked] == [
         ("plain", 7),
         ("auto", 7),

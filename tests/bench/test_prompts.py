@@ -11,9 +11,16 @@ from typing import Any
 
 import pytest
 
-from mlx_eagle.bench.datasets import DATASETS, read_dataset
-from mlx_eagle.bench.prompts import BenchPrompt, ask, builtin_prompts, read_prompts, spread
-from mlx_eagle.cli import bench
+from mlx_eagle.bench.datasets import DATASETS, read_dataset, read_datasets
+from mlx_eagle.bench.prompts import (
+    BenchPrompt,
+    ask,
+    builtin_prompts,
+    read_prompts,
+    spread,
+    with_later_turns,
+)
+from mlx_eagle.cli import bench_options
 from mlx_eagle.errors import EagleError, HubError
 
 
@@ -38,7 +45,7 @@ def test_prompts_for_the_demo_pair_are_none_of_those_that_tests_hold_out(
     assert not set(ours) & set(prompts)
 
 
-def test_json_lines_give_prompts_messages_and_the_first_of_several_turns(tmp_path: Path) -> None:
+def test_json_lines_give_prompts_messages_and_all_of_several_turns(tmp_path: Path) -> None:
     talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "c?"}]
     rows = [
         {"prompt": "a?"},
@@ -47,7 +54,7 @@ def test_json_lines_give_prompts_messages_and_the_first_of_several_turns(tmp_pat
     ]
     assert read_prompts(write_lines(tmp_path / "p.jsonl", *rows)) == [
         ask("prompts", "a?"),
-        ask("math", "b?"),
+        ask("math", "b?", "and then?"),
         BenchPrompt("chat", talk),
     ]
 
@@ -65,6 +72,8 @@ def test_a_plain_file_is_one_prompt_per_line(tmp_path: Path) -> None:
         ("p.jsonl", b"", "holds no rows"),
         ("p.jsonl", b'{"question": "a"}', "row 1: expected a text as prompt.*found question"),
         ("p.jsonl", b'{"turns": []}', "row 1: expected a text as prompt"),
+        ("p.jsonl", b'{"turns": ["a", 3]}', "turns, all of them texts; found turns"),
+        ("p.jsonl", b'{"turns": ["a", " "]}', "turns, all of them texts; found turns"),
         ("p.jsonl", b'{"prompt": "a", "category": 3}', "row 1: category is 3"),
         ("p.jsonl", b'{"messages": [{"role": "user"}]}', "lacks a role or a content"),
         ("p.jsonl", b'{"messages": "hello"}', "expected a list of messages"),
@@ -97,11 +106,19 @@ def test_a_limit_takes_prompts_of_every_category_spread_evenly() -> None:
     assert spread(prompts, None) == prompts
 
 
+def test_every_turn_is_a_prompt_of_its_own_after_the_one_that_it_follows() -> None:
+    prompts = with_later_turns([ask("a", "x"), ask("b", "1", "2", "3"), ask("c", "y", "z")])
+    assert [(p.category, p.text, p.follows, p.later) for p in prompts] == [
+        ("a", "x", None, ()),
+        ("b", "1", None, ()),
+        ("b", "2", 1, ()),
+        ("b", "3", 2, ()),
+        ("c", "y", None, ()),
+        ("c", "z", 4, ()),
+    ]
+
+
 ROWS: dict[str, tuple[dict[str, Any], str]] = {
-    "mt-bench": (
-        {"question_id": 81, "category": "writing", "turns": ["Compose.", "Rewrite."]},
-        "Compose.",
-    ),
     "humaneval": (
         {"task_id": "HumanEval/0", "prompt": "def f():\n", "entry_point": "f"},
         "Complete this Python function:\n\ndef f():\n",
@@ -112,6 +129,7 @@ ROWS: dict[str, tuple[dict[str, Any], str]] = {
         {"id": "1", "article": "News.\nMore.", "highlights": "n"},
         "Summarize this article:\n\nNews.\nMore.",
     ),
+    "nq": ({"question": "who wrote it", "answer": ["she"]}, "who wrote it"),
 }
 
 
@@ -138,20 +156,65 @@ def test_published_layouts_are_read_from_a_file_and_from_its_folder(
     tmp_path: Path, name: str, file: str
 ) -> None:
     path = write_published(tmp_path, name, file)
-    category = "writing" if name == "mt-bench" else name
-    wanted = [ask(category, ROWS[name][1])]
+    wanted = [ask(name, ROWS[name][1])._replace(data_set=name)]
     assert read_dataset(name, path) == read_dataset(name, tmp_path) == wanted
 
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_every_data_set_is_also_read_in_the_layout_of_mt_bench(tmp_path: Path, name: str) -> None:
     write_lines(tmp_path / "question.jsonl", {"question_id": 1, "turns": ["Why?"]})
-    assert read_dataset(name, tmp_path) == [ask(name, "Why?")]
+    assert read_dataset(name, tmp_path) == [ask(name, "Why?")._replace(data_set=name)]
 
 
 def test_the_hubs_copy_of_mt_bench_names_its_turns_prompt(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "q.jsonl", {"prompt": ["A?", "B?"], "category": "stem"})
-    assert read_dataset("mt-bench", path) == [ask("stem", "A?")]
+    (prompt,) = read_dataset("mt-bench", path)
+    assert (prompt.text, prompt.later) == ("A?", ("B?",))
+
+
+def test_categories_are_told_apart_where_a_set_has_several_and_named_after_it(
+    tmp_path: Path,
+) -> None:
+    rows = [{"turns": ["A?"], "category": "math"}, {"turns": ["B?"], "category": "stem"}]
+    write_lines(tmp_path / "mt_bench.jsonl", *rows)
+    write_lines(tmp_path / "gsm8k.jsonl", *(row | {"category": "math"} for row in rows))
+    write_lines(tmp_path / "alpaca.jsonl", *(row | {"category": ""} for row in rows))
+    found = [(p.data_set, p.category) for p in read_datasets((), tmp_path)]
+    assert found == [
+        ("mt-bench", "mt-bench: math"),
+        ("mt-bench", "mt-bench: stem"),
+        *[("gsm8k", "gsm8k")] * 2,
+        *[("alpaca", "alpaca")] * 2,
+    ]
+
+
+def test_several_sets_are_found_in_a_folder_in_the_layouts_of_the_papers(tmp_path: Path) -> None:
+    """One has its file, another its folder; a third is not wanted."""
+    for name in ("sum", "gsm8k"):
+        write_lines(tmp_path / f"{name}.jsonl", {"turns": [f"{name}?"]})
+    (tmp_path / "qa").mkdir()
+    write_lines(tmp_path / "qa" / "question.jsonl", {"turns": ["qa?"]})
+    found = read_datasets(("nq", "cnn-dm"), tmp_path)
+    assert [(p.data_set, p.text) for p in found] == [("nq", "qa?"), ("cnn-dm", "sum?")]
+    assert [p.data_set for p in read_datasets((), tmp_path)] == ["gsm8k", "cnn-dm", "nq"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ((), "holds no data set: expected a file like mt_bench.jsonl.*found question.jsonl"),
+        (("gsm8k", "nq"), r"no gsm8k file: expected gsm8k\.jsonl or gsm8k/question\.jsonl or"),
+    ],
+)
+def test_a_file_that_could_be_any_set_is_taken_for_none_of_several(
+    tmp_path: Path, names: tuple[str, ...], message: str
+) -> None:
+    path = write_lines(tmp_path / "question.jsonl", {"turns": ["Why?"]})
+    with pytest.raises(EagleError, match=message) as caught:
+        read_datasets(names, tmp_path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(EagleError, match="is not a folder, and data sets are files"):
+        read_datasets(("gsm8k", "nq"), path)
 
 
 def test_another_layout_is_refused_with_what_was_found_and_expected(tmp_path: Path) -> None:
@@ -164,7 +227,7 @@ def test_parquet_is_refused_by_name_with_what_is_read(tmp_path: Path) -> None:
     (tmp_path / "test-00000.parquet").write_bytes(b"PAR1")
     with pytest.raises(EagleError, match=r"expected \.json, .*found \.parquet"):
         read_dataset("gsm8k", tmp_path / "test-00000.parquet")
-    with pytest.raises(EagleError, match=r"expected test\.jsonl, found test-00000\.parquet"):
+    with pytest.raises(EagleError, match=r"or test\.jsonl or .*found test-00000\.parquet"):
         read_dataset("gsm8k", tmp_path)
 
 
@@ -240,4 +303,4 @@ def test_a_network_that_does_not_answer_is_one_error_that_names_the_way_out(
 
 
 def test_the_command_line_offers_every_data_set() -> None:
-    assert list(DATASETS) == bench.DATASETS
+    assert list(DATASETS) == bench_options.DATASETS
