@@ -71,7 +71,7 @@ def _settings(metadata: Metadata, vocabulary: Vocabulary, max_length: int) -> di
 
 def _byte_level(metadata: Metadata, vocabulary: Vocabulary) -> Tokenizer:
     """Return byte-level pairs."""
-    split = find_split(metadata.text("tokenizer.ggml.pre", "default"))
+    split = _split(metadata)
     lines = metadata.items("tokenizer.ggml.merges", str)
     merges = [(line[:at], line[at + 1 :]) for line in lines if (at := line.find(" ", 1)) > 0]
     if len(merges) != len(lines):
@@ -179,19 +179,9 @@ def _ends(metadata: Metadata, vocabulary: Vocabulary, kind: str) -> Any:
     ends = metadata.flag("tokenizer.ggml.add_eos_token", False) and last is not None
     before, after = [first] if begins else [], [last] if ends else []
     used = [(text, vocabulary.ids[text]) for text in {*before, *after} if text is not None]
-    return processors.TemplateProcessing(
-        single=[*before, "$A", *after],
-        pair=[
-            *before,
-            "$A",
-            *after,
-            *(f"{t}:1" for t in before),
-            "$B:1",
-            *(f"{t}:1" for t in after),
-        ],
-        special_tokens=used,
-    )
+    return processors.TemplateProcessing(single=[*before, "$A", *after], special_tokens=used)
 
 
 def _split(metadata: Metadata) -> Split:
+    """Return how a text is cut."""
     return find_split(metadata.text("tokenizer.ggml.pre", "default"))
