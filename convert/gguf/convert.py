@@ -56,10 +56,10 @@ def convert_gguf(
     plan = _plan(read_gguf(file))
     name = dtype or choose_dtype(plan.weights)
     with new_folder(out) as folder:
-        rows = write_weights(plan.weights, folder, DTYPES[name], progress or _silent)
-        _write_config(plan, rows, name, folder)
         length = plan.config["max_position_embeddings"]
         write_tokenizer(plan.metadata, plan.vocabulary, folder, max_length=length)
+        rows = write_weights(plan.weights, folder, DTYPES[name], progress or _silent)
+        _write_config(plan, rows, name, folder)
         write_report(rows, file.name, folder)
         _check_result(folder, file.name)
     return rows

@@ -69,7 +69,7 @@ def _scaling(metadata: Metadata) -> dict[str, Any]:
         if metadata.has(f"rope.scaling.yarn_{key}"):
             found[key] = metadata.number(f"rope.scaling.yarn_{key}")
     foreign = ("yarn_log_multiplier", "yarn_ext_factor", "yarn_attn_factor", "attn_factor")
-    if any(metadata.has(f"rope.scaling.{key}") for key in foreign):
+    if any(metadata.number(f"rope.scaling.{key}", 1.0) != 1.0 for key in foreign):
         raise CheckpointError("its rope is scaled as yarn with factors of its own, not known here")
     return found
 
@@ -87,6 +87,8 @@ def _longrope(gguf: GGUF, metadata: Metadata, n_dims: int) -> dict[str, Any]:
         "rope.scaling.original_context_length", metadata.count("context_length")
     )
     scaling = _named("longrope", short_factor=short, long_factor=long)
+    if metadata.has("rope.scaling.attn_factor"):
+        scaling["attention_factor"] = metadata.number("rope.scaling.attn_factor")
     return {"rope_scaling": scaling, "original_max_position_embeddings": trained}
 
 
