@@ -52,7 +52,7 @@ def write_tokenizer(
         raise
     except Exception as error:  # the library raises nothing more special
         raise CheckpointError(f"its tokenizer is malformed: {one_line(error)}") from error
-    settings = _settings(metadata, vocabulary, max_length)
+    settings = _settings(metadata, vocabulary, max_length) | _added_tokens(tokenizer)
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
 
 
@@ -67,6 +67,16 @@ def _settings(metadata: Metadata, vocabulary: Vocabulary, max_length: int) -> di
         **{role: text for role, text in roles.items() if text is not None},
         **({"chat_template": template} if template else {}),
     }
+
+
+def _added_tokens(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return tokens that are found whole, as classes of transformers want them.
+
+    For some types of models these read tokens and merges alone of tokenizer.json.
+    """
+    names = ("content", "lstrip", "rstrip", "single_word", "normalized", "special")
+    tokens = tokenizer.get_added_tokens_decoder().items()
+    return {"added_tokens_decoder": {n: {k: getattr(t, k) for k in names} for n, t in tokens}}
 
 
 def _byte_level(metadata: Metadata, vocabulary: Vocabulary) -> Tokenizer:

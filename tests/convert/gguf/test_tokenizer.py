@@ -72,6 +72,15 @@ def test_text_survives_every_way_of_cutting(pre: str, tmp_path: Path) -> None:
     assert tokenizer.eos_token_id in ids
 
 
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "qwen3_moe", "phi3"])
+def test_classes_of_transformers_do_not_get_in_the_way(architecture: str, tmp_path: Path) -> None:
+    """For some model types they read tokens and merges alone and cut texts as they are used to."""
+    values = byte_level(**{"tokenizer.ggml.pre": "qwen2"})
+    tokenizer = written(values, tmp_path, architecture)
+    assert tokenizer.encode(TEXT) == written(values, tmp_path).encode(TEXT)
+    assert tokenizer.tokenize("<think>the<|im_end|>") == ["<think>", "the", "<|im_end|>"]
+
+
 @pytest.mark.parametrize("pre", ["llama-bpe", "qwen2", "tekken", "gpt-4o"])
 def test_words_are_cut_as_transformers_cuts_them(pre: str, tmp_path: Path) -> None:
     theirs = pytest.importorskip("transformers.integrations.gguf.gguf_tokenizer_mapping")
