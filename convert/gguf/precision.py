@@ -28,9 +28,10 @@ def choose_dtype(weights: Sequence[Weight]) -> str:
     order = ["float16", "bfloat16"]
     if any(weight.tensor.kind == Kind.BF16 for weight in weights):
         order.reverse()
-    for name in order:
-        if all(_fits(weight, DTYPES[name]) for weight in weights):
-            return name
+    with np.errstate(all="ignore"):  # what is not finite is refused when it is converted
+        for name in order:
+            if all(_fits(weight, DTYPES[name]) for weight in weights):
+                return name
     return "float32"
 
 
@@ -38,7 +39,8 @@ def _fits(weight: Weight, dtype: mx.Dtype) -> bool:
     """Say whether a type of 16 bits loses nothing of a weight, but for what is lost anyway."""
     kind = weight.tensor.kind
     if weight.bits is None:
-        return (_OWN.get(kind) == dtype and not weight.raised) or _fit_values(weight, dtype)
+        is_same = kind in _OWN and _OWN[kind] == dtype and not weight.raised
+        return is_same or _fit_values(weight, dtype)
     if kind not in EXACT:
         return True
     return dtype == mx.float16 and EXACT[kind].fits_half and _fit_offsets(weight)

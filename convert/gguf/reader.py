@@ -1,21 +1,16 @@
-"""A GGUF file as metadata and tensors: read by the package gguf once it was checked."""
+"""A GGUF file as metadata and tensors, whose values are read from the file when they are used."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from gguf import GGUFReader
 from gguf.constants import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from mlx_eagle.convert.gguf.structure import check_structure
+from mlx_eagle.convert.gguf.formats import PLAIN
+from mlx_eagle.convert.gguf.structure import Stored, read_structure
 from mlx_eagle.errors import CheckpointError
-from mlx_eagle.files.quoting import one_line
-
-SUFFIX = ".gguf"
-# What the package raises for what it cannot read.
-_UNSOUND = (OSError, ValueError, LookupError, TypeError, OverflowError)
 
 
 class Tensor(NamedTuple):
@@ -47,30 +42,15 @@ class GGUF(NamedTuple):
     tensors: Mapping[str, Tensor]
 
 
-def is_gguf(file: Path) -> bool:
-    """Say whether a path is a file that begins as GGUF files do, whatever it is called."""
-    try:
-        with file.open("rb") as stream:
-            return stream.read(4) == b"GGUF"
-    except OSError:
-        return False
-
-
 def read_gguf(file: Path) -> GGUF:
     """Return the metadata and the tensors of a GGUF file; tensors are mapped, not yet read.
 
     Raises:
         CheckpointError: if the file is malformed, or only a part of a model.
     """
-    stored = check_structure(file)
-    try:
-        reader = GGUFReader(file)
-        metadata = {name: field.contents() for name, field in reader.fields.items()}
-        tensors = {t.name: t for t in map(_tensor, reader.tensors)}
-    except _UNSOUND as error:
-        raise CheckpointError(f"{file.name} is not a sound GGUF file: {one_line(error)}") from error
-    if list(tensors) != [tensor.name for tensor in stored]:
-        raise CheckpointError(f"{file.name} is not a sound GGUF file: its tensors are ambiguous")
+    metadata, stored, begin = read_structure(file)
+    content = np.memmap(file, mode="r")
+    tensors = {place.name: _tensor(place, content[begin:]) for place in stored}
     n_parts = metadata.get("split.count")
     if isinstance(n_parts, int) and n_parts > 1:
         raise CheckpointError(
@@ -80,13 +60,14 @@ def read_gguf(file: Path) -> GGUF:
     return GGUF(file.name, metadata, tensors)
 
 
-def _tensor(found: Any) -> Tensor:
-    """Return a tensor of the package's as one of ours."""
-    shape = tuple(int(size) for size in reversed(found.shape))
-    data = np.asarray(found.data)
-    if found.tensor_type == GGMLQuantizationType.BF16:
-        data = data.view(np.uint16).reshape(shape)
-    return Tensor(found.name, found.tensor_type, shape, data)
+def _tensor(place: Stored, content: NDArray[np.uint8]) -> Tensor:
+    """Return a tensor; its bytes [n] stand in `content` at its offset."""
+    stored = np.asarray(content[place.offset : place.offset + place.n_bytes])
+    if place.kind in PLAIN:
+        data: NDArray[Any] = stored.view(PLAIN[place.kind]).reshape(place.shape)
+    else:
+        data = stored.reshape(*place.shape[:-1], -1)
+    return Tensor(place.name, place.kind, place.shape, data)
 
 
 def chunks(rows: int, width: int, most: int = 1 << 22) -> Iterator[slice]:

@@ -63,8 +63,7 @@ class Weight(NamedTuple):
         elif kind in PLAIN:
             found = rows.astype(np.float32)
         else:
-            with np.errstate(invalid="ignore", over="ignore"):
-                found = dequantize(rows, kind)
+            found = dequantize(rows, kind)
         require_finite(self, found)
         return found - np.float32(1) if self.raised else found
 

@@ -1,9 +1,9 @@
-"""Whether a GGUF file is what its counts say, found out before a library believes them.
+"""The header of a GGUF file: its metadata, and where its tensors are.
 
-The package gguf maps a file and trusts its header: a count of 2**60 is a loop of that length. So
-every count, length, size and offset is walked over first and compared with the size of the file;
-of the values only those are looked at that the walk needs. The format is described in ggml's
-`docs/gguf.md`.
+No count, length, size or offset is believed before it was compared with the size of the file. The
+reader of the package gguf does believe them (a count of 2**60 is a loop of that length), and needs
+a kilobyte for every token; so only its constants are used here, and the tests compare with it. The
+format is described in ggml's `docs/gguf.md`.
 """
 
 import mmap
@@ -11,8 +11,9 @@ import struct
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from mlx_eagle.errors import CheckpointError
@@ -31,9 +32,12 @@ MAX_AXES = 4
 MAX_SIZE = 1 << 31  # of an axis: MLX counts in 32 bits
 MAX_ALIGNMENT = 1 << 16
 
-TEXT, ARRAY, UNSIGNED = 8, 9, 4
-# Bytes of a value, by the number of its type.
-_WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, UNSIGNED: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+TEXT, ARRAY = 8, 9
+# What numbers are, by the number of their type.
+_NUMBERS = {
+    **{0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "<?"},
+    **{10: "<u8", 11: "<i8", 12: "<f8"},
+}
 _ALIGNMENT_KEY = "general.alignment"
 
 
@@ -47,8 +51,16 @@ class Stored(NamedTuple):
     n_bytes: int
 
 
-def check_structure(file: Path) -> list[Stored]:
-    """Return the tensors of a GGUF file, once all of it is known to be as its header says.
+class Structure(NamedTuple):
+    """A header: keys and values, tensors, and the byte at which their offsets are 0."""
+
+    metadata: dict[str, Any]
+    tensors: list[Stored]
+    begin: int
+
+
+def read_structure(file: Path) -> Structure:
+    """Return the header of a GGUF file, once all of the file is known to be as it says.
 
     Raises:
         CheckpointError: if it is no GGUF file of a version that is read, or any count, length,
@@ -65,22 +77,21 @@ def check_structure(file: Path) -> list[Stored]:
             if stream.read(len(MAGIC)) != MAGIC:
                 raise CheckpointError("it does not begin with GGUF")
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _Walk(data).tensors()
+                return _Walk(data).structure()
     except (OSError, ValueError, struct.error, CheckpointError) as error:
         raise CheckpointError(f"{file.name} is not a sound GGUF file: {error}") from error
 
 
 class _Walk:
-    """A walk over the header of a mapped file, from its beginning to its end."""
+    """A walk along the header of a mapped file, from its beginning to its end."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
         self._at = len(MAGIC)
         self._n_items = 0
-        self._alignment = 32
 
-    def tensors(self) -> list[Stored]:
-        """Walk over the whole header and return the tensors that it names."""
+    def structure(self) -> Structure:
+        """Walk along the whole header and return what it says."""
         version = self._number("<I")
         if version not in VERSIONS:
             raise CheckpointError(
@@ -88,11 +99,12 @@ class _Walk:
             )
         n_tensors = self._bounded("<Q", MAX_TENSORS, "tensors")
         n_keys = self._bounded("<Q", MAX_KEYS, "keys")
-        self._keys(n_keys)
+        metadata = self._metadata(n_keys)
         found = [self._tensor() for _ in range(n_tensors)]
-        begin = self._at + -self._at % self._alignment
-        _check_places(found, len(self._data) - begin, self._alignment)
-        return found
+        alignment = _alignment(metadata)
+        begin = self._at + -self._at % alignment
+        _check_places(found, len(self._data) - begin, alignment)
+        return Structure(metadata, found, begin)
 
     def _number(self, form: str) -> int:
         """Return the next whole number, of struct's `form`."""
@@ -107,72 +119,59 @@ class _Walk:
             raise CheckpointError(f"it claims {count} {what}, at most {most} are read")
         return count
 
-    def _skip(self, n_bytes: int) -> None:
-        """Go over bytes that must be there."""
+    def _take(self, n_bytes: int) -> bytes:
+        """Return the next bytes, which must be there."""
         if n_bytes > len(self._data) - self._at:
             raise CheckpointError("it ends before its header does")
         self._at += n_bytes
+        return self._data[self._at - n_bytes : self._at]
 
-    def _text(self, most: int) -> bytes:
+    def _text(self, most: int) -> str:
         """Return the next text, which has a length before it."""
-        length = self._bounded("<Q", most, "bytes of a text")
-        self._skip(length)
-        return bytes(self._data[self._at - length : self._at])
+        return self._take(self._bounded("<Q", most, "bytes of a text")).decode()
 
     def _name(self) -> str:
         """Return the next text, the name of a key or of a tensor."""
-        name = self._text(MAX_NAME_BYTES).decode()
+        name = self._text(MAX_NAME_BYTES)
         if not name or not name.isprintable():
             raise CheckpointError(f"{quote(name)} is not a name that a key or tensor can have")
         return name
 
-    def _keys(self, n_keys: int) -> None:
-        """Go over the metadata, in which no key comes twice."""
-        seen: set[str] = set()
+    def _metadata(self, n_keys: int) -> dict[str, Any]:
+        """Return the metadata, in which no key comes twice."""
+        found: dict[str, Any] = {}
         for _ in range(n_keys):
             key = self._name()
-            if key in seen:
+            if key in found:
                 raise CheckpointError(f"its key {quote(key)} comes twice")
-            seen.add(key)
-            kind = self._number("<I")
-            if key == _ALIGNMENT_KEY:
-                self._read_alignment(kind)
-            else:
-                self._value(kind)
+            found[key] = self._value(self._number("<I"))
+        return found
 
-    def _read_alignment(self, kind: int) -> None:
-        """Take note of where tensors may begin."""
-        value = self._number("<I") if kind == UNSIGNED else 0
-        if not 8 <= value <= MAX_ALIGNMENT or value & (value - 1):
-            raise CheckpointError(f"its {_ALIGNMENT_KEY} is no power of two up to {MAX_ALIGNMENT}")
-        self._alignment = value
-
-    def _value(self, kind: int) -> None:
-        """Go over one value of the metadata."""
+    def _value(self, kind: int) -> Any:
+        """Return the next value of the metadata."""
+        if kind == TEXT:
+            return self._text(MAX_TEXT_BYTES)
         if kind == ARRAY:
-            self._array()
-        elif kind == TEXT:
-            self._text(MAX_TEXT_BYTES).decode()
-        else:
-            self._skip(self._width(kind))
+            return self._array()
+        return self._numbers(kind, 1)[0]
 
-    def _array(self) -> None:
-        """Go over an array: of texts or of numbers, never of arrays."""
+    def _array(self) -> list[Any]:
+        """Return an array: of texts or of numbers, never of arrays."""
         kind, count = self._number("<I"), self._number("<Q")
         self._n_items += count
         if self._n_items > MAX_ITEMS:
             raise CheckpointError(f"its arrays have more than {MAX_ITEMS} items")
-        if kind != TEXT:
-            self._skip(count * self._width(kind))
-            return
-        for _ in range(count):
-            self._text(MAX_TEXT_BYTES).decode()
+        if kind == TEXT:
+            return [self._text(MAX_TEXT_BYTES) for _ in range(count)]
+        return self._numbers(kind, count)
 
-    def _width(self, kind: int) -> int:
-        """Return the bytes of a number, by its type."""
-        if kind not in _WIDTHS:
+    def _numbers(self, kind: int, count: int) -> list[Any]:
+        """Return the next numbers, all of a type."""
+        if kind not in _NUMBERS:
             raise CheckpointError(f"it has a value of type {kind}, which is not known")
-        return _WIDTHS[kind]
+        form = np.dtype(_NUMBERS[kind])
+        found: list[Any] = np.frombuffer(self._take(count * form.itemsize), form).tolist()
+        return found
 
     def _tensor(self) -> Stored:
         """Return the next tensor."""
@@ -192,6 +191,14 @@ class _Walk:
                 f"{block}"
             )
         return Stored(name, kind, shape, offset, prod(shape) // block * width)
+
+
+def _alignment(metadata: dict[str, Any]) -> int:
+    """Return a number of which the place of every tensor is a multiple."""
+    value = metadata.get(_ALIGNMENT_KEY, 32)
+    if type(value) is not int or not 8 <= value <= MAX_ALIGNMENT or value & (value - 1):
+        raise CheckpointError(f"its {_ALIGNMENT_KEY} is no power of two up to {MAX_ALIGNMENT}")
+    return value
 
 
 def _check_places(found: list[Stored], n_bytes: int, alignment: int) -> None:

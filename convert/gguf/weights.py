@@ -45,9 +45,8 @@ def convert_weight(weight: Weight, dtype: mx.Dtype) -> Converted:
             gguf does not dequantize.
     """
     try:
-        if weight.bits is None:
-            return _plain(weight, dtype)
-        return _quantized(weight, dtype)
+        with np.errstate(all="ignore"):  # what is not finite is looked for
+            return (_plain if weight.bits is None else _quantized)(weight, dtype)
     except NotImplementedError as error:
         raise CheckpointError(
             f"{quote(weight.tensor.name)} has the type {weight.tensor.kind.name}, which the "
@@ -125,6 +124,7 @@ def _quantize_again(
     steps = np.repeat(np.where(scales > 0, scales, 1), GROUP, axis=-1)
     codes = np.rint((values - np.repeat(offsets, GROUP, axis=-1)) / steps)
     affine = Affine(codes.clip(0, 2**INEXACT_BITS - 1).astype(np.uint8), scales, offsets)
+    require_finite(weight, scales, offsets)
     difference.add(values, _value_of(affine))
     return affine
 

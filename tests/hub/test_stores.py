@@ -58,7 +58,8 @@ def test_folder_that_the_environment_names_counts(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OLLAMA_MODELS", str(home / "elsewhere"))
-    assert find_in_store("ollama:tiny") == add_ollama(home / "elsewhere")
+    blob = add_ollama(home / "elsewhere")
+    assert find_in_store("ollama:tiny") == blob
 
 
 def test_store_that_is_not_here_says_so(home: Path) -> None:

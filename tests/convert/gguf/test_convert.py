@@ -96,9 +96,15 @@ def test_type_can_be_chosen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("blk.2.attn_q.weight", "no place in mlx-lm's llama: 'blk.2.attn_q.weight'"),
-        ("blk.0.ffn_gate_exps.weight", "no place in mlx-lm's llama"),
-        ("v.patch_embd.weight", "no place in mlx-lm's llama: 'v.patch_embd.weight'"),
+        (
+            "blk.2.attn_q.weight",
+            "has tensors that have no place in mlx-lm's llama: 'blk.2.attn_q.weight'",
+        ),
+        ("blk.0.ffn_gate_exps.weight", "has tensors that have no place in mlx-lm's llama"),
+        (
+            "v.patch_embd.weight",
+            "has tensors that have no place in mlx-lm's llama: 'v.patch_embd.weight'",
+        ),
         ("-blk.1.ffn_up.weight", "lacks 1 tensors of a llama with 2 layers: blk.1.ffn_up.weight"),
         ("-token_embd.weight", "has no token_embd.weight"),
     ],

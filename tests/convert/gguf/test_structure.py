@@ -21,7 +21,7 @@ import pytest
 from gguf_files import byte_level, llama_facts, llama_shapes, random_tensors, tiny_llama, write
 from mlx_eagle.convert.gguf.convert import convert_gguf
 from mlx_eagle.convert.gguf.reader import read_gguf
-from mlx_eagle.convert.gguf.structure import MAX_ITEMS, check_structure
+from mlx_eagle.convert.gguf.structure import MAX_ITEMS, read_structure
 from mlx_eagle.errors import CheckpointError, EagleError
 from mlx_eagle.files.folders import MAX_BYTES_VARIABLE
 
@@ -55,12 +55,15 @@ def test_structure_is_what_the_package_gguf_reads(sound: bytes, tmp_path: Path) 
     file = tmp_path / "x.gguf"
     file.write_bytes(sound)
     theirs = gguf.GGUFReader(file)
-    ours = check_structure(file)
-    assert [(t.name, t.kind, t.shape, t.n_bytes) for t in ours] == [
+    ours = read_structure(file)
+    assert [(t.name, t.kind, t.shape, t.n_bytes) for t in ours.tensors] == [
         (t.name, t.tensor_type, tuple(reversed(t.shape.tolist())), t.n_bytes)
         for t in theirs.tensors
     ]
-    assert [t.offset for t in ours] == [t.data_offset - theirs.data_offset for t in theirs.tensors]
+    offsets = [ours.begin + tensor.offset for tensor in ours.tensors]
+    assert offsets == [tensor.data_offset for tensor in theirs.tensors]
+    metadata = {name: field.contents() for name, field in theirs.fields.items()}
+    assert ours.metadata == {k: v for k, v in metadata.items() if not k.startswith("GGUF.")}
 
 
 def header(n_tensors: int, n_keys: int, rest: bytes = b"") -> bytes:
