@@ -55,7 +55,9 @@ def read_rows(kind: Kind, data: NDArray[np.uint8]) -> Affine:
     """
     _, width = GGML_QUANT_SIZES[kind]
     n_rows = data.shape[0]
-    return Affine(*(part.reshape(n_rows, -1) for part in EXACT[kind].read(data.reshape(-1, width))))
+    codes, scales, offsets = EXACT[kind].read(data.reshape(-1, width))
+    shape = (n_rows, -1)
+    return Affine(codes.reshape(shape), scales.reshape(shape), offsets.reshape(shape))
 
 
 def _half(blocks: NDArray[np.uint8], at: int) -> NDArray[np.float32]:
@@ -116,7 +118,7 @@ def _q5_k(blocks: NDArray[np.uint8]) -> Affine:
     scales, minima = _sub_scales(blocks)
     low = _nibbles(blocks[:, 48:].reshape(-1, 4, 32)).reshape(-1, 8, 32)
     places = np.arange(8, dtype=np.uint8)[None, :, None]
-    high = (blocks[:, None, 16:48] >> places & 1) << np.uint8(4)
+    high = (blocks[:, None, 16:48] >> places & np.uint8(1)) << np.uint8(4)
     return Affine(low | high, _half(blocks, 0) * scales, -_half(blocks, 2) * minima)
 
 

@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from mlx_eagle.errors import CheckpointError, HubError
 from mlx_eagle.files.json_files import read_json
@@ -69,10 +68,13 @@ def _others(folder: Path, manifests: Path) -> str:
 def _weights_of(manifest: Path, name: str) -> str:
     """Return the digest of a model's weights, in hexadecimal."""
     try:
-        layers = read_json(manifest).get("layers")
+        stated = read_json(manifest).get("layers")
     except CheckpointError as error:
         raise HubError(f"Ollama's manifest of {name} cannot be read: {error}") from error
-    kinds = [_kind(layer) for layer in layers] if isinstance(layers, list) else []
+    layers = (
+        [layer for layer in stated if isinstance(layer, dict)] if isinstance(stated, list) else []
+    )
+    kinds = [layer.get("mediaType") for layer in layers]
     if _ADAPTER in kinds:
         raise HubError(f"ollama:{name} is a model with an adapter, which is not read from there")
     if kinds.count(_MODEL) != 1:
@@ -84,11 +86,6 @@ def _weights_of(manifest: Path, name: str) -> str:
             f"Ollama's manifest of {name} has the digest {quote_value(digest)}, no sha256"
         )
     return found[1]
-
-
-def _kind(layer: Any) -> Any:
-    """Return what a layer of a manifest says it is."""
-    return layer.get("mediaType") if isinstance(layer, dict) else None
 
 
 def _find_in_lm_studio(name: str) -> Path:
