@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from mlx_eagle.convert.check_result import short_forward
 from mlx_eagle.convert.gguf.config import make_config
-from mlx_eagle.convert.gguf.families import find_family
+from mlx_eagle.convert.gguf.families import Family, find_family
 from mlx_eagle.convert.gguf.metadata import Metadata
 from mlx_eagle.convert.gguf.names import name_tensors
 from mlx_eagle.convert.gguf.precision import DTYPES, choose_dtype
@@ -54,7 +54,7 @@ def convert_gguf(
     if dtype not in (*DTYPES, None):
         raise EagleError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
     plan = _plan(read_gguf(file))
-    name = dtype or choose_dtype(plan.weights)
+    name = dtype or choose_dtype(plan.weights, may_be_half=not plan.family.outgrows_half)
     with new_folder(out) as folder:
         length = plan.config["max_position_embeddings"]
         write_tokenizer(plan.metadata, plan.vocabulary, folder, max_length=length)
@@ -68,6 +68,7 @@ def convert_gguf(
 class _Plan(NamedTuple):
     """What a file says, before any of its weights is read."""
 
+    family: Family
     metadata: Metadata
     vocabulary: Vocabulary
     config: dict[str, Any]
@@ -81,7 +82,8 @@ def _plan(gguf: GGUF) -> _Plan:
         config = make_config(gguf, family, metadata)
         names = name_tensors(gguf, family, config["num_hidden_layers"])
         vocabulary = read_vocabulary(metadata, config["vocab_size"])
-        return _Plan(metadata, vocabulary, config, list_weights(gguf, family, names, config))
+        weights = list_weights(gguf, family, names, config)
+        return _Plan(family, metadata, vocabulary, config, weights)
     except CheckpointError as error:
         about = "" if gguf.name in str(error) else f"{gguf.name}: "
         raise CheckpointError(f"{about}{error}") from error

@@ -60,6 +60,7 @@ class Family(NamedTuple):
         has_interleaved_heads: rows of queries and keys have to be put back in order.
         has_raised_norms: 1 has to be taken off its norms.
         tied: its output layer is the embedding, always.
+        outgrows_half: its activations are known to be too large for float16.
     """
 
     model_type: str
@@ -68,16 +69,28 @@ class Family(NamedTuple):
     has_interleaved_heads: bool = False
     has_raised_norms: bool = False
     tied: bool = False
+    outgrows_half: bool = False
 
 
 FAMILIES = {
     "llama": Family("llama", "LlamaForCausalLM", _DENSE, has_interleaved_heads=True),
-    "qwen2": Family("qwen2", "Qwen2ForCausalLM", _DENSE),
+    "qwen2": Family("qwen2", "Qwen2ForCausalLM", _DENSE, outgrows_half=True),
     "qwen3": Family("qwen3", "Qwen3ForCausalLM", _DENSE | _HEAD_NORMS),
     "qwen3moe": Family("qwen3_moe", "Qwen3MoeForCausalLM", _ATTENTION | _HEAD_NORMS | _EXPERTS),
-    "gemma2": Family("gemma2", "Gemma2ForCausalLM", _GEMMA, has_raised_norms=True, tied=True),
+    "gemma2": Family(
+        "gemma2",
+        "Gemma2ForCausalLM",
+        _GEMMA,
+        has_raised_norms=True,
+        tied=True,
+        outgrows_half=True,
+    ),
     "gemma3": Family(
-        "gemma3_text", "Gemma3ForCausalLM", _GEMMA | _HEAD_NORMS, has_raised_norms=True
+        "gemma3_text",
+        "Gemma3ForCausalLM",
+        _GEMMA | _HEAD_NORMS,
+        has_raised_norms=True,
+        outgrows_half=True,
     ),
     "phi3": Family("phi3", "Phi3ForCausalLM", _FUSED),
 }

@@ -23,9 +23,14 @@ LARGEST_HALF = 65504.0
 _OFFSETS = {Kind.Q4_0: 8.0, Kind.Q5_0: 16.0, Kind.Q8_0: 128.0}
 
 
-def choose_dtype(weights: Sequence[Weight]) -> str:
-    """Return the name of the smallest type in which every weight is what it is in the file."""
-    order = ["float16", "bfloat16"]
+def choose_dtype(weights: Sequence[Weight], *, may_be_half: bool = True) -> str:
+    """Return the name of the smallest type in which every weight is what it is in the file.
+
+    Args:
+        weights: all of them.
+        may_be_half: whether float16 is large enough for what is computed.
+    """
+    order = ["float16", "bfloat16"] if may_be_half else ["bfloat16"]
     if any(weight.tensor.kind == Kind.BF16 for weight in weights):
         order.reverse()
     with np.errstate(all="ignore"):  # what is not finite is refused when it is converted

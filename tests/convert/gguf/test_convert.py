@@ -182,6 +182,7 @@ def pytorch_llama(file: Path, folder: Path) -> Any:
     config = json.loads((folder / "config.json").read_text())
     kept = {k: v for k, v in config.items() if not k.startswith(("quantization", "torch_dtype"))}
     model = LlamaForCausalLM(LlamaConfig(**kept)).eval()
+    model.generation_config.eos_token_id = None  # answers of one length
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
     tensors = {t.name: t for t in gguf.GGUFReader(file).tensors}
     heads = {"q": config["num_attention_heads"], "k": config["num_key_value_heads"]}
@@ -196,30 +197,48 @@ def pytorch_llama(file: Path, folder: Path) -> Any:
     return model
 
 
+@pytest.fixture(scope="module")
+def shortest(smollm2: tuple[Path, Path], fixtures: Path) -> list[list[int]]:
+    """The tokens of the shortest prompts of the fixtures."""
+    lines = (fixtures / "smollm2" / "answers.jsonl").read_text().splitlines()
+    return sorted((json.loads(line)["prompt_ids"] for line in lines), key=len)[:PROMPTS]
+
+
 @pytest.mark.broad
 @pytest.mark.torch
-def test_smollm2_has_the_logits_of_pytorch_and_its_answers(
-    smollm2: tuple[Path, Path], fixtures: Path
+def test_smollm2_has_the_logits_of_pytorch_to_rounding(
+    smollm2: tuple[Path, Path], shortest: list[list[int]]
+) -> None:
+    """What 64 bits give is the measure: ours is no further from it than PyTorch's 32 bits are."""
+    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    model = pytorch_llama(*smollm2)
+    loaded, _ = load_target(smollm2[1], "float32")
+    tokens = [shortest[0], shortest[-1]]
+    with torch.no_grad():
+        theirs = [model(torch.tensor([ids])).logits[0].numpy() for ids in tokens]
+        model.double()
+        exact = [model(torch.tensor([ids])).logits[0].numpy() for ids in tokens]
+    for ids, rounded, right in zip(tokens, theirs, exact, strict=True):
+        found = np.array(loaded.network(mx.array([ids]))[0])
+        assert np.abs(found - right).max() <= 4 * np.abs(rounded - right).max()
+
+
+@pytest.mark.broad
+@pytest.mark.torch
+def test_smollm2_gives_the_answers_of_pytorch(
+    smollm2: tuple[Path, Path], shortest: list[list[int]]
 ) -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
-    file, folder = smollm2
-    model = pytorch_llama(file, folder)
-    loaded, _ = load_target(folder, "float32")
-    lines = (fixtures / "smollm2" / "answers.jsonl").read_text().splitlines()
-    prompts = [json.loads(line)["prompt_ids"] for line in lines]
-    shortest = sorted(prompts, key=len)[:PROMPTS]
-    worst = 0.0
+    model = pytorch_llama(*smollm2)
+    loaded, _ = load_target(smollm2[1], "float32")
     for prompt in shortest:
         with torch.no_grad():
             theirs = model.generate(
-                torch.tensor([prompt]), max_new_tokens=N_TOKENS, do_sample=False, eos_token_id=None
+                torch.tensor([prompt]), max_new_tokens=N_TOKENS, do_sample=False
             )[0].tolist()
-            expected = model(torch.tensor([theirs])).logits[0].numpy()
-        found = np.array(loaded.network(mx.array([theirs]))[0])
-        worst = max(worst, float(np.abs(found - expected).max() / np.abs(expected).max()))
-        n = len(prompt) - 1
-        assert found[n:-1].argmax(axis=-1).tolist() == theirs[n + 1 :]
-    assert worst < 1e-4
+        assert len(theirs) == len(prompt) + N_TOKENS
+        logits = loaded.network(mx.array([theirs]))[0, len(prompt) - 1 : -1]
+        assert logits.argmax(axis=-1).tolist() == theirs[len(prompt) :]
 
 
 @pytest.mark.broad

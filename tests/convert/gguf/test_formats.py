@@ -49,6 +49,11 @@ def test_smallest_type_that_loses_nothing_is_chosen(kind: Kind) -> None:
     assert chosen == ("float16" if kind in HALVES else "float32")
 
 
+def test_float16_is_left_out_where_it_is_too_small_for_what_is_computed() -> None:
+    weight = weight_of(Kind.Q8_0, random_blocks(Kind.Q8_0, SHAPE))
+    assert choose_dtype([weight], may_be_half=False) == "float32"
+
+
 @pytest.mark.parametrize("kind", AGAIN, ids=lambda kind: kind.name)
 @pytest.mark.parametrize("dtype", [mx.float16, mx.float32], ids=str)
 def test_format_that_does_not_fit_has_eight_bits_and_the_error_that_is_told(

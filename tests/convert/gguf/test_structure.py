@@ -193,7 +193,7 @@ def attempt(file: Path, out: Path) -> str:
 
 @pytest.fixture
 def n_mutants(is_quick: bool) -> int:
-    return int(os.environ.get("MLX_EAGLE_MUTANTS", 300 if is_quick else 10_000))
+    return int(os.environ.get("MLX_EAGLE_MUTANTS", 200 if is_quick else 10_000))
 
 
 @pytest.mark.usefixtures("bounded")
