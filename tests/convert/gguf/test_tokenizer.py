@@ -19,6 +19,7 @@ TEXT = (
     "It's 12345 o'clock\u2014in caf\u00e9 No.7:\n\n  HelloWorld said <|im_end|>   x=[1,22]\t"
     "\u65e5\u672c\u8a9e!\r\n"
 )
+GLOSSARY = Path(__file__).resolve().parents[3] / "docs" / "glossary.md"
 PIECES = ["<unk>", "<s>", "</s>", *(f"<0x{n:02X}>" for n in range(256))]
 WORDS = ["\u2581", "a", "b", "n", "an", "\u2581a", "ban", "ana", "\u2581an", "\u2581ban", "<end>"]
 
@@ -125,6 +126,41 @@ def test_sentencepiece_merges_by_score_and_falls_back_to_bytes(tmp_path: Path) -
     assert (
         tokenizer.decode(tokenizer.encode("a ban\u20ac", add_special_tokens=False)) == "a ban\u20ac"
     )
+
+
+@pytest.fixture(scope="module")
+def processor(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A model of sentencepiece's own, trained with Llama's settings."""
+    library = pytest.importorskip("sentencepiece", reason="sentencepiece is the oracle")
+    stem = tmp_path_factory.mktemp("sentencepiece") / "x"
+    library.SentencePieceTrainer.train(
+        input=str(GLOSSARY),
+        model_prefix=str(stem),
+        vocab_size=700,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    return library.SentencePieceProcessor(model_file=f"{stem}.model")
+
+
+def test_sentencepiece_itself_reads_the_same_tokens(processor: Any, tmp_path: Path) -> None:
+    ids = range(processor.get_piece_size())
+    kinds = [1 + processor.is_unknown(n) + 2 * processor.is_control(n) for n in ids]
+    values = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": [processor.id_to_piece(n) for n in ids],
+        "tokenizer.ggml.scores": [processor.get_score(n) for n in ids],
+        "tokenizer.ggml.token_type": [6 if processor.is_byte(n) else kinds[n] for n in ids],
+        "tokenizer.ggml.bos_token_id": 1,
+    }
+    tokenizer = written(values, tmp_path)
+    for text in (*GLOSSARY.read_text().splitlines()[:60], TEXT, "  two   spaces ", "\u65e5\u672c"):
+        found = tokenizer.encode(text, add_special_tokens=False)
+        assert found == processor.encode(text)
+        assert tokenizer.decode(found) == processor.decode(found)
 
 
 def test_user_defined_token_is_found_whole(tmp_path: Path) -> None:
