@@ -232,10 +232,11 @@ def test_smollm2_gives_the_answers_of_pytorch(
     model = pytorch_llama(*smollm2)
     loaded, _ = load_target(smollm2[1], "float32")
     for prompt in shortest:
+        ids = torch.tensor([prompt])
+        # With a mask of its own: else the ends of turns, which are padding as well, are left out.
+        options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": N_TOKENS}
         with torch.no_grad():
-            theirs = model.generate(
-                torch.tensor([prompt]), max_new_tokens=N_TOKENS, do_sample=False
-            )[0].tolist()
+            theirs = model.generate(ids, do_sample=False, **options)[0].tolist()
         assert len(theirs) == len(prompt) + N_TOKENS
         logits = loaded.network(mx.array([theirs]))[0, len(prompt) - 1 : -1]
         assert logits.argmax(axis=-1).tolist() == theirs[len(prompt) :]
