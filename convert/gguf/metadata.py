@@ -45,8 +45,7 @@ class Metadata(NamedTuple):
         value = self.values.get(name)
         if value is None and default is not None:
             return default
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not 1e-15 < value < 1e15:
+        if type(value) not in (int, float) or value is None or not 1e-15 < value < 1e15:
             raise CheckpointError(f"its {name} is {quote_value(value)}, not a positive number")
         return float(str(np.float32(value)))
 
