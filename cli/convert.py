@@ -1,4 +1,4 @@
-"""`mlx-eagle convert`: ports a PyTorch head, or a Hugging Face target, to an MLX folder."""
+"""`mlx-eagle convert`: ports PyTorch heads, Hugging Face targets and GGUF files to MLX."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mlx_eagle.cli.terminal.display import fetch_shown
+from mlx_eagle.cli.terminal.display import Loading, fetch_shown, printable, terminal
 from mlx_eagle.convert.quantization import (
     BITS,
     DTYPES,
@@ -18,16 +18,19 @@ from mlx_eagle.convert.quantization import (
 )
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.config import ALGORITHMS
+from mlx_eagle.hub.gguf_targets import find_gguf
 
 EXAMPLES = """\b
 Examples:
   mlx-eagle convert path/to/llama --out llama-4bit
   mlx-eagle convert owner/name --out mine --mode mxfp8 --dtype bfloat16
+  mlx-eagle convert model.Q4_K_M.gguf --out my-target
   mlx-eagle convert path/to/eagle3-head --target llama-4bit --out my-head
 """
 HEAD_BITS = click.Choice(["4", "8", "none"])
 TARGET_BITS = click.Choice([*map(str, BITS), "none"])
 TARGET_ONLY = ("bits", "mode", "dtype")
+NOT_GGUF = ("bits", "mode", "group_size")
 HEAD_ONLY = ("head_bits", "settings", "doctor")
 
 
@@ -68,10 +71,15 @@ HEAD_ONLY = ("head_bits", "settings", "doctor")
 @click.option(
     "--dtype",
     type=click.Choice(DTYPES),
-    help="Type of what is not quantized in a target; default: as published.",
+    help="Type of what is not quantized in a target; default: as published. Of a GGUF file's "
+    "scales as well; default there: the smallest in which nothing is lost.",
 )
 def command(source: str, out: Path, target: str | None, **options: Any) -> None:
-    """Convert SOURCE, a draft head or a target: a folder, or owner/name on the hub."""
+    """Convert SOURCE, a draft head or a target: a folder, or owner/name on the hub.
+
+    A target may also be a GGUF file, ollama:NAME or lmstudio:NAME: its quantized values are taken
+    over as they are wherever MLX has them, and a table says what became what.
+    """
     if target is None:
         for name in HEAD_ONLY:
             if options[name]:
@@ -79,7 +87,9 @@ def command(source: str, out: Path, target: str | None, **options: Any) -> None:
                     name, name
                 ).replace("_", "-")
                 raise click.UsageError(f"--{option} is for heads, which need --target as well")
-        click.echo(_convert_target(source, out, options))
+        file = find_gguf(source)
+        is_gguf = file is not None and file.is_file()
+        click.echo((_convert_gguf if is_gguf else _convert_target)(source, out, options))
         return
     for name in TARGET_ONLY:
         if options[name] is not None:
@@ -155,13 +165,41 @@ def _run_doctor(out: Path, target: str) -> None:
     click.echo(f"{as_table(diagnosis)}\n{verdict(diagnosis, '')}")
 
 
+def _convert_gguf(source: str, out: Path, options: dict[str, str | None]) -> str:
+    """Convert a GGUF file and return what became of its tensors, and the summary."""
+    for name in NOT_GGUF:
+        if options[name] is not None:
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} is not for GGUF files, which keep the quantization "
+                "that they have"
+            )
+    from mlx_eagle.convert.gguf.convert import convert_gguf
+    from mlx_eagle.convert.gguf.report import as_table
+
+    file = find_gguf(source)
+    assert file is not None, "it was found before"
+    with Loading(terminal(stderr=True), f"convert {file.name}") as loading:
+
+        def report(done: int, total: int) -> None:
+            loading.update(f"convert {file.name}", done, total)
+
+        rows = convert_gguf(file, out, dtype=options["dtype"], progress=report)
+    return f"{printable(as_table(rows))}\n{_summary(out)}"
+
+
 def _convert_target(source: str, out: Path, options: dict[str, str | None]) -> str:
     """Convert a target and return the summary."""
     quantization = _quantization(options)
-    from mlx_eagle.convert.describe import describe_folder
     from mlx_eagle.convert.targets import convert_target
 
     convert_target(fetch_shown(source), out, quantization, dtype=options["dtype"])
+    return _summary(out)
+
+
+def _summary(out: Path) -> str:
+    """Return what a converted target is, in a line."""
+    from mlx_eagle.convert.describe import describe_folder
+
     facts = describe_folder(out)
     return (
         f"{out}: {facts['model_type']} target, {_target_precision(facts['quantization'])}, "

@@ -23,7 +23,8 @@ MODEL_OPTIONS = [
     click.option(
         *("--model", "-m"),
         metavar="MODEL",
-        help="Target: a folder, or owner/name on the hub. Default: the demo pair.",
+        help="Target: a folder, owner/name on the hub, a GGUF file, or ollama:NAME or "
+        "lmstudio:NAME for one that these have. Default: the demo pair.",
     ),
     click.option(
         "--head",

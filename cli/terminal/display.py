@@ -102,14 +102,14 @@ class Loading(AbstractContextManager["Loading"]):
 
     def update(self, phase: str, done: int, total: int) -> None:
         """Show that `done` of `total` bytes or steps are over; callable from any thread."""
-        is_download = phase.startswith("download ")
+        counts_bytes = phase.startswith(("download ", "convert "))
         if phase not in self._tasks:
             if not self._console.is_terminal:
                 self._announce(phase, total)
             self._add(phase, total)
         for task in self._tasks.values():
             self._bars.update(task, visible=task == self._tasks[phase])
-        amount = f"{gigabytes(done)} of {gigabytes(total)}" if is_download else ""
+        amount = f"{gigabytes(done)} of {gigabytes(total)}" if counts_bytes else ""
         self._bars.update(self._tasks[phase], completed=done, total=total, amount=amount)
 
     def _announce(self, phase: str, total: int) -> None:

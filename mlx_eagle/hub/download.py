@@ -1,5 +1,6 @@
 """A model's name becomes a folder on this machine: a local one as it is, else from the hub.
 
+A GGUF file becomes the folder that it was converted to (`gguf_targets.py`).
 It downloads and caches through huggingface_hub, whose settings hold (HF_HOME, HF_ENDPOINT,
 HF_TOKEN, HF_HUB_OFFLINE). It does not look inside the folder. Files of code are never fetched.
 """
@@ -30,6 +31,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils.tqdm import tqdm
 
 from mlx_eagle.errors import HubError
+from mlx_eagle.hub.gguf_targets import SUFFIX, find_gguf, prepare_target
 
 Progress = Callable[[str, int, int], None]
 Notify = Callable[[str], None]
@@ -85,11 +87,12 @@ def fetch(
     """Return the local folder of a model, downloading it if it is a hub name that is not cached.
 
     Args:
-        name: a local folder, or `owner/name` or `owner/name@revision` on the hub.
+        name: a local folder, a GGUF file, `ollama:NAME` or `lmstudio:NAME`, or `owner/name` or
+            `owner/name@revision` on the hub.
         progress: called with ("download <name>", bytes done, bytes in all), first before the
-            first byte; from several threads.
-        notify: told in one line if what is cached has to do, because what answers in the hub's
-            place is not the hub; None writes to stderr.
+            first byte, from several threads; likewise with "convert <name>" for a GGUF file.
+        notify: told in one line if a GGUF file is converted, or if what is cached has to do
+            because what answers in the hub's place is not the hub; None writes to stderr.
         before: called before a download with what the model has and what is missing of it; what
             it raises keeps the download from beginning.
         only: the files that are needed, such as `config.json`, of those that a model has; None
@@ -97,12 +100,13 @@ def fetch(
 
     Raises:
         HubError: if it is neither; the message says which and what to do.
+        EagleError: if a GGUF file cannot be converted.
     """
-    folder = os.path.expanduser(name)
-    if os.path.isdir(folder):
-        return Path(folder)
-    if os.path.exists(folder):
-        raise HubError(f"{name} is a file; give the folder that holds the model")
+    folder = _local_folder(name, progress or _silent, notify or to_stderr)
+    if folder is not None:
+        return folder
+    if os.path.exists(os.path.expanduser(name)):
+        raise HubError(f"{name} is a file; give the folder that holds the model, or a GGUF file")
     repo = parse_repo(str(name))
     wanted = WANTED if only is None else list(only)
     told = Told(progress or _silent, notify or to_stderr, before)
@@ -110,6 +114,15 @@ def fetch(
         return _fetch_repo(repo, told, wanted)
     except (NetworkError, OSError) as error:
         raise HubError(_explain(repo, error)) from error
+
+
+def _local_folder(name: str | Path, progress: Progress, notify: Notify) -> Path | None:
+    """Return the folder of a model that is on this machine; None for a name that is not."""
+    found = find_gguf(name)
+    if found is not None and found.is_file():
+        return prepare_target(found, str(name), progress, notify)
+    folder = found or Path(os.path.expanduser(name))
+    return folder if folder.is_dir() else None
 
 
 class Listing(NamedTuple):
@@ -123,13 +136,13 @@ def list_files(name: str | Path) -> Listing:
     """Return which files a model has, without fetching any.
 
     Args:
-        name: a local folder, or `owner/name` or `owner/name@revision` on the hub.
+        name: as for `fetch`; a GGUF file has those of its conversion.
 
     Raises:
         HubError: if it is neither, or the hub cannot be asked and nothing is cached.
     """
-    folder = Path(os.path.expanduser(name))
-    if folder.is_dir():
+    folder = _local_folder(name, _silent, to_stderr)
+    if folder is not None:
         return _listing_of(folder)
     repo = parse_repo(str(name))
     try:
@@ -170,6 +183,8 @@ def parse_repo(name: str) -> Repo:
     Raises:
         HubError: if the name looks like a path, or like nothing the hub could hold.
     """
+    if name.endswith(SUFFIX):
+        raise HubError(f"there is no file {name}")
     if name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1:
         raise HubError(f"there is no folder {name}")
     repo_id, _, revision = name.partition("@")
