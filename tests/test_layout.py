@@ -50,9 +50,14 @@ def test_every_module_has_a_test_file_or_stands_in_the_list_with_the_one_that_co
 
 
 def install(folder: Path, without: str = "") -> Path:
-    """Copy the packages that pyproject.toml lists, as an installation does; all but one."""
+    """Copy the packages that pyproject.toml lists, as an installation does; all but one.
+
+    What is in that one is left out as well: it would make a package without modules of it.
+    """
     tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    for package in set(tools["packages"]) - {without}:
+    for package in tools["packages"]:
+        if without and f"{package}.".startswith(f"{without}."):
+            continue
         known = tools["package-dir"].get(package, package.replace(".", "/"))
         place = folder / package.replace(".", "/")
         place.mkdir(parents=True, exist_ok=True)

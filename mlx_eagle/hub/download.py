@@ -122,7 +122,7 @@ def _local_folder(name: str | Path, progress: Progress, notify: Notify) -> Path 
     if found is not None and found.is_file():
         return prepare_target(found, str(name), progress, notify)
     folder = found or Path(os.path.expanduser(name))
-    return folder if folder.is_dir() else None
+    return folder if os.path.isdir(folder) else None
 
 
 class Listing(NamedTuple):

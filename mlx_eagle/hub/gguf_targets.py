@@ -38,10 +38,10 @@ def find_gguf(name: str | Path) -> Path | None:
     found = find_in_store(str(name))
     if found is not None:
         return found
-    path = Path(os.path.expanduser(name))
-    if path.is_dir() and not (path / "config.json").exists():
+    path = Path(os.path.expanduser(name))  # which may be too long, or impossible, as a path
+    if os.path.isdir(path) and not (path / "config.json").exists():
         return _only_one(path)
-    is_one = path.is_file() and (path.suffix == SUFFIX or _begins_as_one(path))
+    is_one = os.path.isfile(path) and (path.suffix == SUFFIX or _begins_as_one(path))
     return path if is_one else None
 
 
