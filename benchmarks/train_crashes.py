@@ -5,8 +5,8 @@
         --data corpus/heldout.jsonl --out crashes
 
 The whole command runs (answers of the target, features, updates, the head's folders) in --out:
-once undisturbed; once killed by SIGKILL at --kills random moments and started again each time,
-which must give the same bytes; and once in two processes with half of the batch each, whose
+once undisturbed; once killed by SIGKILL at up to --kills random moments and started again each
+time, which must give the same bytes; and once in two processes with half of the batch each, whose
 weights may differ by rounding, since sums have another order. The exit status is 1 if a head
 differs.
 """
@@ -65,12 +65,18 @@ def run(args: argparse.Namespace, out: Path, batch: int, n_processes: int = 1) -
     return time.perf_counter() - start
 
 
-def run_killed(args: argparse.Namespace, out: Path, seconds: float) -> None:
-    """Train to the end, killed on the way; `seconds` are what it takes undisturbed."""
+def run_killed(args: argparse.Namespace, out: Path, seconds: float) -> int:
+    """Train to the end, killed on the way, and return how often.
+
+    Args:
+        args: of the command line.
+        out: the folder of the training.
+        seconds: that it takes undisturbed.
+    """
     moments = random.Random(args.seed)
     log = (args.out / f"{out.name}.log").open("w")
     for n in range(args.kills):
-        wait = moments.uniform(SOONEST, seconds / 2)
+        wait = moments.uniform(SOONEST, 2 * seconds / args.kills)
         running = subprocess.Popen(command(args, out, args.batch), stdout=log, stderr=log)
         try:
             status = running.wait(wait)
@@ -79,9 +85,10 @@ def run_killed(args: argparse.Namespace, out: Path, seconds: float) -> None:
             running.wait()
         else:
             print(f"ended with status {status} before kill {n + 1}: raise --updates", flush=True)
-            break
+            return n
         print(f"killed after {wait:.1f} s: {progress(out)}", flush=True)
     run(args, out, args.batch)
+    return args.kills
 
 
 def progress(out: Path) -> str:
@@ -114,7 +121,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("--target", "--data", "--out"):
         parser.add_argument(name, type=Path, required=True)
-    parser.add_argument("--updates", type=int, default=60)
+    parser.add_argument("--updates", type=int, default=120)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--batch", type=int, default=2, help="rows of 256 tokens; even")
     parser.add_argument("--seed", type=int, default=0)
@@ -123,9 +130,9 @@ def main() -> int:
     whole, killed, shared = (args.out / name for name in ("whole", "killed", "shared"))
     seconds = run(args, whole, args.batch)
     print(f"undisturbed: {seconds:.1f} s", flush=True)
-    run_killed(args, killed, seconds)
+    n_kills = run_killed(args, killed, seconds)
     equal = same_bytes(whole, killed)
-    print(f"killed {args.kills} times: {'equal to the bit' if equal else 'DIFFERENT'}", flush=True)
+    print(f"killed {n_kills} times: {'equal to the bit' if equal else 'DIFFERENT'}", flush=True)
     run(args, shared, args.batch // 2, 2)
     away = difference(whole, shared)
     print(f"two processes: largest difference {away:.1e} of a weight's largest number")
