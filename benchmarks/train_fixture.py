@@ -110,7 +110,6 @@ def training_options(args: argparse.Namespace) -> list[str]:
         "--out": args.out,
         "--train-on": "all",
         "--length": 512,
-        "--draft-vocab": 2048,
         "--head-bits": "none",
         "--batch": args.batch,
         "--steps": args.steps,
@@ -119,6 +118,8 @@ def training_options(args: argparse.Namespace) -> list[str]:
         "--measure-every": 200,
         "--save-every": 200,
     }
+    if "--from" not in args.more:  # a head that is gone on with keeps its own
+        options["--draft-vocab"] = 2048
     return [str(part) for option in options.items() for part in option] + list(args.more)
 
 
