@@ -32,6 +32,7 @@ def counter(what: str) -> Callable[[int, int], None]:
 def choose_prompts(source: ModelSource, wanted: Wanted) -> tuple[str, list["BenchPrompt"]]:
     """Return where the prompts come from, and the prompts."""
     from mlx_eagle.bench.prompts import builtin_prompts, read_prompts, spread
+    from mlx_eagle.hub.packaged import is_toy
 
     if wanted.prompts:
         origin, prompts = str(wanted.prompts), read_prompts(wanted.prompts)
@@ -42,7 +43,7 @@ def choose_prompts(source: ModelSource, wanted: Wanted) -> tuple[str, list["Benc
         names = ", ".join(dict.fromkeys(prompt.data_set for prompt in prompts))
         origin = f"{names} ({wanted.data or 'the questions of the EAGLE papers'})"
     else:
-        is_demo = source.model is None
+        is_demo = is_toy(source.model)
         origin = "built in, for the demo pair" if is_demo else "built in"
         prompts = builtin_prompts(is_demo)
     return origin, spread(prompts, wanted.limit)

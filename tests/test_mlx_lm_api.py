@@ -14,7 +14,7 @@ from mlx_lm.sample_utils import make_logits_processors, make_sampler
 from cases import broad
 from mlx_eagle import mlx_lm_api as drop_in
 from mlx_eagle.errors import EagleError
-from mlx_eagle.loading import DEMO
+from mlx_eagle.hub.packaged import DEMO
 from mlx_eagle.session.options import GenerationOptions
 from mlx_eagle.tree import TreeShape
 

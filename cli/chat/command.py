@@ -38,7 +38,7 @@ def command(
     source: ModelSource,
     settings: GenerationOptions,
 ) -> None:
-    """Talk with a model. Without --model: a demo pair that needs no download.
+    """Talk with a model. Without --model: one that needs no download, SmolLM2 or a toy.
 
     The history of what you type is kept in a file; MLX_EAGLE_HISTORY names another, and turns
     it off when empty.

@@ -160,9 +160,9 @@ COMMANDS = (
         setting_actions.choose_model,
         MODEL,
         models,
-        "NAME is a folder, owner/name on the hub, or demo. The head that is known for it comes\n"
-        "along. The conversation stays and is read anew. The model in use is given up only\n"
-        "when the other one has loaded, so there must be memory for both.",
+        "NAME is a folder, owner/name on the hub, a GGUF file, smollm2 or demo. The head that is\n"
+        "known for it comes along. The conversation stays and is read anew. The model in use is\n"
+        "given up only when the other one has loaded, so there must be memory for both.",
     ),
     Command(
         "/head",

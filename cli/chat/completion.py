@@ -50,9 +50,10 @@ def files(rest: str) -> Iterator[Completion]:
 def models(rest: str) -> Iterator[Completion]:
     """Offer folders, and the targets for which heads are known."""
     from mlx_eagle.hub.known_heads import all_heads
+    from mlx_eagle.hub.packaged import NAMES
 
     known = sorted({name for heads in all_heads() for head in heads for name in head.targets})
-    yield from among(rest, ["demo", *known])
+    yield from among(rest, [*NAMES, *known])
     yield from files(rest)
 
 

@@ -28,7 +28,6 @@ SETTINGS: dict[str, Option] = {
 ALIASES = {option.short: name for name, option in SETTINGS.items() if option.short}
 SHOWS = [field.name for field in fields(Show)]
 SWITCH = {"on": True, "off": False}
-DEMO = "demo"
 
 
 def choose_model(repl: "Repl", rest: str) -> None:
@@ -37,8 +36,7 @@ def choose_model(repl: "Repl", rest: str) -> None:
     if not rest:
         repl.print(repl.about())
         return
-    name = None if rest == DEMO else rest
-    repl.reload(repl.conversation.source._replace(model=name, head=None))
+    repl.reload(repl.conversation.source._replace(model=rest, head=None))
 
 
 def choose_head(repl: "Repl", rest: str) -> None:

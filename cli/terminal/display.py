@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 PREFILL_PATIENCE = 0.5  # seconds before a bar is worth its flicker
 
-DEMO_NOTE = """
+TOY_NOTE = """
 This pair is a toy: it knows Python's standard library, badly, and nothing else. Try
   What is the signature of shutil.copyfile?
-For a real model, name it; the draft head that is known for it comes along:
+{}For a real model, name it; the draft head that is known for it comes along:
   mlx-eagle chat --model mlx-community/Meta-Llama-3.1-8B-Instruct-4bit
   mlx-eagle heads
 """
@@ -187,6 +187,14 @@ def about(info: "EngineInfo", max_context: int | None) -> str:
     if info.remarks:
         rows["notice"] = "; ".join(info.remarks)
     return table(rows)
+
+
+def toy_note() -> str:
+    """Return what is to be known of the toy pair, and how to get a real one."""
+    from mlx_eagle.hub.packaged import how_to_get_real
+
+    line = how_to_get_real()
+    return TOY_NOTE.format(f"{line}\n" if line else "")
 
 
 def details(stats: "GenerationStats") -> str:

@@ -24,7 +24,7 @@ from mlx_eagle.bench.text_comparison import judge_by
 from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.cli.main import run
 from mlx_eagle.errors import EagleError
-from mlx_eagle.loading import DEMO
+from mlx_eagle.hub.packaged import DEMO
 from mlx_eagle.tree_shape import TreeShape
 
 SHORT = ["-n", "8", "--warmup", "0", "--compare", "chain:2", "--no-calibrate"]

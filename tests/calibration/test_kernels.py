@@ -23,9 +23,9 @@ from mlx_eagle.calibration import (
 from mlx_eagle.calibration.kernels import Kernels, TargetSource
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.config import HeadConfig
+from mlx_eagle.hub.packaged import DEMO
 from mlx_eagle.kernels import few_rows, gpu, shapes, trial
 from mlx_eagle.kernels.sites import find_sites
-from mlx_eagle.loading import DEMO
 from mlx_eagle.target.load import load_target
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree_shape import TreeShape

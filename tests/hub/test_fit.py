@@ -13,8 +13,8 @@ from hub_settings import environment_for, hub_at
 from mlx_eagle.cache.estimate import number_bytes
 from mlx_eagle.errors import EagleError
 from mlx_eagle.hub.fit import Fit, foresee
+from mlx_eagle.hub.packaged import DEMO
 from mlx_eagle.load_options import LoadOptions
-from mlx_eagle.loading import DEMO
 
 CONFIG = {
     "model_type": "llama",

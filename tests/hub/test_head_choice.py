@@ -20,7 +20,7 @@ from mlx_eagle.files.folders import cache_folder
 from mlx_eagle.hub import head_choice as published
 from mlx_eagle.hub.head_choice import choose_head, prepare_head
 from mlx_eagle.hub.known_heads import KnownHead
-from mlx_eagle.loading import DEMO
+from mlx_eagle.hub.packaged import DEMO
 from mlx_eagle.tree import TreeShape
 
 TARGET = DEMO / "target"
@@ -30,7 +30,7 @@ KNOWN = KnownHead("owner/model", ("a/b",), "SafeAILab", "recommended", "-", (), 
 SCRIPT = """
 import mlx_eagle
 from mlx_eagle.hub import head_choice as published
-from mlx_eagle.loading import DEMO
+from mlx_eagle.hub.packaged import DEMO
 from mlx_eagle.hub.known_heads import KnownHead
 known = KnownHead("owner/model", ("a/b",), "SafeAILab", "recommended", "-", (), None, "")
 published.default_head = lambda target: known

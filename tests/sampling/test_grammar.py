@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from mlx_eagle.loading import DEMO
+from mlx_eagle.hub.packaged import DEMO
 from mlx_eagle.sampling.grammar import Constraint, Grammar, Vocabulary
 from mlx_eagle.target.load import load_target
 from random_schemas import closing_bias, random_schema

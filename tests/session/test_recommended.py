@@ -10,7 +10,7 @@ import pytest
 import mlx_eagle
 from command_line import run_here
 from mlx_eagle.cli.settings import with_recommended
-from mlx_eagle.loading import DEMO
+from mlx_eagle.hub.packaged import DEMO
 from mlx_eagle.session.options import GenerationOptions
 from mlx_eagle.session.recommended import read_recommended
 

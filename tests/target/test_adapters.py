@@ -15,7 +15,7 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 import mlx_eagle
 from command_line import run_here
 from mlx_eagle.errors import CheckpointError, EagleError
-from mlx_eagle.loading import DEMO
+from mlx_eagle.hub.packaged import DEMO
 from mlx_eagle.target.load import load_network
 from mlx_eagle.tree import TreeShape
 

@@ -21,7 +21,7 @@ import mlx_eagle
 from cases import broad
 from mlx_eagle.convert.targets import convert_target
 from mlx_eagle.errors import CheckpointError
-from mlx_eagle.loading import DEMO
+from mlx_eagle.hub.packaged import DEMO
 from mlx_eagle.target.load import LoadedTarget, load_network
 from mlx_eagle.target.positions import is_rope
 from mlx_eagle.target.ropes import measured_rotation

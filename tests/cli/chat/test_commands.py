@@ -261,7 +261,7 @@ def test_another_model_or_head_is_loaded_and_what_was_said_stays(chat: Any) -> N
     chat.say("/head auto")
     assert chat.conversation.source.head is None
     chat.say("/model demo")
-    assert chat.conversation.source.model is None
+    assert chat.conversation.source.model == "demo"
 
 
 def test_model_and_head_alone_say_what_is_in_use(chat: Any) -> None:
