@@ -13,7 +13,7 @@ def main() -> None:
     """Answer one question."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("question", nargs="?", default="What is the signature of zip?")
-    parser.add_argument("--model", help="a folder or a hub repository; default: the demo pair")
+    parser.add_argument("--model", help="a folder or a hub repository; default: as for the chat")
     arguments = parser.parse_args()
 
     engine = mlx_eagle.load(arguments.model)

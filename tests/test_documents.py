@@ -162,7 +162,7 @@ def test_the_screen_of_chat_in_the_readme_shows_the_demo_pairs_answer(
 ) -> None:
     screen = (ROOT / "README.md").read_text().partition("```text\n")[2].partition("```")[0]
     question = next(line for line in screen.splitlines() if line.startswith(">>> "))
-    assert run_command_line(["chat", "-p", question.removeprefix(">>> ")]) == 0
+    assert run_command_line(["chat", "-m", "demo", "-p", question.removeprefix(">>> ")]) == 0
     assert capsys.readouterr().out.strip() in screen
 
 

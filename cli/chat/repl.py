@@ -26,7 +26,7 @@ from mlx_eagle.cli.chat.setting_actions import suggestion
 from mlx_eagle.cli.options import as_keywords
 from mlx_eagle.cli.settings import with_recommended
 from mlx_eagle.cli.terminal.answer import Answer
-from mlx_eagle.cli.terminal.display import TITLES, Loading, Prefill, about, printable, toy_note
+from mlx_eagle.cli.terminal.display import TITLES, Loading, Prefill, about, note_on, printable
 from mlx_eagle.cli.terminal.views import Show, open_view
 from mlx_eagle.errors import EagleError
 
@@ -159,7 +159,7 @@ class Repl:
             self._show_loading(lambda: self.conversation.is_loaded)
         self._take_recommended()
         self.print(self.about())
-        self.print(toy_note() if self.conversation.wait().is_demo else "")
+        self.print(note_on(self.conversation.wait(), self.conversation.source.model))
         self._announced = True
 
     def about(self) -> str:

@@ -26,6 +26,12 @@ This pair is a toy: it knows Python's standard library, badly, and nothing else.
   mlx-eagle chat --model mlx-community/Meta-Llama-3.1-8B-Instruct-4bit
   mlx-eagle heads
 """
+SMALL_NOTE = """
+This model is small: it writes well and is often wrong. For a larger one, name it; the draft head
+that is known for it comes along:
+  mlx-eagle chat --model mlx-community/Meta-Llama-3.1-8B-Instruct-4bit
+  mlx-eagle heads
+"""
 
 
 def terminal(stream: TextIO | None = None, *, stderr: bool = False) -> Console:
@@ -189,24 +195,35 @@ def about(info: "EngineInfo", max_context: int | None) -> str:
     return table(rows)
 
 
-def toy_note() -> str:
-    """Return what is to be known of the toy pair, and how to get a real one."""
+def note_on(info: "EngineInfo", model: str | None) -> str:
+    """Return what a newcomer should know of what is loaded; "" for a model of their choice.
+
+    Args:
+        info: what is loaded.
+        model: as it was named; None if it was not.
+    """
     from mlx_eagle.hub.packaged import how_to_get_real
 
+    if not info.is_demo:
+        return "" if model is not None else SMALL_NOTE
     line = how_to_get_real()
     return TOY_NOTE.format(f"{line}\n" if line else "")
 
 
 def details(stats: "GenerationStats") -> str:
     """Return the statistics of one answer, a line per subject."""
-    by_depth = " ".join(f"{share:.2f}" for share in stats.acceptance_by_depth)
+    n_read = stats.prompt_tokens - stats.cached_tokens
+    known = f", {stats.cached_tokens} known from before" if stats.cached_tokens else ""
     rows = {
-        "prompt": _rate(stats.prompt_tokens, stats.prompt_seconds),
+        "prompt": _rate(n_read, stats.prompt_seconds) + known,
         "answer": _rate(stats.generation_tokens, stats.generation_seconds),
         "speculation": stats.speculation,
         "rounds": f"{stats.rounds}, acceptance length {stats.acceptance_length:.2f}",
-        "drafted": f"{stats.drafted}, accepted {stats.accepted}",
-        "by depth": by_depth or "-",
+    }
+    if stats.drafted:
+        by_depth = " ".join(f"{share:.2f}" for share in stats.acceptance_by_depth)
+        rows |= {"drafted": f"{stats.drafted}, accepted {stats.accepted}", "by depth": by_depth}
+    rows |= {
         "time": f"draft {_seconds(stats.draft_seconds)}, verify "
         f"{_seconds(stats.verify_seconds)}, host {_seconds(stats.host_seconds)}",
         "peak memory": gigabytes(stats.peak_memory_bytes),

