@@ -85,6 +85,19 @@ def test_large_models_are_written_in_parts(tmp_path: Path, monkeypatch: pytest.M
     assert mx.array_equal(whole(tokens), parts(tokens))
 
 
+def test_disk_that_is_full_is_one_error_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[write] Unable to write 3900096 bytes to file.")
+
+    file = write(tmp_path / "x.gguf", tiny_llama())
+    monkeypatch.setattr(mx, "save_safetensors", save)
+    with pytest.raises(EagleError, match="cannot write .*out: .write. Unable to write"):
+        convert_gguf(file, tmp_path / "out")
+    assert [item.name for item in tmp_path.iterdir()] == ["x.gguf"]
+
+
 def test_type_can_be_chosen(tmp_path: Path) -> None:
     file = write(tmp_path / "x.gguf", mixed())
     rows = convert_gguf(file, tmp_path / "out", dtype="bfloat16")
