@@ -141,7 +141,7 @@ def run_benchmark(source: ModelSource, wanted: Wanted, specs: list["Spec"]) -> "
     line = click.get_current_context().meta["mlx_eagle.command"]
     names = [contestant.name for contestant in contestants]
     inputs = Inputs(line, engine.info, origin, prompts, names, trial, left_out)
-    kept = keep(inputs, wanted) if wanted.has_sets and wanted.out else None
+    kept = keep(inputs, wanted, engine, contestants) if wanted.has_sets and wanted.out else None
     warm_up(contestants, asked.ids(0.0, 0), trial)
     samples = measure(contestants, asked, trial, counter("generation"), kept=kept)
     alphas = measure_alphas(contestants, asked, trial, samples, kept)
@@ -178,13 +178,18 @@ def those_that_fit(
     return kept, left_out
 
 
-def keep(inputs: "Inputs", wanted: Wanted) -> "Kept":
+def keep(
+    inputs: "Inputs", wanted: Wanted, engine: "Engine", contestants: list["Contestant"]
+) -> "Kept":
     """Return where the answers of a run on data sets are kept, and those that are there."""
     from mlx_eagle.bench.kept import Kept
+    from mlx_eagle.bench.measure import engines_of
     from mlx_eagle.bench.report import settings_of
 
     assert wanted.out is not None, "asked for"
-    return Kept(wanted.out, settings_of(inputs))
+    # A head that was trained anew has the name that it had before.
+    weights = [each.identity for each in (engine, *engines_of(contestants))]
+    return Kept(wanted.out, settings_of(inputs) | {"weights": weights})
 
 
 def measure_alphas(

@@ -100,14 +100,14 @@ OPTIONS = [
         "--data",
         metavar="PATH",
         help="The folder of the data sets (mt_bench.jsonl or mt_bench/question.jsonl, ...), or the "
-        "file of one, instead of the hub; without --dataset all that are found there.",
+        "file of one, instead of fetching them; without --dataset all that are found there.",
     ),
     click.option(
         "--limit",
         metavar="N",
         type=COUNT,
-        help="Most questions per category, spread evenly over it. Default: 20 of a data set, else "
-        "all.",
+        help="Most questions per category, spread evenly over it. Default: 20 of a data set, 1 "
+        "with --replay, else all.",
     ),
     click.option(
         *("--max-tokens", "-n"),

@@ -7,7 +7,7 @@ that says what it needs; then its command lines are parsed only.
 import re
 import shlex
 from collections.abc import Iterator
-from itertools import pairwise, takewhile
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,14 +89,28 @@ def test_a_block_that_is_not_run_says_why_and_its_commands_exist(
     for words in block.commands():
         for flag, value in pairwise(words):
             if flag in NAMED_FILES:
+                Path(value).parent.mkdir(parents=True, exist_ok=True)
                 Path(value).touch()
         if words[0] == "mlx-eagle":
             parse(words[1:])
         elif words[0] == "python" and words[1] != "-m":
-            script = (ROOT / words[1]).read_text()
-            own = takewhile(lambda word: word != "--", words[2:])  # what follows is another's
-            flags = [word for word in own if word.startswith("--")]
-            assert all(f'"{flag}"' in script for flag in flags), flags
+            check_script(words[1], words[2:])
+
+
+def check_script(name: str, options: list[str]) -> None:
+    """Assert that a script has these options, and `mlx-eagle` those that follow --."""
+    script, passed_on = (ROOT / name).read_text(), []
+    if "--" in options:
+        at = options.index("--")
+        options, passed_on = options[:at], options[at + 1 :]
+    flags = [word for word in options if word.startswith("--")]
+    assert all(f'"{flag}"' in script for flag in flags), flags
+    if passed_on and "given to `mlx-eagle train`" in script:
+        Path("texts.jsonl").touch()
+        parse(["train", "--model", "m", "--data", "texts.jsonl", "--out", "o", *passed_on])
+    elif passed_on:
+        assert "arguments of `mlx-eagle chat`" in script
+        parse(["chat", *passed_on])
 
 
 def parse(arguments: list[str]) -> None:

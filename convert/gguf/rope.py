@@ -17,7 +17,6 @@ from mlx_eagle.files.quoting import quote
 from mlx_eagle.target.rotation import announced_rotation
 
 TOLERANCE = 1e-4  # of a factor: 32 bits, and formulas written another way
-MAX_DIMS = 4096
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 _TRAINED = 8192  # tokens of the training's texts, of every Llama 3.1 to 3.3
 

@@ -27,6 +27,7 @@ MAX_KEYS = 4096
 MAX_TENSORS = 100_000
 MAX_NAME_BYTES = 256
 MAX_TEXT_BYTES = 8 << 20
+MAX_HEADER_BYTES = 64 << 20  # 262,144 tokens and twice as many merges, of 32 bytes each, fit
 MAX_ITEMS = 2_000_000  # of all arrays: a vocabulary of 262,144 tokens takes a million
 MAX_AXES = 4
 MAX_SIZE = 1 << 31  # of an axis: MLX counts in 32 bits
@@ -123,6 +124,8 @@ class _Walk:
         """Return the next bytes, which must be there."""
         if n_bytes > len(self._data) - self._at:
             raise CheckpointError("it ends before its header does")
+        if self._at + n_bytes > MAX_HEADER_BYTES:
+            raise CheckpointError(f"its header has more than {MAX_HEADER_BYTES} bytes")
         self._at += n_bytes
         return self._data[self._at - n_bytes : self._at]
 

@@ -12,6 +12,7 @@ import mlx.core as mx
 from mlx_eagle.convert.gguf.formats import GROUP
 from mlx_eagle.convert.gguf.source_weights import Weight
 from mlx_eagle.convert.gguf.weights import convert_weight
+from mlx_eagle.files.quoting import one_line
 from mlx_eagle.target.stage import shard_name
 
 MAX_SHARD_BYTES = 1 << 30
@@ -53,6 +54,7 @@ def write_weights(
 
     Raises:
         CheckpointError: if values are no finite numbers, or of a kind that cannot be read.
+        OSError: if they cannot be written.
     """
     parts = list(_parts(weights, dtype))
     total = sum(weight.tensor.n_bytes for weight in weights)
@@ -68,11 +70,19 @@ def write_weights(
             rows.append(_row(weight, converted.bits, converted.error, dtype))
             done += weight.tensor.n_bytes
             progress(done, total)
-        mx.save_safetensors(str(folder / file), arrays, metadata={"format": "mlx"})
+        _save(folder / file, arrays)
         places |= dict.fromkeys(arrays, file)
     if len(parts) > 1:
         (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}, indent=1))
     return rows
+
+
+def _save(file: Path, arrays: dict[str, mx.array]) -> None:
+    """Write a file, on a disk that may be full."""
+    try:
+        mx.save_safetensors(str(file), arrays, metadata={"format": "mlx"})
+    except RuntimeError as error:  # MLX has no other
+        raise OSError(one_line(error)) from error
 
 
 def quantization_of(rows: Sequence[Row]) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ score of a head on an answer, and a line wherever the run was begun or taken up 
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -44,9 +45,10 @@ class Kept:
         self._file = folder / FILE
         try:
             _make(folder, self._file, settings)
-            rows = _read(self._file)
+            whole = _whole_lines(self._file)
         except OSError as error:
             raise EagleError(f"cannot write {folder}: {error.strerror or error}") from error
+        rows = _rows(whole, self._file)
         _check(folder, rows[0], settings)
         self._found = {}
         self.starts = [row["begun"] for row in rows if "begun" in row]
@@ -58,7 +60,7 @@ class Kept:
                     self._found[_key(samples)] = samples
         except (TypeError, IndexError) as error:
             raise EagleError(f"{self._file} is damaged ({error}): give another --out") from error
-        self._begin()
+        self._begin(len(whole))
 
     def find(self, repeat: int, temperature: float, prompt_id: int) -> list[Sample] | None:
         """Return everybody's generation of a prompt; None if it was not done yet."""
@@ -78,7 +80,9 @@ class Kept:
         self._scores[json.dumps(of)] = score
         self._write({"of": of, "score": score})
 
-    def _begin(self) -> None:
+    def _begin(self, n_bytes: int) -> None:
+        """Go on after so many bytes of the file: what follows was being written when it ended."""
+        os.truncate(self._file, n_bytes)
         self.starts.append(datetime.now().astimezone().isoformat(timespec="seconds"))
         self._write({"begun": self.starts[-1]})
 
@@ -100,13 +104,14 @@ def _make(folder: Path, file: Path, settings: Mapping[str, Any]) -> None:
         partial.write_text(json.dumps({"settings": settings}) + "\n", encoding="utf-8")
 
 
-def _read(file: Path) -> list[Row]:
-    """Return the lines of a file, without a last one that was being written when the run ended."""
+def _whole_lines(file: Path) -> bytes:
+    """Return a file without a last line that was being written when the run ended."""
     data = file.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        with file.open("r+b") as stream:
-            stream.truncate(len(whole))
+    return data[: data.rfind(b"\n") + 1]
+
+
+def _rows(whole: bytes, file: Path) -> list[Row]:
+    """Return the lines of a run's file; another file is refused, and left as it is."""
     rows = parse_lines(whole.decode(errors="replace"), file)
     if not rows or not isinstance(rows[0].get("settings"), dict):
         raise EagleError(f"{file} does not begin with a run's settings: give another --out")

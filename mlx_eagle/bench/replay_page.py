@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from string import Template
+from unicodedata import category
 
 from mlx_eagle.bench.recording import Arrival, Played, Recording
 from mlx_eagle.bench.specs import PLAIN
@@ -98,5 +99,10 @@ def _token(arrival: Arrival) -> str:
 
 
 def _text(text: str) -> str:
-    """Return text as it may stand in the page: what is no line end, tab or sign is replaced."""
-    return escape("".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text))
+    """Return text as it may stand in the page: what is no sign, space or line end is replaced."""
+    return escape("".join(c if _is_shown(c) else "\ufffd" for c in text))
+
+
+def _is_shown(char: str) -> bool:
+    """Say whether a character is a sign, a space of any kind, or joins signs as some scripts do."""
+    return char.isprintable() or char in "\n\t\u200c\u200d" or category(char) == "Zs"

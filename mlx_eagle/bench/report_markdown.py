@@ -114,7 +114,8 @@ FORCED_NOTE = (
     "n-alpha, teacher-forced on plain decoding's answers: at every token of an answer the head "
     "drafts a chain, and n-alpha is the share of positions at which token n + 1 of the chain is "
     "the one that the target wrote, given the true tokens before it. Prompts, system prompt and "
-    "chat template are left out. Sampled answers are compared with the head's likeliest token."
+    "chat template are left out; the first token of an answer, which the loop never drafts, is "
+    "among its tokens. Sampled answers are compared with the head's likeliest token."
 )
 
 

@@ -2,13 +2,14 @@
 
 It takes a few seconds, once. Each measured step depends on the step before it and is copied to the
 host as in a real round, because independent steps overlap and look cheaper than they are. Passes
-over all numbers of rows alternate and medians are kept, so that a busy moment spoils one sample of
-each and not all samples of one. Long contexts are made of empty cache rows: attention reads them
-all the same, and no long prompt has to be run.
+over all numbers of rows alternate, so that a busy moment spoils one sample of each and not all
+samples of one; what differs from pass to pass is measured again. Long contexts are made of empty
+cache rows: attention reads them all the same, and no long prompt has to be run.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from statistics import median
 
@@ -21,8 +22,9 @@ from mlx_eagle.decoding.prefill import prefill
 from mlx_eagle.decoding.rounds import Decoder
 from mlx_eagle.drafters.base import Drafter
 from mlx_eagle.drafters.early_stop import draft_with_checks
-from mlx_eagle.planner.cost_model import Costs
-from mlx_eagle.planner.planner import DEEPEST
+from mlx_eagle.planner.acceptance_model import Acceptance
+from mlx_eagle.planner.cost_model import Costs, LiveCosts
+from mlx_eagle.planner.planner import DEEPEST, Planner
 from mlx_eagle.planner.policy import FixedShape, Level, Node
 from mlx_eagle.sampling.samplers import SeededSampler
 from mlx_eagle.sampling.token_selector import TokenSelector
@@ -38,7 +40,9 @@ MORE_ROWS = 4  # from here on, a number of rows that is useless ends the search 
 # Metal's fused attention takes so many products of rows and queries that share a key, up to eight
 # rows, and then as many rows as there are; between, attention works with 16-bit scores.
 FUSED, FUSED_AGAIN = 32, 9
-SAMPLES = 3  # of each time: the fewest whose median one stall cannot move
+SAMPLES, MOST_SAMPLES = 3, 9  # of each time
+PLAIN_TOKEN = 0  # stands among numbers of rows for a token of plain decoding
+AGREED = 1.1  # the least two samples' ratio up to which nothing has disturbed them
 
 Report = Callable[[int, int], None]
 
@@ -57,24 +61,28 @@ def measure(target: Target, drafter: Drafter, report: Report | None = None) -> C
     report(0, steps)
     bench.warm_up()
     sync = median(_time_sync() for _ in range(20))
-    draft = bench.draft()
-    report(1, steps)
     rows = bench.useful_rows()
+    report(1, steps)
+    draft = bench.draft(rows[-1] - 1)
+    sync = min([sync, *(high - low for low, high in pairwise((0.0, *draft)) if high > low)])
+    report(2, steps)
     verify: dict[int, list[float]] = {n: [] for n in rows}
-    plain = []
-    for done, context in enumerate(CONTEXTS, start=2):
+    plain: list[float] = []
+    for done, context in enumerate(CONTEXTS, start=3):
         bench.pad(context)
-        found, per_token = bench.verify(rows if context == CONTEXTS[0] else _few(rows))
+        found, per_token = bench.verify(_few(rows) if plain else rows)
+        first = {n: column[0] for n, column in verify.items()} if plain else {}
         plain.append(per_token)
-        first = {n: column[0] for n, column in verify.items() if column}
         for n, column in verify.items():
             column.append(_further(n, found, first) if first else found[n])
+        columns = {n: tuple(column) for n, column in verify.items()}
+        build = min(median(bench.building), min(columns[1]))
+        costs = Costs(CONTEXTS[: len(plain)], columns, tuple(plain), draft, sync, build)
+        if not comes_down_again() and _is_hopeless(costs, drafter.max_depth):
+            break
         report(done, steps)
     report(steps, steps)
-    columns = {n: tuple(column) for n, column in verify.items()}
-    sync = min([sync, *(high - low for low, high in pairwise((0.0, *draft)) if high > low)])
-    build = min(median(bench.building), min(columns[1]))
-    return Costs(CONTEXTS, columns, tuple(plain), draft, sync, build)
+    return costs
 
 
 def fused_rows(queries_per_key: int, *, is_metal: bool) -> tuple[int, ...]:
@@ -93,6 +101,12 @@ def comes_down_again() -> bool:
     return bool(mx.default_device() == mx.gpu)
 
 
+def _is_hopeless(costs: Costs, max_depth: int) -> bool:
+    """Say whether no tree could pay; on a CPU attention to more tokens does not change that."""
+    planner = Planner(LiveCosts(costs), Acceptance(), max_depth)
+    return planner.is_hopeless(costs.contexts[-1])
+
+
 def _few(rows: Sequence[int]) -> list[int]:
     """Return the rows to measure at a longer context: some, and the most."""
     return [n for n in rows if n in FEW_ROWS or n == rows[-1]]
@@ -105,6 +119,34 @@ def _further(n: int, found: dict[int, float], first: dict[int, float]) -> float:
     """
     added = np.maximum.accumulate([max(0.0, found[m] - first[m]) for m in found])
     return first[n] + float(np.interp(n, list(found), added))
+
+
+def _undisturbed(samples: Sequence[float]) -> float:
+    """Return the second least of some times: other work adds to them, and one may be too short."""
+    return sorted(samples)[1]
+
+
+def _is_settled(samples: Sequence[float]) -> bool:
+    """Say whether a time has been measured often enough."""
+    return len(samples) >= SAMPLES and _undisturbed(samples) <= AGREED * min(samples)
+
+
+def _settled(timers: Mapping[int, Callable[[], float]]) -> dict[int, float]:
+    """Return the seconds that each of some timers tells, in passes over all that are unsettled."""
+    samples: dict[int, list[float]] = {key: [] for key in timers}
+    for _ in range(MOST_SAMPLES):
+        for key, timer in timers.items():
+            if not _is_settled(samples[key]):
+                samples[key].append(timer())
+    return {key: _undisturbed(times) for key, times in samples.items()}
+
+
+def _never_falling(seconds: dict[int, float]) -> dict[int, float]:
+    """Return times by number of rows, none above that of more rows: on a CPU it was disturbed."""
+    if comes_down_again():
+        return seconds
+    least = np.minimum.accumulate([seconds[n] for n in sorted(seconds, reverse=True)])
+    return dict(zip(sorted(seconds), least[::-1].tolist(), strict=True))
 
 
 def _time_sync() -> float:
@@ -160,8 +202,8 @@ class _Bench:
         self.cache.commit(range(n))
         mx.eval(self.cache.buffers)
 
-    def plain(self) -> list[float]:
-        """Return the seconds of a few tokens of plain decoding, as the loop does it."""
+    def plain(self) -> float:
+        """Return the seconds of a token of plain decoding, as the loop does it."""
         rows = self.cache.rows
         decoder = Decoder(self.target, self.cache, None, TokenSelector(SeededSampler()))
         stream = rounds(decoder, self.ids[0], FixedShape(PLAIN))
@@ -175,7 +217,7 @@ class _Bench:
         stream.close()
         if self.cache.can_trim(rows):  # a recurrent state stays a few tokens further on
             self.cache.trim(rows)
-        return samples
+        return median(samples)
 
     def useful_rows(self) -> list[int]:
         """Return the numbers of rows that may pay, by a pass that warms them up."""
@@ -191,26 +233,21 @@ class _Bench:
         return useful
 
     def verify(self, rows: Sequence[int]) -> tuple[dict[int, float], float]:
-        """Return the median seconds to verify each number of rows, and of a plain token."""
-        samples: dict[int, list[float]] = {n: [] for n in rows}
-        plain: list[float] = []
-        for _ in range(SAMPLES):
-            for n in rows:
-                samples[n].append(self._verify(n))
-            plain += self.plain()
-        return {n: median(times) for n, times in samples.items()}, median(plain)
+        """Return the seconds to verify each number of rows, and of a plain token."""
+        timers = {n: partial(self._verify, n) for n in rows}
+        found = _settled({PLAIN_TOKEN: self.plain, **timers})
+        plain = found.pop(PLAIN_TOKEN)
+        return _never_falling(found), plain
 
-    def draft(self) -> tuple[float, ...]:
-        """Return the seconds to take in two tokens and draft 1, 2, ... levels."""
-        deepest = min(self.drafter.max_depth, DEEPEST)
+    def draft(self, most: int) -> tuple[float, ...]:
+        """Return the seconds to take in two tokens and draft 1, 2, ... levels, `most` at most."""
+        deepest = max(1, min(self.drafter.max_depth, DEEPEST, most))
         depths = [d for d in DEPTHS if d <= deepest]
-        samples: dict[int, list[float]] = {d: [] for d in depths}
-        for _ in range(SAMPLES + 1):
-            for depth in depths:
-                samples[depth].append(self._draft(depth, deepest))
-        known = [median(samples[d][1:]) for d in depths]
+        for depth in depths:
+            self._draft(depth, deepest)  # what is compiled at first use
+        known = _settled({d: partial(self._draft, d, deepest) for d in depths})
         every = range(1, depths[-1] + 1)
-        return tuple(np.interp(every, depths, known).tolist())
+        return tuple(np.interp(every, depths, [known[d] for d in depths]).tolist())
 
     def _verify(self, n: int) -> float:
         """Return the seconds of one verification that depends on the one before it."""

@@ -1,7 +1,7 @@
 """Targets in GGUF files: named by path or in another program's store, converted once.
 
-Conversions (made by `convert/gguf/`) are kept in the cache folder under what a file holds, so that
-one that is moved or downloaded again is not converted again.
+Conversions (made by `convert/gguf/`) are kept in the cache folder under the name of a file and what
+it holds, so that one that is moved or downloaded again is not converted again.
 """
 
 import hashlib
@@ -83,7 +83,7 @@ def prepare_target(
     from mlx_eagle.convert.gguf.convert import VERSION, convert_gguf
 
     check_file(file)
-    facts = {"code": VERSION, "file": sampled_hash([file])}
+    facts = {"code": VERSION, "file": sampled_hash([file]), "beginning": _hash_beginning(file)}
     identity = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     title = file.stem if file.suffix == SUFFIX else name
     stem = re.sub(r"[^A-Za-z0-9._-]+", "--", title).strip(".-")[:80] or "target"
@@ -99,6 +99,17 @@ def prepare_target(
         if not _is_whole(out):  # another process may have done it first: the results are equal
             raise
     return out
+
+
+def _hash_beginning(file: Path) -> str:
+    """Return a sha256 of the bytes in which a header is: tools correct a single id in place there.
+
+    A sample tells weights apart, which differ nearly everywhere, but not these.
+    """
+    from mlx_eagle.convert.gguf.structure import MAX_HEADER_BYTES
+
+    with file.open("rb") as stream:
+        return hashlib.sha256(stream.read(MAX_HEADER_BYTES)).hexdigest()
 
 
 def _is_whole(out: Path) -> bool:

@@ -13,7 +13,7 @@ from mlx_eagle.errors import CheckpointError, HubError
 from mlx_eagle.files.json_files import read_json
 from mlx_eagle.files.quoting import listed, quote, quote_value
 
-_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")  # longer ones are no names of files
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _MODEL = "application/vnd.ollama.image.model"
 _ADAPTER = "application/vnd.ollama.image.adapter"

@@ -28,11 +28,19 @@ def announced_window(config: dict[str, Any]) -> tuple[int, list[bool] | None] | 
     size = config.get("sliding_window") or config.get("attention_chunk_size")
     if type(size) is not int or size < 1 or config.get("use_sliding_window") is False:
         return None
-    kinds = config.get("layer_types")
-    if not isinstance(kinds, list):
-        return size, None
-    windowed = [kind in WINDOWED for kind in kinds]
-    return (size, windowed) if any(windowed) else None
+    windowed = _windowed_layers(config)
+    return (size, windowed) if windowed is None or any(windowed) else None
+
+
+def _windowed_layers(config: dict[str, Any]) -> list[bool] | None:
+    """Return by layer whether it has the window; None if a configuration does not tell."""
+    kinds, n_layers = config.get("layer_types"), config.get("num_hidden_layers")
+    if isinstance(kinds, list):
+        return [kind in WINDOWED for kind in kinds]
+    period = config.get("sliding_window_pattern")  # every so many layers one sees all
+    if type(period) is int and period > 0 and type(n_layers) is int:
+        return [(layer + 1) % period != 0 for layer in range(n_layers)]
+    return None
 
 
 def unkept_window(network: nn.Module, config: dict[str, Any]) -> int | None:

@@ -155,6 +155,10 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_left(
     capsys.readouterr()
     assert run([*args, "--seed", "1"]) == 1
     assert "other values of seed: give the same" in capsys.readouterr().err
+    # A head that was trained anew has the same name.
+    monkeypatch.setitem(vars(demo), "identity", demo.identity | {"head": "another"})
+    assert run(args) == 1
+    assert "other values of weights: give the same" in capsys.readouterr().err
     assert asked == []
 
 

@@ -62,6 +62,9 @@ def test_other_settings_are_refused_by_name_in_one_line(tmp_path: Path) -> None:
     [
         ("report.md", "x", "exists and holds no answers.jsonl"),
         (FILE, "", "does not begin with a run's settings"),
+        (FILE, '{"prompt": "no line end"}', "does not begin with a run's settings"),
+        (FILE, '{"a": 1}\n{"no line end": 2}', "does not begin with a run's settings"),
+        (FILE, '{"settings": {"seed": 1}}\n{"begun', "with other values of"),
         (FILE, '{"begun": 1}\n', "does not begin with a run's settings"),
         (FILE, "no JSON\n", "line 1: not JSON"),
         (FILE, json.dumps({"settings": SETTINGS}) + '\n{"samples": [{}]}\n', "is damaged"),

@@ -15,7 +15,9 @@ from mlx_eagle.bench.replay_page import to_page, verdict
 from mlx_eagle.cli.main import run
 from mlx_eagle.tree_shape import TreeShape
 
-HOSTILE = "</span><script>alert(\"1\")</script> & <b title='x'>\x1b[31m\r\n\t\u202e"
+HOSTILE = (
+    "</span><script>alert(\"1\")</script> & <b title='x'>\x1b[31m\r\n\t\u202e\u202f\u3000\u200d"
+)
 
 
 class Shown(NamedTuple):

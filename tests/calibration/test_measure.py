@@ -8,6 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 import pytest
 
 from cases import broad
@@ -37,14 +38,18 @@ def pair(tiny_target: TinyTarget, config: HeadConfig, architecture: str) -> tupl
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3_text", broad("qwen3_moe")])
 def test_all_costs_are_measured_at_all_contexts(
-    architecture: str, tiny_target: TinyTarget, head_config: HeadConfig
+    architecture: str,
+    tiny_target: TinyTarget,
+    head_config: HeadConfig,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(module, "_is_hopeless", lambda costs, depth: False)
     steps: list[tuple[int, int]] = []
     target, drafter = pair(tiny_target, head_config, architecture)
     costs = measure(target, drafter, lambda *step: steps.append(step))
     assert costs.contexts == CONTEXTS
     assert costs.rows[:2] == [1, 2] and set(costs.rows) <= set(ROWS)
-    assert len(costs.draft) == 8
+    assert len(costs.draft) == min(8, costs.rows[-1] - 1)
     assert costs.sync < costs.draft[0]
     assert steps[0] == (0, 5) and steps[-1] == (5, 5)
 
@@ -97,6 +102,23 @@ def test_rows_cost_what_the_clock_says(
     for n, want in ((1, 0.01), (2, 0.02), (3, 0.03)):
         assert costs.verify[n][0] == pytest.approx(want, rel=0.01)
     assert max(costs.rows) <= 4, "five rows cost seven times one: they are of no use"
+    assert len(costs.draft) == 3, "and so is a fourth level"
+    assert costs.contexts == CONTEXTS[:1], "no tree can pay, whatever the context"
+
+
+def test_a_machine_that_is_busy_half_of_the_time_is_measured_all_the_same(
+    tiny_target: TinyTarget, head_config: HeadConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock by which four rows cost 1.6 times one, and every other pass takes five times that."""
+    target, drafter = pair(tiny_target, head_config, "llama")
+    rng = np.random.default_rng(0)
+    run_by_clock(
+        target, monkeypatch, lambda n: 0.01 * (0.8 + 0.2 * n) * (5 if rng.random() < 0.5 else 1)
+    )
+    costs = measure(target, drafter)
+    for n in (1, 2, 3, 4):
+        assert costs.verify[n][0] == pytest.approx(0.01 * (0.8 + 0.2 * n), rel=0.01)
+    assert costs.plain[0] == pytest.approx(0.01, rel=0.1)
 
 
 def test_a_curve_that_comes_down_again_is_followed(

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 from gguf import GGMLQuantizationType as Kind
 
@@ -12,6 +13,7 @@ import mlx_eagle
 from gguf_files import tiny_llama, write
 from mlx_eagle.convert.gguf import convert
 from mlx_eagle.errors import CheckpointError, EagleError, HubError
+from mlx_eagle.hub import gguf_targets
 from mlx_eagle.hub.download import fetch, list_files
 from mlx_eagle.hub.fit import foresee
 from mlx_eagle.hub.gguf_targets import find_gguf
@@ -56,6 +58,21 @@ def test_file_that_changes_is_converted_again(file: Path) -> None:
     first = fetch(file)
     write(file, tiny_llama(Kind.Q4_0))
     assert fetch(file) != first
+
+
+def test_a_single_id_that_is_corrected_in_place_makes_another_conversion(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a large file no sample of the bytes need see it."""
+    monkeypatch.setattr(gguf_targets, "sampled_hash", lambda _: "the same")
+    first = fetch(file)
+    reader = gguf.GGUFReader(file, "r+")
+    field = reader.fields["tokenizer.ggml.eos_token_id"]
+    field.parts[field.data[0]][0] -= 1
+    reader.data.flush()
+    second = fetch(file)
+    ids = [json.loads((f / "config.json").read_text())["eos_token_id"] for f in (first, second)]
+    assert ids[0][0] == ids[1][0] + 1
 
 
 def test_model_of_ollama_is_converted(file: Path, tmp_path: Path) -> None:

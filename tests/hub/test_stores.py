@@ -79,8 +79,10 @@ def test_model_that_ollama_does_not_have_says_what_there_is(home: Path) -> None:
         find_in_store("ollama:tiny:8b")
 
 
-@pytest.mark.parametrize("name", ["../x", "", "a/b/c/d", "x:../y", "/etc/passwd", "x/..", "~x"])
-def test_name_that_leaves_the_folder_is_refused(name: str, home: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["../x", "", "a/b/c/d", "x:../y", "/etc/passwd", "x/..", "~x", "x" * 300]
+)
+def test_name_that_leaves_the_folder_or_is_none_is_refused(name: str, home: Path) -> None:
     add_ollama(home / ".ollama" / "models")
     with pytest.raises(HubError, match="is no name: they look like"):
         find_in_store(f"ollama:{name}")

@@ -25,6 +25,7 @@ from mlx_eagle.hub.packaged import DEMO
 from mlx_eagle.target.load import LoadedTarget, load_network
 from mlx_eagle.target.positions import is_rope
 from mlx_eagle.target.ropes import measured_rotation
+from mlx_eagle.target.windows import unkept_window
 
 PROMPT = mx.array([[5, 9, 2, 30, 41, 17]])
 N_TOKENS = 24
@@ -115,6 +116,17 @@ def test_a5_a_window_that_the_class_keeps_limits_nothing(
     kinds = ["sliding_attention", "full_attention"] * 2 if is_windowed else ["full_attention"] * 4
     folder = publish("llama", sliding_window=16, layer_types=kinds)
     assert load_network(folder).max_context is None
+
+
+@pytest.mark.parametrize(("period", "limit"), [(2, None), (3, 8)])
+def test_a5_a_pattern_tells_which_layers_have_the_window(
+    period: int, limit: int | None, publish: Callable[..., Path]
+) -> None:
+    """Gemma 3 has no list of layers: the class goes by the pattern, in its file one of 2."""
+    folder = publish("gemma3_text")
+    network, config, *_ = load_network(folder)
+    assert config["sliding_window_pattern"] == 2 and "layer_types" not in config
+    assert unkept_window(network, config | {"sliding_window_pattern": period}) == limit
 
 
 def test_a2_a_file_with_an_output_layer_of_its_own_is_not_tied(

@@ -49,7 +49,7 @@ def test_command_says_what_became_what(tmp_path: Path) -> None:
         ["Q8_0", "8", "bits", "1"],
         ["F32", "float32", "5", "none:"],
         ["Q4_0", "4", "bits", "14"],
-    ] or done.stdout
+    ]
     assert lines[-1].startswith(f"{tmp_path / 'out'}: llama target, 4-bit, 2 layers")
 
 
@@ -83,6 +83,19 @@ def test_large_models_are_written_in_parts(tmp_path: Path, monkeypatch: pytest.M
     tokens = mx.array([[1, 2, 3]])
     whole, parts = (load_target(tmp_path / name)[0].network for name in ("whole", "parts"))
     assert mx.array_equal(whole(tokens), parts(tokens))
+
+
+def test_disk_that_is_full_is_one_error_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[write] Unable to write 3900096 bytes to file.")
+
+    file = write(tmp_path / "x.gguf", tiny_llama())
+    monkeypatch.setattr(mx, "save_safetensors", save)
+    with pytest.raises(EagleError, match="cannot write .*out: .write. Unable to write"):
+        convert_gguf(file, tmp_path / "out")
+    assert [item.name for item in tmp_path.iterdir()] == ["x.gguf"]
 
 
 def test_type_can_be_chosen(tmp_path: Path) -> None:

@@ -21,7 +21,12 @@ import pytest
 from gguf_files import byte_level, llama_facts, llama_shapes, random_tensors, tiny_llama, write
 from mlx_eagle.convert.gguf.convert import convert_gguf
 from mlx_eagle.convert.gguf.reader import read_gguf
-from mlx_eagle.convert.gguf.structure import MAX_ITEMS, read_structure
+from mlx_eagle.convert.gguf.structure import (
+    MAX_HEADER_BYTES,
+    MAX_ITEMS,
+    MAX_TEXT_BYTES,
+    read_structure,
+)
 from mlx_eagle.errors import CheckpointError, EagleError
 from mlx_eagle.files.folders import MAX_BYTES_VARIABLE
 
@@ -136,6 +141,20 @@ def test_planted_attack_is_refused_by_name(name: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=message) as caught:
         read_gguf(tmp_path / "x.gguf")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("bounded")
+def test_texts_that_a_sparse_file_only_claims_to_hold_take_no_memory(tmp_path: Path) -> None:
+    """Each is short enough, and all are there: zeros that take no place on the disk."""
+    n_texts, n_bytes = 100, MAX_TEXT_BYTES
+    with (tmp_path / "x.gguf").open("wb") as stream:
+        stream.write(header(0, 1, key(b"x", 9, struct.pack("<IQ", 8, n_texts))))
+        for _ in range(n_texts):
+            stream.write(struct.pack("<Q", n_bytes))
+            stream.seek(n_bytes, os.SEEK_CUR)
+        stream.truncate(stream.tell())
+    with pytest.raises(CheckpointError, match=f"more than {MAX_HEADER_BYTES} bytes"):
+        read_gguf(tmp_path / "x.gguf")
 
 
 def test_file_larger_than_the_limit_is_refused(
