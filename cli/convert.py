@@ -7,7 +7,13 @@ from typing import Any
 
 import click
 
-from mlx_eagle.cli.terminal.display import Loading, fetch_shown, printable, terminal
+from mlx_eagle.cli.terminal.display import (
+    Loading,
+    fetch_shown,
+    fetch_target_shown,
+    printable,
+    terminal,
+)
 from mlx_eagle.convert.quantization import (
     BITS,
     DTYPES,
@@ -101,7 +107,7 @@ def command(source: str, out: Path, target: str | None, **options: Any) -> None:
     head_options["settings"] = dict(map(_setting, options["settings"]))
     # The doctor runs the target; a conversion reads its configuration alone.
     needed = None if options["doctor"] else ["config.json"]
-    config = _convert_head(source, fetch_shown(target, needed), out, head_options)
+    config = _convert_head(source, fetch_target_shown(target, needed), out, head_options)
     click.echo(_headline(config, out, head_options))
     if options["doctor"]:
         _run_doctor(out, target)
@@ -160,7 +166,7 @@ def _run_doctor(out: Path, target: str) -> None:
     from mlx_eagle.cli.doctor import as_table, diagnose_shown, verdict
     from mlx_eagle.doctor.doctor import repair_head
 
-    diagnosis = diagnose_shown(out, fetch_shown(target))
+    diagnosis = diagnose_shown(out, fetch_target_shown(target))
     repair_head(out, diagnosis)
     click.echo(f"{as_table(diagnosis)}\n{verdict(diagnosis, '')}")
 

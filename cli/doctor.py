@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlx_eagle.cli.terminal.display import Loading, fetch_shown, terminal
+from mlx_eagle.cli.terminal.display import Loading, fetch_shown, fetch_target_shown, terminal
 
 if TYPE_CHECKING:
     from mlx_eagle.doctor.doctor import Diagnosis
@@ -45,7 +45,7 @@ def command(head: str, target: str, fix: bool, adapter_path: Path | None) -> Non
             "--fix writes what the target itself shows: leave out --adapter-path, then measure "
             "the adapter"
         )
-    folder, target_folder = fetch_shown(head), fetch_shown(target)
+    folder, target_folder = fetch_shown(head), fetch_target_shown(target)
     if fix and not is_converted(folder):
         raise click.UsageError(
             f"{head} is not converted, so there is nothing to write to; use "

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from mlx_eagle.cli.terminal.display import fetch_shown
+from mlx_eagle.cli.terminal.display import fetch_shown, fetch_target_shown
 from mlx_eagle.convert.publisher_layouts import LAYOUTS
 from mlx_eagle.heads.config import ALGORITHMS
 
@@ -50,7 +50,7 @@ def command(head: str, layout: str, out: Path, target: str | None, verifier: str
 
     needed = None if layout == "speculators" else ["config.json"]
     folder = fetch_shown(head)
-    made_for = None if target is None else fetch_shown(target, needed)
+    made_for = None if target is None else fetch_target_shown(target, needed)
     done = export_head(folder, out, layout, target=made_for, verifier=verifier)
     kind = ALGORITHMS[read_head_config(folder)["algorithm"]]
     click.echo(

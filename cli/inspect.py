@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from mlx_eagle.cli.terminal.display import fetch_shown
+from mlx_eagle.cli.terminal.display import fetch_shown, fetch_target_shown
 
 EXAMPLES = """\b
 Examples:
@@ -34,7 +34,8 @@ def command(source: str, target: str | None, as_json: bool) -> None:
     facts = _from_afar(source)
     if facts is None:
         folder = fetch_shown(source)
-        facts = describe_folder(folder, fetch_shown(target, ["config.json"]) if target else None)
+        made_for = fetch_target_shown(target, ["config.json"]) if target else None
+        facts = describe_folder(folder, made_for)
     if facts["role"] == "target":
         facts |= _fit(source)
     click.echo(json.dumps(facts, indent=2) if as_json else _as_text(facts))

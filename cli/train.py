@@ -177,12 +177,12 @@ def command(
 def _recipe(model: str, out: Path, options: dict[str, Any]) -> "Recipe":
     """Return what the command line asks for; models on the hub are downloaded."""
     from mlx_eagle.cache.estimate import device_memory
-    from mlx_eagle.cli.terminal.display import fetch_shown
+    from mlx_eagle.cli.terminal.display import fetch_shown, fetch_target_shown
     from mlx_eagle.training.recipe import Recipe
 
     bits, start = options.pop("head_bits"), options.pop("start")
     return Recipe(
-        fetch_shown(model),
+        fetch_target_shown(model),
         out=out,
         start=fetch_shown(start) if start else None,
         head_bits=None if bits == "none" else int(bits),

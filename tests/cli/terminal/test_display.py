@@ -2,6 +2,7 @@
 
 import io
 import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -12,12 +13,14 @@ from mlx_eagle.cli.terminal.display import (
     Prefill,
     about,
     details,
+    fetch_target_shown,
     note_on,
     printable,
     terminal,
 )
 from mlx_eagle.decoding.stats import GenerationStats
 from mlx_eagle.engine import EngineInfo
+from mlx_eagle.hub.packaged import DEMO
 from mlx_eagle.speculation import ON
 
 INFO = EngineInfo("toy", "8-bit, group 64", "head", "4-bit, group 64", ON, "CPU", True)
@@ -26,6 +29,11 @@ INFO = EngineInfo("toy", "8-bit, group 64", "head", "4-bit, group 64", ON, "CPU"
 def test_a_model_cannot_send_escape_sequences_to_the_terminal() -> None:
     hostile = "a\x1b[2J\x9b31m\x07\r\x7f\tb\nc é 中 🦅"
     assert printable(hostile) == "a␛[2J\ufffd31m␇␍␡\tb\nc é 中 🦅"
+
+
+def test_a_target_may_be_that_of_a_pair_which_needs_no_download(tmp_path: Path) -> None:
+    assert fetch_target_shown("demo") == DEMO / "target"
+    assert fetch_target_shown(str(tmp_path)) == tmp_path
 
 
 class Screen(io.StringIO):
