@@ -199,6 +199,11 @@ def test_every_document_is_reached_from_the_readme() -> None:
     assert {str(document.relative_to(ROOT)) for document in DOCUMENTS[1:]} <= names
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_no_document_holds_the_marks_of_a_merge(document: Path) -> None:
+    assert not re.search(r"^(<{7}|={7}|>{7})( |$)", document.read_text(), re.M)
+
+
 def test_the_glossary_defines_every_term_once() -> None:
     text = (ROOT / "docs" / "glossary.md").read_text()
     terms = [row.split("|")[1].strip() for row in text.splitlines() if row.startswith("| ")][1:]

@@ -44,6 +44,7 @@ def test_all_costs_are_measured_at_all_contexts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "_is_hopeless", lambda costs, depth: False)
+    monkeypatch.setattr(module, "MOST_SAMPLES", module.SAMPLES)  # of what is asked, not how often
     steps: list[tuple[int, int]] = []
     target, drafter = pair(tiny_target, head_config, architecture)
     costs = measure(target, drafter, lambda *step: steps.append(step))
@@ -54,7 +55,10 @@ def test_all_costs_are_measured_at_all_contexts(
     assert steps[0] == (0, 5) and steps[-1] == (5, 5)
 
 
-def test_medusa_is_measured_as_deep_as_it_drafts(tiny_target: TinyTarget) -> None:
+def test_medusa_is_measured_as_deep_as_it_drafts(
+    tiny_target: TinyTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_SAMPLES", module.SAMPLES)
     config = MedusaConfig(
         algorithm="medusa",
         num_heads=3,
