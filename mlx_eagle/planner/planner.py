@@ -47,9 +47,10 @@ class Planner:
     """
 
     CHECK_COST = 0.027  # share of a round that a check may cost
-    FIRST_DEPTH = 2  # levels that an unknown head drafts, or what the fewest measured rows take
+    FIRST_DEPTH = 2  # levels that an unknown head drafts at least
     PATIENCE = 2  # rounds before drafting may be given up
     JUDGED = 12  # rounds before it is judged by the tokens that came
+    BEFORE_PROBE = 4  # rounds that the means stand for after a pause: the probe weighs more
     PROBING = 0.005  # share of decoding time that probes may take, once pauses have doubled
     SURPRISE = 0.3  # acceptance below which a token is a surprise where the target chooses it
     SHORT = 0.9  # share of the expected tokens that may come before it counts
@@ -61,8 +62,7 @@ class Planner:
         self.costs, self.acceptance, self.n_children = costs, acceptance, n_children
         self.max_depth = min(max_depth, costs.rows[-1] - 1, DEEPEST)
         self.n_drafted = 0  # rounds
-        fewest = max(self.FIRST_DEPTH, costs.rows[:2][-1] - 1)
-        self._depth = self.max_depth if acceptance.is_known else min(fewest, self.max_depth)
+        self._depth = self.max_depth if acceptance.is_known else self._first_depth()
         self.phase = Phase()
         self._usual = acceptance.first[0.6]  # acceptance of a likeliest token
         # Means over the last drafted rounds, and of how many: expected tokens, tokens, seconds.
@@ -113,7 +113,7 @@ class Planner:
             longest=int(probe / plain / self.PROBING),
         )
         if self.phase.plain_left:
-            self._n_recent = self.PATIENCE  # so that the probe weighs more
+            self._n_recent = self.BEFORE_PROBE
         return Review(planned.forecast, planned.levels[0].tokens[0] == outcome.tokens[0])
 
     def is_hopeless(self, context: int) -> bool:
@@ -144,6 +144,12 @@ class Planner:
         price = max(1 / self.costs.plain(context), tokens / seconds if seconds else 0.0)
         known = self.costs, self.acceptance, self._usual, price, context
         return RoundPlan(*known, depth, check_interval > 0, max(1, check_interval))
+
+    def _first_depth(self) -> int:
+        """Return the levels that an unknown head drafts: the fewest that pay with a usual one."""
+        deep = range(self.FIRST_DEPTH, self.max_depth)
+        pays = (d for d in deep if self.costs.best_chain(TYPICAL, 0, d)[0] >= PROMISING)
+        return next(pays, self.max_depth)
 
     def _may_check(self, depth: int, context: int) -> bool:
         """Say whether checks cost less than they give: early stops, trees rather than chains."""

@@ -334,7 +334,7 @@ def test_a_probe_after_a_pause_weighs_more_than_a_round_among_many() -> None:
             plan.phase, plan._recent = Phase(), [1.0, 1.0, 2.0]
         checked(plan, 0.9, right=True)
         weights.append((plan._recent[1] - 1.0) / (2 - 1.0))
-    assert weights == [pytest.approx(plan.RATE), pytest.approx(1 / (plan.PATIENCE + 1))]
+    assert weights == [pytest.approx(plan.RATE), pytest.approx(1 / (plan.BEFORE_PROBE + 1))]
 
 
 @pytest.mark.parametrize(("one_row", "probe"), [(1.0, 0.2), (1.3, 0.2 + 2 * 0.3)])
