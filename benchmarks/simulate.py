@@ -3,6 +3,7 @@
 
     python benchmarks/simulate.py
     python benchmarks/simulate.py --details --curve "M4 Pro 8B" --trace "dead head" --rough
+    python benchmarks/simulate.py --first-answers
 
 The first command simulates every curve of `curves.py` with every trace (`replay.py`) in about two
 minutes. It prints the planner's speed over that of the best fixed shape, and the mean of them all.
@@ -15,7 +16,8 @@ the clock that policies read is off by lognormal noise of 10 % and stands still 
 in one round of a hundred (the factor depends on the number of the round only, so every policy meets
 the same ones); what they take is still counted at its true cost, since a factor that strikes all
 rounds alike would change all policies' seconds alike, and luck says nothing. The calibration is
-then off by 5 % at every number of rows.
+then off by 5 % at every number of rows. --first-answers begins every text with a planner that knows
+nothing of the head yet, and lets only a share of the tokens be foreseen by any candidate.
 """
 
 import argparse
@@ -39,6 +41,7 @@ from mlx_eagle.tree import PLAIN
 FOREIGN = -1  # a token that is nobody's child
 CONTEXT = 100  # tokens before each text
 ALL_CURVES = CURVES | KERNEL_CURVES
+SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # of tokens that a candidate may foresee
 
 
 class Machine:
@@ -302,6 +305,27 @@ def summary(contests: list[Contest]) -> Iterator[str]:
     yield f"planner / plain decoding: least {slowest:.3f}"
 
 
+def first_answers(curve: str, trace: Trace) -> float:
+    """Return the planner's speed over plain decoding where it knows nothing before each text."""
+    machine = Machine(ALL_CURVES[curve])
+    runs = [PlannerRun(machine, trace.reordered([i])).run() for i in range(trace.size[0])]
+    return sum(run.tokens for run in runs) * machine.plain / sum(run.seconds for run in runs)
+
+
+def table_of_first_answers(curves: list[str], trace: Trace) -> Iterator[str]:
+    """Yield a table of `first_answers`, a line per share of the tokens that can be foreseen."""
+    n_texts, n_positions, _ = trace.size
+    yield f"First answers of {n_positions} tokens, over plain decoding; {n_texts} texts:\n"
+    yield "| foreseen | first token right | least of all curves | mean |"
+    yield "|---|---|---|---|"
+    for share in SHARES:
+        weak = trace.without(np.full(n_texts * n_positions, share))
+        right = float(np.mean(weak.hits[:, :, 0] == 0))
+        speeds = [first_answers(curve, weak) for curve in curves]
+        cells = [share, right, min(speeds), sum(speeds) / len(speeds)]
+        yield f"| {cells[0]:.1f} | {cells[1]:.2f} | {cells[2]:.3f} | {cells[3]:.3f} |"
+
+
 def main() -> None:
     """Parse the command line, simulate, print."""
     traces = variants(Trace.load())
@@ -315,9 +339,13 @@ def main() -> None:
     )
     parser.add_argument("--trace", action="append", choices=list(traces), help="default: all")
     parser.add_argument("--rough", action="store_true", help="noise, stalls, a calibration off")
+    parser.add_argument("--first-answers", action="store_true", help="of heads not known yet")
     parser.add_argument("--details", action="store_true", help="a line per curve and trace")
     parser.add_argument("--json", type=Path, help="also write every policy's figures here")
     args = parser.parse_args()
+    if args.first_answers:
+        print("\n".join(table_of_first_answers(args.curve or list(CURVES), Trace.load())))
+        return
     found: list[Contest] = []
     for name in args.trace or traces:
         for curve in args.curve or CURVES:

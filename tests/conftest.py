@@ -1,5 +1,6 @@
 """What the tests share: the installed package, tiny models, the trained pair and the demo pair."""
 
+import gc
 import json
 import os
 import signal
@@ -80,6 +81,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if not item.get_closest_marker("broad")]
 
 
+def pytest_collection_finish() -> None:
+    """Let full garbage collections pass over all that was imported, which stays to the end."""
+    gc.freeze()
+
+
 def may_round_by_rows() -> bool:
     """Say whether the backend is another one than the stock wheel for Linux CPUs.
 
@@ -141,6 +147,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+<<<<<<< HEAD
 def without_smollm2() -> Iterator[None]:
     """Where no model is named the tests mean the toy pair, whatever is installed beside it."""
     with pytest.MonkeyPatch.context() as patch:
@@ -151,8 +158,17 @@ def without_smollm2() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def programs_without_torch() -> Iterator[None]:
     """Programs that the tests start do not import PyTorch; see the file in that folder."""
+=======
+def programs_start_fast(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Programs that the tests start import less than they would; see the file in that folder.
+
+    They keep what they compile: Python would else compile the package anew for each of them.
+    """
+>>>>>>> main
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT / "tests" / "support" / "programs"))
+        patch.setenv("TESTS_KEPT_LISTS", str(tmp_path_factory.mktemp("lists")))
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
         yield
 
 
@@ -180,6 +196,17 @@ def demo() -> Any:
     import mlx_eagle
 
     return mlx_eagle.load(calibrate=False)
+
+
+@pytest.fixture(scope="session")
+def turning(is_quick: bool, request: pytest.FixtureRequest) -> Any:
+    """A pair whose rows cost a fraction of the demo pair's, which is taken where more is asked for.
+
+    Its texts are words without sense, and never end by themselves.
+    """
+    from turning_pair import make_turning_engine
+
+    return make_turning_engine() if is_quick else request.getfixturevalue("demo")
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import pytest
 import mlx_eagle
 
 ROOT = Path(__file__).resolve().parents[1]
+PROGRAMS = ROOT / "tests" / "support" / "programs"
 MAPPED = {"convert": "mlx_eagle.convert", "cli": "mlx_eagle.cli"}
 
 
@@ -73,8 +74,9 @@ def test_pytest_in_a_checkout_tests_what_was_installed(without: str, tmp_path: P
     test = {"mlx_eagle.convert": "convert/test_dialects.py"}.get(without, "decoding/test_accept.py")
     options = ["-n", "0", "-p", "no:cacheprovider", "--collect-only", "-q", "--no-header"]
     # Without its site an interpreter does not know of an editable installation of this checkout.
+    options += ["-p", "sitecustomize"]
     command = [sys.executable, "-S", "-m", "pytest", *options, str(Path("tests", test))]
-    path = os.pathsep.join([str(site), *sys.path])
+    path = os.pathsep.join([str(site), str(PROGRAMS), *sys.path])
     done = subprocess.run(
         command,
         cwd=ROOT,
@@ -130,7 +132,7 @@ def test_structure_and_acceptance_import_no_model(module: str) -> None:
 def test_python_started_in_a_checkout_finds_all_parts() -> None:
     """There the folder mlx_eagle/ hides the installed package, whose parts are elsewhere."""
     code = "import mlx_eagle.convert.heads, mlx_eagle.cli.main; print(mlx_eagle.load.__module__)"
-    start = f"import sys; sys.path[1:1] = {sys.path!r}; sys.modules['torch'] = None"
+    start = f"import sys; sys.path[1:1] = {[str(PROGRAMS), *sys.path]!r}; import sitecustomize"
     command = [sys.executable, "-S", "-c", f"{start}; {code}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "mlx_eagle.loading", done.stderr

@@ -22,9 +22,9 @@ TREE = TreeShape(3, 3, 7)
 
 
 @pytest.fixture(scope="module")
-def question(demo: Any, prompts: list[str]) -> list[int]:
+def question(turning: Any, prompts: list[str]) -> list[int]:
     messages = [{"role": "user", "content": prompts[4]}]
-    ids: list[int] = demo.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    ids: list[int] = turning.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
     return ids
 
 
@@ -91,31 +91,33 @@ def test_a_prompt_cache_goes_on_where_it_was(
     "tree", [TreeShape.chain(4), TreeShape(4, 3, 8), broad(TreeShape(5, 4, 16))]
 )
 def test_a_cache_holds_what_was_given_and_not_what_a_round_found_beyond(
-    n: int, tree: TreeShape, demo: Any
+    n: int, tree: TreeShape, turning: Any
 ) -> None:
-    first, second = (demo.tokenizer.encode(t) for t in ("def join(a, b):\n    ", " x"))
-    theirs, ours = stock_cache(demo.target.model), drop_in.make_prompt_cache(demo)
+    first, second = (turning.tokenizer.encode(t) for t in ("def join(a, b):\n    ", " x"))
+    theirs, ours = stock_cache(turning.target.model), drop_in.make_prompt_cache(turning)
     options = {"max_tokens": n}
-    model, tokenizer = demo.target.model, demo.tokenizer
+    model, tokenizer = turning.target.model, turning.tokenizer
     said = list(mlx_lm.stream_generate(model, tokenizer, first, prompt_cache=theirs, **options))
-    list(drop_in.stream_generate(demo, None, first, prompt_cache=ours, tree=tree, **options))
+    list(drop_in.stream_generate(turning, None, first, prompt_cache=ours, tree=tree, **options))
     assert ours.tokens == [*first, *(r.token for r in said)]
     want = mlx_lm.generate(model, tokenizer, second, max_tokens=12, prompt_cache=theirs)
-    responses = list(drop_in.stream_generate(demo, None, second, 12, prompt_cache=ours, tree=tree))
+    responses = list(
+        drop_in.stream_generate(turning, None, second, 12, prompt_cache=ours, tree=tree)
+    )
     # mlx-lm's detokenizer takes away the space with which an answer begins.
     assert "".join(r.text for r in responses).removeprefix(" ") == want
     assert responses[0].prompt_tokens == len(second)
 
 
-def test_progress_is_reported_as_there(demo: Any, question: list[int]) -> None:
+def test_progress_is_reported_as_there(turning: Any, question: list[int]) -> None:
     seen: dict[str, list[tuple[int, int]]] = {"stock": [], "ours": []}
     for name, generate, model in [
-        ("stock", mlx_lm.generate, demo.target.model),
-        ("ours", drop_in.generate, demo),
+        ("stock", mlx_lm.generate, turning.target.model),
+        ("ours", drop_in.generate, turning),
     ]:
         generate(
             model,
-            demo.tokenizer,
+            turning.tokenizer,
             question,
             max_tokens=2,
             prefill_step_size=6,
@@ -138,15 +140,15 @@ def test_every_keyword_of_mlx_lm_is_known_but_for_those_that_make_no_sense_here(
 
 
 def test_text_messages_and_arrays_are_prompts(
-    demo: Any, question: list[int], capsys: pytest.CaptureFixture[str]
+    turning: Any, question: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = demo.tokenizer.decode(question)
+    text = turning.tokenizer.decode(question)
     results = [
-        drop_in.generate(demo, demo.tokenizer, prompt, max_tokens=8)
+        drop_in.generate(turning, turning.tokenizer, prompt, max_tokens=8)
         for prompt in (question, text, mx.array(question))
     ]
     assert results[0] == results[1] == results[2]
-    drop_in.generate(demo, None, question, verbose=True, max_tokens=8)
+    drop_in.generate(turning, None, question, verbose=True, max_tokens=8)
     assert results[0] in capsys.readouterr().out
 
 
@@ -159,45 +161,52 @@ def test_text_messages_and_arrays_are_prompts(
     ],
 )
 def test_what_cannot_be_done_is_refused(
-    options: dict[str, Any], error: type[Exception], message: str, demo: Any
+    options: dict[str, Any], error: type[Exception], message: str, turning: Any
 ) -> None:
     with pytest.raises(error, match=message):
-        drop_in.generate(demo, None, [1, 2, 3], **options)
+        drop_in.generate(turning, None, [1, 2, 3], **options)
     with pytest.raises(ValueError, match="prompt_cache"):
-        drop_in.generate(demo, None, [1], kv_bits=8, prompt_cache=drop_in.make_prompt_cache(demo))
+        drop_in.generate(
+            turning, None, [1], kv_bits=8, prompt_cache=drop_in.make_prompt_cache(turning)
+        )
     with pytest.raises(ValueError, match="not from make_prompt_cache"):
-        drop_in.generate(demo, None, [1], prompt_cache=stock_cache(demo.target.model))
+        drop_in.generate(turning, None, [1], prompt_cache=stock_cache(turning.target.model))
     with pytest.raises(ValueError, match="not the engine's own"):
-        drop_in.generate(demo, object(), [1])
+        drop_in.generate(turning, object(), [1])
     with pytest.raises(ValueError, match="drafts with its own head"):
-        drop_in.generate(demo, None, [1], draft_model=object())
-    *_, last = drop_in.stream_generate(demo, None, [1], 2, logprobs=False)
+        drop_in.generate(turning, None, [1], draft_model=object())
+    *_, last = drop_in.stream_generate(turning, None, [1], 2, logprobs=False)
     assert last.logprobs is None
 
 
-def test_minus_one_token_goes_on_until_the_context_is_full(demo: Any) -> None:
+def test_minus_one_token_goes_on_until_the_context_is_full(turning: Any) -> None:
     limited = drop_in.Engine(
-        demo.target, demo.tokenizer, demo.head, demo.info, demo.planners, demo.limits
+        turning.target,
+        turning.tokenizer,
+        turning.head,
+        turning.info,
+        turning.planners,
+        turning.limits,
     )
-    limited.limits = demo.limits._replace(max_context=40)
+    limited.limits = turning.limits._replace(max_context=40)
     *_, last = drop_in.stream_generate(limited, None, [5] * 10, -1, ignore_eos=True)
     assert (last.generation_tokens, last.finish_reason) == (30, "length")
     assert last.stats.ended_by == "the context of 40 tokens is full (max_context sets it)"
 
 
 def test_a_prompt_whose_reading_is_cancelled_is_not_part_of_what_was_seen(
-    demo: Any, question: list[int]
+    turning: Any, question: list[int]
 ) -> None:
-    cache = drop_in.make_prompt_cache(demo)
+    cache = drop_in.make_prompt_cache(turning)
     options: dict[str, Any] = {"prompt_cache": cache, "max_tokens": 3}
-    list(drop_in.stream_generate(demo, None, question, **options))
+    list(drop_in.stream_generate(turning, None, question, **options))
     before = list(cache.tokens)
 
     def cancel(done: int, total: int) -> None:
         cache.session.cancel()
 
     given = drop_in.stream_generate(
-        demo, None, question, prompt_progress_callback=cancel, prefill_step_size=4, **options
+        turning, None, question, prompt_progress_callback=cancel, prefill_step_size=4, **options
     )
     assert list(given) == []
     assert cache.tokens == before
@@ -205,33 +214,33 @@ def test_a_prompt_whose_reading_is_cancelled_is_not_part_of_what_was_seen(
 
 
 def test_the_newer_of_two_answers_goes_on_after_what_the_older_one_gave(
-    demo: Any, question: list[int]
+    turning: Any, question: list[int]
 ) -> None:
-    cache = drop_in.make_prompt_cache(demo)
+    cache = drop_in.make_prompt_cache(turning)
     options: dict[str, Any] = {"prompt_cache": cache, "max_tokens": 5}
-    older = drop_in.stream_generate(demo, None, question, **options)
+    older = drop_in.stream_generate(turning, None, question, **options)
     given = [next(older).token for _ in range(3)]
-    newer = [r.token for r in drop_in.stream_generate(demo, None, [5, 6], **options)]
+    newer = [r.token for r in drop_in.stream_generate(turning, None, [5, 6], **options)]
     assert cache.tokens == [*question, *given, 5, 6, *newer]
     assert list(older) == []
 
 
-def test_two_reports_of_progress_are_one_too_many(demo: Any, question: list[int]) -> None:
+def test_two_reports_of_progress_are_one_too_many(turning: Any, question: list[int]) -> None:
     reports = {"prompt_progress_callback": print, "progress": print}
     with pytest.raises(TypeError, match="progress"):
-        drop_in.stream_generate(demo, None, question, **reports)
+        drop_in.stream_generate(turning, None, question, **reports)
 
 
 def test_c1_a_cache_that_is_saved_in_mid_stream_agrees_with_itself(
-    demo: Any, question: list[int], tmp_path: Path
+    turning: Any, question: list[int], tmp_path: Path
 ) -> None:
-    cache = drop_in.make_prompt_cache(demo)
-    stream = drop_in.stream_generate(demo, None, question, 20, prompt_cache=cache)
+    cache = drop_in.make_prompt_cache(turning)
+    stream = drop_in.stream_generate(turning, None, question, 20, prompt_cache=cache)
     given = [next(stream).token for _ in range(3)]
     drop_in.save_prompt_cache(tmp_path / "chat", cache)
     assert cache.tokens == [*question, *given]
     assert list(stream) == [], "saving ended it"
-    again = drop_in.load_prompt_cache(tmp_path / "chat", demo)
+    again = drop_in.load_prompt_cache(tmp_path / "chat", turning)
     assert again.tokens == cache.tokens
 
 
@@ -251,10 +260,10 @@ def test_b10_mlx_lms_keywords_of_load_are_done_or_refused_by_name() -> None:
 
 
 def test_b10_mlx_lms_keywords_of_drafting_are_done_or_refused_by_name(
-    demo: Any, question: list[int]
+    turning: Any, question: list[int]
 ) -> None:
-    *_, last = drop_in.stream_generate(demo, None, question, 12, num_draft_tokens=2)
+    *_, last = drop_in.stream_generate(turning, None, question, 12, num_draft_tokens=2)
     assert set(last.stats.drafted_by_depth) == {last.stats.rounds}
     assert len(last.stats.drafted_by_depth) == 2
     with pytest.raises(ValueError, match="quantized_kv_start is 5000"):
-        drop_in.generate(demo, None, question, kv_bits=8, quantized_kv_start=5000)
+        drop_in.generate(turning, None, question, kv_bits=8, quantized_kv_start=5000)

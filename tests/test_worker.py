@@ -14,6 +14,7 @@ import pytest
 
 from mlx_eagle.errors import EagleError
 from mlx_eagle.worker import Worker
+from turning_pair import make_turning_engine
 
 
 @pytest.fixture
@@ -329,21 +330,20 @@ worker.call(engine.generate, "def", max_tokens=4)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-# With the demo pair: whatever is cancelled, the conversation goes on as it should.
+# With a pair: whatever is cancelled, the conversation goes on as it should.
 
 
 class Chat:
-    """A conversation with the demo pair on a worker, and what a new one answers to the same."""
+    """A conversation with a small pair on a worker, and what a new one answers to the same."""
 
     def __init__(self) -> None:
-        import mlx_eagle
-
         self.worker = Worker()
-        self.engine = self.worker.call(mlx_eagle.load, calibrate=False)
+        self.engine = self.worker.call(make_turning_engine)
         self.session = self.worker.call(self.engine.session)
 
-    def ask(self, text: str) -> Any:
-        return self.worker.stream(lambda: self.session.ask(text, max_tokens=16), self.cancel)
+    def ask(self, text: str, n_tokens: int = 16) -> Any:
+        start = self.session.ask
+        return self.worker.stream(lambda: start(text, max_tokens=n_tokens), self.cancel)
 
     def cancel(self) -> None:
         self.session.cancel()
@@ -382,7 +382,7 @@ def test_a_conversation_is_sound_after_a_thread_cancelled_it(
     chance = random.Random(7)
     for prompt in prompts[:2]:
         n_before = len(chat.session.messages)
-        stream = chat.ask(prompt)
+        stream = chat.ask(prompt, 400)
         seen = shown(stream.cancel, stream, chance.random() * 0.4)
         told = [message["content"] for message in chat.session.messages[n_before:]]
         assert told == ([prompt, seen] if told else [])
@@ -394,7 +394,7 @@ def test_a_conversation_is_sound_after_a_task_was_cancelled(chat: Chat, prompts:
     async def main(prompt: str, seconds: float) -> None:
         async def read() -> None:
             start = chat.session.ask
-            async for _ in chat.worker.astream(lambda: start(prompt, max_tokens=16), chat.cancel):
+            async for _ in chat.worker.astream(lambda: start(prompt, max_tokens=400), chat.cancel):
                 pass
 
         with pytest.raises(TimeoutError):

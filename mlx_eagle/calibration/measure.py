@@ -24,7 +24,7 @@ from mlx_eagle.drafters.base import Drafter
 from mlx_eagle.drafters.early_stop import draft_with_checks
 from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import Costs, LiveCosts
-from mlx_eagle.planner.planner import DEEPEST, Planner
+from mlx_eagle.planner.planner import DEEPEST, PROMISING, Planner
 from mlx_eagle.planner.policy import FixedShape, Level, Node
 from mlx_eagle.sampling.samplers import SeededSampler
 from mlx_eagle.sampling.token_selector import TokenSelector
@@ -34,6 +34,7 @@ from mlx_eagle.tree import MAX_NODES, PLAIN, DraftTree
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 16, 24, 32)
 FEW_ROWS = (1, 4, 8, 16)  # for the longer contexts, whose slope is all that is wanted
 CONTEXTS = (64, 2048, 8192)  # cached tokens; kernels of attention change in between
+WARM = 9  # tokens that are read first
 DEPTHS = (1, 2, 3, 4, 6, 8)
 USELESS = 4.0  # rows that cost so many times one row are not worth verifying
 MORE_ROWS = 4  # from here on, a number of rows that is useless ends the search on a CPU
@@ -61,8 +62,13 @@ def measure(target: Target, drafter: Drafter, report: Report | None = None) -> C
     report(0, steps)
     bench.warm_up()
     sync = median(_time_sync() for _ in range(20))
-    rows = bench.useful_rows()
+    tried = bench.useful_rows()
     report(1, steps)
+    if not comes_down_again() and _cannot_pay(tried) and _cannot_pay(again := bench.again(tried)):
+        report(steps, steps)
+        columns = {n: (seconds,) for n, seconds in again.items()}
+        return Costs((bench.cache.rows,), columns, columns[1], bench.draft(1), sync)
+    rows = sorted(tried)
     draft = bench.draft(rows[-1] - 1)
     sync = min([sync, *(high - low for low, high in pairwise((0.0, *draft)) if high > low)])
     report(2, steps)
@@ -99,6 +105,11 @@ def fused_rows(queries_per_key: int, *, is_metal: bool) -> tuple[int, ...]:
 def comes_down_again() -> bool:
     """Say whether more rows may cost less: on GPUs other kernels take over from some number on."""
     return bool(mx.default_device() == mx.gpu)
+
+
+def _cannot_pay(tried: Mapping[int, float]) -> bool:
+    """Say whether no number of rows could pay, seconds by their number, with free, right drafts."""
+    return all(n * tried[1] < PROMISING * seconds for n, seconds in tried.items())
 
 
 def _is_hopeless(costs: Costs, max_depth: int) -> bool:
@@ -190,7 +201,7 @@ class _Bench:
     def warm_up(self) -> None:
         """Fill the caches a little, and compile what is compiled at first use."""
         decoder = Decoder(self.target, self.cache, self.drafter, TokenSelector(SeededSampler()))
-        prefill(decoder, self.ids[:33])
+        prefill(decoder, self.ids[:WARM])
         for n in (1, 1, 2):
             self._verify(n)
 
@@ -219,13 +230,18 @@ class _Bench:
             self.cache.trim(rows)
         return median(samples)
 
-    def useful_rows(self) -> list[int]:
-        """Return the numbers of rows that may pay, by a pass that warms them up."""
-        limit = USELESS * min(self._verify(1) for _ in range(3))
-        useful, tries = [1], 2
+    def again(self, tried: dict[int, float]) -> dict[int, float]:
+        """Return seconds by number of rows, each the less of what is known and of two more."""
+        return {n: min(known, *(self._verify(n) for _ in range(2))) for n, known in tried.items()}
+
+    def useful_rows(self) -> dict[int, float]:
+        """Return the numbers of rows that may pay, with seconds, by a pass that warms them up."""
+        useful, tries = {1: min(self._verify(1) for _ in range(3))}, 2
+        limit = USELESS * useful[1]
         for n in fused_rows(self.target.queries_per_key, is_metal=mx.metal.is_available())[1:]:
-            if any(self._verify(n) <= limit for _ in range(tries)):
-                useful.append(n)
+            seconds = next((s for _ in range(tries) if (s := self._verify(n)) <= limit), None)
+            if seconds is not None:
+                useful[n] = seconds
             elif n > MORE_ROWS and not comes_down_again():
                 break
             else:

@@ -2,7 +2,9 @@
 
 Confidence, the draft probability of a token, predicts acceptance (EAGLE-2, arXiv 2406.16858), but
 not one to one: heads are under-confident, and siblings are right less often than likeliest children
-of the same confidence. Acceptance is counted in few bins, apart for both, and kept monotone.
+of the same confidence. Acceptance is counted in few bins, apart for both, and kept monotone. What a
+bin that has seen little is taken for follows from all bins: a head that is bad at some confidences
+is bad at the others, and must not fail at each of them first.
 """
 
 from bisect import bisect_right
@@ -25,6 +27,8 @@ class Bins:
     MEMORY: ClassVar[float] = 30.0
     PRIOR_WEIGHT: ClassVar[float] = 2.0  # observations; for ever, so that no bin is certain
     UNSEEN_WEIGHT: ClassVar[float] = 0.05  # lest bins never seen hold up those they are pooled with
+    TRUST_WEIGHT: ClassVar[float] = 1.0  # of the priors as they are, in accepted tokens
+    MOST_TRUST, SUREST = 1.3, 0.99  # bounds of what the priors become
 
     accepted: list[float] = field(default_factory=lambda: [0.0] * len(PRIOR))
     seen: list[float] = field(default_factory=lambda: [0.0] * len(PRIOR))
@@ -47,7 +51,9 @@ class Bins:
     def _rates(self) -> list[float]:
         """The bins' rates, pooled where they fall (isotonic regression)."""
         pools: list[tuple[float, float, int]] = []  # accepted, seen, bins
-        for accepted, seen, prior in zip(self.accepted, self.seen, PRIOR, strict=True):
+        trust = self._trust()
+        for accepted, seen, stated in zip(self.accepted, self.seen, PRIOR, strict=True):
+            prior = min(trust * stated, self.SUREST)
             weight = self.PRIOR_WEIGHT if seen else self.UNSEEN_WEIGHT
             pool = (accepted + weight * prior, seen + weight, 1)
             while pools and pools[-1][0] * pool[1] >= pool[0] * pools[-1][1]:
@@ -55,6 +61,12 @@ class Bins:
                 pool = (before[0] + pool[0], before[1] + pool[1], before[2] + pool[2])
             pools.append(pool)
         return [accepted / seen for accepted, seen, n in pools for _ in range(n)]
+
+    def _trust(self) -> float:
+        """Return the factor of all priors: accepted tokens over those that the priors foresaw."""
+        foreseen = sum(seen * prior for seen, prior in zip(self.seen, PRIOR, strict=True))
+        accepted = sum(self.accepted) + self.TRUST_WEIGHT
+        return min(accepted / (foreseen + self.TRUST_WEIGHT), self.MOST_TRUST)
 
 
 @dataclass
@@ -65,6 +77,11 @@ class Acceptance:
 
     first: Bins = field(default_factory=Bins)
     sibling: Bins = field(default_factory=Bins)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether anything was observed."""
+        return any(self.first.seen)
 
     def children(self, confidences: Sequence[float]) -> list[float]:
         """Return the probability of each child, the likeliest first, given its parent."""

@@ -1,8 +1,9 @@
 """Which tree pays, round by round: measured cost times live acceptance, no drafting included.
 
 A round checks the confidences of every level before it drafts the next one, or drafts a chain
-without checking; the costs of the machine say which. Where drafting does not pay, it pauses: the
-pause doubles until probing costs at most 0.5 % of decoding time.
+without checking; the costs of the machine say which. A head of which nothing is known drafts a few
+levels at first, and more with every level that is accepted. Where drafting does not pay, it pauses:
+the pause doubles until probing costs at most 0.5 % of decoding time.
 """
 
 from collections.abc import Sequence
@@ -46,7 +47,10 @@ class Planner:
     """
 
     CHECK_COST = 0.027  # share of a round that a check may cost
-    PATIENCE = 4  # rounds before drafting may be given up; three times as many before it is judged
+    FIRST_DEPTH = 2  # levels that an unknown head drafts at least
+    PATIENCE = 2  # rounds before drafting may be given up
+    JUDGED = 12  # rounds before it is judged by the tokens that came
+    BEFORE_PROBE = 4  # rounds that the means stand for after a pause: the probe weighs more
     PROBING = 0.005  # share of decoding time that probes may take, once pauses have doubled
     SURPRISE = 0.3  # acceptance below which a token is a surprise where the target chooses it
     SHORT = 0.9  # share of the expected tokens that may come before it counts
@@ -58,6 +62,7 @@ class Planner:
         self.costs, self.acceptance, self.n_children = costs, acceptance, n_children
         self.max_depth = min(max_depth, costs.rows[-1] - 1, DEEPEST)
         self.n_drafted = 0  # rounds
+        self._depth = self.max_depth if acceptance.is_known else self._first_depth()
         self.phase = Phase()
         self._usual = acceptance.first[0.6]  # acceptance of a likeliest token
         # Means over the last drafted rounds, and of how many: expected tokens, tokens, seconds.
@@ -70,13 +75,13 @@ class Planner:
             self.phase = self.phase._replace(plain_left=self.phase.plain_left - 1)
             self.round = self._begin(context, 0)
             return Plan(PLAIN, planned=self.round)
-        usual = self.costs.best_chain(TYPICAL, context, self.max_depth)[1] - 1
+        usual = self.costs.best_chain(TYPICAL, context, self._depth)[1] - 1
         if self._may_check(usual, context):
             interval = self.costs.check_interval(usual)
-            self.round = self._begin(context, self.max_depth, check_interval=interval)
-            shape = TreeShape.chain(self.max_depth)
+            self.round = self._begin(context, self._depth, check_interval=interval)
+            shape = TreeShape.chain(self._depth)
             return Plan(shape, self.round, interval, self.n_children, planned=self.round)
-        _, n_rows = self.costs.best_chain(self._usual, context, self.max_depth)
+        _, n_rows = self.costs.best_chain(self._usual, context, self._depth)
         self.round = self._begin(context, n_rows - 1)
         return Plan(TreeShape.chain(n_rows - 1), planned=self.round)
 
@@ -96,6 +101,8 @@ class Planner:
         if planned.forecast is None:
             return None
         self._learn_throughput(planned.forecast, len(outcome.tokens))
+        if len(outcome.tokens) > 1:
+            self._depth = min(self._depth + len(outcome.tokens), self.max_depth)
         plain = costs.plain(planned.context)
         # A probe drafts a level, and neither it nor the plain round after it is submitted ahead.
         probe = costs.draft(1) + 2 * (costs.verify(1, planned.context) - plain)
@@ -106,7 +113,7 @@ class Planner:
             longest=int(probe / plain / self.PROBING),
         )
         if self.phase.plain_left:
-            self._n_recent = self.PATIENCE  # so that the probe weighs more
+            self._n_recent = self.BEFORE_PROBE
         return Review(planned.forecast, planned.levels[0].tokens[0] == outcome.tokens[0])
 
     def is_hopeless(self, context: int) -> bool:
@@ -138,6 +145,12 @@ class Planner:
         known = self.costs, self.acceptance, self._usual, price, context
         return RoundPlan(*known, depth, check_interval > 0, max(1, check_interval))
 
+    def _first_depth(self) -> int:
+        """Return the levels that an unknown head drafts: the fewest that pay with a usual one."""
+        deep = range(self.FIRST_DEPTH, self.max_depth)
+        pays = (d for d in deep if self.costs.best_chain(TYPICAL, 0, d)[0] >= PROMISING)
+        return next(pays, self.max_depth)
+
     def _may_check(self, depth: int, context: int) -> bool:
         """Say whether checks cost less than they give: early stops, trees rather than chains."""
         seconds = self.costs.draft(depth, is_checked=False) + self.costs.verify(depth + 1, context)
@@ -146,8 +159,8 @@ class Planner:
     def _throughput(self) -> float:
         """Return tokens per second of drafting: fewer than expected if clearly fewer came."""
         expected, came, seconds = self._recent
-        is_known = self.n_drafted >= 3 * self.PATIENCE
-        return (min(expected, came / self.SHORT) if is_known else expected) / seconds
+        is_judged = self.n_drafted >= self.JUDGED
+        return (min(expected, came / self.SHORT) if is_judged else expected) / seconds
 
     def _learn_throughput(self, forecast: Forecast, n_tokens: int) -> None:
         """Take in what a round that drafted was expected to give, and what it gave."""

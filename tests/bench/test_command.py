@@ -44,9 +44,9 @@ def questions(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def loaded(demo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The demo pair in the place of what `load` would load: the same, but sooner."""
-    monkeypatch.setattr("mlx_eagle.loading.load", lambda *args, **options: demo)
+def loaded(turning: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small pair in the place of what `load` would load."""
+    monkeypatch.setattr("mlx_eagle.loading.load", lambda *args, **options: turning)
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_json_is_one_object_with_everything_that_a_report_must_tell(
     questions: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = ["bench", "--prompts", str(questions), *SHORT, "--temp", "0", "--temp", "0.8"]
-    assert run([*args, "--seed", "3", "--json"]) == 0
+    assert run([*args, "-n", "6", "--seed", "3", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["command"].startswith(f"mlx-eagle bench --prompts {questions} -n 8")
     assert report["date"][:2] == "20"
@@ -85,7 +85,7 @@ def test_json_is_one_object_with_everything_that_a_report_must_tell(
     assert report["trial"]["seed"] == 3 and report["trial"]["ignore_eos"]
     assert report["equality"] == {"n_compared": 4, "n_bugs": 0, "differences": []}
     assert len(report["samples"]) == 2 * 2 * 2
-    assert all(s["tokens"] == 8 and "rounds" in s["stats"] for s in report["samples"])
+    assert all(s["tokens"] == 6 and "rounds" in s["stats"] for s in report["samples"])
     rows = {(r["temperature"], r["category"], r["contestant"]): r for r in report["summary"]}
     assert len(rows) == 2 * 3 * 2
     chain = rows[0.0, "all", "chain:2"]
@@ -96,15 +96,18 @@ def test_json_is_one_object_with_everything_that_a_report_must_tell(
 
 
 def test_every_kind_of_contestant_gives_plain_decodings_text(
-    loaded: None, questions: Path, capsys: pytest.CaptureFixture[str]
+    demo: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("mlx_eagle.loading.load", lambda *args, **options: demo)
+    question = tmp_path / "question.jsonl"
+    question.write_text(json.dumps({"category": "source", "prompt": "What does os.walk do?"}))
     names = ["auto", "tree:2x2x3", f"head:{DEMO / 'head'}", f"draft-model:{DEMO / 'target'}:3"]
     compare = [word for name in [*names, "mlx-lm"] for word in ("--compare", name)]
-    args = ["bench", "--prompts", str(questions), *SHORT, "--limit", "1", *compare, "--json"]
+    args = ["bench", "--prompts", str(question), *SHORT, *compare, "--json"]
     assert run(args) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["contestants"] == ["plain", "chain:2", *names, "mlx-lm"]
-    assert report["equality"]["n_compared"] == 2 * 6
+    assert report["equality"]["n_compared"] == 6
     assert report["equality"]["differences"] == []
     rows = {r["contestant"]: r for r in report["summary"] if r["category"] == "all"}
     # The draft model is the target itself: all 3 drafts are accepted, in two rounds of 4 tokens.
@@ -131,11 +134,12 @@ def test_c10_another_head_is_loaded_beside_the_target_which_is_not_loaded_again(
     assert other.target.model is demo.target.model
     n_head = sum(f.stat().st_size for f in (DEMO / "head").iterdir())
     assert mx.get_active_memory() - before < 2 * n_head
-    options = {"max_tokens": 12, "tree": TreeShape.chain(3)}
+    options = {"max_tokens": 8, "tree": TreeShape.chain(3)}
     question = [{"role": "user", "content": "What is the signature of shutil.copyfile?"}]
+    plain = demo.generate(question, max_tokens=8, speculate=False).tokens
     for engine in (demo, other, demo):  # each with taps of its own, in turns
         result = engine.generate(question, **options)
-        assert result.tokens == demo.generate(question, max_tokens=12, speculate=False).tokens
+        assert result.tokens == plain
         assert result.stats.accepted > 0
     other.target.release()
     quantized = demo.with_kv(KVOptions(bits=8))

@@ -14,7 +14,7 @@ import pytest
 from cases import broad
 from mlx_eagle.calibration import measure as module
 from mlx_eagle.calibration import planners as planning
-from mlx_eagle.calibration.measure import CONTEXTS, ROWS, _Bench, fused_rows, measure
+from mlx_eagle.calibration.measure import CONTEXTS, ROWS, WARM, _Bench, fused_rows, measure
 from mlx_eagle.calibration.planners import GREEDY, UNMEASURED, Calibration, Planners, find_costs
 from mlx_eagle.calibration.store import Identity, Records
 from mlx_eagle.drafters.base import Drafter
@@ -22,7 +22,9 @@ from mlx_eagle.drafters.make import make_drafter
 from mlx_eagle.heads.config import HeadConfig, MedusaConfig
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.heads.medusa import MedusaHead
-from mlx_eagle.planner.cost_model import Costs
+from mlx_eagle.planner.acceptance_model import Acceptance
+from mlx_eagle.planner.cost_model import Costs, LiveCosts
+from mlx_eagle.planner.planner import Planner
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import DraftTree
 
@@ -44,6 +46,7 @@ def test_all_costs_are_measured_at_all_contexts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "_is_hopeless", lambda costs, depth: False)
+    monkeypatch.setattr(module, "_cannot_pay", lambda tried: False)
     monkeypatch.setattr(module, "MOST_SAMPLES", module.SAMPLES)  # of what is asked, not how often
     steps: list[tuple[int, int]] = []
     target, drafter = pair(tiny_target, head_config, architecture)
@@ -53,27 +56,6 @@ def test_all_costs_are_measured_at_all_contexts(
     assert len(costs.draft) == min(8, costs.rows[-1] - 1)
     assert costs.sync < costs.draft[0]
     assert steps[0] == (0, 5) and steps[-1] == (5, 5)
-
-
-def test_medusa_is_measured_as_deep_as_it_drafts(
-    tiny_target: TinyTarget, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "MOST_SAMPLES", module.SAMPLES)
-    config = MedusaConfig(
-        algorithm="medusa",
-        num_heads=3,
-        num_layers=1,
-        block_bias=True,
-        hidden_size=64,
-        target_hidden_size=64,
-        target_vocab_size=128,
-        draft_vocab_size=128,
-        taps=(5,),
-        own_lm_heads=True,
-    )
-    target = Target(tiny_target("llama"), taps=config.taps)
-    costs = measure(target, make_drafter(MedusaHead(config), target))
-    assert len(costs.draft) == 3
 
 
 def run_by_clock(
@@ -96,18 +78,53 @@ def run_by_clock(
     monkeypatch.setattr(time, "perf_counter", look)
 
 
+def test_medusa_is_measured_as_deep_as_it_drafts(
+    tiny_target: TinyTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_SAMPLES", module.SAMPLES)
+    config = MedusaConfig(
+        algorithm="medusa",
+        num_heads=3,
+        num_layers=1,
+        block_bias=True,
+        hidden_size=64,
+        target_hidden_size=64,
+        target_vocab_size=128,
+        draft_vocab_size=128,
+        taps=(5,),
+        own_lm_heads=True,
+    )
+    target = Target(tiny_target("llama"), taps=config.taps)
+    drafter = make_drafter(MedusaHead(config), target)
+    run_by_clock(target, monkeypatch, lambda n: 0.01)
+    assert len(measure(target, drafter).draft) == 3
+
+
 def test_rows_cost_what_the_clock_says(
     tiny_target: TinyTarget, head_config: HeadConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A clock by which a target takes 10 ms per row, and 20 more from the fifth row on."""
+    """A clock by which a second row costs 4 ms, and five rows 20 ms more."""
     target, drafter = pair(tiny_target, head_config, "llama")
-    run_by_clock(target, monkeypatch, lambda n: 0.01 * n + (0.02 if n >= 5 else 0.0))
+    run_by_clock(target, monkeypatch, lambda n: 0.006 + 0.004 * n + (0.02 if n >= 5 else 0.0))
     costs = measure(target, drafter)
-    for n, want in ((1, 0.01), (2, 0.02), (3, 0.03)):
+    for n, want in ((1, 0.01), (2, 0.014), (4, 0.022)):
         assert costs.verify[n][0] == pytest.approx(want, rel=0.01)
-    assert max(costs.rows) <= 4, "five rows cost seven times one: they are of no use"
+    assert max(costs.rows) <= 4, "five rows cost more than four times one: they are of no use"
     assert len(costs.draft) == 3, "and so is a fourth level"
-    assert costs.contexts == CONTEXTS[:1], "no tree can pay, whatever the context"
+    assert costs.contexts == CONTEXTS
+
+
+def test_rows_that_cost_their_number_on_a_cpu_end_the_calibration_at_once(
+    tiny_target: TinyTarget, head_config: HeadConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, drafter = pair(tiny_target, head_config, "llama")
+    verified: list[int] = []
+    run_by_clock(target, monkeypatch, lambda n: (verified.append(n), 0.01 * n)[1])
+    costs = measure(target, drafter)
+    assert costs.rows == [1, 2, 3, 4] and costs.verify[4] == pytest.approx((0.04,), rel=0.01)
+    assert costs.contexts == (WARM - 1,) and len(costs.draft) == 1
+    assert Planner(LiveCosts(costs), Acceptance(), 8).is_hopeless(0)
+    assert sum(verified) < 60, "rows in all: on a CPU each may take as long as a token"
 
 
 def test_a_machine_that_is_busy_half_of_the_time_is_measured_all_the_same(

@@ -76,11 +76,12 @@ def test_chat_and_generate_refuse_before_the_download_what_does_not_fit(
 
 
 def test_generate_says_beforehand_what_a_download_needs(hub: Any, tmp_path: Path) -> None:
-    done = mlx_eagle(hub, tmp_path, "generate", "hello", "--model", "owner/model")
+    command = ("generate", "hello", "--model", "owner/model", "--max-tokens", "2")
+    done = mlx_eagle(hub, tmp_path, *command)
     first = done.stderr.splitlines()[0]
     assert first.startswith("owner/model: 0.0 GB to download; fits, with up to about ")
     assert "model.safetensors" in hub.downloads()
-    again = mlx_eagle(hub, tmp_path, "generate", "hello", "--model", "owner/model")
+    again = mlx_eagle(hub, tmp_path, *command)
     assert "to download" not in again.stderr
 
 

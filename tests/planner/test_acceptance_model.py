@@ -45,13 +45,27 @@ def test_bins_that_fall_are_pooled_by_what_was_counted() -> None:
     for _ in range(8):
         bins.observe(0.85, True)
         bins.observe(0.92, False)
-    # Both bins pooled, with what the two bins below them, never seen, would have promised.
-    seen, unseen = Bins.PRIOR_WEIGHT, Bins.UNSEEN_WEIGHT
-    weights = {7: unseen, 8: unseen, 9: seen, 10: seen}
-    promised = sum(weight * PRIOR[at] for at, weight in weights.items())
-    pooled = (8 + promised) / (16 + sum(weights.values()))
-    assert [bins[c] for c in (0.6, 0.75, 0.85, 0.92)] == pytest.approx([pooled] * 4)
+    # Both bins pooled, with what they were taken for before: half as much, as half was accepted.
+    trust = (8 + 1) / (8 * (PRIOR[9] + PRIOR[10]) + 1)
+    promised = Bins.PRIOR_WEIGHT * trust * (PRIOR[9] + PRIOR[10])
+    pooled = (8 + promised) / (16 + 2 * Bins.PRIOR_WEIGHT)
+    assert [bins[c] for c in (0.85, 0.92)] == pytest.approx([pooled] * 2)
     assert bins[0.5] < pooled < bins[0.97]
+
+
+def test_a_head_that_fails_at_some_confidences_is_not_trusted_at_the_others() -> None:
+    bins = Bins()
+    for _ in range(3):
+        bins.observe(0.92, False)
+    assert bins[0.6] < 0.6 * Bins()[0.6]
+
+
+def test_a_head_that_is_better_than_it_says_is_trusted_at_other_confidences_too() -> None:
+    bins = Bins()
+    for _ in range(10):
+        bins.observe(0.4, True)
+    assert Bins()[0.92] < bins[0.92] <= Bins.SUREST
+    assert bins[0.6] > Bins()[0.6]
 
 
 @given(SEEN)
@@ -83,8 +97,13 @@ def test_pooling_is_isotonic_regression(seen: list[tuple[float, bool]]) -> None:
         bins.observe(confidence, accepted)
     priors = [Bins.PRIOR_WEIGHT if n else Bins.UNSEEN_WEIGHT for n in bins.seen]
     weights = [n + prior for n, prior in zip(bins.seen, priors, strict=True)]
+    trust = min(
+        (sum(bins.accepted) + Bins.TRUST_WEIGHT)
+        / (float(np.dot(bins.seen, PRIOR)) + Bins.TRUST_WEIGHT),
+        Bins.MOST_TRUST,
+    )
     values = [
-        (accepted + prior * promised) / weight
+        (accepted + prior * min(trust * promised, Bins.SUREST)) / weight
         for accepted, prior, promised, weight in zip(
             bins.accepted, priors, PRIOR, weights, strict=True
         )

@@ -74,16 +74,20 @@ def combination(index: int, prompts: list[str]) -> tuple[list[dict[str, str]], d
 
 @pytest.mark.parametrize("block", [*range(5), *map(broad, range(5, 100))])
 def test_speculation_does_not_change_a_token_whatever_chooses_it(
-    block: int, demo: Any, prompts: list[str], is_quick: bool
+    block: int, turning: Any, demo: Any, prompts: list[str], is_quick: bool
 ) -> None:
-    """Every setting with two policies, and every policy with four settings; or all where asked."""
+    """Every setting with two policies, and every policy with four settings; or all where asked.
+
+    Under a grammar the demo pair's head drafts better than one that knows no sense.
+    """
     accepted = 0
     for index in (2 * block, 2 * block + 1):
         messages, options = combination(index, prompts)
-        want = demo.generate(messages, speculate=False, **options)
+        engine = demo if {"json_schema", "regex"} & options.keys() else turning
+        want = engine.generate(messages, speculate=False, **options)
         turned = [*POLICIES[index % len(POLICIES) :], *POLICIES]
         for policy in turned[:2] if is_quick else POLICIES:
-            got = demo.generate(messages, tree=policy, **options)
+            got = engine.generate(messages, tree=policy, **options)
             assert got.tokens == want.tokens, (index, options, policy)
             assert (got.text, got.finish_reason) == (want.text, want.finish_reason)
             accepted += got.stats.accepted
@@ -301,21 +305,23 @@ def test_texts_of_three_tokens_follow_the_distribution_that_is_enumerated(
     ],
 )
 def test_options_that_make_no_sense_are_refused_by_name(
-    options: dict[str, Any], message: str, demo: Any
+    options: dict[str, Any], message: str, turning: Any
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        demo.generate([1, 2], **options)
+        turning.generate([1, 2], **options)
 
 
 @pytest.mark.parametrize("token", [10**6, -1, "7", 4096])
-def test_a_bias_for_a_token_that_is_none_is_refused(token: Any, demo: Any) -> None:
+def test_a_bias_for_a_token_that_is_none_is_refused(token: Any, turning: Any) -> None:
     with pytest.raises(EagleError, match="logit_bias names token"):
-        demo.generate([1, 2], logit_bias={token: 5.0})
+        turning.generate([1, 2], logit_bias={token: 5.0})
 
 
-def test_none_stands_for_no_stop_strings_and_no_processors_as_in_mlx_lm(demo: Any) -> None:
-    want = demo.generate([5, 6, 7], max_tokens=5).tokens
-    assert demo.generate([5, 6, 7], max_tokens=5, stop=None, logits_processors=None).tokens == want
+def test_none_stands_for_no_stop_strings_and_no_processors_as_in_mlx_lm(turning: Any) -> None:
+    want = turning.generate([5, 6, 7], max_tokens=5).tokens
+    assert (
+        turning.generate([5, 6, 7], max_tokens=5, stop=None, logits_processors=None).tokens == want
+    )
 
 
 @pytest.mark.parametrize(
@@ -335,29 +341,29 @@ def test_none_stands_for_no_stop_strings_and_no_processors_as_in_mlx_lm(demo: An
 )
 @pytest.mark.parametrize("policy", [PLAIN, TreeShape(3, 3, 7)])
 def test_functions_that_return_nonsense_are_named(
-    options: dict[str, Any], message: str, policy: TreeShape, demo: Any
+    options: dict[str, Any], message: str, policy: TreeShape, turning: Any
 ) -> None:
     with pytest.raises(EagleError, match=message):
-        demo.generate([5, 6, 7], tree=policy, **options)
+        turning.generate([5, 6, 7], tree=policy, **options)
 
 
-def test_mlxs_generator_goes_on_from_the_last_token_that_was_given(demo: Any) -> None:
+def test_mlxs_generator_goes_on_from_the_last_token_that_was_given(turning: Any) -> None:
     """What is drawn after an answer does not depend on how it was drafted."""
     sampler, drawn = sample_utils.make_sampler(0.9), set()
     for policy in (PLAIN, TreeShape.chain(4), TreeShape(4, 3, 8)):
         for n in (3, 8):
             mx.random.seed(3)
-            demo.generate([5, 6, 7], max_tokens=n, ignore_eos=True, tree=policy, sampler=sampler)
+            turning.generate([5, 6, 7], max_tokens=n, ignore_eos=True, tree=policy, sampler=sampler)
             drawn.add((n, mx.random.uniform().item()))
     assert len(drawn) == 2
 
 
-def test_log_probabilities_outlive_their_round_and_their_thread(demo: Any) -> None:
+def test_log_probabilities_outlive_their_round_and_their_thread(turning: Any) -> None:
     """They are computed when they are handed over, and hold one row each."""
     from concurrent.futures import ThreadPoolExecutor
 
     options = {"max_tokens": 6, "logprobs": True, "tree": TreeShape(3, 3, 7)}
-    responses = list(demo.stream_generate([5, 6, 7], **options))
+    responses = list(turning.stream_generate([5, 6, 7], **options))
     here = [(r.logprob, r.top_logprobs(3)) for r in responses]
     with ThreadPoolExecutor(1) as pool:
         there = pool.submit(lambda: [(r.logprob, r.top_logprobs(3)) for r in responses]).result()
@@ -365,5 +371,5 @@ def test_log_probabilities_outlive_their_round_and_their_thread(demo: Any) -> No
     assert all(top[0][1] >= p for p, top in here)
     with pytest.raises(ValueError, match="n is -1"):
         responses[0].top_logprobs(-1)
-    *_, last = demo.stream_generate([5, 6, 7], regex="a?", logprobs=True)
+    *_, last = turning.stream_generate([5, 6, 7], regex="a?", logprobs=True)
     assert len(last.top_logprobs(50)) < 50, "what may not follow is not listed"

@@ -18,9 +18,9 @@ POLICIES = [TreeShape.chain(1), TreeShape.chain(4), TreeShape(3, 3, 7), None]
 
 
 @pytest.fixture(scope="module")
-def closing(demo: Engine) -> Any:
+def closing(turning: Engine) -> Any:
     """A processor that brings long answers to an end, which a toy target would not find."""
-    bias = mx.array(closing_bias(demo.tokenizer, 4096))
+    bias = mx.array(closing_bias(turning.tokenizer, 4096))
 
     def close(tokens: mx.array, logits: mx.array) -> mx.array:
         return logits + bias if tokens.shape[0] > 45 else logits
@@ -30,7 +30,7 @@ def closing(demo: Engine) -> Any:
 
 @pytest.mark.parametrize("block", [0, *map(broad, range(1, 50))])
 def test_answers_under_random_schemas_are_valid_and_those_of_plain_decoding(
-    block: int, demo: Engine, closing: Any, prompts: list[str]
+    block: int, turning: Engine, closing: Any, prompts: list[str]
 ) -> None:
     """Random schemas, greedy and sampled, over two ways of drafting, or all with `--exactness`."""
     checker = jsonschema.Draft202012Validator.FORMAT_CHECKER
@@ -39,8 +39,8 @@ def test_answers_under_random_schemas_are_valid_and_those_of_plain_decoding(
         messages = [{"role": "user", "content": prompts[seed % len(prompts)]}]
         options = {"json_schema": schema, "logits_processors": [closing], "max_tokens": 500}
         options |= {"temperature": 0.9 * (seed % 2), "seed": seed}
-        want = demo.generate(messages, speculate=False, **options)
-        got = demo.generate(messages, tree=POLICIES[seed % 4], **options)
+        want = turning.generate(messages, speculate=False, **options)
+        got = turning.generate(messages, tree=POLICIES[seed % 4], **options)
         assert (got.tokens, got.text) == (want.tokens, want.text), (seed, schema)
         assert got.finish_reason == "stop", (seed, schema, got.text)
         validator = jsonschema.Draft202012Validator(schema, format_checker=checker)
@@ -55,14 +55,14 @@ def test_answers_under_random_schemas_are_valid_and_those_of_plain_decoding(
     ],
 )
 def test_answers_under_a_regex_match_it(
-    pattern: str, few: list[Any], demo: Engine, prompts: list[str], is_quick: bool
+    pattern: str, few: list[Any], turning: Engine, prompts: list[str], is_quick: bool
 ) -> None:
     texts = set()
     for seed, tree in enumerate(few if is_quick else POLICIES):
         messages = [{"role": "user", "content": prompts[5]}]
         options = {"regex": pattern, "temperature": 1.2, "seed": seed}
-        got = demo.generate(messages, tree=tree, **options)
+        got = turning.generate(messages, tree=tree, **options)
         assert re.fullmatch(pattern, got.text)
-        assert got.tokens == demo.generate(messages, speculate=False, **options).tokens
+        assert got.tokens == turning.generate(messages, speculate=False, **options).tokens
         texts.add(got.text)
     assert len(texts) > 1

@@ -9,19 +9,19 @@ from mlx_eagle.selftest.memory import MemoryLook, piles_up, watch_memory
 
 
 def test_memory_is_looked_at_up_to_the_end_of_the_context(
-    demo: Any, monkeypatch: pytest.MonkeyPatch
+    turning: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "EVERY", 40)
-    looks = watch_memory(demo, [5, 6, 7], 55)
+    looks = watch_memory(turning, [5, 6, 7], 55)
     assert [look.tokens for look in looks] == [40, 55]
     assert all(look.active > look.caches > 0 for look in looks)
     assert not piles_up(looks)
-    limited = demo.limits
+    limited = turning.limits
     try:
-        demo.limits = limited._replace(max_context=30)
-        assert watch_memory(demo, [5, 6, 7], 55)[-1].tokens == 26
+        turning.limits = limited._replace(max_context=30)
+        assert watch_memory(turning, [5, 6, 7], 55)[-1].tokens == 26
     finally:
-        demo.limits = limited
+        turning.limits = limited
 
 
 def test_what_is_kept_unused_beyond_the_caches_is_noticed() -> None:

@@ -11,14 +11,18 @@ import mlx_eagle
 from command_line import run_here
 from mlx_eagle.bench.prompts import builtin_prompts
 from mlx_eagle.cache.options import WHOLE
+from mlx_eagle.calibration.kernels import Kernels, TargetSource
 from mlx_eagle.calibration.planners import UNMEASURED, Calibration
 from mlx_eagle.cli.main import run
 from mlx_eagle.errors import EagleError
+from mlx_eagle.load_options import LoadOptions
+from mlx_eagle.loading import DEMO
 from mlx_eagle.sampling.samplers import SeededSampler
 from mlx_eagle.selftest.kernels import KernelLook
 from mlx_eagle.selftest.memory import MemoryLook
 from mlx_eagle.selftest.report import to_json, to_markdown, verdict
 from mlx_eagle.selftest.run import Sizes, run_selftest
+from turning_pair import make_turning_engine
 
 SMALL = Sizes(tokens=6, memory_tokens=40)
 COSTS = Calibration(UNMEASURED.costs, "made up", is_measured=True)
@@ -26,12 +30,15 @@ COSTS = Calibration(UNMEASURED.costs, "made up", is_measured=True)
 
 @pytest.fixture(scope="module")
 def found() -> Any:
-    """What the demo pair gives, in a small run with costs that were measured before."""
+    """What a small pair gives, in a small run with costs that were measured before."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mlx_eagle.engine.measure_costs", lambda *_: COSTS)
         patch.setattr("mlx_eagle.selftest.caches.KINDS", {"whole": WHOLE})
         patch.setattr("mlx_eagle.selftest.run.warm_up", lambda *_: None)
-        engine = mlx_eagle.load(calibrate=False)
+        engine = make_turning_engine()
+        source = TargetSource(DEMO / "target", None, None)
+        engine.kernels = Kernels(engine.target, source, LoadOptions().kernels)
+        engine.kernels.put_on(print, may_try=False)
         return run_selftest(engine, builtin_prompts(demo=True)[:1], lambda *_: None, SMALL)
 
 
@@ -89,7 +96,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_a_target_that_chooses_otherwise_in_trees_is_a_bug(
-    demo: Any, monkeypatch: pytest.MonkeyPatch
+    turning: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = SeededSampler.__call__
 
@@ -98,8 +105,8 @@ def test_a_target_that_chooses_otherwise_in_trees_is_a_bug(
         return tokens if tokens.shape[0] == 1 else (tokens + 1) % 4000
 
     monkeypatch.setattr(SeededSampler, "__call__", lie)
-    monkeypatch.setattr(demo, "planners", demo.planners)
-    found = run_selftest(demo, builtin_prompts(demo=True)[:1], lambda *_: None, SMALL)
+    monkeypatch.setattr(turning, "planners", turning.planners)
+    found = run_selftest(turning, builtin_prompts(demo=True)[:1], lambda *_: None, SMALL)
     assert any("differs from plain decoding's by more than a near-tie" in f for f in found.faults)
 
 

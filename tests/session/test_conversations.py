@@ -18,6 +18,7 @@ from mlx_eagle.session.session import Session
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import TreeShape
 from mlx_eagle.worker import Worker
+from turning_pair import make_turning_engine
 
 TREE = TreeShape.chain(3)
 OPTIONS: dict[str, Any] = {"max_tokens": 16, "tree": TREE}
@@ -28,9 +29,9 @@ def said(stream: Any) -> str:
 
 
 @pytest.fixture(scope="module")
-def talked(demo: Engine, prompts: list[str]) -> Session:
+def talked(turning: Engine, prompts: list[str]) -> Session:
     """A conversation of two turns, which tests leave as it is."""
-    session = demo.session(system="Be brief.")
+    session = turning.session(system="Be brief.")
     for prompt in prompts[1:3]:
         list(session.ask(prompt, **OPTIONS))
     return session
@@ -53,14 +54,14 @@ def test_regenerating_replaces_the_answer_and_reads_nothing(talk: Session) -> No
 
 
 def test_an_edited_question_takes_the_place_of_the_old_one(
-    talk: Session, demo: Engine, prompts: list[str]
+    talk: Session, turning: Engine, prompts: list[str]
 ) -> None:
     first = talk.messages[:2]
     answer = said(talk.edit(prompts[5], **OPTIONS))
     question = {"role": "user", "content": prompts[5]}
     assert talk.messages == [*first, question, {"role": "assistant", "content": answer}]
     system = {"role": "system", "content": "Be brief."}
-    assert answer == demo.generate([system, *first, question], **OPTIONS).text
+    assert answer == turning.generate([system, *first, question], **OPTIONS).text
 
 
 def test_undo_goes_back_turn_by_turn_and_returns_the_question(
@@ -75,7 +76,7 @@ def test_undo_goes_back_turn_by_turn_and_returns_the_question(
             method()
 
 
-def test_branches_do_not_see_each_other(talk: Session, demo: Engine, prompts: list[str]) -> None:
+def test_branches_do_not_see_each_other(talk: Session, turning: Engine, prompts: list[str]) -> None:
     twin = talk.fork()
     before = list(talk.messages)
     answers = [said(twin.ask(prompts[7], **OPTIONS)), said(talk.ask(prompts[8], **OPTIONS))]
@@ -83,11 +84,11 @@ def test_branches_do_not_see_each_other(talk: Session, demo: Engine, prompts: li
     system = {"role": "system", "content": "Be brief."}
     for prompt, answer in zip((prompts[7], prompts[8]), answers, strict=True):
         asked = [system, *before, {"role": "user", "content": prompt}]
-        assert answer == demo.generate(asked, **OPTIONS).text
+        assert answer == turning.generate(asked, **OPTIONS).text
 
 
 def test_a_prompt_that_requests_share_is_read_once(
-    demo: Engine, prompts: list[str], monkeypatch: pytest.MonkeyPatch, is_quick: bool
+    turning: Engine, prompts: list[str], monkeypatch: pytest.MonkeyPatch, is_quick: bool
 ) -> None:
     """The rows that the target runs are counted, with speculation on."""
     instructions = " ".join(prompts[:5] if is_quick else prompts + prompts[:30])
@@ -99,7 +100,7 @@ def test_a_prompt_that_requests_share_is_read_once(
         return extend(self, tokens, cache)
 
     monkeypatch.setattr(Target, "extend", counted)
-    base = demo.session(system=instructions)
+    base = turning.session(system=instructions)
     base.read([system, {"role": "user", "content": ""}])
     n_read = sum(rows)
     assert n_read > 60
@@ -109,7 +110,7 @@ def test_a_prompt_that_requests_share_is_read_once(
         *_, last = list(session.ask(prompt, **OPTIONS))
         assert last.stats.cached_tokens >= n_read - 20
     assert sum(rows) < 2 * 60
-    want = demo.generate([system, {"role": "user", "content": prompts[2]}], **OPTIONS)
+    want = turning.generate([system, {"role": "user", "content": prompts[2]}], **OPTIONS)
     assert session.messages[-1]["content"] == want.text
 
 
@@ -137,7 +138,7 @@ def test_a_second_turn_runs_only_new_tokens(
 
 
 def test_cancelling_ends_the_answer_after_its_round_and_keeps_what_was_said(
-    talk: Session, demo: Engine, prompts: list[str]
+    talk: Session, turning: Engine, prompts: list[str]
 ) -> None:
     pieces = []
     for response in talk.ask(prompts[3], max_tokens=50, ignore_eos=True, tree=TREE):
@@ -150,10 +151,10 @@ def test_cancelling_ends_the_answer_after_its_round_and_keeps_what_was_said(
     assert talk.messages[-1]["content"] == said(pieces)
     system = {"role": "system", "content": "Be brief."}
     asked = [system, *talk.messages, {"role": "user", "content": prompts[4]}]
-    assert said(talk.ask(prompts[4], **OPTIONS)) == demo.generate(asked, **OPTIONS).text
+    assert said(talk.ask(prompts[4], **OPTIONS)) == turning.generate(asked, **OPTIONS).text
 
 
-def test_a_cancelled_prefill_keeps_what_was_read(talk: Session, demo: Engine) -> None:
+def test_a_cancelled_prefill_keeps_what_was_read(talk: Session, turning: Engine) -> None:
     before, question = list(talk.messages), "why " * 20
     enough = len(talk.prefix.tokens) + 20
 
@@ -168,14 +169,12 @@ def test_a_cancelled_prefill_keeps_what_was_read(talk: Session, demo: Engine) ->
     assert last.stats.cached_tokens > enough
     system = {"role": "system", "content": "Be brief."}
     asked = [system, *before, {"role": "user", "content": question}]
-    assert [r.token for r in got] == demo.generate(asked, **OPTIONS).tokens
+    assert [r.token for r in got] == turning.generate(asked, **OPTIONS).tokens
 
 
 def test_a_thread_or_a_task_may_cancel_at_any_moment(prompts: list[str]) -> None:
-    import mlx_eagle
-
     worker = Worker()
-    engine = worker.call(lambda: mlx_eagle.load(calibrate=False))
+    engine = worker.call(make_turning_engine)
     session = worker.call(engine.session)
     options = {"max_tokens": 1500, "ignore_eos": True, "tree": TREE}
 
@@ -203,11 +202,11 @@ def test_a_thread_or_a_task_may_cancel_at_any_moment(prompts: list[str]) -> None
     worker.close()
 
 
-def test_reading_can_be_cancelled_and_says_so(demo: Engine) -> None:
-    session = demo.session()
+def test_reading_can_be_cancelled_and_says_so(turning: Engine) -> None:
+    session = turning.session()
     session.cancel()
     assert session.read([5] * 40), "what was cancelled before is not this"
-    other = demo.session()
+    other = turning.session()
     stop = {"progress": lambda *_: other.cancel(), "prefill_step_size": 16}
     assert not other.read([5] * 40, **stop)
     assert other.read([5] * 40)
@@ -217,11 +216,11 @@ def test_reading_can_be_cancelled_and_says_so(demo: Engine) -> None:
     ("n", "tree"), list(rotated([3, 1, 4, 9, 6, 2], [None, TreeShape.chain(4), TreeShape(4, 3, 8)]))
 )
 def test_what_is_held_is_what_was_given(
-    n: int, tree: TreeShape | None, demo: Engine, prompts: list[str]
+    n: int, tree: TreeShape | None, turning: Engine, prompts: list[str]
 ) -> None:
     """A round may find more tokens than the answer has budget for: they never were."""
-    session = demo.session()
-    ids = demo.tokenizer.encode("def join(a, b):\n    ")
+    session = turning.session()
+    ids = turning.tokenizer.encode("def join(a, b):\n    ")
     given = [r.token for r in session.stream_generate(ids, max_tokens=n, tree=tree)]
     assert session.prefix.tokens == [*ids, *given]
     assert session.prefix.drafter.rows <= session.prefix.cache.rows <= len(ids) + n
@@ -232,8 +231,8 @@ def test_what_is_held_is_what_was_given(
     assert session.prefix.drafter.rows <= session.prefix.cache.rows <= len(ids) + n
 
 
-def test_an_error_in_the_middle_forgets_rows_but_no_tokens(demo: Engine) -> None:
-    session = demo.session()
+def test_an_error_in_the_middle_forgets_rows_but_no_tokens(turning: Engine) -> None:
+    session = turning.session()
     list(session.stream_generate([5, 6, 7], max_tokens=4, tree=TREE))
     before = list(session.prefix.tokens)
 
@@ -243,7 +242,7 @@ def test_an_error_in_the_middle_forgets_rows_but_no_tokens(demo: Engine) -> None
     with pytest.raises(RuntimeError, match="no"):
         list(session.stream_generate([*before, 9], logits_processors=[fail]))
     assert session.prefix.tokens == before
-    want = demo.generate([*before, 9], max_tokens=6).tokens
+    want = turning.generate([*before, 9], max_tokens=6).tokens
     assert [r.token for r in session.stream_generate([*before, 9], max_tokens=6)] == want
 
 
@@ -270,8 +269,8 @@ def test_requests_that_are_abandoned_free_their_memory_at_once(
         gc.enable()
 
 
-def test_a_question_must_be_text_and_answers_alone_cannot_be_undone(demo: Engine) -> None:
-    session = demo.session()
+def test_a_question_must_be_text_and_answers_alone_cannot_be_undone(turning: Engine) -> None:
+    session = turning.session()
     with pytest.raises(EagleError, match="the question is int"):
         session.ask(5)  # type: ignore[arg-type]
     session.messages = [{"role": "assistant", "content": "hello"}]
@@ -288,13 +287,13 @@ def test_usage_says_what_is_held(talk: Session, tmp_path: Path) -> None:
 
 
 def test_an_engine_with_other_caches_learns_costs_of_its_own_and_is_made_once(
-    demo: Engine,
+    turning: Engine,
 ) -> None:
     kv = KVOptions(bits=8, group_size=32)
-    other = demo.with_kv(kv)
-    assert other is demo.with_kv(kv)
-    assert demo.with_kv(demo.target.kv) is demo
-    assert other.planners is not demo.planners
+    other = turning.with_kv(kv)
+    assert other is turning.with_kv(kv)
+    assert turning.with_kv(turning.target.kv) is turning
+    assert other.planners is not turning.planners
     assert other.planners.records is None, "nothing learnt here is put on record as the pair's"
 
 
@@ -306,10 +305,10 @@ def test_c3_an_edited_question_must_be_text_too(talk: Session) -> None:
 
 
 def test_c9_a_stop_string_that_only_the_end_shows_ends_the_answer(
-    demo: Engine, monkeypatch: pytest.MonkeyPatch
+    turning: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A detokenizer that holds all of its text back until it is finished."""
-    want = demo.generate("def f", **OPTIONS).text
+    want = turning.generate("def f", **OPTIONS).text
     assert len(want) > 3
 
     def hold(self: TextStream, token: int) -> str:
@@ -317,30 +316,30 @@ def test_c9_a_stop_string_that_only_the_end_shows_ends_the_answer(
         return ""
 
     monkeypatch.setattr(TextStream, "add", hold)
-    result = demo.generate("def f", stop=[want[3:]], **OPTIONS)
+    result = turning.generate("def f", stop=[want[3:]], **OPTIONS)
     assert (result.text, result.finish_reason) == (want[:3], "stop")
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_b7_logits_that_are_no_numbers_are_an_error_at_once(
-    temperature: float, demo: Engine
+    temperature: float, turning: Engine
 ) -> None:
     def spoil(tokens: mx.array, logits: mx.array) -> mx.array:
         return logits * mx.nan if tokens.shape[0] > 4 else logits
 
-    session = demo.session()
+    session = turning.session()
     with pytest.raises(EagleError, match="logits are not numbers"):
         list(session.stream_generate([5, 6, 7], logits_processors=[spoil], temperature=temperature))
 
 
 def test_b5_every_sampled_answer_has_a_seed_of_its_own_which_its_statistics_name(
-    demo: Engine,
+    turning: Engine,
 ) -> None:
     options: dict[str, Any] = {"temperature": 1.5, "max_tokens": 12, "tree": TREE}
-    answers = [demo.generate("def f", **options) for _ in range(4)]
+    answers = [turning.generate("def f", **options) for _ in range(4)]
     assert len({tuple(answer.tokens) for answer in answers}) > 1
     seeds = [answer.stats.seed for answer in answers]
     assert len(set(seeds)) == 4
-    again = demo.generate("def f", seed=seeds[2], **options)
+    again = turning.generate("def f", seed=seeds[2], **options)
     assert (again.tokens, again.stats.seed) == (answers[2].tokens, seeds[2])
-    assert demo.generate("def f", max_tokens=2).stats.seed is None, "nothing is drawn"
+    assert turning.generate("def f", max_tokens=2).stats.seed is None, "nothing is drawn"

@@ -19,12 +19,12 @@ TREE = TreeShape.chain(3)
 
 
 @pytest.fixture
-def limited(demo: Engine) -> Iterator[Engine]:
-    """The demo pair with a context of 64 tokens."""
-    before = demo.limits
-    demo.limits = Limits(max_context=64)
-    yield demo
-    demo.limits = before
+def limited(turning: Engine) -> Iterator[Engine]:
+    """A small pair with a context of 64 tokens."""
+    before = turning.limits
+    turning.limits = Limits(max_context=64)
+    yield turning
+    turning.limits = before
 
 
 def test_an_answer_ends_where_the_context_does_and_says_so(limited: Engine) -> None:
@@ -80,13 +80,13 @@ def test_a_single_message_that_is_too_long_cannot_be_truncated(limited: Engine) 
 
 
 @pytest.fixture
-def small_memory(demo: Engine) -> Iterator[Engine]:
-    """The demo pair with memory for 300 more rows of the target's cache."""
-    before = demo.limits
+def small_memory(turning: Engine) -> Iterator[Engine]:
+    """A small pair with memory for 300 more rows of the target's cache."""
+    before = turning.limits
     memory = mx.get_active_memory() + before.cache_bytes(300)
-    demo.limits = before._replace(memory=memory, max_context=None)
-    yield demo
-    demo.limits = before
+    turning.limits = before._replace(memory=memory, max_context=None)
+    yield turning
+    turning.limits = before
 
 
 def test_memory_is_a_limit_with_a_way_out(small_memory: Engine) -> None:

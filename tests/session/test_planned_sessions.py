@@ -36,13 +36,14 @@ def ask(prompts: list[str], index: int) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def plain_tokens(engine: Any, prompts: list[str]) -> Callable[[int, float], list[int]]:
+def plain_tokens(turning: Any, prompts: list[str]) -> Callable[[int, float], list[int]]:
     """The plain text after a prompt, which machines share."""
 
     @cache
     def generate(index: int, temperature: float) -> list[int]:
         options = TEXT | {"temperature": temperature, "seed": index}
-        tokens: list[int] = engine.generate(ask(prompts, index), speculate=False, **options).tokens
+        question = ask(prompts, index)
+        tokens: list[int] = turning.generate(question, speculate=False, **options).tokens
         return tokens
 
     return generate
@@ -53,13 +54,13 @@ def plain_tokens(engine: Any, prompts: list[str]) -> Callable[[int, float], list
 def test_what_is_planned_does_not_show_in_the_text(
     name: str,
     temperature: float,
-    engine: Any,
+    turning: Any,
     prompts: list[str],
     plain_tokens: Callable[[int, float], list[int]],
     monkeypatch: pytest.MonkeyPatch,
     is_quick: bool,
 ) -> None:
-    engine = planned(engine, monkeypatch, name)
+    engine = planned(turning, monkeypatch, name)
     for index in (1,) if is_quick else (1, 5):
         options = TEXT | {"temperature": temperature, "seed": index}
         found = engine.generate(ask(prompts, index), **options)
@@ -71,9 +72,9 @@ def test_what_is_planned_does_not_show_in_the_text(
 
 @pytest.mark.parametrize("name", ["rows dear", "one row"])
 def test_where_nothing_can_pay_nothing_is_drafted_and_the_reason_is_told(
-    name: str, engine: Any, prompts: list[str], monkeypatch: pytest.MonkeyPatch
+    name: str, turning: Any, prompts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session = planned(engine, monkeypatch, name).session()
+    session = planned(turning, monkeypatch, name).session()
     stats = list(session.ask(prompts[1], max_tokens=20, ignore_eos=True))[-1].stats
     assert stats.drafted == 0 and stats.planned.plain_rounds == stats.rounds == 19
     assert stats.speculation.startswith("off: ")
@@ -84,10 +85,10 @@ def test_where_nothing_can_pay_nothing_is_drafted_and_the_reason_is_told(
 
 
 def test_a_long_pause_does_not_cost_the_next_turn_its_cache(
-    engine: Any, prompts: list[str], monkeypatch: pytest.MonkeyPatch
+    turning: Any, prompts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session = planned(engine, monkeypatch, "rows free").session()
-    planner = engine.planners.planner(0.0)
+    session = planned(turning, monkeypatch, "rows free").session()
+    planner = turning.planners.planner(0.0)
     planner.phase = Phase(10_000)  # as if drafting had not paid for long
     first = list(session.ask(prompts[1], max_tokens=50, ignore_eos=True))[-1]
     assert first.stats.drafted == 0
@@ -98,9 +99,9 @@ def test_a_long_pause_does_not_cost_the_next_turn_its_cache(
 
 
 def test_settings_may_change_from_turn_to_turn(
-    engine: Any, prompts: list[str], monkeypatch: pytest.MonkeyPatch
+    turning: Any, prompts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session = planned(engine, monkeypatch, "rows free").session()
+    session = planned(turning, monkeypatch, "rows free").session()
     questions = sorted(prompts, key=len)  # short ones: fresh conversations read them all again
     changes: list[dict[str, Any]] = [
         {},
@@ -114,7 +115,7 @@ def test_settings_may_change_from_turn_to_turn(
         found = [r.token for r in session.ask(questions[index], max_tokens=10, **options)]
         plain = {k: v for k, v in options.items() if k != "tree"} | {"speculate": False}
         messages = [*before, {"role": "user", "content": questions[index]}]
-        assert found == engine.generate(messages, max_tokens=10, **plain).tokens
+        assert found == turning.generate(messages, max_tokens=10, **plain).tokens
 
 
 def test_planners_of_a_target_that_verifies_chains_plan_chains() -> None:
@@ -126,9 +127,9 @@ def test_planners_of_a_target_that_verifies_chains_plan_chains() -> None:
 
 
 def test_c4_what_was_calibrated_anew_holds_everywhere_at_once(
-    engine: Any, prompts: list[str], monkeypatch: pytest.MonkeyPatch
+    turning: Any, prompts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = Engine(engine.target, engine.tokenizer, engine.head, engine.info, Planners())
+    own = Engine(turning.target, turning.tokenizer, turning.head, turning.info, Planners())
     variant = own.with_kv(KVOptions(bits=8, group_size=32))
     sessions = [own.session(), variant.session()]
 

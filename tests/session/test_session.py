@@ -53,22 +53,22 @@ def test_the_end_token_inside_a_round_ends_the_answer_as_in_plain_decoding(
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7])
-def test_max_tokens_inside_a_round_cuts_exactly(n: int, demo: Any, prompts: list[str]) -> None:
-    want = demo.generate(ask(prompts, 1), max_tokens=n, speculate=False)
-    got = demo.generate(ask(prompts, 1), max_tokens=n, tree=TreeShape.chain(4))
+def test_max_tokens_inside_a_round_cuts_exactly(n: int, turning: Any, prompts: list[str]) -> None:
+    want = turning.generate(ask(prompts, 1), max_tokens=n, speculate=False)
+    got = turning.generate(ask(prompts, 1), max_tokens=n, tree=TreeShape.chain(4))
     assert got.tokens == want.tokens
     assert len(got.tokens) == n
     assert got.finish_reason == want.finish_reason == "length"
 
 
 def test_a_stop_string_inside_a_round_cuts_where_plain_decoding_does(
-    demo: Any, prompts: list[str]
+    turning: Any, prompts: list[str]
 ) -> None:
-    whole = demo.generate(ask(prompts, 1), max_tokens=40, speculate=False).text
+    whole = turning.generate(ask(prompts, 1), max_tokens=40, speculate=False).text
     for start in (10, 17):
         stop = [whole[start : start + 5], "never in the text"]
-        want = demo.generate(ask(prompts, 1), max_tokens=80, stop=stop, speculate=False)
-        got = demo.generate(ask(prompts, 1), max_tokens=80, stop=stop, tree=TreeShape(4, 4, 8))
+        want = turning.generate(ask(prompts, 1), max_tokens=80, stop=stop, speculate=False)
+        got = turning.generate(ask(prompts, 1), max_tokens=80, stop=stop, tree=TreeShape(4, 4, 8))
         assert got.text == want.text == whole[: whole.find(stop[0])]
         assert got.tokens == want.tokens
         assert got.finish_reason == "stop"
@@ -82,10 +82,10 @@ def test_ignore_eos_goes_on_to_the_limit(demo: Any, prompts: list[str]) -> None:
 
 
 def test_a_stream_carries_one_token_each_and_statistics_at_the_end(
-    demo: Any, prompts: list[str]
+    turning: Any, prompts: list[str]
 ) -> None:
     options = {"max_tokens": 40, "ignore_eos": True, "tree": TreeShape.chain(3)}
-    responses = list(demo.stream_generate(ask(prompts, 1), **options))
+    responses = list(turning.stream_generate(ask(prompts, 1), **options))
     assert [r.generation_tokens for r in responses] == list(range(1, 41))
     assert all(r.stats is None and r.finish_reason is None for r in responses[:-1])
     stats = responses[-1].stats
@@ -103,11 +103,11 @@ def test_a_stream_carries_one_token_each_and_statistics_at_the_end(
     assert stats.to_dict()["rounds"] == stats.rounds
 
 
-def test_plain_decoding_says_so_in_its_statistics(demo: Any, prompts: list[str]) -> None:
-    stats = demo.generate(ask(prompts, 1), max_tokens=10, speculate=False).stats
+def test_plain_decoding_says_so_in_its_statistics(turning: Any, prompts: list[str]) -> None:
+    stats = turning.generate(ask(prompts, 1), max_tokens=10, speculate=False).stats
     assert stats.speculation == "off: not asked for"
     assert (stats.drafted, stats.accepted, stats.acceptance_length) == (0, 0, 1.0)
-    assert demo.generate(ask(prompts, 1), max_tokens=10, tree=PLAIN).stats.drafted == 0
+    assert turning.generate(ask(prompts, 1), max_tokens=10, tree=PLAIN).stats.drafted == 0
 
 
 def test_characters_of_several_tokens_are_never_shown_in_halves(demo: Any) -> None:
@@ -124,9 +124,9 @@ def test_characters_of_several_tokens_are_never_shown_in_halves(demo: Any) -> No
 
 
 def test_a_second_turn_reuses_rows_and_answers_as_a_fresh_conversation(
-    demo: Any, prompts: list[str]
+    turning: Any, prompts: list[str]
 ) -> None:
-    session = demo.session()
+    session = turning.session()
     options = {"max_tokens": 20, "tree": TreeShape.chain(3)}  # the same rounds whatever they take
     first = "".join(r.text for r in session.ask(prompts[1], **options))
     held = session.prefix.cache
@@ -138,83 +138,85 @@ def test_a_second_turn_reuses_rows_and_answers_as_a_fresh_conversation(
         {"role": "user", "content": prompts[2]},
     ]
     assert session.messages[:3] == messages
-    fresh = demo.generate(messages, **options)
+    fresh = turning.generate(messages, **options)
     assert [r.token for r in second] == fresh.tokens
     assert second[-1].stats.n_accepted_per_round == fresh.stats.n_accepted_per_round
 
 
 @pytest.mark.parametrize("speculate", [True, False])
 def test_an_answer_cut_short_keeps_the_conversation_usable(
-    speculate: bool, demo: Any, prompts: list[str]
+    speculate: bool, turning: Any, prompts: list[str]
 ) -> None:
-    session = demo.session()
+    session = turning.session()
     answer = session.ask(prompts[1], max_tokens=60, ignore_eos=True, speculate=speculate)
     said = "".join(r.text for r in islice(answer, 13))
     answer.close()
     assert session.messages[-1] == {"role": "assistant", "content": said}
     again = [r.token for r in session.ask(prompts[2], max_tokens=12, speculate=speculate)]
     messages = session.messages[:3]
-    assert again == demo.generate(messages, max_tokens=12).tokens
+    assert again == turning.generate(messages, max_tokens=12).tokens
 
 
-def test_switching_speculation_between_turns_changes_nothing(demo: Any, prompts: list[str]) -> None:
-    session, tokens = demo.session(), []
+def test_switching_speculation_between_turns_changes_nothing(
+    turning: Any, prompts: list[str]
+) -> None:
+    session, tokens = turning.session(), []
     for turn, speculate in enumerate([False, True, False, True]):
         answer = session.ask(prompts[turn], max_tokens=12, speculate=speculate)
         tokens.append([r.token for r in answer])
-    reference = demo.session()
+    reference = turning.session()
     for turn in range(4):
         want = [r.token for r in reference.ask(prompts[turn], max_tokens=12, speculate=False)]
         assert tokens[turn] == want
 
 
 def test_clear_forgets_the_conversation_but_not_the_system_prompt(
-    demo: Any, prompts: list[str]
+    turning: Any, prompts: list[str]
 ) -> None:
-    session = demo.session(system="Be brief.")
+    session = turning.session(system="Be brief.")
     want = [r.token for r in session.ask(prompts[1], max_tokens=20)]
     session.clear()
     assert session.messages == []
     assert [r.token for r in session.ask(prompts[1], max_tokens=20)] == want
 
 
-def test_prompts_may_be_text_ids_or_messages(demo: Any, prompts: list[str]) -> None:
+def test_prompts_may_be_text_ids_or_messages(turning: Any, prompts: list[str]) -> None:
     text = f"<|im_start|>user\n{prompts[1]}<|im_end|>\n<|im_start|>assistant\n"
-    ids = demo.tokenizer.encode(text)
-    results = [demo.generate(p, max_tokens=12).tokens for p in (text, ids, ask(prompts, 1))]
+    ids = turning.tokenizer.encode(text)
+    results = [turning.generate(p, max_tokens=12).tokens for p in (text, ids, ask(prompts, 1))]
     assert results[0] == results[1] == results[2]
 
 
-def test_prefill_reports_progress_chunk_by_chunk(demo: Any) -> None:
+def test_prefill_reports_progress_chunk_by_chunk(turning: Any) -> None:
     seen: list[tuple[int, int]] = []
     options = {"progress": lambda done, total: seen.append((done, total)), "prefill_step_size": 32}
-    demo.generate([5 + i % 50 for i in range(80)], max_tokens=1, **options)
+    turning.generate([5 + i % 50 for i in range(80)], max_tokens=1, **options)
     assert seen == [(0, 80), (32, 80), (64, 80), (79, 80), (80, 80)]
 
 
 def test_prefill_in_chunks_changes_neither_tokens_nor_acceptance(
-    demo: Any, prompts: list[str]
+    turning: Any, prompts: list[str]
 ) -> None:
     options = {"max_tokens": 40, "tree": TreeShape.chain(3)}  # the same rounds whatever they take
-    want = demo.generate(ask(prompts, 3), **options)
-    got = demo.generate(ask(prompts, 3), prefill_step_size=7, **options)
+    want = turning.generate(ask(prompts, 3), **options)
+    got = turning.generate(ask(prompts, 3), prefill_step_size=7, **options)
     assert got.tokens == want.tokens
     assert got.stats.n_accepted_per_round == want.stats.n_accepted_per_round
 
 
 def test_an_interrupted_prefill_leaves_nothing_that_a_later_prompt_could_reuse(
-    demo: Any, prompts: list[str]
+    turning: Any, prompts: list[str]
 ) -> None:
     def interrupt(done: int, _: int) -> None:
         if done >= 16:
             raise KeyboardInterrupt
 
-    session = demo.session()
+    session = turning.session()
     list(session.stream_generate(ask(prompts, 0), max_tokens=5))
     with pytest.raises(KeyboardInterrupt):
         list(session.stream_generate([9] * 60, progress=interrupt, prefill_step_size=8))
     again = [r.token for r in session.stream_generate(ask(prompts, 0), max_tokens=20)]
-    assert again == demo.generate(ask(prompts, 0), max_tokens=20).tokens
+    assert again == turning.generate(ask(prompts, 0), max_tokens=20).tokens
 
 
 @pytest.mark.parametrize(
@@ -259,9 +261,9 @@ def test_a_target_that_cannot_hold_a_tree_still_decodes_plainly(tiny_target: Any
 
 
 def test_a_refused_question_leaves_the_conversation_as_it_was(
-    demo: Any, prompts: list[str]
+    turning: Any, prompts: list[str]
 ) -> None:
-    session = demo.session()
+    session = turning.session()
     list(session.ask(prompts[1], max_tokens=5))
     before = list(session.messages)
     with pytest.raises(ValueError, match="max_tokens is 0"):
@@ -290,24 +292,26 @@ def test_conversations_over_many_architectures_decode_as_mlx_lm(
         assert [r.token for r in session.stream_generate(prompt, **options)] == tokens
 
 
-def test_a_new_question_ends_the_answer_that_is_still_open(demo: Any, prompts: list[str]) -> None:
-    session = demo.session()
+def test_a_new_question_ends_the_answer_that_is_still_open(
+    turning: Any, prompts: list[str]
+) -> None:
+    session = turning.session()
     old = session.ask(prompts[1], max_tokens=40, ignore_eos=True)
     said = next(old).text + next(old).text
     new = [r.token for r in session.ask(prompts[2], max_tokens=20)]
     assert list(old) == []
     assert session.messages[1] == {"role": "assistant", "content": said}
     assert [m["role"] for m in session.messages] == ["user", "assistant"] * 2
-    assert new == demo.generate(session.messages[:3], max_tokens=20).tokens
+    assert new == turning.generate(session.messages[:3], max_tokens=20).tokens
 
 
 def test_a_question_that_was_never_answered_is_not_remembered(
-    demo: Any, prompts: list[str]
+    turning: Any, prompts: list[str]
 ) -> None:
     def interrupt(done: int, _: int) -> None:
         raise KeyboardInterrupt
 
-    session = demo.session()
+    session = turning.session()
     with pytest.raises(KeyboardInterrupt):
         list(session.ask(prompts[0], progress=interrupt))
     assert session.messages == []
@@ -315,19 +319,19 @@ def test_a_question_that_was_never_answered_is_not_remembered(
 
 @pytest.mark.parametrize("prompt", [5, None, b"ab", ["a"], [1, "a"], mx.array([1, 2]), [True]])
 def test_a_prompt_of_another_kind_is_refused_with_the_three_that_exist(
-    prompt: Any, demo: Any
+    prompt: Any, turning: Any
 ) -> None:
     with pytest.raises(EagleError, match="a string, a list of token ids .* or a list of chat"):
-        demo.generate(prompt)
+        turning.generate(prompt)
 
 
 def test_a_template_that_refuses_the_messages_is_one_clear_error(
-    demo: Any, prompts: list[str], monkeypatch: pytest.MonkeyPatch
+    turning: Any, prompts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refusal = "{{ raise_exception('System role not supported') }}"
-    monkeypatch.setattr(demo.tokenizer._tokenizer, "chat_template", refusal)
+    monkeypatch.setattr(turning.tokenizer._tokenizer, "chat_template", refusal)
     with pytest.raises(EagleError, match="refuses the messages: System role not supported"):
-        demo.generate(ask(prompts, 0))
+        turning.generate(ask(prompts, 0))
 
 
 def test_sixteen_bit_greedy_decoding_breaks_ties_as_mlx_lm_does(tiny_target: Any) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-import mlx_eagle
 from doubles import Letters, make_engine
 from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.engine import Engine
@@ -28,10 +27,10 @@ TREE = TreeShape.chain(3)
 
 
 @pytest.fixture(scope="module")
-def written(demo: Engine, prompts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written(turning: Engine, prompts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file with a conversation of one turn, which stays as it is."""
     file = tmp_path_factory.mktemp("written") / "talk"
-    session = demo.session(system="Be brief.")
+    session = turning.session(system="Be brief.")
     list(session.ask(prompts[1], max_tokens=20, tree=TREE))
     session.save(file)
     return file
@@ -44,14 +43,14 @@ def saved(written: Path, tmp_path: Path) -> Path:
 
 
 def test_a_loaded_conversation_goes_on_without_reading_anything_again(
-    saved: Path, demo: Engine, prompts: list[str]
+    saved: Path, turning: Engine, prompts: list[str]
 ) -> None:
-    session = demo.load_session(saved)
+    session = turning.load_session(saved)
     assert session.system == "Be brief."
     assert [m["role"] for m in session.messages] == ["user", "assistant"]
     *_, last = got = list(session.ask(prompts[2], max_tokens=20, tree=TREE))
     system = [{"role": "system", "content": "Be brief."}]
-    want = demo.generate([*system, *session.messages[:3]], max_tokens=20, tree=TREE)
+    want = turning.generate([*system, *session.messages[:3]], max_tokens=20, tree=TREE)
     assert [r.token for r in got] == want.tokens
     assert last.stats.n_accepted_per_round == want.stats.n_accepted_per_round
     assert last.stats.cached_tokens > 30
@@ -80,25 +79,25 @@ def test_a_file_from_another_process_is_the_same(
 
 @pytest.mark.parametrize("kv", [KVOptions(bits=8, group_size=32), KVOptions(max_size=64)])
 def test_other_caches_come_back_too_and_only_to_such_caches(
-    kv: KVOptions, saved: Path, demo: Engine, prompts: list[str], tmp_path: Path
+    kv: KVOptions, saved: Path, turning: Engine, prompts: list[str], tmp_path: Path
 ) -> None:
-    engine = demo.with_kv(kv)
+    engine = turning.with_kv(kv)
     session = engine.session()
     list(session.ask(prompts[1], max_tokens=30, tree=TREE))
     session.save(tmp_path / "other")
     again = engine.load_session(tmp_path / "other")
     want = [r.token for r in session.ask(prompts[2], max_tokens=10, tree=TREE)]
     assert [r.token for r in again.ask(prompts[2], max_tokens=10, tree=TREE)] == want
-    for loader, file in [(engine, saved), (demo, tmp_path / "other")]:
+    for loader, file in [(engine, saved), (turning, tmp_path / "other")]:
         with pytest.raises(EagleError, match="saved with another KV cache"):
             loader.load_session(file)
 
 
 def test_a_head_with_a_window_that_has_moved_comes_back(
-    demo: Engine, prompts: list[str], tmp_path: Path
+    turning: Engine, prompts: list[str], tmp_path: Path
 ) -> None:
     engine = Engine(
-        demo.target, demo.tokenizer, demo.head, demo.info, limits=Limits(head_window=32)
+        turning.target, turning.tokenizer, turning.head, turning.info, limits=Limits(head_window=32)
     )
     session = engine.session()
     list(session.ask(" ".join(prompts[:2]), max_tokens=20, tree=TREE))
@@ -108,11 +107,11 @@ def test_a_head_with_a_window_that_has_moved_comes_back(
     assert [r.token for r in got] == [r.token for r in want]
     assert got[-1].stats.n_accepted_per_round == want[-1].stats.n_accepted_per_round
     with pytest.raises(EagleError, match="another head window"):
-        demo.load_session(tmp_path / "talk")
+        turning.load_session(tmp_path / "talk")
 
 
 def test_an_older_file_is_replaced_at_once_or_not_at_all(
-    saved: Path, demo: Engine, monkeypatch: pytest.MonkeyPatch
+    saved: Path, turning: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = saved.read_bytes()
 
@@ -122,47 +121,47 @@ def test_an_older_file_is_replaced_at_once_or_not_at_all(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fail)
         with pytest.raises(EagleError, match="cannot write .*No space left"):
-            demo.session().save(saved)
+            turning.session().save(saved)
     assert saved.read_bytes() == before
     assert os.listdir(saved.parent) == ["talk"]
-    demo.session().save(saved)
-    assert demo.load_session(saved).messages == []
+    turning.session().save(saved)
+    assert turning.load_session(saved).messages == []
     assert stat.S_IMODE(saved.stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize("name", ["", ".", "/", "a\0b", "n" * 300, "file/x", "folder", "no/where"])
 def test_a_name_that_cannot_be_a_file_is_one_clear_error(
-    name: str, demo: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, turning: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
-    for action in (demo.session().save, demo.load_session):
+    for action in (turning.session().save, turning.load_session):
         with pytest.raises(EagleError, match=r"is not|cannot write"):
             action(name)
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
 
-def test_a_link_is_followed_and_a_long_name_is_possible(demo: Engine, tmp_path: Path) -> None:
+def test_a_link_is_followed_and_a_long_name_is_possible(turning: Engine, tmp_path: Path) -> None:
     (tmp_path / "real").touch()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     for file in (tmp_path / "link", tmp_path / ("n" * 250)):
-        demo.session().save(file)
-        assert demo.load_session(file).messages == []
+        turning.session().save(file)
+        assert turning.load_session(file).messages == []
     assert (tmp_path / "link").is_symlink()
 
 
-def test_a_folder_that_is_not_there_is_one_clear_error(demo: Engine, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there_is_one_clear_error(turning: Engine, tmp_path: Path) -> None:
     with pytest.raises(EagleError, match="cannot write"):
-        demo.session().save(tmp_path / "nowhere" / "talk")
+        turning.session().save(tmp_path / "nowhere" / "talk")
     with pytest.raises(EagleError, match="is not a file"):
-        demo.load_session(tmp_path / "nothing")
+        turning.load_session(tmp_path / "nothing")
 
 
 def test_another_head_or_target_is_named(
-    saved: Path, tiny_target: Callable[..., Any], head_config: HeadConfig
+    saved: Path, turning: Engine, tiny_target: Callable[..., Any], head_config: HeadConfig
 ) -> None:
-    headless = mlx_eagle.load(mlx_eagle.loading.DEMO / "target", "none", calibrate=False)
+    headless = Engine(turning.target, turning.tokenizer, None, turning.info)
     with pytest.raises(EagleError, match="saved with another head .*none"):
         headless.load_session(saved)
     other = make_engine(tiny_target("llama"), head_config, Letters())
@@ -219,17 +218,17 @@ def about(header: dict[str, Any], **changes: Any) -> None:
     ],
 )
 def test_a_file_of_another_kind_or_version_is_refused_with_the_reason(
-    change: Callable[[dict[str, Any]], None], message: str, saved: Path, demo: Engine
+    change: Callable[[dict[str, Any]], None], message: str, saved: Path, turning: Engine
 ) -> None:
     rewrite(saved, change)
     with pytest.raises(EagleError, match=message):
-        demo.load_session(saved)
+        turning.load_session(saved)
 
 
-def test_random_damage_never_gets_past_a_typed_error(saved: Path, demo: Engine) -> None:
+def test_random_damage_never_gets_past_a_typed_error(saved: Path, turning: Engine) -> None:
     """100 files with bytes changed, cut off or added; what loads says what the sound one does."""
     rng, sound = random.Random(7), saved.read_bytes()
-    held = demo.load_session(saved).prefix
+    held = turning.load_session(saved).prefix
     tokens, values = held.tokens, held.cache.layers[3].values
     refused = 0
     for _ in range(100):
@@ -244,7 +243,7 @@ def test_random_damage_never_gets_past_a_typed_error(saved: Path, demo: Engine) 
                 data[rng.randrange(rng.choice([4000, len(data)]))] = rng.randrange(256)
         saved.write_bytes(bytes(data))
         try:
-            session = demo.load_session(saved)
+            session = turning.load_session(saved)
         except EagleError:
             refused += 1
         else:
@@ -253,44 +252,44 @@ def test_random_damage_never_gets_past_a_typed_error(saved: Path, demo: Engine) 
     assert refused > 90
 
 
-def test_a_loaded_conversation_no_longer_needs_its_file(saved: Path, demo: Engine) -> None:
-    session = demo.load_session(saved)
-    want = [r.token for r in demo.load_session(saved).ask("why", max_tokens=8)]
+def test_a_loaded_conversation_no_longer_needs_its_file(saved: Path, turning: Engine) -> None:
+    session = turning.load_session(saved)
+    want = [r.token for r in turning.load_session(saved).ask("why", max_tokens=8)]
     saved.unlink()
     assert [r.token for r in session.ask("why", max_tokens=8)] == want
 
 
 def test_messages_of_every_kind_come_back_and_what_is_no_json_is_refused(
-    demo: Engine, tmp_path: Path
+    turning: Engine, tmp_path: Path
 ) -> None:
     call = {"type": "function", "id": "a", "function": {"name": "add", "arguments": {"a": 1}}}
-    session = demo.session(template_args={"x": [1]}, tools=[{"function": {"name": "add"}}])
+    session = turning.session(template_args={"x": [1]}, tools=[{"function": {"name": "add"}}])
     session.messages = [
         {"role": "user", "content": [{"type": "text", "text": "hi"}]},
         {"role": "assistant", "tool_calls": [call]},
         {"role": "assistant", "content": None},
     ]
     session.save(tmp_path / "talk")
-    loaded = demo.load_session(tmp_path / "talk")
+    loaded = turning.load_session(tmp_path / "talk")
     assert (loaded.messages, loaded.template) == (session.messages, session.template)
     for wrong in ("\ud800", 10**50, float("nan"), {1, 2}):
         session.messages[0] = {"role": "user", "content": "x", "extra": wrong}
         with pytest.raises(EagleError, match="cannot be saved as JSON"):
             session.save(tmp_path / "talk")
-    assert demo.load_session(tmp_path / "talk").messages == loaded.messages
+    assert turning.load_session(tmp_path / "talk").messages == loaded.messages
 
 
 def test_what_was_given_at_load_holds_in_loaded_conversations(
-    demo: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    turning: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session = demo.session(template_args={"b": 2})
+    session = turning.session(template_args={"b": 2})
     session.save(tmp_path / "talk")
-    monkeypatch.setattr(demo, "template", Template({"a": 1, "b": 1}))
-    assert demo.load_session(tmp_path / "talk").template.args == {"a": 1, "b": 2}
+    monkeypatch.setattr(turning, "template", Template({"a": 1, "b": 1}))
+    assert turning.load_session(tmp_path / "talk").template.args == {"a": 1, "b": 2}
 
 
-def test_a_file_of_the_first_version_is_read(saved: Path, demo: Engine) -> None:
-    expected = demo.load_session(saved).messages
+def test_a_file_of_the_first_version_is_read(saved: Path, turning: Engine) -> None:
+    expected = turning.load_session(saved).messages
 
     def first(header: dict[str, Any]) -> None:
         facts = json.loads(header["__metadata__"]["about"])
@@ -298,4 +297,4 @@ def test_a_file_of_the_first_version_is_read(saved: Path, demo: Engine) -> None:
         header["__metadata__"] |= {"version": "1", "about": json.dumps(facts)}
 
     rewrite(saved, first)
-    assert demo.load_session(saved).messages == expected
+    assert turning.load_session(saved).messages == expected

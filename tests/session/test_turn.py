@@ -27,12 +27,12 @@ class Gate:
 
 @pytest.mark.parametrize("is_same_session", [True, False])
 def test_b12_a_second_thread_at_the_same_moment_is_told_of_worker(
-    is_same_session: bool, demo: Engine
+    is_same_session: bool, turning: Engine
 ) -> None:
-    expected = demo.generate(QUESTION, max_tokens=6).tokens
-    session, gate, warm = demo.session(), Gate(), demo.session()
+    expected = turning.generate(QUESTION, max_tokens=6).tokens
+    session, gate, warm = turning.session(), Gate(), turning.session()
     warm.read(QUESTION)
-    other = session if is_same_session else demo.session()
+    other = session if is_same_session else turning.session()
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(
             lambda: list(session.stream_generate(QUESTION, max_tokens=6, logits_processors=[gate]))
@@ -41,7 +41,7 @@ def test_b12_a_second_thread_at_the_same_moment_is_told_of_worker(
         with pytest.raises(EagleError, match="another thread is using this engine.*Worker"):
             list(other.ask("And map?", max_tokens=2))
         with pytest.raises(EagleError, match="another thread"):
-            demo.calibrate()
+            turning.calibrate()
         held = list(warm.prefix.tokens)
         with pytest.raises(EagleError, match="another thread"):
             warm.read(QUESTION)
@@ -51,13 +51,14 @@ def test_b12_a_second_thread_at_the_same_moment_is_told_of_worker(
         assert other.messages == []
 
 
-def test_threads_that_take_turns_and_streams_that_alternate_are_right(demo: Engine) -> None:
-    expected = demo.generate(QUESTION, max_tokens=6).tokens
+def test_threads_that_take_turns_and_streams_that_alternate_are_right(turning: Engine) -> None:
+    expected = turning.generate(QUESTION, max_tokens=6).tokens
     with ThreadPoolExecutor(1) as pool:
         assert (
-            pool.submit(lambda: demo.generate(QUESTION, max_tokens=6).tokens).result() == expected
+            pool.submit(lambda: turning.generate(QUESTION, max_tokens=6).tokens).result()
+            == expected
         )
-    left, right = (demo.stream_generate(QUESTION, max_tokens=6) for _ in range(2))
+    left, right = (turning.stream_generate(QUESTION, max_tokens=6) for _ in range(2))
     pairs = [(a.token, b.token) for a, b in zip(left, right, strict=True)]
     assert pairs == [(token, token) for token in expected]
 

@@ -25,15 +25,15 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def test_the_limit_is_raised_for_an_answer_and_put_back(demo: Engine, limits: list[int]) -> None:
-    demo.generate(QUESTION, max_tokens=3)
+def test_the_limit_is_raised_for_an_answer_and_put_back(turning: Engine, limits: list[int]) -> None:
+    turning.generate(QUESTION, max_tokens=3)
     assert limits == [7, 1000, 7]
-    demo.session().read(QUESTION)
+    turning.session().read(QUESTION)
     assert limits == [7, 1000, 7] * 1 + [1000, 7]
 
 
-def test_it_is_put_back_when_an_answer_is_left_or_fails(demo: Engine, limits: list[int]) -> None:
-    stream = demo.stream_generate(QUESTION, max_tokens=9)
+def test_it_is_put_back_when_an_answer_is_left_or_fails(turning: Engine, limits: list[int]) -> None:
+    stream = turning.stream_generate(QUESTION, max_tokens=9)
     next(stream)
     assert limits[-1] == 1000
     stream.close()
@@ -43,12 +43,12 @@ def test_it_is_put_back_when_an_answer_is_left_or_fails(demo: Engine, limits: li
         raise RuntimeError("a processor fails")
 
     with pytest.raises(RuntimeError, match="a processor fails"):
-        demo.generate(QUESTION, logits_processors=[fail])
+        turning.generate(QUESTION, logits_processors=[fail])
     assert limits[-1] == 7
 
 
 def test_a_device_that_recommends_nothing_is_left_alone(
-    demo: Engine, monkeypatch: pytest.MonkeyPatch
+    turning: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mx, "set_wired_limit", lambda _: pytest.fail("was set"))
-    demo.generate(QUESTION, max_tokens=2)
+    turning.generate(QUESTION, max_tokens=2)

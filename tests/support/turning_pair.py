@@ -1,0 +1,119 @@
+"""A small target whose texts are mostly predictable, and a head that often foresees them.
+
+A row of the demo pair's target takes seven million products, which is nearly all of the time of a
+test that asks for answers. A row of this one takes under half a million, and nothing was trained:
+each word's embedding is that of the word before it, turned by a fixed rotation of the space; the
+target's output layer looks for what its last state becomes by that turn, and so does the head,
+which turns once more at each step. Random layers with attention disturb the target's states, so
+that its tokens depend on all rows that it has, and half of the rounds accept nothing
+(tests/test_turning_pair.py).
+"""
+
+import re
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlx_eagle.engine import Engine, EngineInfo
+from mlx_eagle.heads.eagle import EagleHead
+from mlx_eagle.hub.packaged import DEMO
+from mlx_eagle.session.limits import Limits, bytes_per_row
+from mlx_eagle.speculation import ON
+from mlx_eagle.target.target import Target
+from mlx_eagle.target.tokenizer import read_tokenizer
+from tiny_models import build_target, tiny_head_config
+
+N_TOKENS = 4096  # of the demo pair's tokenizer
+SIZE = 64
+# Factors of the random layers' weights, with which the pair behaves much as the demo pair does.
+ATTENTION, QUERIES, INNER = 4.3, 3.0, 2.2
+SHARPNESS = 0.4  # of the distributions: what is drawn at temperature 1 is seldom no word
+
+
+def rotation(rng: np.random.Generator) -> np.ndarray:
+    """Return a random rotation [h, h]: its powers bring no vector back."""
+    basis, _ = np.linalg.qr(rng.normal(size=(SIZE, SIZE)))
+    turned = np.zeros((SIZE, SIZE))
+    for i, angle in enumerate(rng.uniform(0.5, 2.6, SIZE // 2)):
+        c, s = np.cos(angle), np.sin(angle)
+        turned[2 * i : 2 * i + 2, 2 * i : 2 * i + 2] = [[c, -s], [s, c]]
+    return basis @ turned @ basis.T
+
+
+def embeddings(
+    turn: np.ndarray, n_tokens: int, words: list[int], rng: np.random.Generator
+) -> np.ndarray:
+    """Return [V, h]: words follow one another by the turn, in an order that is drawn."""
+    rows = rng.normal(size=(n_tokens, SIZE))
+    rows *= np.sqrt(SIZE) / np.linalg.norm(rows, axis=1, keepdims=True)
+    order = rng.permutation(words)
+    for before, after in pairwise(order):
+        rows[after] = turn @ rows[before]
+    return rows
+
+
+def make_turning_pair(n_tokens: int, words: list[int]) -> tuple[nn.Module, EagleHead]:
+    """Return the target, in float32, and its head.
+
+    Args:
+        n_tokens: of the vocabulary.
+        words: the tokens of which texts are made; the others may stand in prompts.
+    """
+    rng = np.random.default_rng(5)
+    turn = rotation(rng)
+    table = embeddings(turn, n_tokens, words, rng)
+    sizes = {"vocab_size": n_tokens, "max_position_embeddings": 2048, "head_dim": 32}
+    model = build_target("llama", **sizes)
+    for layer in model.layers:
+        attention = layer.self_attn
+        attention.q_proj.weight = attention.q_proj.weight * QUERIES
+        attention.o_proj.weight = attention.o_proj.weight * ATTENTION
+        layer.mlp.down_proj.weight = layer.mlp.down_proj.weight * INNER
+    output = np.zeros_like(table)
+    output[words] = (table @ turn)[words] * SHARPNESS
+    model.model.embed_tokens.weight = mx.array(table, dtype=mx.float32)
+    model.model.norm.weight = mx.ones(SIZE)
+    model.lm_head.weight = mx.array(output, dtype=mx.float32)
+    head = _make_head(turn, table, words)
+    mx.eval(model.parameters(), head.parameters())
+    return model, head
+
+
+def make_turning_engine() -> Engine:
+    """Return an engine of the pair with the demo pair's tokenizer, whose texts are plain words."""
+    tokenizer = read_tokenizer(DEMO / "target", None)
+    texts = [tokenizer.decode([token]) for token in range(N_TOKENS)]
+    words = [token for token, text in enumerate(texts) if re.fullmatch(" [a-z]{2,}", text)]
+    model, head = make_turning_pair(N_TOKENS, words)
+    target = Target(model, taps=head.config.taps)
+    info = EngineInfo("turning", "float32", "turning", "float32", ON, "cpu", False)
+    return Engine(target, tokenizer, head, info, limits=Limits(2048, None, bytes_per_row(target)))
+
+
+def _make_head(turn: np.ndarray, table: np.ndarray, words: list[int]) -> EagleHead:
+    """Return a head with an MLP that turns what it is given, beside random attention."""
+    changes: dict[str, Any] = {
+        "hidden_size": SIZE,
+        "target_hidden_size": SIZE,
+        "target_vocab_size": len(table),
+        "draft_vocab_size": len(words),
+        "intermediate_size": SIZE,
+        "mlp_bias": True,
+        "taps": (1, 2, 4),
+    }
+    mx.random.seed(4)
+    head = EagleHead(replace(tiny_head_config(), **changes))
+    head.fc.weight = mx.array(np.hstack([np.zeros((SIZE, 2 * SIZE)), turn]), dtype=mx.float32)
+    mlp, open_gate = head.layers[0].mlp, 20.0  # where silu is the identity
+    mlp.gate_proj.weight = mx.zeros((SIZE, SIZE))
+    mlp.gate_proj.bias = mx.full(SIZE, open_gate)
+    mlp.up_proj.weight = mx.array((turn - np.eye(SIZE)) / open_gate, dtype=mx.float32)
+    mlp.down_proj.weight = mx.eye(SIZE)
+    mlp.up_proj.bias = mlp.down_proj.bias = mx.zeros(SIZE)
+    head.lm_head.weight = mx.array(table[words] * SHARPNESS, dtype=mx.float32)
+    head.draft_to_target = mx.array(words, dtype=mx.int32)
+    return head
