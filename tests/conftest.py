@@ -147,7 +147,6 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-<<<<<<< HEAD
 def without_smollm2() -> Iterator[None]:
     """Where no model is named the tests mean the toy pair, whatever is installed beside it."""
     with pytest.MonkeyPatch.context() as patch:
@@ -156,15 +155,11 @@ def without_smollm2() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def programs_without_torch() -> Iterator[None]:
-    """Programs that the tests start do not import PyTorch; see the file in that folder."""
-=======
 def programs_start_fast(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Programs that the tests start import less than they would; see the file in that folder.
 
     They keep what they compile: Python would else compile the package anew for each of them.
     """
->>>>>>> main
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT / "tests" / "support" / "programs"))
         patch.setenv("TESTS_KEPT_LISTS", str(tmp_path_factory.mktemp("lists")))

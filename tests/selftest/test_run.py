@@ -15,8 +15,8 @@ from mlx_eagle.calibration.kernels import Kernels, TargetSource
 from mlx_eagle.calibration.planners import UNMEASURED, Calibration
 from mlx_eagle.cli.main import run
 from mlx_eagle.errors import EagleError
+from mlx_eagle.hub.packaged import DEMO
 from mlx_eagle.load_options import LoadOptions
-from mlx_eagle.loading import DEMO
 from mlx_eagle.sampling.samplers import SeededSampler
 from mlx_eagle.selftest.kernels import KernelLook
 from mlx_eagle.selftest.memory import MemoryLook

