@@ -8,10 +8,12 @@ below them.
 import gc
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlx_eagle.cli.options import ModelSource
+from mlx_eagle.errors import EagleError
 from mlx_eagle.worker import Stream, Worker
 
 if TYPE_CHECKING:
@@ -51,11 +53,18 @@ class Conversation:
         self._load = load
         self._worker = Worker()
         self._begun = self._worker.submit(self._begin, source, system)
+        self._worker.submit(self._read_ahead)
         self._now: Loaded
 
     def _begin(self, source: ModelSource, system: str | None) -> None:
         engine = self._load(source, self._note)
         self._now = Loaded(engine, engine.session(system))
+
+    def _read_ahead(self) -> None:
+        """Read the system prompt while the first question is typed."""
+        if self._begun.exception() is None:
+            with suppress(EagleError):  # the question will say it
+                self._now.session.read_ahead()
 
     def _note(self, phase: str, done: int, total: int) -> None:
         """Note how far loading is; models are here, so what is fetched is not shown again."""

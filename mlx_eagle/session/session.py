@@ -16,8 +16,15 @@ from mlx_eagle.answers.history import with_ids
 from mlx_eagle.errors import EagleError
 from mlx_eagle.session.answer import Answering
 from mlx_eagle.session.options import GenerationOptions
-from mlx_eagle.session.prefix import CachedPrefix
-from mlx_eagle.session.prompt import PLAIN_TEMPLATE, Message, Prompt, Template, is_messages
+from mlx_eagle.session.prefix import CachedPrefix, shared_tokens
+from mlx_eagle.session.prompt import (
+    PLAIN_TEMPLATE,
+    Message,
+    Prompt,
+    Template,
+    encode,
+    is_messages,
+)
 from mlx_eagle.session.request import check_request
 from mlx_eagle.session.responses import Responses
 from mlx_eagle.session.session_file import About, read_session, write_session
@@ -215,6 +222,24 @@ class Session:
         """
         return self._answering(prompt, options).read()
 
+    def read_ahead(self) -> bool:
+        """Read what stands before the next question, whatever that will be.
+
+        That is the system prompt, what was said so far, and what the chat template adds to them:
+        an app calls this while its user is typing, and the answer begins sooner.
+
+        Returns:
+            False if it was cancelled; what was read stays.
+
+        Raises:
+            EagleError: as `stream_generate` does.
+        """
+        template = self.chosen_template({})
+        asked = [self._with_system([*self.messages, _question(text)]) for text in ("a", "Z")]
+        ids, other = (encode(self._engine.tokenizer, prompt, template) for prompt in asked)
+        n_shared = shared_tokens(ids, other)
+        return self.read(ids[:n_shared]) if n_shared else True
+
     def chosen_template(self, options: Mapping[str, Any]) -> Template:
         """Return what the chat template is given in a turn with these options.
 
@@ -251,11 +276,15 @@ class Session:
         self, before: Sequence[Message], asked: Sequence[Message], options: dict[str, Any]
     ) -> Responses:
         """Stream the answer to what was asked after `before`."""
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        answering = self._answering([*system, *before, *asked], options)
+        answering = self._answering(self._with_system([*before, *asked]), options)
         # An abandoned stream must not keep the conversation, and its caches, alive.
         self._open = _noted(weakref.ref(self), [*before, *asked], answering)
         return self._open
+
+    def _with_system(self, messages: Sequence[Message]) -> list[Message]:
+        """Return messages after the system prompt, if there is one."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, *messages]
 
     def _finish(self) -> None:
         """End the stream that is still open, if any."""

@@ -114,6 +114,21 @@ def test_a_prompt_that_requests_share_is_read_once(
     assert session.messages[-1]["content"] == want.text
 
 
+def test_what_stands_before_any_question_can_be_read_while_it_is_typed(
+    turning: Any, prompts: list[str]
+) -> None:
+    ready, other = (turning.session(system="Answer in one word.") for _ in range(2))
+    for asked in prompts[:2]:
+        assert ready.read_ahead()
+        n_read = len(ready.prefix.tokens)
+        *_, last = list(ready.ask(asked, **OPTIONS))
+        assert last.stats.cached_tokens == n_read - 1 > 5
+        assert "".join(r.text for r in other.ask(asked, **OPTIONS)) == (
+            ready.messages[-1]["content"]
+        )
+        assert [m["role"] for m in ready.messages] == [m["role"] for m in other.messages]
+
+
 def test_a_second_turn_runs_only_new_tokens(
     demo: Engine, prompts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

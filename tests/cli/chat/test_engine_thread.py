@@ -38,6 +38,12 @@ class FakeSession:
         finally:
             self.is_closed = True
 
+    def read_ahead(self) -> bool:
+        self.is_read = True
+        if self.system == "refused":
+            raise EagleError("this template has no system prompt")
+        return True
+
     def regenerate(self, **options: Any) -> Iterator[Any]:
         return self.ask("again", **options)
 
@@ -98,6 +104,13 @@ def test_loading_is_waited_for_and_its_progress_is_known(conversation: Conversat
     assert conversation.is_loaded
     assert conversation.progress == ("calibrate", 1, 4)
     assert conversation.system == "Be brief."
+
+
+@pytest.mark.parametrize("system", ["Be brief.", "refused"])
+def test_what_stands_before_the_first_question_is_read_while_that_is_typed(system: str) -> None:
+    conversation = Conversation(load, DEMO, system)
+    assert said(conversation.ask("hi")) == "".join(WORDS)
+    assert conversation._now.session.is_read  # type: ignore[attr-defined]
 
 
 def test_what_loading_raised_is_raised_to_whoever_waits() -> None:
