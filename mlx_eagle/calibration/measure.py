@@ -66,8 +66,8 @@ def measure(target: Target, drafter: Drafter, report: Report | None = None) -> C
     report(1, steps)
     if not comes_down_again() and _cannot_pay(tried) and _cannot_pay(again := bench.again(tried)):
         report(steps, steps)
-        columns = {n: (seconds,) for n, seconds in again.items()}
-        return Costs((bench.cache.rows,), columns, columns[1], bench.draft(1), sync)
+        short = {n: (seconds,) for n, seconds in again.items()}
+        return Costs((bench.cache.rows,), short, short[1], bench.draft(1), sync)
     rows = sorted(tried)
     draft = bench.draft(rows[-1] - 1)
     sync = min([sync, *(high - low for low, high in pairwise((0.0, *draft)) if high > low)])
