@@ -24,7 +24,7 @@ from mlx_eagle.drafters.base import Drafter
 from mlx_eagle.drafters.early_stop import draft_with_checks
 from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import Costs, LiveCosts
-from mlx_eagle.planner.planner import DEEPEST, PROMISING, Planner
+from mlx_eagle.planner.planner import DEEPEST, Planner
 from mlx_eagle.planner.policy import FixedShape, Level, Node
 from mlx_eagle.sampling.samplers import SeededSampler
 from mlx_eagle.sampling.token_selector import TokenSelector
@@ -64,10 +64,12 @@ def measure(target: Target, drafter: Drafter, report: Report | None = None) -> C
     sync = median(_time_sync() for _ in range(20))
     tried = bench.useful_rows()
     report(1, steps)
-    if not comes_down_again() and _cannot_pay(tried) and _cannot_pay(again := bench.again(tried)):
-        report(steps, steps)
-        short = {n: (seconds,) for n, seconds in again.items()}
-        return Costs((bench.cache.rows,), short, short[1], bench.draft(1), sync)
+    if not comes_down_again():
+        seconds = {n: (least,) for n, least in tried.items()}
+        costs = Costs((bench.cache.rows,), seconds, seconds[1], bench.draft(1), sync)
+        if _is_hopeless(costs, drafter.max_depth):
+            report(steps, steps)
+            return costs
     rows = sorted(tried)
     draft = bench.draft(rows[-1] - 1)
     sync = min([sync, *(high - low for low, high in pairwise((0.0, *draft)) if high > low)])
@@ -105,11 +107,6 @@ def fused_rows(queries_per_key: int, *, is_metal: bool) -> tuple[int, ...]:
 def comes_down_again() -> bool:
     """Say whether more rows may cost less: on GPUs other kernels take over from some number on."""
     return bool(mx.default_device() == mx.gpu)
-
-
-def _cannot_pay(tried: Mapping[int, float]) -> bool:
-    """Say whether no number of rows could pay, seconds by their number, with free, right drafts."""
-    return all(n * tried[1] < PROMISING * seconds for n, seconds in tried.items())
 
 
 def _is_hopeless(costs: Costs, max_depth: int) -> bool:
@@ -230,13 +227,9 @@ class _Bench:
             self.cache.trim(rows)
         return median(samples)
 
-    def again(self, tried: dict[int, float]) -> dict[int, float]:
-        """Return seconds by number of rows, each the less of what is known and of two more."""
-        return {n: min(known, *(self._verify(n) for _ in range(2))) for n, known in tried.items()}
-
     def useful_rows(self) -> dict[int, float]:
         """Return the numbers of rows that may pay, with seconds, by a pass that warms them up."""
-        useful, tries = {1: min(self._verify(1) for _ in range(3))}, 2
+        useful, tries = {1: min(self._verify(1) for _ in range(3))}, 4
         limit = USELESS * useful[1]
         for n in fused_rows(self.target.queries_per_key, is_metal=mx.metal.is_available())[1:]:
             seconds = next((s for _ in range(tries) if (s := self._verify(n)) <= limit), None)

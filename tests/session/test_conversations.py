@@ -123,8 +123,8 @@ def test_what_stands_before_any_question_can_be_read_while_it_is_typed(
         n_read = len(ready.prefix.tokens)
         *_, last = list(ready.ask(asked, **OPTIONS))
         assert last.stats.cached_tokens == n_read - 1 > 5
-        assert "".join(r.text for r in other.ask(asked, **OPTIONS)) == (
-            ready.messages[-1]["content"]
+        assert (
+            "".join(r.text for r in other.ask(asked, **OPTIONS)) == (ready.messages[-1]["content"])
         )
         assert [m["role"] for m in ready.messages] == [m["role"] for m in other.messages]
 
