@@ -48,7 +48,7 @@ class Planner:
 
     CHECK_COST = 0.027  # share of a round that a check may cost
     FIRST_DEPTH = 2  # levels that an unknown head drafts at least
-    PATIENCE = 2  # rounds before drafting may be given up
+    PATIENCE = 3  # rounds before drafting may be given up
     JUDGED = 12  # rounds before it is judged by the tokens that came
     BEFORE_PROBE = 4  # rounds that the means stand for after a pause: the probe weighs more
     PROBING = 0.005  # share of decoding time that probes may take, once pauses have doubled

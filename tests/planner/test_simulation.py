@@ -49,9 +49,7 @@ Pairs = list[tuple[str, str]]  # curves and traces
 Case = tuple[str, str, bool]  # curve, trace, rough
 
 # What the planner reaches where it misses the best fixed shape; an xfail that passes is an error.
-BELOW_BEST_FIXED: dict[Case, float] = {
-    ("M5 Max Qwen3.8-27B, sync 30 %, graph 0 %", "recorded", True): 0.928,
-}
+BELOW_BEST_FIXED: dict[Case, float] = {}
 
 
 @cache

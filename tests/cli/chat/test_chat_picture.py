@@ -9,6 +9,7 @@ import pytest
 from rich.text import Text
 
 from benchmark_modules import load_benchmark
+from mlx_eagle.tree import TreeShape
 
 terminal_screen = load_benchmark("terminal_screen")
 chat_picture = load_benchmark("chat_picture")
@@ -77,7 +78,7 @@ def test_what_the_chat_writes_of_an_answer_is_shown_with_its_drafts_tinted(demo:
     console = Console(file=file, force_terminal=True, color_system="standard", width=200, height=20)
     view = open_view(console, Show(drafts=True))
     question = [{"role": "user", "content": "What is the signature of shutil.copyfile?"}]
-    pieces = list(demo.stream_generate(question, max_tokens=30))
+    pieces = list(demo.stream_generate(question, max_tokens=30, tree=TreeShape.chain(3)))
     for piece in pieces:
         view.add(piece)
     view.close()
