@@ -1,0 +1,287 @@
+"""Tiny random checkpoints with a multi-token prediction layer, in every form in which they come.
+
+Tensors are made once, by the names of the publisher's original; each form is written from them.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+
+H, V, N = 64, 128, 4
+QWEN: dict[str, Any] = {
+    "hidden_size": H,
+    "num_hidden_layers": N,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "rms_norm_eps": 1e-6,
+    "vocab_size": V,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_conv_kernel_dim": 4,
+    "full_attention_interval": 2,
+}
+ROPE = {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5}
+EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+    "norm_topk_prob": True,
+}
+GLM: dict[str, Any] = {
+    "model_type": "glm4_moe",
+    "hidden_size": H,
+    "num_hidden_layers": N,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": V,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+    "moe_intermediate_size": 32,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "n_group": 2,
+    "topk_group": 1,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 1.5,
+    "first_k_dense_replace": 1,
+    "rope_theta": 5000.0,
+    "rope_scaling": None,
+    "use_qk_norm": True,
+    "attention_bias": True,
+    "partial_rotary_factor": 0.5,
+    "num_nextn_predict_layers": 1,
+}
+LATENT = {"kv_lora_rank": 32, "q_lora_rank": 32, "qk_rope_head_dim": 8, "v_head_dim": 16}
+LATENT |= {"qk_nope_head_dim": 8, "num_key_value_heads": 4, "attention_bias": False}
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "qwen3_5": {
+        "model_type": "qwen3_5",
+        "text_config": QWEN
+        | {"model_type": "qwen3_5_text", "rope_parameters": ROPE, "mtp_num_hidden_layers": 1},
+    },
+    "qwen3_5_moe": {
+        "model_type": "qwen3_5_moe",
+        "text_config": QWEN
+        | EXPERTS
+        | {"model_type": "qwen3_5_moe_text", "rope_parameters": ROPE, "mtp_num_hidden_layers": 1},
+    },
+    "qwen3_next": QWEN
+    | EXPERTS
+    | {
+        "model_type": "qwen3_next",
+        "rope_theta": 5000.0,
+        "partial_rotary_factor": 0.5,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    },
+    "mimo": {
+        "model_type": "mimo",
+        **{key: value for key, value in QWEN.items() if not key.startswith("linear_")},
+        "rope_theta": 5000.0,
+        "head_dim": None,
+        "num_nextn_predict_layers": 1,
+    },
+    "glm4_moe": GLM,
+    "glm4_moe_lite": {k: v for k, v in GLM.items() if k not in ("head_dim", "use_qk_norm")}
+    | LATENT
+    | {"model_type": "glm4_moe_lite", "partial_rotary_factor": 1.0},
+}
+ZERO_CENTRED = ("qwen3_5", "qwen3_5_moe", "qwen3_next")
+
+
+def text_config(family: str) -> dict[str, Any]:
+    """The facts of the language model."""
+    config = CONFIGS[family]
+    return config | config.get("text_config", {})
+
+
+def _attention_shapes(family: str) -> dict[str, tuple[int, ...]]:
+    f = text_config(family)
+    nh, nkv = f["num_attention_heads"], f["num_key_value_heads"]
+    if family == "glm4_moe_lite":
+        rank, rope, nope = f["kv_lora_rank"], f["qk_rope_head_dim"], f["qk_nope_head_dim"]
+        return {
+            "q_a_proj.weight": (f["q_lora_rank"], H),
+            "q_a_layernorm.weight": (f["q_lora_rank"],),
+            "q_b_proj.weight": (nh * (nope + rope), f["q_lora_rank"]),
+            "kv_a_proj_with_mqa.weight": (rank + rope, H),
+            "kv_a_layernorm.weight": (rank,),
+            "kv_b_proj.weight": (nh * (nope + f["v_head_dim"]), rank),
+            "o_proj.weight": (H, nh * f["v_head_dim"]),
+        }
+    hd = 16
+    gate = 2 if family in ZERO_CENTRED else 1
+    shapes: dict[str, tuple[int, ...]] = {
+        "q_proj.weight": (gate * nh * hd, H),
+        "k_proj.weight": (nkv * hd, H),
+        "v_proj.weight": (nkv * hd, H),
+        "o_proj.weight": (H, nh * hd),
+    }
+    if family in ("mimo", "glm4_moe"):
+        shapes |= {
+            "q_proj.bias": (nh * hd,),
+            "k_proj.bias": (nkv * hd,),
+            "v_proj.bias": (nkv * hd,),
+        }
+    if family != "mimo":
+        shapes |= {"q_norm.weight": (hd,), "k_norm.weight": (hd,)}
+    return shapes
+
+
+def _mlp_shapes(prefix: str, inner: int) -> dict[str, tuple[int, ...]]:
+    shapes = {f"{prefix}{name}_proj.weight": (inner, H) for name in ("gate", "up")}
+    return shapes | {f"{prefix}down_proj.weight": (H, inner)}
+
+
+def _inner_shapes(family: str) -> dict[str, tuple[int, ...]]:
+    f = text_config(family)
+    if family in ("qwen3_5", "mimo"):
+        return _mlp_shapes("", f["intermediate_size"])
+    n = f.get("num_experts") or f["n_routed_experts"]
+    shapes: dict[str, tuple[int, ...]] = {"gate.weight": (n, H)}
+    for expert in range(n):
+        shapes |= _mlp_shapes(f"experts.{expert}.", f["moe_intermediate_size"])
+    if family.startswith("glm"):
+        shapes["gate.e_score_correction_bias"] = (n,)
+        return shapes | _mlp_shapes("shared_experts.", f["moe_intermediate_size"])
+    shapes["shared_expert_gate.weight"] = (1, H)
+    return shapes | _mlp_shapes("shared_expert.", f["shared_expert_intermediate_size"])
+
+
+def random_layer(family: str) -> dict[str, np.ndarray]:
+    """The tensors of a layer by Qwen's names without "mtp.", as their publisher stores them."""
+    rng = np.random.default_rng(7)
+    shapes: dict[str, tuple[int, ...]] = {"fc.weight": (H, 2 * H)}
+    norms = ("pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm")
+    shapes |= {f"{name}.weight": (H,) for name in norms}
+    layer: dict[str, tuple[int, ...]] = {
+        "input_layernorm.weight": (H,),
+        "post_attention_layernorm.weight": (H,),
+        **{f"self_attn.{name}": shape for name, shape in _attention_shapes(family).items()},
+        **{f"mlp.{name}": shape for name, shape in _inner_shapes(family).items()},
+    }
+    shapes |= {f"layers.0.{name}": shape for name, shape in layer.items()}
+    tensors = {}
+    for name, shape in shapes.items():
+        value = rng.standard_normal(shape)
+        if name.endswith("norm.weight") or "_norm_" in name:
+            value = 0.3 * value + (0 if family in ZERO_CENTRED else 1)
+        elif len(shape) == 1:  # routers' biases are positive, or masked experts would tie
+            value = 0.3 * abs(value)
+        else:
+            value *= (2.0 if "q_proj" in name or "mlp.gate.weight" in name else 1.0) / shape[
+                -1
+            ] ** 0.5
+        tensors[name] = value.astype(np.float32)
+    return tensors
+
+
+_DEEPSEEK = {"pre_fc_norm_embedding": "enorm", "pre_fc_norm_hidden": "hnorm", "fc": "eh_proj"}
+_DEEPSEEK |= {"norm": "shared_head.norm"}
+_MIMO = {"pre_fc_norm_embedding": "token_layernorm", "pre_fc_norm_hidden": "hidden_layernorm"}
+_MIMO |= {"fc": "input_proj", "norm": "final_layernorm"}
+
+
+def published_name(family: str, name: str) -> str:
+    """What the publisher calls a tensor of `random_layer`."""
+    if family in ZERO_CENTRED:
+        return f"mtp.{name}"
+    table, prefix = (_MIMO, "model.mtp_layers.0.")
+    if family.startswith("glm"):
+        table, prefix = _DEEPSEEK, f"model.layers.{N}."
+    first, _, rest = name.partition(".")
+    return prefix + (f"{table[first]}.{rest}" if first in table else name.removeprefix("layers.0."))
+
+
+def fused(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same with all experts in two tensors."""
+    found, start = {}, "layers.0.mlp.experts."
+    parts = {n: a for n, a in tensors.items() if n.startswith(start)}
+    stacks = {}
+    for kind in ("gate", "up", "down"):
+        n = sum(name.endswith(f"{kind}_proj.weight") for name in parts)
+        stacks[kind] = np.stack([parts[f"{start}{i}.{kind}_proj.weight"] for i in range(n)])
+    found[f"{start}gate_up_proj"] = np.concatenate([stacks["gate"], stacks["up"]], axis=1)
+    found[f"{start}down_proj"] = stacks["down"]
+    return {n: a for n, a in tensors.items() if n not in parts} | found
+
+
+def is_centred_norm(name: str) -> bool:
+    """Whether the gains of a norm are the kind that Qwen stores as differences from 1."""
+    return name.endswith("norm.weight") or "pre_fc_norm" in name
+
+
+class Pair(NamedTuple):
+    """A target's folder with everything in it, and what its layer is made of."""
+
+    folder: Path
+    layer: dict[str, np.ndarray]
+    model: Any
+
+
+def make_target(family: str) -> Any:
+    """The tiny random target of a family, of mlx-lm's class."""
+    import importlib
+
+    module = importlib.import_module(f"mlx_lm.models.{family}")
+    config = CONFIGS[family]
+    facts = {k: v for k, v in config.items() if v is not None}
+    if family == "mimo":
+        facts |= {"num_nextn_predict_layers": 1}
+    mx.random.seed(3)
+    model = module.Model(module.ModelArgs.from_dict(facts))
+    noisy = [
+        (name, value + 0.1 * mx.random.normal(value.shape)) if value.ndim == 1 else (name, value)
+        for name, value in tree_flatten(model.parameters())
+    ]
+    model.load_weights(noisy)
+    model.set_dtype(mx.float32)
+    model.eval()
+    mx.eval(model.parameters())
+    return model
+
+
+def save(
+    folder: Path, files: dict[str, dict[str, Any]], config: dict[str, Any], **more: str
+) -> Path:
+    """Write safetensors files and a configuration; `more` is the files' metadata."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    for file, tensors in files.items():
+        (folder / file).parent.mkdir(exist_ok=True)
+        arrays = {name: mx.array(value) for name, value in tensors.items()}
+        mx.save_safetensors(str(folder / file), arrays, metadata=more or {"format": "mlx"})
+    return folder
+
+
+def save_original(
+    folder: Path, family: str, layer: dict[str, np.ndarray], prefix: str = ""
+) -> Path:
+    """A checkpoint as its publisher writes it: two shards, an index, the layer in the second."""
+    named = {prefix + published_name(family, name): value for name, value in layer.items()}
+    rest = {f"model.layers.0.mlp.w{i}.weight": np.ones((64, 64), np.float32) for i in range(4)}
+    shards = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    middle = {"model.layers.1.mlp.a.weight": np.ones((32, 32), np.float32)}
+    files = {shards[0]: rest, shards[1]: middle | named}
+    index = {name: file for file, tensors in files.items() for name in tensors}
+    save(folder, files, CONFIGS[family], format="pt")
+    text = json.dumps({"metadata": {}, "weight_map": index})
+    (folder / "model.safetensors.index.json").write_text(text)
+    return folder
