@@ -13,14 +13,21 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_unflatten
 
 from mlx_eagle.cache.kv import KVCache
 from mlx_eagle.cache.model_cache import TreeCache
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.config import MtpConfig
-from mlx_eagle.heads.eagle import Attention, DecoderLayer, EagleHead, HeadCache, HeadOutput
-from mlx_eagle.heads.eagle import LayerCache, TokenSide
+from mlx_eagle.heads.eagle import (
+    Attention,
+    DecoderLayer,
+    EagleHead,
+    HeadCache,
+    HeadOutput,
+    LayerCache,
+    TokenSide,
+)
 from mlx_eagle.heads.target_block import build_target_block
 
 

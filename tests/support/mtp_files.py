@@ -3,6 +3,7 @@
 Tensors are made once, by the names of the publisher's original; each form is written from them.
 """
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,6 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
-
 
 H, V, N = 64, 128, 4
 QWEN: dict[str, Any] = {
@@ -93,9 +93,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "mimo": {
         "model_type": "mimo",
-        **{key: value for key, value in QWEN.items() if not key.startswith("linear_")},
+        **{k: v for k, v in QWEN.items() if not k.startswith("linear_") and k != "head_dim"},
         "rope_theta": 5000.0,
-        "head_dim": None,
         "num_nextn_predict_layers": 1,
     },
     "glm4_moe": GLM,
@@ -238,15 +237,9 @@ class Pair(NamedTuple):
 
 def make_target(family: str) -> Any:
     """The tiny random target of a family, of mlx-lm's class."""
-    import importlib
-
     module = importlib.import_module(f"mlx_lm.models.{family}")
-    config = CONFIGS[family]
-    facts = {k: v for k, v in config.items() if v is not None}
-    if family == "mimo":
-        facts |= {"num_nextn_predict_layers": 1}
     mx.random.seed(3)
-    model = module.Model(module.ModelArgs.from_dict(facts))
+    model = module.Model(module.ModelArgs.from_dict(CONFIGS[family]))
     noisy = [
         (name, value + 0.1 * mx.random.normal(value.shape)) if value.ndim == 1 else (name, value)
         for name, value in tree_flatten(model.parameters())
@@ -285,3 +278,49 @@ def save_original(
     text = json.dumps({"metadata": {}, "weight_map": index})
     (folder / "model.safetensors.index.json").write_text(text)
     return folder
+
+
+def save_target(
+    folder: Path, family: str, model: Any, layer: dict[str, np.ndarray] | None = None
+) -> Path:
+    """A target as MLX has it, and perhaps its layer as the publisher names and stores it."""
+    tensors: dict[str, Any] = dict(tree_flatten(model.parameters()))
+    wrapper = "language_model." if family in ("qwen3_5", "qwen3_5_moe") else ""
+    for name, value in (layer or {}).items():
+        tensors[wrapper + published_name(family, name)] = value
+    return save(folder, {"model.safetensors": tensors}, CONFIGS[family])
+
+
+DISTURBANCE = 2.0  # of a target's layers, with which about half of what is drafted is right
+
+
+def make_foresighted(family: str) -> tuple[Any, dict[str, np.ndarray]]:
+    """A target whose tokens mostly follow from the one before, and a layer that knows which.
+
+    The layers of both disturb only a little what passes by them: the newest token's embedding,
+    which `fc` hands on and the output layer of the target turns into the token that follows.
+    """
+    model, layer = make_target(family), random_layer(family)
+    for name, value in tree_flatten(model.parameters()):
+        if name.endswith(("o_proj.weight", "down_proj.weight", "out_proj.weight")):
+            model.load_weights([(name, DISTURBANCE * value)], strict=False)
+    model.load_weights(
+        [
+            (name, mx.random.normal(value.shape, key=mx.random.key("lm_head" in name)))
+            for name, value in tree_flatten(model.parameters())
+            if name.endswith(("embed_tokens.weight", "lm_head.weight"))
+        ],
+        strict=False,
+    )
+    final = next(a for n, a in tree_flatten(model.parameters()) if n.endswith("model.norm.weight"))
+    whole = 1.0 if family in ZERO_CENTRED else 0.0
+    for name in layer:
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            layer[name] = 0.25 * layer[name]
+    noise = np.random.default_rng(2).standard_normal((H, H)) / H**0.5
+    parts = [np.eye(H), 0.2 * noise][:: -1 if family == "mimo" else 1]
+    layer["fc.weight"] = np.hstack(parts).astype(np.float32)
+    layer["pre_fc_norm_embedding.weight"] = np.full(H, 1 - whole, np.float32)
+    layer["norm.weight"] = np.array(final) - whole
+    mx.eval(model.parameters())
+    return model, layer

@@ -1,0 +1,103 @@
+"""Native multi-token prediction: hybrid targets by chains, others by trees, as stock mlx-lm."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import pytest
+from mlx_lm.generate import generate_step
+
+import mtp_files
+from mlx_eagle.convert.heads import convert_head
+from mlx_eagle.convert.mtp.extract import LocalCheckpoint, find_layer, write_layer
+from mlx_eagle.decoding.loop import rounds
+from mlx_eagle.decoding.prefill import prefill
+from mlx_eagle.decoding.rounds import Decoder
+from mlx_eagle.drafters.make import make_drafter
+from mlx_eagle.hub.head_choice import HeadChoice
+from mlx_eagle.pairing import Pair, pair_up
+from mlx_eagle.planner.policy import FixedShape
+from mlx_eagle.sampling.samplers import SeededSampler
+from mlx_eagle.sampling.token_selector import TokenSelector
+from mlx_eagle.target.load import load_network
+from mlx_eagle.tree import TreeShape
+
+PROMPT = [(7 * i + 3) % mtp_files.V for i in range(40)]
+
+
+class Loaded(NamedTuple):
+    """A target and the layer that its own folder holds, and what stock mlx-lm writes with it."""
+
+    pair: Pair
+    expected: list[int]
+
+
+def load_pair(folder: Path, family: str, n_tokens: int) -> Loaded:
+    """Convert the layer that is embedded in an MLX copy, as published, and pair it up."""
+    model, layer = mtp_files.make_foresighted(family)
+    target = mtp_files.save_target(folder / "target", family, model, layer)
+    checkpoint = LocalCheckpoint(target, "target")
+    write_layer(checkpoint, find_layer(checkpoint), folder / "layer")
+    convert_head(folder / "layer", target, folder / "head", bits=None)
+    steps = generate_step(mx.array(PROMPT), model, max_tokens=n_tokens)
+    expected = [int(token) for token, _ in steps]
+    network = load_network(target).network
+    network.set_dtype(mx.float32)
+    return Loaded(pair_up(network, HeadChoice(folder / "head", "mtp", is_named=True)), expected)
+
+
+@pytest.fixture(scope="module")
+def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    return load_pair(tmp_path_factory.mktemp("hybrid"), "qwen3_5", 256)
+
+
+def decode(pair: Pair, shape: TreeShape, n_tokens: int) -> tuple[list[int], int]:
+    """Tokens written with trees of a shape, and how many of them were drafted."""
+    assert pair.head is not None
+    drafter = make_drafter(pair.head, pair.target)
+    selector = TokenSelector(SeededSampler())
+    decoder = Decoder(pair.target, pair.target.make_cache(), drafter, selector)
+    prefill(decoder, PROMPT)
+    tokens, accepted = list[int](), 0
+    for round_ in rounds(decoder, PROMPT[-1], FixedShape(shape)):
+        tokens += round_.tokens
+        accepted += round_.n_accepted
+        assert drafter.rows >= len(PROMPT) - 1, "the prompt is observed"
+        if len(tokens) >= n_tokens:
+            break
+    return tokens[:n_tokens], accepted
+
+
+@pytest.mark.bitwise
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_chains_on_a_hybrid_target_write_what_stock_mlx_lm_writes(
+    depth: int, hybrid: Loaded
+) -> None:
+    tokens, accepted = decode(hybrid.pair, TreeShape.chain(depth), 256)
+    assert tokens == hybrid.expected
+    assert accepted > 64, "the layer foresees"
+    assert (depth + 1) * (256 - accepted) > 280, "and not everything"
+
+
+@pytest.mark.bitwise
+@pytest.mark.parametrize("family", ["glm4_moe", "glm4_moe_lite", "mimo"])
+def test_trees_where_the_target_verifies_trees(family: str, tmp_path: Path) -> None:
+    loaded = load_pair(tmp_path, family, 48)
+    tokens, accepted = decode(loaded.pair, TreeShape(3, 3, 8), 48)
+    assert tokens == loaded.expected
+    assert accepted > 8
+
+
+@pytest.mark.bitwise
+@pytest.mark.parametrize("family", ["qwen3_5_moe", "qwen3_next"])
+def test_chains_on_hybrid_mixtures_of_experts(family: str, tmp_path: Path) -> None:
+    loaded = load_pair(tmp_path, family, 48)
+    tokens, accepted = decode(loaded.pair, TreeShape.chain(3), 48)
+    assert tokens == loaded.expected
+    assert accepted > 8
+
+
+def test_a_layer_attends_to_all_tokens_and_a_window_is_refused_by_name(hybrid: Loaded) -> None:
+    head: Any = hybrid.pair.head
+    assert head.default_window == 0
+    assert hybrid.pair.target.chains_only
