@@ -69,7 +69,7 @@ def resolve_mtp_facts(
             f"{unknown[0]} cannot be set for a multi-token prediction layer, only "
             f"{', '.join(SETTABLE)}"
         )
-    layout, family = LAYOUTS[family_of(config)], family_of(config)
+    layout = LAYOUTS[family_of(config)]
     found = {ours: manifest[name] for name, ours in head_names(manifest, config).items()}
     _check_parts(found, layout)
     is_plain = not any(".mlp.gate." in name or "kv_b_proj" in name for name in found)

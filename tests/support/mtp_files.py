@@ -16,7 +16,7 @@ H, V, N = 64, 128, 4
 QWEN: dict[str, Any] = {
     "hidden_size": H,
     "num_hidden_layers": N,
-    "intermediate_size": 96,
+    "intermediate_size": 128,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 16,
@@ -43,7 +43,7 @@ GLM: dict[str, Any] = {
     "model_type": "glm4_moe",
     "hidden_size": H,
     "num_hidden_layers": N,
-    "intermediate_size": 96,
+    "intermediate_size": 128,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 16,
@@ -107,8 +107,8 @@ ZERO_CENTRED = ("qwen3_5", "qwen3_5_moe", "qwen3_next")
 
 def text_config(family: str) -> dict[str, Any]:
     """The facts of the language model."""
-    config = CONFIGS[family]
-    return config | config.get("text_config", {})
+    config = dict(CONFIGS[family])
+    return config | config.pop("text_config", {})
 
 
 def _attention_shapes(family: str) -> dict[str, tuple[int, ...]]:
@@ -222,9 +222,50 @@ def fused(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {n: a for n, a in tensors.items() if n not in parts} | found
 
 
-def is_centred_norm(name: str) -> bool:
-    """Whether the gains of a norm are the kind that Qwen stores as differences from 1."""
-    return name.endswith("norm.weight") or "pre_fc_norm" in name
+def with_ones(layer: dict[str, np.ndarray], start: str = "") -> dict[str, np.ndarray]:
+    """The same with 1 added to the norms whose names begin so, as some tools for MLX do."""
+    norms = [n for n in layer if n.endswith("norm.weight") or "pre_fc_norm" in n]
+    return layer | {name: layer[name] + 1 for name in norms if name.startswith(start)}
+
+
+def save_standalone(folder: Path, family: str, tensors: dict[str, Any], **config: Any) -> Path:
+    """A repository of the layer alone, as mlx-vlm writes it: bare names, whole norms."""
+    about = {"model_type": f"{family}_mtp", "text_config": text_config(family), "block_size": 3}
+    return save(folder, {"model.safetensors": tensors}, about | config)
+
+
+def save_sidecar(folder: Path, family: str, layer: dict[str, Any]) -> Path:
+    """A target's folder with the layer in a file beside it, under bare names."""
+    target = {"language_model.model.norm.weight": np.ones(H, np.float32)}
+    return save(
+        folder,
+        {"model.safetensors": target, "mtp/weights.safetensors": layer},
+        CONFIGS[family] | {"quantization": {"group_size": 64, "bits": 4}},
+    )
+
+
+def quantized(layer: dict[str, np.ndarray], bits: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Its matrices quantized in groups of 32, and what they are then."""
+    packed, values = dict[str, Any](layer), dict[str, Any](layer)
+    for name in [n for n, a in layer.items() if a.ndim == 2 and not n.startswith("fc")]:
+        path, array = name.removesuffix(".weight"), mx.array(layer[name])
+        weight, scales, biases = mx.quantize(array, group_size=32, bits=bits)
+        packed |= {name: weight, f"{path}.scales": scales, f"{path}.biases": biases}
+        values[name] = np.array(mx.dequantize(weight, scales, biases, group_size=32, bits=bits))
+    return packed, values
+
+
+def in_fp8(layer: dict[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Its matrices in FP8 with a scale for each block of 128 x 128, and what they are then."""
+    packed, values = dict[str, Any](layer), dict[str, Any](layer)
+    for name in [n for n in layer if n.endswith("proj.weight")]:
+        scale = np.abs(layer[name]).max() / 200
+        stored = mx.to_fp8(mx.array(layer[name]) / scale)
+        shape = [-(-n // 128) for n in layer[name].shape]
+        packed |= {name: stored, f"{name}_scale_inv": np.full(shape, scale, np.float32)}
+        whole = (mx.from_fp8(stored, dtype=mx.float32) * scale).astype(mx.bfloat16)
+        values[name] = np.array(whole.astype(mx.float32))
+    return packed, values
 
 
 class Pair(NamedTuple):
