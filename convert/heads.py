@@ -19,6 +19,7 @@ from mlx_eagle.convert.draft_ids import draft_to_target
 from mlx_eagle.convert.facts import Fact, facts_as_json
 from mlx_eagle.convert.identify import identify_kind
 from mlx_eagle.convert.medusa import medusa_parameters, token_map_offsets
+from mlx_eagle.convert.mtp.layouts import head_names
 from mlx_eagle.convert.mtp.weights import read_mtp_weights
 from mlx_eagle.convert.resolve_config import resolve_facts
 from mlx_eagle.convert.target_facts import TargetFacts, read_target_facts
@@ -109,7 +110,12 @@ def read_published(source: Path, target: TargetFacts, settings: dict[str, Any]) 
         raise CheckpointError(f"{source_name(source)} is converted already: use it as it is")
     kind = identify_kind(config, manifest)
     if kind.role == "target":
-        raise CheckpointError(f"{source_name(source)} is a target, not a draft head")
+        own = (
+            "; its multi-token prediction layer is mtp:FOLDER"
+            if head_names(manifest, config)
+            else ""
+        )
+        raise CheckpointError(f"{source_name(source)} is a target, not a draft head{own}")
     if kind.dialect is None:
         raise CheckpointError(
             f"{source_name(source)} is a {kind.label}, not supported: {kind.refusal}"

@@ -71,9 +71,7 @@ def resolve_mtp_facts(
         )
     layout = LAYOUTS[family_of(config)]
     found = {ours: manifest[name] for name, ours in head_names(manifest, config).items()}
-    _check_parts(found, layout)
-    is_plain = not any(".mlp.gate." in name or "kv_b_proj" in name for name in found)
-    sizes = _sizes(found, config, is_plain)
+    sizes, is_plain = read_mtp_sizes(config, manifest), _is_plain(found)
     head = PublishedHead(config, language_config(config), sizes, dialect, target)
     _check_fit(head)
     unused = {} if is_plain else _UNUSED
@@ -90,6 +88,22 @@ def resolve_mtp_facts(
     if wrong := problems(MtpConfig, values):
         raise CheckpointError(f"{listed(wrong)}: what config.json or --set says is impossible")
     return facts
+
+
+def read_mtp_sizes(config: dict[str, Any], manifest: Manifest) -> HeadSizes:
+    """Return what the shapes of a layer's tensors say.
+
+    Raises:
+        CheckpointError: if it is not whole, or there are several.
+    """
+    found = {ours: manifest[name] for name, ours in head_names(manifest, config).items()}
+    _check_parts(found, LAYOUTS[family_of(config)])
+    return _sizes(found, config, _is_plain(found))
+
+
+def _is_plain(found: Manifest) -> bool:
+    """Say whether the block is an ordinary decoder layer: no experts, no latent attention."""
+    return not any(".mlp.gate." in name or ".kv_a_proj_with_mqa." in name for name in found)
 
 
 def _decided(fact: Fact, before: Fact) -> Fact:
