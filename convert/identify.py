@@ -37,7 +37,7 @@ _BLOCK = Kind(
 _MTP = Kind(
     "native multi-token-prediction layer",
     "head",
-    refusal="of this target they are not known; those of Qwen3.5, GLM-4.5 and MiMo are",
+    refusal="it is a layer of its target, and of this one it is not known here what it computes",
 )
 _MLA = Kind(
     "EAGLE-3 head with multi-head latent attention",

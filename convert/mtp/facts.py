@@ -38,8 +38,10 @@ _UNUSED: dict[str, Any] = {
     "rope_interleaved": False,
 }
 # Keys of a target's configuration that its block does not need.
-_OTHER_PARTS = ("text_config", "vision_config", "audio_config", "quantization")
-_OTHER_PARTS += ("quantization_config", "architectures", "auto_map", "transformers_version")
+_OTHER_PARTS = (
+    *("text_config", "vision_config", "audio_config", "quantization", "quantization_config"),
+    *("architectures", "auto_map", "transformers_version"),
+)
 _OUTER = ("pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm")
 _QUERIES = "layers.0.self_attn.q_proj.weight"
 SOURCE = "mtp_source"  # key under which `extract.py` notes where a layer comes from

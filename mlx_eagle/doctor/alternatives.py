@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_eagle.convert.mtp.layouts import is_norm
-from mlx_eagle.convert.mtp.norms import FACT as SUMMED
+from mlx_eagle.convert.mtp.norms import FACT
 from mlx_eagle.convert.taps import plausible_taps
 
 Weights = dict[str, mx.array]
@@ -65,7 +65,7 @@ def _mtp_grid(config: dict[str, Any], weights: Weights) -> list[tuple[str, Any]]
     axes: dict[str, list[Any]] = {
         "taps": [[n_layers], [n_layers + 1]],
         "norm_output": [True, False],
-        SUMMED: _other_sums(config, weights),
+        FACT: _other_sums(config, weights),
         "hidden_first": [False, True],
     }
     others = {fact: [v for v in values if v != config[fact]] for fact, values in axes.items()}
@@ -81,7 +81,7 @@ def _mtp_grid(config: dict[str, Any], weights: Weights) -> list[tuple[str, Any]]
 def _other_sums(config: dict[str, Any], weights: Weights) -> list[list[str]]:
     """Return to which norms 1 may have to be added: to none, to all, and what is in doubt."""
     every = sorted(name for name in weights if is_norm(name))
-    doubted = (config.get("doubts") or {}).get(SUMMED, {}).get("alternatives", [])
+    doubted = (config.get("doubts") or {}).get(FACT, {}).get("alternatives", [])
     return [[], every, *(d for d in doubted if d not in ([], every))]
 
 
@@ -106,8 +106,8 @@ def with_fact(
         for part, own in value.items():
             config, weights = with_fact(config, weights, part, own)
         return config, weights
-    if fact == SUMMED:
-        before, after = set(config[SUMMED]), set(value)
+    if fact == FACT:
+        before, after = set(config[FACT]), set(value)
         changes = dict.fromkeys(after - before, 1) | dict.fromkeys(before - after, -1)
         weights = weights | {name: weights[name] + change for name, change in changes.items()}
     return config | {fact: value}, weights

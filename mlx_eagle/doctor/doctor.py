@@ -17,10 +17,10 @@ import mlx.core as mx
 
 from mlx_eagle.convert.checkpoint import read_weights
 from mlx_eagle.convert.heads import convert_head
+from mlx_eagle.convert.mtp.norms import FACT
 from mlx_eagle.convert.target_facts import TargetFacts, read_target_facts
 from mlx_eagle.doctor.alternatives import (
     ALSO,
-    SUMMED,
     Weights,
     boundaries_to_tap,
     plausible_values,
@@ -48,7 +48,7 @@ from mlx_eagle.target.target import Target
 N_TOKENS = 96  # that the target writes after each prompt
 MIN_GAIN = 0.01  # of the dense acceptance length, below which a change is not worth making
 MAX_CHANGES = 5
-IN_TENSORS = {"draft_to_target", SUMMED}  # facts that change numbers of the head
+IN_TENSORS = {"draft_to_target", FACT}  # facts that change numbers of the head
 
 PROMPTS = (
     "What does os.path.join do?",

@@ -80,7 +80,7 @@ def find_own_layer(model: str | Path, folder: Path) -> str:
     original = original_of(model)
     is_afar = not os.path.isdir(os.path.expanduser(model)) and str(model).count("/") == 1
     reason = f"{model} has no multi-token prediction layer in its files"
-    for name in [str(model)] * is_afar + [original] * (original is not None):
+    for name in [*[str(model)] * is_afar, *([original] if original else [])]:
         try:
             find_layer(_checkpoint(name))
         except EagleError as error:
@@ -137,7 +137,7 @@ def norm_settings(layer: Path, original: str | Path | None, notify: Notify) -> d
 def _parameters(folder: Path) -> dict[str, Any]:
     """Return the tensors of a layer's folder by the names of `MtpHead`'s parameters."""
     config = read_json(folder / "config.json")
-    tensors = {}
+    tensors: dict[str, Any] = {}
     for file in sorted(folder.glob("*.safetensors")):
         tensors |= read_weights(file)
     return {ours: tensors[name] for name, ours in head_names(tensors, config).items()}

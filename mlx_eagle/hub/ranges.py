@@ -4,9 +4,15 @@ import time
 from collections.abc import Mapping
 from functools import cached_property
 
-from huggingface_hub import HfApi, hf_hub_url
+from huggingface_hub import (
+    HfApi,
+    constants,
+    get_session,
+    get_token,
+    hf_hub_url,
+    hf_raise_for_status,
+)
 from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from mlx_eagle.errors import HubError
 from mlx_eagle.hub.download import STRANGE_ANSWERS, NetworkError, Repo, explain, refuse_strange
@@ -85,7 +91,9 @@ class RemoteCheckpoint:
     def _request(self, file: str, start: int, end: int) -> bytes:
         """Ask for a range once."""
         url = hf_hub_url(self.repo.id, file, revision=self.commit)
-        headers = build_hf_headers() | {"Range": f"bytes={start}-{end - 1}"}
+        headers = {"Range": f"bytes={start}-{end - 1}"}
+        if not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN and (token := get_token()):
+            headers["Authorization"] = f"Bearer {token}"
         with get_session().stream("GET", url, headers=headers) as response:
             hf_raise_for_status(response)
             if response.status_code != 206:

@@ -327,12 +327,14 @@ def rows_of(layer: nn.Module, ids: mx.array) -> Callable[[mx.array], mx.array]:
     bias = layer.bias[ids] if "bias" in layer else 0
 
     def product(x: mx.array) -> mx.array:
-        return x @ parts["weight"].T + bias
+        found: mx.array = x @ parts["weight"].T
+        return found + bias
 
     def quantized_product(x: mx.array) -> mx.array:
         kind = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
         packed = (parts["weight"], parts["scales"], parts.get("biases"))
-        return mx.quantized_matmul(x, *packed, transpose=True, **kind) + bias
+        found: mx.array = mx.quantized_matmul(x, *packed, transpose=True, **kind)
+        return found + bias
 
     return quantized_product if "scales" in parts else product
 
