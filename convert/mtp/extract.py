@@ -120,7 +120,7 @@ def only_norms(layer: Layer) -> Layer:
 
 
 def write_layer(
-    checkpoint: Checkpoint, layer: Layer, out: Path, progress: Progress | None = None
+    checkpoint: Checkpoint, layer: Layer, out: Path, report: Progress = lambda done, total: None
 ) -> None:
     """Read the tensors of a layer and write them to a new folder `out`, with its configuration.
 
@@ -132,13 +132,11 @@ def write_layer(
         config = json.dumps(layer.config | {SOURCE: source}, indent=2)
         (folder / "config.json").write_text(config + "\n", encoding="utf-8")
         with (folder / "model.safetensors").open("wb") as stream:
-            stream.write(_new_header(layer))
-            total, done = sum(t.end - t.start for t in layer.tensors), 0
+            at = stream.write(_new_header(layer))
+            total = sum(t.end - t.start for t in layer.tensors)
             for file, start, end in _ranges(layer.tensors):
                 stream.write(checkpoint.read(file, start, end))
-                done += end - start
-                if progress is not None:
-                    progress(done, total)
+                report(stream.tell() - at, total)
 
 
 def _ranges(tensors: list[Tensor]) -> Iterator[tuple[str, int, int]]:

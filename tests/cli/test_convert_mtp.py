@@ -41,7 +41,7 @@ def test_a_layer_is_converted_compared_and_described(copy: Path, tmp_path: Path)
     done = run_here(*command, "--original", str(original), "--out", str(out))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == (
-        f"{out}: multi-token prediction layer for original, 8-bit, taps 5, "
+        f"{out}: multi-token prediction layer for original, 8-bit, taps 3, "
         "drafts from 128 of 128 tokens\n"
     )
     described = json.loads(run_here("inspect", str(copy), "--json").stdout)

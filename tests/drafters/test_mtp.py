@@ -83,28 +83,29 @@ def decode(pair: Pair, shape: TreeShape, n_tokens: int) -> tuple[list[int], int]
 @pytest.mark.bitwise
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
 def test_chains_on_a_hybrid_target_write_what_stock_mlx_lm_writes(
-    depth: int, hybrid: Loaded
+    depth: int, hybrid: Loaded, is_quick: bool
 ) -> None:
-    tokens, accepted = decode(hybrid.pair, TreeShape.chain(depth), 256)
-    assert tokens == hybrid.expected
-    assert accepted > 64, "the layer foresees"
-    assert (depth + 1) * (256 - accepted) > 280, "and not everything"
+    n = 256 if depth == 4 or not is_quick else 80
+    tokens, accepted = decode(hybrid.pair, TreeShape.chain(depth), n)
+    assert tokens == hybrid.expected[:n]
+    assert accepted > n / 4, "the layer foresees"
+    assert (depth + 1) * (n - accepted) > 1.1 * n, "and not everything"
 
 
 @pytest.mark.bitwise
 @pytest.mark.parametrize("family", ["glm4_moe", "glm4_moe_lite", "mimo"])
 def test_trees_where_the_target_verifies_trees(family: str, tmp_path: Path) -> None:
-    loaded = load_pair(tmp_path, family, 48)
-    tokens, accepted = decode(loaded.pair, TreeShape(3, 3, 8), 48)
+    loaded = load_pair(tmp_path, family, 24)
+    tokens, accepted = decode(loaded.pair, TreeShape(3, 3, 8), 24)
     assert tokens == loaded.expected
-    assert accepted > 8
+    assert accepted > 4
 
 
 @pytest.mark.bitwise
 @pytest.mark.parametrize("family", ["qwen3_5_moe", "qwen3_next"])
 def test_chains_on_hybrid_mixtures_of_experts(family: str, tmp_path: Path) -> None:
-    loaded = load_pair(tmp_path, family, 48)
-    tokens, accepted = decode(loaded.pair, TreeShape.chain(3), 48)
+    loaded = load_pair(tmp_path, family, 24)
+    tokens, accepted = decode(loaded.pair, TreeShape.chain(3), 24)
     assert tokens == loaded.expected
     assert accepted > 8
 

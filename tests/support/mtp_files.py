@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-H, V, N = 64, 128, 4
+H, V, N = 64, 128, 2
 QWEN: dict[str, Any] = {
     "hidden_size": H,
     "num_hidden_layers": N,
