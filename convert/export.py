@@ -24,7 +24,7 @@ from mlx_eagle.files.atomic import new_folder
 from mlx_eagle.files.folders import source_name
 from mlx_eagle.files.json_files import read_count, read_json
 from mlx_eagle.files.quoting import listed, quote_value
-from mlx_eagle.heads.config import ALGORITHMS, HeadConfig
+from mlx_eagle.heads.config import HeadConfig
 from mlx_eagle.heads.load import load_head, read_head_config
 
 _TABLE = "draft_to_target"
@@ -108,8 +108,9 @@ def _is_ascending(table: mx.array) -> bool:
 def _read(head: Path) -> tuple[HeadConfig, dict[str, mx.array]]:
     """Return the facts and the parameters of a head that can be exported at all."""
     name, config = source_name(head), read_head_config(head)
-    if (kind := config.get("algorithm")) in ("medusa", "mtp"):
-        raise CheckpointError(f"{name}: there is no layout here for {ALGORITHMS[kind]}")
+    others = {"medusa": "Medusa heads", "mtp": "a multi-token prediction layer"}
+    if (kind := config.get("algorithm")) in others:
+        raise CheckpointError(f"{name} has {others[kind]}, for which there is no layout here")
     if config.get("quantization"):
         raise CheckpointError(
             f"{name} is quantized, and no layout holds MLX's quantized weights: export the head as "
