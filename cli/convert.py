@@ -32,12 +32,13 @@ Examples:
   mlx-eagle convert owner/name --out mine --mode mxfp8 --dtype bfloat16
   mlx-eagle convert model.Q4_K_M.gguf --out my-target
   mlx-eagle convert path/to/eagle3-head --target llama-4bit --out my-head
+  mlx-eagle convert mtp:owner/name --target path/to/target --out my-head
 """
 HEAD_BITS = click.Choice(["4", "8", "none"])
 TARGET_BITS = click.Choice([*map(str, BITS), "none"])
 TARGET_ONLY = ("bits", "mode", "dtype")
 NOT_GGUF = ("bits", "mode", "group_size")
-HEAD_ONLY = ("head_bits", "settings", "doctor")
+HEAD_ONLY = ("head_bits", "settings", "doctor", "original", "draft_vocab", "draft_texts")
 
 
 @click.command("convert", epilog=EXAMPLES)
@@ -62,6 +63,22 @@ HEAD_ONLY = ("head_bits", "settings", "doctor")
     multiple=True,
     metavar="KEY=VALUE",
     help="Decide a fact about a head that its files get wrong, e.g. taps=2,16,29.",
+)
+@click.option(
+    "--original",
+    metavar="NAME",
+    help="Of which a multi-token prediction layer is a copy: its norms are compared with those "
+    "there. Default: the publisher's checkpoint of the target, where that is known.",
+)
+@click.option(
+    "--draft-vocab",
+    type=click.IntRange(1),
+    help="Draft from so many tokens, the most frequent ones, with the target's output layer.",
+)
+@click.option(
+    "--draft-texts",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A text file in which --draft-vocab counts tokens. Default: the tokenizer's first tokens.",
 )
 @click.option(
     *("--doctor", "--calibrate", "doctor"),
@@ -105,9 +122,14 @@ def command(source: str, out: Path, target: str | None, **options: Any) -> None:
     size = int(options["group_size"] or "64")
     head_options: dict[str, Any] = {"bits": _bits(options["head_bits"]), "group_size": size}
     head_options["settings"] = dict(map(_setting, options["settings"]))
+    head_options["original"] = options["original"]
+    if options["draft_texts"] and not options["draft_vocab"]:
+        raise click.UsageError("--draft-texts is for --draft-vocab")
     # The doctor runs the target; a conversion reads its configuration alone.
-    needed = None if options["doctor"] else ["config.json"]
+    needed = None if options["doctor"] or options["draft_vocab"] else ["config.json"]
     config = _convert_head(source, fetch_target_shown(target, needed), out, head_options)
+    if options["draft_vocab"]:
+        config = _reduce(out, target, options)
     click.echo(_headline(config, out, head_options))
     if options["doctor"]:
         _run_doctor(out, target)
@@ -136,8 +158,21 @@ def _setting(text: str) -> tuple[str, Any]:
 def _convert_head(source: str, target: Path, out: Path, options: dict[str, Any]) -> dict[str, Any]:
     """Convert a head and return its configuration."""
     from mlx_eagle.convert.heads import convert_head
+    from mlx_eagle.hub.download import to_stderr
+    from mlx_eagle.hub.known_heads import original_of
+    from mlx_eagle.hub.native_mtp import norm_settings
 
-    return convert_head(fetch_shown(source), target, out, **options)
+    folder, original = fetch_shown(source), options.pop("original") or original_of(target)
+    settings = norm_settings(folder, original, to_stderr) | options.pop("settings")
+    return convert_head(folder, target, out, settings=settings, **options)
+
+
+def _reduce(out: Path, target: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Let a converted head draft from few tokens, and return its configuration."""
+    from mlx_eagle.training.reduced_output import reduce_vocabulary
+
+    folder = fetch_target_shown(target)
+    return reduce_vocabulary(out, folder, options["draft_vocab"], options["draft_texts"])
 
 
 def _headline(config: dict[str, Any], out: Path, options: dict[str, Any]) -> str:

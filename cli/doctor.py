@@ -129,7 +129,10 @@ def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
-        return ", ".join(str(item) for item in value)
+        are_names = len(value) > 0 and isinstance(value[0], str)
+        return f"{len(value)} norms" if are_names else ", ".join(map(str, value)) or "none"
+    if isinstance(value, dict) and "rope_type" in value:
+        return f"{value['rope_type']} x{value.get('factor')}"
     if isinstance(value, dict):
-        return f"{value.get('rope_type')} x{value.get('factor')}"
+        return "; ".join(map(_plain, value.values()))
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -15,6 +15,7 @@ from mlx_eagle.convert.dialects import Dialect
 from mlx_eagle.convert.facts import facts_as_json
 from mlx_eagle.convert.identify import Kind, Manifest, identify_kind
 from mlx_eagle.convert.medusa import read_medusa_sizes
+from mlx_eagle.convert.mtp.facts import read_mtp_sizes
 from mlx_eagle.convert.resolve_config import resolve_facts
 from mlx_eagle.convert.target_facts import TargetFacts, read_target_facts
 from mlx_eagle.convert.tensor_shapes import FLOATS, read_sizes
@@ -124,7 +125,7 @@ def _published_head(
         return {"convertible": False, "reason": kind.refusal}
     try:
         if target is None:
-            return {"convertible": True, "widths": _sizes(manifest, kind.dialect)}
+            return {"convertible": True, "widths": _sizes(config, manifest, kind.dialect)}
         target_facts = read_target_facts(target)
         facts = resolve_facts(config, manifest, kind.dialect, target_facts, {})
     except CheckpointError as error:
@@ -158,10 +159,12 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _sizes(manifest: Manifest, dialect: Dialect) -> dict[str, int]:
+def _sizes(config: dict[str, Any], manifest: Manifest, dialect: Dialect) -> dict[str, int]:
     """Return what the shapes of a published head tell without its target."""
     if dialect.algorithm == "medusa":
         sizes = read_medusa_sizes(manifest)._asdict()
+    elif dialect.algorithm == "mtp":
+        sizes = read_mtp_sizes(config, manifest)._asdict()
     else:
         sizes = read_sizes(manifest, dialect)._asdict()
     return {name: size for name, size in sizes.items() if type(size) is int and size}

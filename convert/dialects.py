@@ -37,7 +37,7 @@ class Dialect(NamedTuple):
     Attributes:
         format: the name in a converted head's provenance.
         label: the name for people.
-        algorithm: what the head computes, see `HeadConfig`; or "medusa".
+        algorithm: what the head computes, see `HeadConfig`; or "medusa" or "mtp".
         nested: the configuration key that holds the layer's own settings, or "".
         norm_before_residual: the flag where the configuration is silent.
         norm_output: what the key of this name means: "feedback" (the next step reads the normed
@@ -52,7 +52,7 @@ class Dialect(NamedTuple):
 
     format: str
     label: str
-    algorithm: Literal["eagle", "eagle3", "p-eagle", "medusa"] = "eagle3"
+    algorithm: Literal["eagle", "eagle3", "p-eagle", "medusa", "mtp"] = "eagle3"
     nested: str = ""
     norm_before_residual: bool = False
     norm_output: Literal["feedback", "lm_head", "nothing"] = "nothing"
@@ -122,6 +122,7 @@ PEAGLE = MODELOPT._replace(
     doubted=("taps",),
 )
 MEDUSA = Dialect("medusa", "Medusa heads", algorithm="medusa")
+MTP = Dialect("native-mtp", "native multi-token-prediction layer", algorithm="mtp")
 
 
 def parameter_name(name: str) -> str:

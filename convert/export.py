@@ -94,7 +94,7 @@ def possible_layouts(head: Path) -> list[str]:
         CheckpointError: if it is not sound, or does not name its target.
     """
     loaded = load_head(head)
-    if not isinstance(loaded.config, HeadConfig) or not _is_ascending(loaded.draft_to_target):
+    if type(loaded.config) is not HeadConfig or not _is_ascending(loaded.draft_to_target):
         return []
     target = _find_target(read_head_config(head), loaded.config, None)
     return [layout for layout in LAYOUTS if not find_unsupported(layout, loaded.config, target)]
@@ -108,8 +108,9 @@ def _is_ascending(table: mx.array) -> bool:
 def _read(head: Path) -> tuple[HeadConfig, dict[str, mx.array]]:
     """Return the facts and the parameters of a head that can be exported at all."""
     name, config = source_name(head), read_head_config(head)
-    if config.get("algorithm") == "medusa":
-        raise CheckpointError(f"{name} has Medusa heads, for which there is no layout here")
+    others = {"medusa": "Medusa heads", "mtp": "a multi-token prediction layer"}
+    if (kind := config.get("algorithm")) in others:
+        raise CheckpointError(f"{name} has {others[kind]}, for which there is no layout here")
     if config.get("quantization"):
         raise CheckpointError(
             f"{name} is quantized, and no layout holds MLX's quantized weights: export the head as "

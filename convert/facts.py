@@ -60,7 +60,8 @@ class PublishedHead(NamedTuple):
     @property
     def fuses_taps(self) -> bool:
         """Say whether `fc` reads taps; in an EAGLE-1 head it joins embedding and hidden state."""
-        return self.dialect.algorithm != "eagle" and "fc.weight" in self.sizes.parts
+        joins = self.dialect.algorithm in ("eagle", "mtp")
+        return not joins and "fc.weight" in self.sizes.parts
 
     @property
     def n_taps(self) -> int:

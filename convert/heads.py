@@ -19,6 +19,8 @@ from mlx_eagle.convert.draft_ids import draft_to_target
 from mlx_eagle.convert.facts import Fact, facts_as_json
 from mlx_eagle.convert.identify import identify_kind
 from mlx_eagle.convert.medusa import medusa_parameters, token_map_offsets
+from mlx_eagle.convert.mtp.layouts import head_names
+from mlx_eagle.convert.mtp.weights import read_mtp_weights
 from mlx_eagle.convert.resolve_config import resolve_facts
 from mlx_eagle.convert.target_facts import TargetFacts, read_target_facts
 from mlx_eagle.convert.tensor_shapes import TABLES
@@ -62,8 +64,14 @@ def convert_head(
     published = read_published(source, target_facts, settings or {})
     quantization = None if bits is None else {"group_size": group_size, "bits": bits}
     with new_folder(out) as folder:
-        weights, table_source = _read_tensors(source, published)
-        head = quantized(_assembled(published.facts, weights), quantization)
+        if published.dialect.algorithm == "mtp":
+            weights, stored = read_mtp_weights(source, published.facts)
+            table_source, quantization = "all tokens", stored or quantization
+            weights |= {"draft_to_target": mx.arange(target_facts.vocab_size, dtype=mx.int32)}
+        else:
+            (weights, table_source), stored = _read_tensors(source, published), None
+        head = _assembled(published.facts, weights, stored)
+        head = quantized(head, None if stored else quantization)
         about = {
             "quantization": quantization,
             "source": _provenance(source, published.dialect, table_source),
@@ -74,13 +82,18 @@ def convert_head(
     return written
 
 
-def _assembled(facts: dict[str, Fact], weights: dict[str, mx.array]) -> Head:
-    """Return the head, not quantized; what does not fit is one error."""
+def _assembled(
+    facts: dict[str, Fact], weights: dict[str, mx.array], stored: dict[str, Any] | None = None
+) -> Head:
+    """Return the head, quantized as its file is; what does not fit is one error."""
     try:
-        return assemble(facts_as_json(facts, {}), weights)
+        return assemble(facts_as_json(facts, {"quantization": stored}), weights)
     except (ValueError, LookupError, TypeError) as error:
         reason = one_line(error, 800)
         raise CheckpointError(f"the tensors do not fit the facts: {reason}") from error
+
+
+_ROUTERS = (".mlp.gate", ".shared_expert_gate")
 
 
 class Published(NamedTuple):
@@ -97,7 +110,12 @@ def read_published(source: Path, target: TargetFacts, settings: dict[str, Any]) 
         raise CheckpointError(f"{source_name(source)} is converted already: use it as it is")
     kind = identify_kind(config, manifest)
     if kind.role == "target":
-        raise CheckpointError(f"{source_name(source)} is a target, not a draft head")
+        own = (
+            "; its multi-token prediction layer is mtp:FOLDER"
+            if head_names(manifest, config)
+            else ""
+        )
+        raise CheckpointError(f"{source_name(source)} is a target, not a draft head{own}")
     if kind.dialect is None:
         raise CheckpointError(
             f"{source_name(source)} is a {kind.label}, not supported: {kind.refusal}"
@@ -129,7 +147,7 @@ def _read_tensors(source: Path, published: Published) -> tuple[dict[str, mx.arra
 
 
 def quantized(head: Head, quantization: dict[str, int] | None) -> Head:
-    """Return the head with its linear layers quantized, or as it is.
+    """Return the head with its linear layers quantized but for routers of experts, or as it is.
 
     Raises:
         EagleError: if MLX cannot quantize every linear layer that way.
@@ -139,16 +157,20 @@ def quantized(head: Head, quantization: dict[str, int] | None) -> Head:
     bits, group_size = quantization["bits"], quantization["group_size"]
     if bits not in (4, 8) or group_size not in (32, 64, 128):
         raise EagleError(f"{bits} bits in groups of {group_size}: use 4 or 8 bits, 32, 64 or 128")
-    kinds = (nn.Linear, nn.Embedding)
-    layers = [m for _, m in head.named_modules() if isinstance(m, kinds)]
-    inputs = {layer.weight.shape[1] for layer in layers}
+    layers = [m for path, m in head.named_modules() if _is_quantized(path, m)]
+    inputs = {layer.weight.shape[-1] for layer in layers}
     if uneven := [n for n in sorted(inputs) if n % group_size]:
         raise EagleError(
             f"a layer with {uneven[0]} inputs does not divide into groups of {group_size}: use a "
             "smaller group size, or do not quantize"
         )
-    nn.quantize(head, group_size, bits)
+    nn.quantize(head, group_size, bits, class_predicate=_is_quantized)
     return head
+
+
+def _is_quantized(path: str, module: nn.Module) -> bool:
+    """Say whether a layer is one of those that are quantized; routers decide by small margins."""
+    return hasattr(module, "to_quantized") and not path.endswith(_ROUTERS)
 
 
 def _configuration(facts: dict[str, Fact], about: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from mlx_eagle.convert import dialects
 from mlx_eagle.convert.dialects import Dialect, parameter_name
+from mlx_eagle.convert.mtp.layouts import LAYOUTS, family_of, head_names
 from mlx_eagle.files.quoting import one_line, quote_value
 from mlx_eagle.files.safetensors import TensorInfo
 from mlx_eagle.heads.config import ALGORITHMS, MODEL_TYPE
@@ -36,7 +37,7 @@ _BLOCK = Kind(
 _MTP = Kind(
     "native multi-token-prediction layer",
     "head",
-    refusal="it is a layer of its target, not an EAGLE head; mlx-lm drops such layers",
+    refusal="it is a layer of its target, and of this one it is not known here what it computes",
 )
 _MLA = Kind(
     "EAGLE-3 head with multi-head latent attention",
@@ -81,6 +82,8 @@ def identify_kind(config: dict[str, Any], manifest: Manifest) -> Kind:
     if config.get("model_type") == MODEL_TYPE:
         name = str(config.get("algorithm"))
         return Kind(f"converted {ALGORITHMS.get(name, 'head')}", "head")
+    if kind := _mtp_layer(config, manifest):
+        return kind
     shapes = {parameter_name(name): info.shape for name, info in manifest.items()}
     if kind := _announced(config, shapes):
         return kind
@@ -97,6 +100,17 @@ def identify_kind(config: dict[str, Any], manifest: Manifest) -> Kind:
             refusal="MLX cannot read these weights; use the publisher's 16-bit head",
         )
     return _head_of(_eagle_dialect(config, shapes, manifest))
+
+
+def _mtp_layer(config: dict[str, Any], manifest: Manifest) -> Kind | None:
+    """Return the kind of a target's own layer, if nothing else is there; else None."""
+    family, n_found = family_of(config), len(head_names(manifest, config))
+    if not family or not n_found or n_found < len(manifest):
+        return None
+    layout = LAYOUTS[family]
+    if not layout.refusal:
+        return _head_of(dialects.MTP)
+    return Kind(f"{_MTP.label} of {layout.label}", "head", refusal=layout.refusal)
 
 
 def _announced(config: dict[str, Any], shapes: Shapes) -> Kind | None:

@@ -11,6 +11,7 @@ from mlx_eagle.convert.dialects import Dialect
 from mlx_eagle.convert.facts import Fact, PublishedHead, read_flag
 from mlx_eagle.convert.identify import Manifest
 from mlx_eagle.convert.medusa import read_medusa_sizes, resolve_medusa_facts
+from mlx_eagle.convert.mtp.facts import resolve_mtp_facts
 from mlx_eagle.convert.rope_config import read_scaling
 from mlx_eagle.convert.rules import RULES, max_position_embeddings
 from mlx_eagle.convert.taps import check_taps
@@ -46,7 +47,7 @@ def resolve_facts(
     target: TargetFacts,
     settings: Mapping[str, Any],
 ) -> dict[str, Fact]:
-    """Return all facts about a head, by the names of `HeadConfig` or `MedusaConfig`.
+    """Return all facts about a head, by the names of `HeadConfig`, `MedusaConfig` or `MtpConfig`.
 
     Args:
         config: the published `config.json`.
@@ -63,6 +64,8 @@ def resolve_facts(
         if settings:
             raise CheckpointError("Medusa heads have no facts to set")
         return resolve_medusa_facts(config, read_medusa_sizes(manifest), target)
+    if dialect.algorithm == "mtp":
+        return resolve_mtp_facts(config, manifest, dialect, target, settings)
     sizes = read_sizes(manifest, dialect)
     layer_config = config.get(dialect.nested) if dialect.nested else config
     if not isinstance(layer_config, dict):

@@ -97,7 +97,7 @@ def _draft_vocab_size(head: PublishedHead) -> Fact:
 
 def _fuse_taps(head: PublishedHead) -> Fact:
     """Return whether `fc` reads the taps."""
-    if head.dialect.algorithm == "eagle":
+    if head.dialect.algorithm in ("eagle", "mtp"):
         return Fact(False, "fc joins embedding and hidden state")
     return _part("fc.weight", head)
 

@@ -17,8 +17,10 @@ import mlx.core as mx
 
 from mlx_eagle.convert.checkpoint import read_weights
 from mlx_eagle.convert.heads import convert_head
+from mlx_eagle.convert.mtp.norms import FACT
 from mlx_eagle.convert.target_facts import TargetFacts, read_target_facts
 from mlx_eagle.doctor.alternatives import (
+    ALSO,
     Weights,
     boundaries_to_tap,
     plausible_values,
@@ -46,6 +48,7 @@ from mlx_eagle.target.target import Target
 N_TOKENS = 96  # that the target writes after each prompt
 MIN_GAIN = 0.01  # of the dense acceptance length, below which a change is not worth making
 MAX_CHANGES = 5
+IN_TENSORS = {"draft_to_target", FACT}  # facts that change numbers of the head
 
 PROMPTS = (
     "What does os.path.join do?",
@@ -131,7 +134,8 @@ def repair_head(folder: Path, diagnosis: Diagnosis) -> None:
     weights = read_weights(folder / "model.safetensors")
     for change in diagnosis.changes:
         config, weights = with_fact(config, weights, change.fact, change.value)
-        config.setdefault("origins", {})[change.fact] = "measured by the doctor"
+        measured = dict.fromkeys(change.fact.split(ALSO), "measured by the doctor")
+        config["origins"] = config.get("origins", {}) | measured
     # What was measured is no longer in doubt, whether it was changed or not.
     config["doubts"] = {}
     config["calibration"] = {
@@ -142,7 +146,8 @@ def repair_head(folder: Path, diagnosis: Diagnosis) -> None:
     text = json.dumps(config, indent=2, allow_nan=False) + "\n"
     with ExitStack() as both:  # both are on the disk before the first one is replaced
         both.enter_context(new_file(folder / "config.json")).write_text(text, encoding="utf-8")
-        if any(change.fact == "draft_to_target" for change in diagnosis.changes):
+        changed = {fact for change in diagnosis.changes for fact in change.fact.split(ALSO)}
+        if changed & IN_TENSORS:
             partial = both.enter_context(new_file(folder / "model.safetensors"))
             mx.save_safetensors(str(partial), weights, metadata={"format": "mlx"})
 

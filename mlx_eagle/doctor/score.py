@@ -13,13 +13,16 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from mlx_eagle.cache.model_cache import TreeCache
 from mlx_eagle.decoding.loop import rounds
 from mlx_eagle.decoding.prefill import prefill
 from mlx_eagle.decoding.rounds import Decoder
 from mlx_eagle.drafters.eagle import EagleDrafter
-from mlx_eagle.heads.eagle import EagleHead
+from mlx_eagle.heads.eagle import EagleHead, HeadCache
 from mlx_eagle.heads.load import Head
+from mlx_eagle.heads.mtp import MtpHead
 from mlx_eagle.heads.unroll import UnrolledCache
+from mlx_eagle.heads.unroll_rows import UnrolledRows
 from mlx_eagle.planner.policy import FixedShape
 from mlx_eagle.sampling.samplers import SeededSampler
 from mlx_eagle.sampling.token_selector import TokenSelector
@@ -212,6 +215,13 @@ def _log_probs(logits: mx.array, truth: np.ndarray, n_tokens: int) -> np.ndarray
     return np.where(truth < 0, -math.log(n_tokens), np.array(found))
 
 
+def _cache_of_all(head: EagleHead, length: int) -> HeadCache:
+    """Return an empty cache for all starts of a text of L tokens."""
+    if isinstance(head, MtpHead) and head.config.block_config is not None:
+        return TreeCache([UnrolledRows(length)])
+    return UnrolledCache.of(head)
+
+
 def _step_everywhere(
     drafter: EagleDrafter, head: EagleHead, taps: mx.array, next_tokens: mx.array, steps: int
 ) -> Iterator[mx.array]:
@@ -219,7 +229,7 @@ def _step_everywhere(
 
     Step j of start t sees the true rows up to t, and its own rows of the steps before.
     """
-    n, cache = next_tokens.shape[0], UnrolledCache.of(head)
+    n, cache = next_tokens.shape[0], _cache_of_all(head, next_tokens.shape[0])
     hidden, tokens = head.fuse(taps), next_tokens[None]
     for _ in range(steps):
         out = head(hidden, drafter.embed(tokens), cache)

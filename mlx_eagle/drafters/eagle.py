@@ -7,7 +7,7 @@ kept (arXiv 2406.16858, section 4). A P-EAGLE head is run once for all levels in
 """
 
 import copy
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Self
 
 import mlx.core as mx
@@ -35,7 +35,7 @@ class EagleDrafter:
     def __init__(self, head: EagleHead, target: Target, window: int | None = None) -> None:
         self.head = head
         self.embed = head.embed_tokens if head.config.own_embedding else target.embedding
-        self.unembed = head.lm_head if head.config.own_lm_head else target.unembed
+        self.unembed = head.lm_head if head.config.own_lm_head else _borrowed_output(head, target)
         self.cache = head.make_cache(window)
         self._most_rows = min(window, PIECE) if window else None  # observed in one forward
         self._newest: HeadOutput | None = None
@@ -158,6 +158,13 @@ class EagleDrafter:
         """
         log_probs, ids = likeliest(self.unembed(out.normed)[0], k)
         return (scores[:, None] + log_probs).reshape(-1), self.head.draft_to_target[ids.reshape(-1)]
+
+
+def _borrowed_output(head: EagleHead, target: Target) -> Callable[[mx.array], mx.array]:
+    """Return the target's output layer, or its rows for the tokens that the head may draft."""
+    if head.config.draft_vocab_size == head.config.target_vocab_size:
+        return target.unembed
+    return target.output_rows(head.draft_to_target)
 
 
 def _extend_seen(seen: mx.array | None, parents: mx.array, k: int) -> mx.array:

@@ -19,6 +19,7 @@ DRAFTERS: dict[str, Callable[[Any, Target, int | None], Drafter]] = {
     "eagle3": EagleDrafter,
     "p-eagle": PEagleDrafter,
     "medusa": MedusaDrafter,
+    "mtp": EagleDrafter,
 }
 
 

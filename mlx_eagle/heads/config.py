@@ -18,7 +18,9 @@ ALGORITHMS = {
     "eagle3": "EAGLE-3 head",
     "p-eagle": "P-EAGLE head",
     "medusa": "Medusa heads",
+    "mtp": "multi-token prediction layer",
 }
+BLOCKS = ("plain", "target")  # what a multi-token prediction layer is made of
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,25 @@ class HeadConfig:
 
 
 @dataclass(frozen=True)
+class MtpConfig(HeadConfig):
+    """A target's own multi-token prediction layer: a norm for each input, one block, a norm.
+
+    Attributes:
+        block: "plain" is the decoder layer that `HeadConfig` describes; "target" is one of
+            mlx-lm's class for the target, described by `block_config` alone.
+        block_config: the configuration of the target as mlx-lm reads it; None for a plain block.
+        attention_gate: what a plain block attends to is multiplied by a gate, which the queries'
+            projection gives beside them.
+        hidden_first: `fc` reads the hidden state before the embedding.
+    """
+
+    block: str
+    block_config: dict[str, Any] | None
+    attention_gate: bool
+    hidden_first: bool
+
+
+@dataclass(frozen=True)
 class MedusaConfig:
     """Medusa heads: residual blocks on the target's last hidden state, one head for each depth.
 
@@ -156,7 +177,7 @@ def problems(kind: Any, values: dict[str, Any]) -> list[str]:
         for field in fields(kind)
         if not _is_sound(field.name, field.type, values[field.name])
     ]
-    return wrong or (_contradictions(values) if kind is HeadConfig else [])
+    return wrong or (_contradictions(values) if issubclass(kind, HeadConfig) else [])
 
 
 def _contradictions(values: dict[str, Any]) -> list[str]:
@@ -178,6 +199,9 @@ def _contradictions(values: dict[str, Any]) -> list[str]:
             mask is not None and mask < vocabulary if is_parallel else mask is None
         ),
         "no more draft ids than the target has": values["draft_vocab_size"] <= vocabulary,
+        "a block_config for the target's block, and for no other": (
+            (values.get("block") == "target") == (values.get("block_config") is not None)
+        ),
     }
     return [f"it needs {rule}" for rule, holds in rules.items() if not holds]
 
@@ -194,8 +218,10 @@ def _is_sound(name: str, kind: Any, value: Any) -> bool:
         return counts and list(value) == sorted({b for b in value if b >= 0}) and bool(value)
     if name == "sliding_windows":
         return isinstance(value, list | tuple) and all(w is None or _is_count(w) for w in value)
-    if name == "rope_scaling":
+    if name in ("rope_scaling", "block_config"):
         return value is None or isinstance(value, dict)
+    if name == "block":
+        return value in BLOCKS
     if name == "mask_token_id":
         return value is None or (type(value) is int and 0 <= value < _LARGEST)
     if kind is bool:

@@ -96,6 +96,10 @@ class Attention(nn.Module):
 
     def attend(self, projected: Sequence[mx.array], cache: LayerCache) -> mx.array:
         """Attend with queries, keys and values [B, L, heads * head_dim], as projected."""
+        return self.o_proj(self.seen(projected, cache))
+
+    def seen(self, projected: Sequence[mx.array], cache: LayerCache) -> mx.array:
+        """Return what the queries see, [B, L, heads * head_dim], before the output projection."""
         B, L, _ = projected[0].shape  # noqa: N806
         queries, keys, values = (part.reshape(B, L, -1, self.head_dim) for part in projected)
         queries = self.q_norm(queries).transpose(0, 2, 1, 3)
@@ -104,7 +108,7 @@ class Attention(nn.Module):
         offset = cache.offset
         queries, keys = self.rope(queries, offset=offset), self.rope(keys, offset=offset)
         output = cache.attend(queries, keys, values, self.scale, self.window)
-        return self.o_proj(output.transpose(0, 2, 1, 3).reshape(B, L, -1))
+        return output.transpose(0, 2, 1, 3).reshape(B, L, -1)
 
 
 class MLP(nn.Module):

@@ -11,9 +11,16 @@ from mlx_eagle.errors import CheckpointError
 from mlx_eagle.files.json_files import read_json
 from mlx_eagle.files.quoting import one_line, quote_value
 from mlx_eagle.files.safetensors import read_tensors
-from mlx_eagle.heads.config import FORMAT_VERSION, MODEL_TYPE, HeadConfig, MedusaConfig
+from mlx_eagle.heads.config import (
+    FORMAT_VERSION,
+    MODEL_TYPE,
+    HeadConfig,
+    MedusaConfig,
+    MtpConfig,
+)
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.heads.medusa import MedusaHead
+from mlx_eagle.heads.mtp import MtpHead
 
 Head = EagleHead | MedusaHead
 
@@ -23,6 +30,7 @@ HEADS: dict[str, tuple[Any, Any]] = {
     "eagle3": (HeadConfig, EagleHead),
     "p-eagle": (HeadConfig, EagleHead),
     "medusa": (MedusaConfig, MedusaHead),
+    "mtp": (MtpConfig, MtpHead),
 }
 
 
@@ -53,7 +61,8 @@ def assemble(config: dict[str, Any], weights: dict[str, mx.array]) -> Head:
     weights = head.sanitize(weights)
     if quantization := config.get("quantization"):
         group_size, bits = quantization["group_size"], quantization["bits"]
-        nn.quantize(head, group_size, bits, class_predicate=_stored_quantized(weights))
+        stored = _stored_quantized(weights, quantization)
+        nn.quantize(head, group_size, bits, class_predicate=stored)
     head.load_weights(list(weights.items()), strict=True)
     _check_draft_ids(head)
     return head
@@ -67,9 +76,11 @@ def _build(config: dict[str, Any]) -> Head:
     return head
 
 
-def _stored_quantized(weights: dict[str, mx.array]) -> Callable[[str, nn.Module], bool]:
-    """Return the test that tells which layers are quantized in the file."""
-    return lambda path, _: f"{path}.scales" in weights
+def _stored_quantized(
+    weights: dict[str, mx.array], quantization: dict[str, Any]
+) -> Callable[[str, nn.Module], bool | dict[str, Any]]:
+    """Return what tells which layers are quantized in the file, and how where one differs."""
+    return lambda path, _: f"{path}.scales" in weights and quantization.get(path, True)
 
 
 def _check_draft_ids(head: Head) -> None:

@@ -88,7 +88,8 @@ def fetch(
 
     Args:
         name: a local folder, a GGUF file, `ollama:NAME` or `lmstudio:NAME`, or `owner/name` or
-            `owner/name@revision` on the hub.
+            `owner/name@revision` on the hub; with `mtp:` before it, its multi-token prediction
+            layer alone.
         progress: called with ("download <name>", bytes done, bytes in all), first before the
             first byte, from several threads; likewise with "convert <name>" for a GGUF file.
         notify: told in one line if a GGUF file is converted, or if what is cached has to do
@@ -113,11 +114,15 @@ def fetch(
     try:
         return _fetch_repo(repo, told, wanted)
     except (NetworkError, OSError) as error:
-        raise HubError(_explain(repo, error)) from error
+        raise HubError(explain(repo, error)) from error
 
 
 def _local_folder(name: str | Path, progress: Progress, notify: Notify) -> Path | None:
     """Return the folder of a model that is on this machine; None for a name that is not."""
+    if str(name).startswith("mtp:"):
+        from mlx_eagle.hub.native_mtp import fetch_layer  # which fetches by this module
+
+        return fetch_layer(str(name), progress, notify)
     found = find_gguf(name)
     if found is not None and found.is_file():
         return prepare_target(found, str(name), progress, notify)
@@ -141,6 +146,10 @@ def list_files(name: str | Path) -> Listing:
     Raises:
         HubError: if it is neither, or the hub cannot be asked and nothing is cached.
     """
+    if str(name).startswith("mtp:"):
+        from mlx_eagle.hub.native_mtp import list_layer
+
+        return list_layer(str(name))
     folder = _local_folder(name, _silent, to_stderr)
     if folder is not None:
         return _listing_of(folder)
@@ -258,7 +267,7 @@ def _cached(repo: Repo, wanted: list[str], reason: BaseException) -> Path:
         if not any(folder.glob("*.safetensors")):
             folder = Path(_snapshot(repo, wanted, UNWANTED, local_files_only=True))
     except LocalEntryNotFoundError as error:
-        raise HubError(_explain(repo, reason)) from error
+        raise HubError(explain(repo, reason)) from error
     return folder
 
 
@@ -336,7 +345,12 @@ _STRANGE = (
 )
 
 
-def _explain(repo: Repo, error: BaseException) -> str:
+def refuse_strange(repo: Repo) -> HubError:
+    """Return the error for an answer that is none of the hub's."""
+    return HubError(f"{_STRANGE} for {repo.name}: log in to the network, or check HF_ENDPOINT")
+
+
+def explain(repo: Repo, error: BaseException) -> str:
     """Say in one line why a model could not be had, and what to do."""
     known = {
         GatedRepoError: f"{repo.name} is gated: accept its terms on its page on the hub, then "
@@ -353,14 +367,14 @@ def _explain(repo: Repo, error: BaseException) -> str:
     if isinstance(error, HfHubHTTPError):
         return _explain_status(repo, error.response.status_code)
     if isinstance(error, LocalEntryNotFoundError) and error.__cause__:
-        return _explain(repo, error.__cause__)
+        return explain(repo, error.__cause__)
     if isinstance(error, NetworkError):
         return (
             f"the hub ({constants.ENDPOINT}) cannot be reached and {repo.name} is not completely "
             f"in the cache: check the network and try again ({_reason(error)})"
         )
     if isinstance(error, _NotTheHubError | FileMetadataError):
-        return f"{_STRANGE} for {repo.name}: log in to the network, or check HF_ENDPOINT"
+        return str(refuse_strange(repo))
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk filled up while {repo.name} was downloaded: {FREE_SPACE}"
     return f"{repo.name} could not be downloaded to {constants.HF_HUB_CACHE}: {_reason(error)}"

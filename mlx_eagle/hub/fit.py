@@ -13,6 +13,7 @@ from mlx_eagle.errors import EagleError, HubError
 from mlx_eagle.files.json_files import language_config, read_json
 from mlx_eagle.hub.download import Listing, Notify, fetch, list_files
 from mlx_eagle.hub.known_heads import default_head
+from mlx_eagle.hub.native_mtp import OWN
 from mlx_eagle.load_options import LoadOptions
 
 CONTEXT = 4096  # tokens that a conversation should have at least, where nobody says
@@ -127,7 +128,8 @@ def _head_of(model: str | Path, head: str | Path | None) -> str | Path | None:
         except HubError:
             return None  # a known head that cannot be had is no error
         return known.repo
-    return None if head == NO_HEAD else head
+    # The layer of the target itself is found once its files are here.
+    return None if head in (NO_HEAD, OWN) else head
 
 
 def weight_bytes(sizes: Mapping[str, int]) -> int:

@@ -10,13 +10,20 @@ import os
 import re
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mlx_eagle.errors import EagleError, HubError
 from mlx_eagle.files.folders import cache_folder
 from mlx_eagle.heads.config import FORMAT_VERSION, MODEL_TYPE
 from mlx_eagle.hub.download import Notify, Progress, fetch, to_stderr
-from mlx_eagle.hub.known_heads import KnownHead, default_head, known_heads
+from mlx_eagle.hub.known_heads import KnownHead, default_head, known_heads, original_of
+from mlx_eagle.hub.native_mtp import (
+    OWN,
+    PREFIX,
+    find_own_layer,
+    has_layer,
+    norm_settings,
+)
 
 NO_HEAD = "none"
 
@@ -51,7 +58,9 @@ def choose_head(
 
     Args:
         model: the target, as the user named it.
-        head: a folder or a hub name; "none" for no head; None for the known one.
+        head: a folder or a hub name; "none" for no head; "mtp" for the multi-token prediction
+            layer of the target itself; None for the known one, else that layer if the target's
+            files hold it.
         folder: where the target is.
         progress: as for `hub.fetch`.
         notify: is told in one line what is about to be downloaded or converted, and how large it
@@ -64,9 +73,12 @@ def choose_head(
     if head == NO_HEAD:
         return HeadChoice(None, reason="no head was wanted")
     if head is not None:
-        source = fetch(head, progress=progress, notify=notify)
-        return HeadChoice(prepare_head(source, folder, notify=notify), str(head), is_named=True)
+        name = find_own_layer(model, folder) if head == OWN else head
+        source = fetch(name, progress=progress, notify=notify)
+        return HeadChoice(prepare_head(source, folder, notify=notify), str(name), is_named=True)
     known = default_head(model)
+    if known is None and has_layer(folder):
+        return _own_layer(folder, notify)
     if known is None:
         return HeadChoice(None, reason=_why_none(model))
     try:
@@ -76,6 +88,15 @@ def choose_head(
     except EagleError as error:
         about = "" if isinstance(error, HubError) else f"{known.repo}: "
         return HeadChoice(None, reason=f"{about}{error}")
+
+
+def _own_layer(folder: Path, notify: Notify) -> HeadChoice:
+    """Return the layer that the files of a target hold; nobody asked for it."""
+    try:
+        source = fetch(f"{PREFIX}{folder}", notify=notify)
+        return HeadChoice(prepare_head(source, folder, notify=notify), f"{PREFIX}{folder.name}")
+    except EagleError as error:
+        return HeadChoice(None, reason=f"its multi-token prediction layer: {error}")
 
 
 def prepare_head(
@@ -99,21 +120,24 @@ def prepare_head(
     if read_json(folder / "config.json").get("model_type") == MODEL_TYPE:
         return folder
     read_json(target / "config.json")  # refused here if it is missing, or no file
+    settings = norm_settings(folder, original_of(target), notify or to_stderr)
     name = re.sub(r"[^A-Za-z0-9._-]+", "--", source_name(folder)).strip(".-")[:80] or "head"
-    out = cache_folder() / "heads" / f"{name}-{_identify(folder, target, bits)[:16]}"
+    out = cache_folder() / "heads" / f"{name}-{_identify(folder, target, bits, settings)[:16]}"
     if not _is_whole(out):
         if notify is not None:
             notify(f"converting {source_name(folder)}, once; it is kept in {out}")
-        _convert(folder, target, out, bits)
+        _convert(folder, target, out, bits, settings)
     return out
 
 
-def _convert(folder: Path, target: Path, out: Path, bits: int | None) -> None:
+def _convert(
+    folder: Path, target: Path, out: Path, bits: int | None, settings: dict[str, Any]
+) -> None:
     """Convert a head to `out`, unless another process does it first: the results are equal."""
     from mlx_eagle.convert.heads import convert_head
 
     try:
-        convert_head(folder, target, out, bits=bits)
+        convert_head(folder, target, out, bits=bits, settings=settings)
     except EagleError:
         if not _is_whole(out):
             raise
@@ -131,14 +155,14 @@ def _is_whole(out: Path) -> bool:
     return not missing
 
 
-def _identify(folder: Path, target: Path, bits: int | None) -> str:
+def _identify(folder: Path, target: Path, bits: int | None, settings: dict[str, Any]) -> str:
     """Return a name for all that a conversion depends on: its inputs, its precision, our code."""
     facts = {
         "code": [FORMAT_VERSION, metadata.version("mlx-eagle")],
         "bits": bits,
         "files": _contents(folder),
         "configs": [_sha256(path / "config.json") for path in (folder, target)],
-    }
+    } | ({"settings": settings} if settings else {})
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -66,6 +66,12 @@ def default_head(target: str | Path) -> KnownHead | None:
     return next((head for head in known_heads(target) if head.status in RUNS), None)
 
 
+def original_of(target: str | Path) -> str | None:
+    """Return the publisher's own repository of a target, which it may be a copy of, if known."""
+    heads = known_heads(target)
+    return heads[0].targets[0] if heads else None
+
+
 def all_heads() -> list[list[KnownHead]]:
     """Return the heads of every target in the table, a list per target, best first."""
     heads: list[list[KnownHead]] = _read_table()["heads"]

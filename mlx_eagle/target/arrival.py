@@ -19,6 +19,7 @@ _NEEDLESS = re.compile(
     r"inv_freq$|\.masked_bias$|\.attn\.bias$|\.attention\.bias$|position_ids$|cos_cached$|sin_cached$"
     r"|(^|\.)(vision|visual|audio|image|video|speech|talker|token2wav)[^.]*\."
     r"|(^|\.)(vision_tower|multi_modal_projector|mm_projector|embed_vision|embed_audio|mtp)\."
+    r"|(^|\.)mtp_(layers|block|emb_norm|hidden_norm|linear_proj)\."
     r"|\.(k|v|q|input|output)_scale$|\.rotary_emb\."
 )
 
@@ -88,13 +89,26 @@ def _kinds(weights: Weights) -> dict[str, tuple[tuple[int, ...], mx.Dtype]]:
     return {name: (tuple(array.shape), array.dtype) for name, array in weights.items()}
 
 
-def missing_tensors(dropped: Dropped) -> list[str]:
-    """Return the names of dropped tensors that the model's text depends on, sorted."""
+def missing_tensors(dropped: Dropped, n_layers: int | None = None) -> list[str]:
+    """Return the names of dropped tensors that the model's text depends on, sorted.
+
+    Args:
+        dropped: by a model class.
+        n_layers: of the model; layers after them predict further tokens, for drafting alone.
+    """
     return sorted(
         name
         for name, array in dropped.tensors.items()
-        if not is_needless(name) and not _is_copy(array, dropped.kept)
+        if not is_needless(name)
+        and not _is_beyond(name, n_layers)
+        and not _is_copy(array, dropped.kept)
     )
+
+
+def _is_beyond(name: str, n_layers: int | None) -> bool:
+    """Say whether a tensor is of a layer after the last one."""
+    layer = re.search(r"(^|\.)layers\.(\d+)\.", name)
+    return n_layers is not None and layer is not None and int(layer[2]) >= n_layers
 
 
 def is_needless(name: str) -> bool:

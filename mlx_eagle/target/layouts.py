@@ -1,4 +1,4 @@
-"""Tensors that transformers saves in a layout which mlx-lm's classes do not read.
+"""Tensors of files in a layout that mlx-lm's classes do not read, mostly transformers'.
 
 Each rule says which names it takes and what they become; a file that has none of them is left as it
 is. mlx-lm's own `sanitize` runs afterwards.
@@ -15,6 +15,8 @@ def relayout(model_type: str, weights: Weights) -> Weights:
     """Return weights in a layout that mlx-lm's class of this type reads."""
     if model_type == "gpt_oss" and any(_PACKED.search(name) for name in weights):
         return {key: value for name, a in weights.items() for key, value in _gpt_oss(name, a)}
+    if model_type == "qwen3_next":  # which drops the layer for drafting only beside raw experts
+        return {name: array for name, array in weights.items() if not name.startswith("mtp.")}
     return weights
 
 

@@ -107,11 +107,13 @@ def load_network(folder: Path, max_context: int | None = None) -> LoadedTarget:
     files = _safetensors(folder)
     names = {name for file in files for name in read_header(file)}
     config = lift(read_json(folder / "config.json"), names)
+    n_layers = language_config(config).get("num_hidden_layers")
+    n_layers = n_layers if type(n_layers) is int else None
     network, full, dropped = _build(folder, files, config)
-    missing = missing_tensors(dropped)
+    missing = missing_tensors(dropped, n_layers)
     if any(name.endswith(OUTPUT_LAYERS) for name in missing):
         network, full, dropped = _build(folder, files, untie(config))
-        missing = missing_tensors(dropped)
+        missing = missing_tensors(dropped, n_layers)
     if missing:
         raise CheckpointError(
             f"mlx-lm's model leaves out {len(missing)} tensors of {folder.name}, and would answer "

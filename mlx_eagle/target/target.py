@@ -62,6 +62,7 @@ class Target:
         self.speculates = speculate
         self.kv = WHOLE
         self.few_rows = FewRows()
+        self._row_layers: list[tuple[mx.array, Callable[[mx.array], mx.array]]] = []
         self._is_first = True  # of the targets on this model; kernels are this one's to release
         self._recorder = _Recorder()
         self.chains_only = self.make_cache().chains_only  # refuses models with unknown caches
@@ -169,6 +170,18 @@ class Target:
         """
         layer = _output_layer(self.model, self.vocab_size)
         return layer if layer is not None else self.embedding.as_linear
+
+    def output_rows(self, ids: mx.array) -> Callable[[mx.array], mx.array]:
+        """Return the output layer for the tokens `ids` [W] alone: [.., D] to [.., W].
+
+        Its rows are gathered once for each table, packed as they are where they are quantized.
+        """
+        known = next((layer for table, layer in self._row_layers if table is ids), None)
+        if known is None:
+            layer = _output_layer(self.model, self.vocab_size)
+            known = rows_of(self.embedding if layer is None else layer, ids)
+            self._row_layers.append((ids, known))
+        return known
 
     def check_shape(self, shape: TreeShape) -> None:
         """Refuse a shape that this target cannot verify.
@@ -306,6 +319,24 @@ def _own_cache(layer: Any, kv: KVOptions) -> OwnCache:
         f"a layer of this target keeps its state in {kind}, for which there is no way back from "
         "rejected tokens yet; load it without a head to decode plainly"
     )
+
+
+def rows_of(layer: nn.Module, ids: mx.array) -> Callable[[mx.array], mx.array]:
+    """Return a product with some rows of a linear layer or an embedding."""
+    parts = {name: layer[name][ids] for name in ("weight", "scales", "biases") if name in layer}
+    bias = layer.bias[ids] if "bias" in layer else 0
+
+    def product(x: mx.array) -> mx.array:
+        found: mx.array = x @ parts["weight"].T
+        return found + bias
+
+    def quantized_product(x: mx.array) -> mx.array:
+        kind = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
+        packed = (parts["weight"], parts["scales"], parts.get("biases"))
+        found: mx.array = mx.quantized_matmul(x, *packed, transpose=True, **kind)
+        return found + bias
+
+    return quantized_product if "scales" in parts else product
 
 
 # What models call the linear layer that gives logits, where the embedding does not.

@@ -65,9 +65,10 @@ def _refuse_untrainable(head: Head, recipe: Recipe, read: ReadTarget) -> None:
             "was before (of a training, its folder head-full), or convert it with --head-bits none"
         )
     config, sizes = head.config, read.sizes
-    if config.algorithm == "p-eagle":
+    if config.algorithm in ("p-eagle", "mtp"):
         raise EagleError(
-            "P-EAGLE heads are not trained here; EAGLE-3, EAGLE-1 and Medusa heads are"
+            f"{recipe.start} is a {ALGORITHMS[config.algorithm]}, which is not trained here; "
+            "EAGLE-3, EAGLE-1 and Medusa heads are"
         )
     named = recipe.head.algorithm
     if named not in (HeadOptions().algorithm, _algorithm(config.algorithm, named)):

@@ -60,7 +60,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Folders that conversions are written to, which write two empty files instead."""
     folders: list[Path] = []
 
-    def convert(source: Path, target: Path, out: Path, *, bits: int | None) -> None:
+    def convert(source: Path, target: Path, out: Path, **options: Any) -> None:
         write_conversion(out)
         folders.append(out)
 

@@ -29,6 +29,8 @@ class FakeHub(ThreadingHTTPServer):
         self.cut_after = 0  # bytes after which the next download of weights is cut, once
         self.delay = 0.0  # seconds before every MB
         self.n_sent = 0  # MB of files
+        self.n_bytes = 0  # of files, as far as they were asked for
+        self.sends_parts = True
 
     @property
     def url(self) -> str:
@@ -82,12 +84,16 @@ class Handler(BaseHTTPRequestHandler):
     def _file(self, data: bytes, with_body: bool) -> None:
         headers = {"ETag": f'"{_etag(data)}"', "X-Repo-Commit": SHA, "Accept-Ranges": "bytes"}
         status, start = 200, 0
-        wanted = self.headers.get("Range")
+        end = len(data)
+        wanted = self.headers.get("Range") if self.server.sends_parts else None
         if wanted:
-            start = int(wanted.removeprefix("bytes=").rstrip("-"))
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            start, end = int(first), int(last) + 1 if last else len(data)
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
             status = 206
-        self._send(status, data[start:], headers, with_body)
+        if with_body and self.command == "GET":
+            self.server.n_bytes += end - start
+        self._send(status, data[start:end], headers, with_body)
 
     def _send(
         self, status: int, body: bytes, headers: dict[str, str], with_body: bool = True
