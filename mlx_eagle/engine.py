@@ -14,7 +14,7 @@ from mlx_eagle.calibration.store import Records
 from mlx_eagle.drafters.base import Drafter
 from mlx_eagle.drafters.make import make_drafter
 from mlx_eagle.errors import EagleError
-from mlx_eagle.heads.load import Head
+from mlx_eagle.heads.load import AnyHead
 from mlx_eagle.hub.download import to_stderr
 from mlx_eagle.sampling.grammar import Vocabulary
 from mlx_eagle.session.limits import Limits, bytes_per_row
@@ -65,7 +65,7 @@ class Engine:
         self,
         target: Target,
         tokenizer: Any,
-        head: Head | None,
+        head: AnyHead | None,
         info: EngineInfo,
         planners: Planners | None = None,
         limits: Limits | None = None,

@@ -10,7 +10,7 @@ from mlx_eagle.calibration.planners import Planners, find_costs
 from mlx_eagle.calibration.store import Identity, Records, this_machine
 from mlx_eagle.drafters.make import make_drafter
 from mlx_eagle.files.folders import cache_folder
-from mlx_eagle.heads.load import Head
+from mlx_eagle.heads.load import AnyHead, Head
 from mlx_eagle.hub.head_choice import fingerprint
 from mlx_eagle.target.load import precision
 from mlx_eagle.target.target import Target
@@ -18,7 +18,7 @@ from mlx_eagle.target.target import Target
 
 def planners_of_pair(
     target: Target,
-    head: Head,
+    head: AnyHead,
     records: Records,
     remedy: str,
     *,
@@ -43,9 +43,9 @@ def planners_of_pair(
 
 def records_of_pair(
     target: Target,
-    head: Head,
+    head: AnyHead,
     target_folder: Path,
-    head_folder: Path,
+    head_folder: Path | None,
     *,
     adapter: str | None = None,
 ) -> Records:
@@ -55,13 +55,13 @@ def records_of_pair(
         target: the target, with the caches that it is used with.
         head: the head.
         target_folder: where the target is.
-        head_folder: where the converted head is.
+        head_folder: where the converted head is; None for lookup alone, which has no files.
         adapter: where the target's adapter is, if it has one.
     """
     facts = {
         "target": fingerprint(target_folder),
         "target precision": precision(target.model),
-        "head": fingerprint(head_folder),
+        "head": identify(head) if head_folder is None else fingerprint(head_folder),
         "head precision": precision(head),
         "activations": str(target.embedding(mx.array([0])).dtype),
         "KV cache": str(target.kv),

@@ -15,10 +15,12 @@ from typing import NamedTuple
 from mlx_eagle.errors import EagleError, HubError
 from mlx_eagle.files.folders import cache_folder
 from mlx_eagle.heads.config import FORMAT_VERSION, MODEL_TYPE
+from mlx_eagle.heads.ngram import NAME
 from mlx_eagle.hub.download import Notify, Progress, fetch, to_stderr
 from mlx_eagle.hub.known_heads import KnownHead, default_head, known_heads
 
 NO_HEAD = "none"
+NGRAM, AND_NGRAM = "ngram", "+ngram"  # lookup instead of a head; beside the one named before it
 
 
 class HeadChoice(NamedTuple):
@@ -29,12 +31,19 @@ class HeadChoice(NamedTuple):
         name: what the user, or the table of known heads, calls it.
         reason: why there is none.
         is_named: the user asked for this head, so that it has to work.
+        has_lookup: whether tokens are looked up in the text too, or, without a folder, only that.
     """
 
     folder: Path | None
     name: str = ""
     reason: str = ""
     is_named: bool = False
+    has_lookup: bool = False
+
+    @property
+    def drafts(self) -> bool:
+        """Whether there is anything to draft with."""
+        return self.folder is not None or self.has_lookup
 
 
 def choose_head(
@@ -51,7 +60,8 @@ def choose_head(
 
     Args:
         model: the target, as the user named it.
-        head: a folder or a hub name; "none" for no head; None for the known one.
+        head: a folder or a hub name; "none" for no head; None for the known one; "ngram" for n-gram
+            lookup, which "+ngram" after a head, or alone after the known one, joins to it.
         folder: where the target is.
         progress: as for `hub.fetch`.
         notify: is told in one line what is about to be downloaded or converted, and how large it
@@ -63,6 +73,11 @@ def choose_head(
     notify = notify or to_stderr
     if head == NO_HEAD:
         return HeadChoice(None, reason="no head was wanted")
+    if head == NGRAM:
+        return HeadChoice(None, NAME, is_named=True, has_lookup=True)
+    if head is not None and str(head).endswith(AND_NGRAM):
+        named = str(head).removesuffix(AND_NGRAM) or None
+        return _and_lookup(choose_head(model, named, folder, progress=progress, notify=notify))
     if head is not None:
         source = fetch(head, progress=progress, notify=notify)
         return HeadChoice(prepare_head(source, folder, notify=notify), str(head), is_named=True)
@@ -76,6 +91,12 @@ def choose_head(
     except EagleError as error:
         about = "" if isinstance(error, HubError) else f"{known.repo}: "
         return HeadChoice(None, reason=f"{about}{error}")
+
+
+def _and_lookup(choice: HeadChoice) -> HeadChoice:
+    """Return a head with lookup beside it; without the head it is lookup alone."""
+    name = f"{choice.name} + {NAME}" if choice.folder else NAME
+    return choice._replace(name=name, has_lookup=True)
 
 
 def prepare_head(

@@ -3,7 +3,9 @@
 A round checks the confidences of every level before it drafts the next one, or drafts a chain
 without checking; the costs of the machine say which. A head of which nothing is known drafts a few
 levels at first, and more with every level that is accepted. Where drafting does not pay, it pauses:
-the pause doubles until probing costs at most 0.5 % of decoding time.
+the pause doubles until probing costs at most 0.5 % of decoding time. Beside a head, or instead of
+one, continuations may be looked up in the text: they have an acceptance model of their own, and the
+head rests in its turn where it promises nothing beside them.
 """
 
 from collections.abc import Sequence
@@ -13,7 +15,7 @@ from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import LiveCosts
 from mlx_eagle.planner.policy import Forecast, Outcome, Plan, Review
 from mlx_eagle.planner.round_plan import RoundPlan
-from mlx_eagle.tree import PLAIN, TreeShape
+from mlx_eagle.tree import MAX_NODES, PLAIN, TreeShape
 
 CHILDREN = 4  # likeliest tokens that are considered at every level of a tree
 DEEPEST = 10  # levels that are ever drafted
@@ -44,6 +46,8 @@ class Planner:
     """Chooses every round's tree and learns from every round; one per pair and way of sampling.
 
     `n_children` likeliest tokens are considered at every level: 1 where only chains are verified.
+    `lookup` is the acceptance of what is looked up; None where nothing is. `max_depth` is 0 where
+    nothing else is done.
     """
 
     CHECK_COST = 0.027  # share of a round that a check may cost
@@ -55,13 +59,21 @@ class Planner:
     SURPRISE = 0.3  # acceptance below which a token is a surprise where the target chooses it
     SHORT = 0.9  # share of the expected tokens that may come before it counts
     RATE, USUAL_RATE = 0.08, 0.1  # weights of a round and of a level in what is usual
+    FIRST_LOOKUP = 4  # tokens that are looked up at first, and after a round in which none was right
 
     def __init__(
-        self, costs: LiveCosts, acceptance: Acceptance, max_depth: int, n_children: int = CHILDREN
+        self,
+        costs: LiveCosts,
+        acceptance: Acceptance,
+        max_depth: int,
+        n_children: int = CHILDREN,
+        lookup: Acceptance | None = None,
     ) -> None:
         self.costs, self.acceptance, self.n_children = costs, acceptance, n_children
         self.max_depth = min(max_depth, costs.rows[-1] - 1, DEEPEST)
+        self.lookup, self.n_lookup = lookup, self.FIRST_LOOKUP
         self.n_drafted = 0  # rounds
+        self.head_phase = Phase()  # of a head beside which tokens are looked up
         self._depth = self.max_depth if acceptance.is_known else self._first_depth()
         self.phase = Phase()
         self._usual = acceptance.first[0.6]  # acceptance of a likeliest token
@@ -76,6 +88,8 @@ class Planner:
             self.round = self._begin(context, 0)
             return Plan(PLAIN, planned=self.round)
         usual = self.costs.best_chain(TYPICAL, context, self._depth)[1] - 1
+        if self.lookup is not None:
+            return self._plan_with_lookup(context, usual)
         if self._may_check(usual, context):
             interval = self.costs.check_interval(usual)
             self.round = self._begin(context, self._depth, check_interval=interval)
@@ -105,7 +119,8 @@ class Planner:
             self._depth = min(self._depth + len(outcome.tokens), self.max_depth)
         plain = costs.plain(planned.context)
         # A probe drafts a level, and neither it nor the plain round after it is submitted ahead.
-        probe = costs.draft(1) + 2 * (costs.verify(1, planned.context) - plain)
+        drafting = costs.draft(1) if planned.n_drafted else 0.0
+        probe = drafting + 2 * (costs.verify(1, planned.context) - plain)
         self.phase = next_state(
             self.phase,
             pays=self._throughput() * plain >= 1 or self.n_drafted < self.PATIENCE,
@@ -114,15 +129,19 @@ class Planner:
         )
         if self.phase.plain_left:
             self._n_recent = self.BEFORE_PROBE
-        return Review(planned.forecast, planned.levels[0].tokens[0] == outcome.tokens[0])
+        if self.lookup is not None:
+            self._learn_sources(planned, outcome.tokens, is_surprise=is_surprise)
+        if not planned.levels:
+            return None  # nothing was found, and no head drafted
+        return Review(planned.forecast, planned.levels[-planned.n_drafted].tokens[0] == outcome.tokens[0])
 
     def is_hopeless(self, context: int) -> bool:
         """Say whether no tree could pay here, however good the head."""
-        return self.costs.best_chain(CERTAIN, context, self.max_depth)[0] < PROMISING
+        return self._best_certain(context)[0] < PROMISING
 
     def why_hopeless(self, context: int) -> str:
         """Say why no tree could pay."""
-        best, n_rows = self.costs.best_chain(CERTAIN, context, self.max_depth)
+        best, n_rows = self._best_certain(context)
         plain = self.costs.plain(context)
         verifying = self.costs.verify(n_rows, context) / plain
         drafting = self.costs.draft(n_rows - 1, is_checked=False) / plain
@@ -132,11 +151,45 @@ class Planner:
             "plain decoding (mlx-eagle calibrate measures again)"
         )
 
+    def _best_certain(self, context: int) -> tuple[float, int]:
+        """Return speed-up and rows of the best chain of tokens that are nearly certain."""
+        depth = self.max_depth or self.costs.rows[-1] - 1
+        return self.costs.best_chain(CERTAIN, context, depth)
+
     def why_plain(self, context: int) -> str:
         """Say what made this planner decode plainly of late."""
         tokens, _, seconds = self._recent
         plain = seconds / self.costs.plain(context)
         return f"drafting would give {tokens:.2f} tokens in the time of {plain:.2f} plain ones"
+
+    def _plan_with_lookup(self, context: int, usual: int) -> Plan:
+        """Plan a round in which tokens are looked up first, and a head may draft beside them."""
+        interval = max(1, usual)  # where reading levels back is expensive: all of them at once
+        if self._depth and self._may_check(usual, context):
+            interval = self.costs.check_interval(usual)
+        self.round = self._begin(context, self._depth, check_interval=interval)
+        self.round.lookup, self.round.one_chain = self.lookup, self.n_children == 1
+        self.round.is_probe = not self.head_phase.plain_left
+        n = min(self.n_lookup, self.costs.rows[-1] - 1)
+        found = TreeShape(n, self.n_children, n)
+        shape = TreeShape.chain(max(1, self._depth))
+        return Plan(shape, self.round, interval, self.n_children, self.round, found)
+
+    def _learn_sources(
+        self, planned: RoundPlan, tokens: Sequence[int], *, is_surprise: bool
+    ) -> None:
+        """Decide how much is looked up next, and whether the head rests."""
+        hits = planned.hits(tokens)
+        n_right = sum(right is not None for at, right in hits if planned.levels[at].is_lookup)
+        self.n_lookup = min(max(self.FIRST_LOOKUP, 2 * (n_right + 1)), MAX_NODES)
+        if planned.n_drafted:
+            longest = int(self.costs.draft(1) / self.costs.plain(planned.context) / self.PROBING)
+            pays = planned.is_wanted
+            self.head_phase = next_state(
+                self.head_phase, pays=pays, is_surprise=is_surprise, longest=longest
+            )
+        elif self.head_phase.plain_left:
+            self.head_phase = self.head_phase._replace(plain_left=self.head_phase.plain_left - 1)
 
     def _begin(self, context: int, depth: int, *, check_interval: int = 0) -> RoundPlan:
         """Return a new round, `depth` levels deep at most, unchecked if the interval is 0."""
@@ -182,17 +235,18 @@ class Planner:
             )
         else:
             costs.observe(forecast.n_rows, forecast.verify_seconds, seconds)
-            costs.observe("draft", forecast.draft_seconds, outcome.draft_seconds)
+            if planned.n_drafted:
+                costs.observe("draft", forecast.draft_seconds, outcome.draft_seconds)
 
     def _learn_acceptance(self, planned: RoundPlan, tokens: Sequence[int]) -> bool:
-        """Count the drafted tokens down to the first miss; say whether a hit was a surprise."""
-        for rates in planned.rates:
-            self._usual += self.USUAL_RATE * (rates[0] - self._usual)
+        """Count the drafted tokens below accepted ones; say whether a hit was a surprise."""
+        for level, rates in zip(planned.levels, planned.rates, strict=True):
+            if not level.is_lookup:
+                self._usual += self.USUAL_RATE * (rates[0] - self._usual)
         is_surprise = False
-        for level, rates, token in zip(planned.levels, planned.rates, tokens, strict=False):
-            at = list(level.tokens).index(token) if token in level.tokens else None
-            self.acceptance.observe(level.confidences, at)
-            if at != 0:
-                break
-            is_surprise = is_surprise or rates[0] < self.SURPRISE
+        for at, right in planned.hits(tokens):
+            level, rates = planned.levels[at], planned.rates[at]
+            model = self.lookup if level.is_lookup and self.lookup else self.acceptance
+            model.observe(level.confidences, right)
+            is_surprise = is_surprise or (right == 0 and rates[0] < self.SURPRISE)
         return is_surprise

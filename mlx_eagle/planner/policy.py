@@ -6,18 +6,31 @@ from typing import NamedTuple, Protocol
 from mlx_eagle.tree import PLAIN, TreeShape
 
 
-class Level(NamedTuple):
-    """The drafted children of one node: tokens and confidences, the likeliest first."""
-
-    tokens: Sequence[int]
-    confidences: Sequence[float]
-
-
 class Node(NamedTuple):
-    """A drafted node: the `child`-th of its level; its parent is child 0 of the level before."""
+    """A drafted node: the `child`-th of its level."""
 
     level: int
     child: int
+
+
+ROOT = Node(-1, 0)
+
+
+class Level(NamedTuple):
+    """The drafted children of one node: tokens and confidences, the likeliest first.
+
+    `parent` is that node; None: child 0 of the level before, or the root if there is none.
+    `is_lookup` says that they were looked up in the text, not drafted by a head.
+    """
+
+    tokens: Sequence[int]
+    confidences: Sequence[float]
+    parent: Node | None = None
+    is_lookup: bool = False
+
+    def below(self, index: int) -> Node:
+        """Return the parent of this level, which is the `index`-th of its round."""
+        return Node(index - 1, 0) if self.parent is None else self.parent
 
 
 class Forecast(NamedTuple):
@@ -50,6 +63,9 @@ class Outcome(NamedTuple):
 class ConfidenceCheck(Protocol):
     """Decides, level by level, on what has been drafted."""
 
+    def take_lookup(self, levels: Sequence[Level]) -> bool:
+        """Take in what was looked up, before anything is drafted; say whether to draft as well."""
+
     def deeper(self, level: Level) -> bool:
         """Take in the newest drafted level; say whether another one should be drafted."""
 
@@ -65,6 +81,8 @@ class Plan(NamedTuple):
     check_interval: int = 1  # levels that the check is shown at a time
     n_children: int = 1  # likeliest tokens of every level that it is shown
     planned: object = None  # what the policy keeps of the round, to be handed back in its outcome
+    lookup: TreeShape = PLAIN  # how much is looked up, where the check is shown that
+    skips_lookup: bool = False  # whether a tree of this shape is the head's alone
 
 
 class Policy(Protocol):
