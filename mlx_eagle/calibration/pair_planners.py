@@ -10,7 +10,8 @@ from mlx_eagle.calibration.planners import Planners, find_costs
 from mlx_eagle.calibration.store import Identity, Records, this_machine
 from mlx_eagle.drafters.make import make_drafter
 from mlx_eagle.files.folders import cache_folder
-from mlx_eagle.heads.load import AnyHead, Head
+from mlx_eagle.heads.load import AnyHead
+from mlx_eagle.heads.ngram import NgramHead, sources_of
 from mlx_eagle.hub.head_choice import fingerprint
 from mlx_eagle.target.load import precision
 from mlx_eagle.target.target import Target
@@ -37,8 +38,9 @@ def planners_of_pair(
     """
     drafter = make_drafter(head, target)
     costs = find_costs(target, drafter, records, report, may_measure=may_measure)
-    watch = HeadWatch(remedy)
-    return Planners(costs, head.max_depth, records, watch, chains_only=target.chains_only)
+    watch = None if isinstance(head, NgramHead) else HeadWatch(remedy)
+    about = {"chains_only": target.chains_only, "sources": sources_of(head)}
+    return Planners(costs, head.max_depth, records, watch, **about)
 
 
 def records_of_pair(
@@ -61,11 +63,13 @@ def records_of_pair(
     facts = {
         "target": fingerprint(target_folder),
         "target precision": precision(target.model),
-        "head": identify(head) if head_folder is None else fingerprint(head_folder),
-        "head precision": precision(head),
-        "activations": str(target.embedding(mx.array([0])).dtype),
         "KV cache": str(target.kv),
     }
+    if head_folder is None:  # lookup: nothing of it is stored, and it reads no activations
+        facts |= {"head": head.config.algorithm}
+    else:
+        facts |= {"head": fingerprint(head_folder), "head precision": precision(head)}
+        facts |= {"activations": str(target.embedding(mx.array([0])).dtype)}
     if adapter is not None:
         facts["adapter"] = fingerprint(Path(adapter))
     records = Records(cache_folder(), Identity(this_machine(), facts))

@@ -14,10 +14,12 @@ from mlx_eagle.errors import EagleError
 from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import Costs, LiveCosts
 from mlx_eagle.planner.planner import CHILDREN, Planner
+from mlx_eagle.planner.policy import Sources
 from mlx_eagle.speculation import ON, Speculation
 from mlx_eagle.target.target import Target
 
 GREEDY, SAMPLED = "greedy", "sampled"
+LOOKUP = ", looked up"  # after either: of tokens that were looked up
 
 
 class Calibration(NamedTuple):
@@ -82,6 +84,7 @@ class Planners:
         records: where acceptance is kept between runs; None: nowhere.
         watch: notices a head that is of no use; None: nobody does.
         chains_only: whether the target verifies chains only.
+        sources: where drafted tokens come from.
     """
 
     WORTH_KEEPING = 32  # rounds
@@ -94,8 +97,9 @@ class Planners:
         watch: HeadWatch | None = None,
         *,
         chains_only: bool = False,
+        sources: Sources = Sources(),  # noqa: B008 (it cannot be changed)
     ) -> None:
-        self.calibration = calibration
+        self.calibration, self.sources = calibration, sources
         self.max_depth, self.records, self.watch = max_depth, records, watch
         self.chains_only = chains_only
         self._n_children = 1 if chains_only else CHILDREN
@@ -106,11 +110,20 @@ class Planners:
         """Return the planner for a temperature; 0 is greedy."""
         kind = SAMPLED if temperature else GREEDY
         if kind not in self._planners:
-            known = self.records.acceptance(kind) if self.records else Acceptance()
-            measured = self.calibration
-            costs = LiveCosts(measured.costs, is_measured=measured.is_measured)
-            self._planners[kind] = Planner(costs, known, self.max_depth, self._n_children)
+            measured, depth, lookup = self.calibration, self.max_depth, None
+            costs = measured.costs
+            if self.sources.lookup:
+                lookup = self._acceptance(kind + LOOKUP)
+            if not self.sources.head:
+                costs, depth = costs.without_drafting(), 0
+            live = LiveCosts(costs, is_measured=measured.is_measured)
+            known = self._acceptance(kind)
+            self._planners[kind] = Planner(live, known, depth, self._n_children, lookup)
         return self._planners[kind]
+
+    def _acceptance(self, kind: str) -> Acceptance:
+        """Return what is on record of a kind, if only a prior."""
+        return self.records.acceptance(kind) if self.records else Acceptance()
 
     def outlook(self, context: int) -> Speculation:
         """Say whether any tree could pay with `context` cached tokens, were the head perfect."""
@@ -126,6 +139,8 @@ class Planners:
             return
         self._kept_at = n_rounds
         learnt = {kind: planner.acceptance for kind, planner in self._planners.items()}
+        own = {kind + LOOKUP: planner.lookup for kind, planner in self._planners.items()}
+        learnt |= {kind: acceptance for kind, acceptance in own.items() if acceptance}
         try:
             self.records.save_acceptance(learnt)
         except EagleError:

@@ -78,7 +78,9 @@ def levels_to_tree(root: mx.array, levels: Sequence[Level], nodes: Sequence[Node
 
 def all_nodes(levels: Sequence[Level]) -> list[Node]:
     """Return all nodes of some levels, parents first."""
-    return [Node(at, child) for at, level in enumerate(levels) for child in range(len(level.tokens))]
+    return [
+        Node(at, child) for at, level in enumerate(levels) for child in range(len(level.tokens))
+    ]
 
 
 class _Tree:

@@ -65,3 +65,81 @@ class JoinedDrafter:
     def draft_alone(self, root: mx.array, shape: TreeShape) -> DraftTree:
         """Propose the head's tree below `root` [1]."""
         return self.head.draft(root, shape)
+
+    def draft(self, root: mx.array, shape: TreeShape) -> DraftTree:
+        """Propose the likeliest `shape.nodes` nodes of both below `root` [1]; of chains, one."""
+        if shape == PLAIN:
+            return DraftTree.chain(root)
+        levels = self.ngram.lookup(shape.depth, shape.width, shape.nodes)
+        drafted = self.head.draft(root, shape)
+        if not levels:
+            return drafted
+        found = levels_to_tree(root, levels, all_nodes(levels))
+        if shape.width == 1:
+            return max(drafted, found, key=_expected_tokens)
+        return _merged(root, [drafted, found], shape.nodes)
+
+    def greedy_path(self, k: int, depth: int) -> Generator[LazyLevel]:
+        """Yield the head's levels: what is looked up is asked for apart."""
+        return self.head.greedy_path(k, depth)
+
+    def trim(self, rows: int) -> None:
+        """Forget everything after the first `rows` observed tokens."""
+        self.head.trim(rows)
+        self.ngram.trim(rows)
+
+    def fork(self) -> Self:
+        """Return a copy that shares the head's rows so far."""
+        assert isinstance(self.head, Restorable), "every head's drafter can be copied"
+        twin = copy.copy(self)
+        twin.head, twin.ngram = cast(Drafter, self.head.fork()), self.ngram.fork()
+        return twin
+
+    def arrays(self) -> dict[str, mx.array]:
+        """Return what the head's drafter holds, and the text."""
+        assert isinstance(self.head, Restorable), "every head's drafter can be written to a file"
+        head = {HEAD + name: array for name, array in self.head.arrays().items()}
+        return head | {NGRAM + name: array for name, array in self.ngram.arrays().items()}
+
+    def restore(self, arrays: dict[str, mx.array], rows: int) -> None:
+        """Hold what `arrays` returned of a drafter with `rows` observed tokens.
+
+        Raises:
+            ValueError: if a part does not hold so many.
+        """
+        assert isinstance(self.head, Restorable), "every head's drafter can be restored"
+        own = {name: array for name, array in arrays.items() if not name.startswith(NGRAM)}
+        self.head.restore({name.removeprefix(HEAD): array for name, array in own.items()}, rows)
+        text = {name.removeprefix(NGRAM): arrays[name] for name in arrays.keys() - own.keys()}
+        self.ngram.restore(text, rows)
+
+
+def _expected_tokens(tree: DraftTree) -> float:
+    """Return how many nodes would be accepted, the root included, were confidences acceptances."""
+    return float(mx.exp(tree.log_probs).sum())
+
+
+def _merged(root: mx.array, trees: Sequence[DraftTree], n: int) -> DraftTree:
+    """Return the `n` likeliest nodes of some trees below `root` [1] that share their root."""
+    places: dict[tuple[int, int], int] = {}  # by the parent's place and the token
+    tokens, parents, scores = [0], [0], [0.0]
+    for tree in trees:
+        own = [0]  # by node, its place among those of all trees
+        parts = zip(tree.tokens.tolist(), tree.structure(), tree.log_probs.tolist(), strict=True)  # type: ignore[arg-type]
+        for token, parent, score in list(parts)[1:]:
+            place = places.setdefault((own[parent], token), len(tokens))
+            own.append(place)
+            if place == len(tokens):
+                tokens.append(token)
+                parents.append(own[parent])
+                scores.append(score)
+            scores[place] = max(scores[place], score)
+    likeliest = sorted(range(1, len(tokens)), key=lambda place: (-scores[place], place))[:n]
+    kept = [0, *sorted(likeliest)]
+    node_of = {place: node for node, place in enumerate(kept)}
+    chosen = mx.array([tokens[place] for place in kept[1:]], dtype=mx.int32)
+    return DraftTree.static(
+        mx.concatenate([root, chosen]),
+        [node_of[parents[place]] for place in kept],
+        [scores[place] for place in kept],
+    )

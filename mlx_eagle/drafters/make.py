@@ -22,7 +22,7 @@ DRAFTERS: dict[str, Callable[[Any, Target, int | None], Drafter]] = {
     "eagle3": EagleDrafter,
     "p-eagle": PEagleDrafter,
     "medusa": MedusaDrafter,
-    "ngram": lambda head, target, window: NgramDrafter(target.vocab_size, head.max_depth),
+    "ngram": lambda head, target, window: NgramDrafter(target.n_logits, head.max_depth),
     "joined": lambda head, *about: JoinedDrafter(make_drafter(head.head, *about)),
 }
 

@@ -96,7 +96,7 @@ class NgramDrafter:
         return DraftTree.chain(root)
 
     def greedy_path(self, k: int, depth: int) -> Generator[LazyLevel]:
-        """Yield the k likeliest tokens of every level below the likeliest ones, if there are any."""
+        """Yield the k likeliest tokens of every level, below the likeliest ones, if any."""
         matches = self.index.matches()
         for level in range(depth if matches else 0):
             children = self._children(matches, level)[:k]
@@ -111,7 +111,9 @@ class NgramDrafter:
         for match in matches:  # the longest first, and so in every list
             leading.setdefault(self.index.following(match, depth), []).append(match)
         longest = matches[0].length
-        weights = [sum(SHORTER ** (longest - m.length) for m in those) for those in leading.values()]
+        weights = [
+            sum(SHORTER ** (longest - m.length) for m in those) for those in leading.values()
+        ]
         total, children = sum(weights), list[_Child]()
         for (token, those), weight in zip(leading.items(), weights, strict=True):
             agreeing = those[0].length + depth

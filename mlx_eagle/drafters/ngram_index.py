@@ -53,7 +53,7 @@ class NgramIndex:
         return sum(len(a) * a.itemsize for a in (self._tokens, self._before, self._newest))
 
     @property
-    def tokens(self) -> array[int]:
+    def tokens(self) -> Sequence[int]:
         """The text."""
         return self._tokens
 
@@ -85,7 +85,7 @@ class NgramIndex:
         return twin
 
     def matches(self) -> list[Match]:
-        """Return where the text's last tokens stood before, the longest first, the newest of equals.
+        """Return where the text's last tokens stood before: the longest first, then the newest.
 
         What was found last time and goes on agreeing is found again, however often its last tokens
         have occurred since: a long copy is not lost among newer places that begin alike.
@@ -149,10 +149,3 @@ class NgramIndex:
         self._newest, self._before = array("i", [NOWHERE]) * n_buckets, array("i")
         for position in range(len(self._tokens)):
             self._add(position)
-
-
-def from_tokens(tokens: Sequence[int]) -> NgramIndex:
-    """Return the index of a text."""
-    index = NgramIndex()
-    index.extend(tokens)
-    return index

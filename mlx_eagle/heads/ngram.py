@@ -9,9 +9,8 @@ import mlx.nn as nn
 
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.heads.medusa import MedusaHead
+from mlx_eagle.planner.policy import Sources
 from mlx_eagle.tree_shape import MAX_NODES
-
-NAME = "n-gram lookup"  # in banners and statistics
 
 
 @dataclass(frozen=True)
@@ -31,9 +30,13 @@ class NgramHead(nn.Module):
         super().__init__()
         self.config = NgramConfig("ngram")
 
+    def __bool__(self) -> bool:
+        """Say that it is there: a module is a dictionary, and one without weights an empty one."""
+        return True
+
     @property
     def max_depth(self) -> int:
-        """A copy may be as long as a tree is deep."""
+        """A copy may be as long as a tree can be deep."""
         return MAX_NODES
 
 
@@ -54,3 +57,8 @@ class JoinedHead(nn.Module):
     def default_window(self) -> int:
         """Tokens that the head attends to where nobody says; 0 for all."""
         return self.head.default_window
+
+
+def sources_of(head: nn.Module) -> Sources:
+    """Return where what is drafted with a head, or in its place, comes from."""
+    return Sources(not isinstance(head, NgramHead), isinstance(head, NgramHead | JoinedHead))

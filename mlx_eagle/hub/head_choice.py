@@ -15,12 +15,12 @@ from typing import NamedTuple
 from mlx_eagle.errors import EagleError, HubError
 from mlx_eagle.files.folders import cache_folder
 from mlx_eagle.heads.config import FORMAT_VERSION, MODEL_TYPE
-from mlx_eagle.heads.ngram import NAME
 from mlx_eagle.hub.download import Notify, Progress, fetch, to_stderr
 from mlx_eagle.hub.known_heads import KnownHead, default_head, known_heads
 
 NO_HEAD = "none"
 NGRAM, AND_NGRAM = "ngram", "+ngram"  # lookup instead of a head; beside the one named before it
+LOOKUP = "n-gram lookup"  # in banners
 
 
 class HeadChoice(NamedTuple):
@@ -74,10 +74,10 @@ def choose_head(
     if head == NO_HEAD:
         return HeadChoice(None, reason="no head was wanted")
     if head == NGRAM:
-        return HeadChoice(None, NAME, is_named=True, has_lookup=True)
+        return HeadChoice(None, LOOKUP, is_named=True, has_lookup=True)
     if head is not None and str(head).endswith(AND_NGRAM):
         named = str(head).removesuffix(AND_NGRAM) or None
-        return _and_lookup(choose_head(model, named, folder, progress=progress, notify=notify))
+        return and_lookup(choose_head(model, named, folder, progress=progress, notify=notify))
     if head is not None:
         source = fetch(head, progress=progress, notify=notify)
         return HeadChoice(prepare_head(source, folder, notify=notify), str(head), is_named=True)
@@ -93,9 +93,9 @@ def choose_head(
         return HeadChoice(None, reason=f"{about}{error}")
 
 
-def _and_lookup(choice: HeadChoice) -> HeadChoice:
+def and_lookup(choice: HeadChoice) -> HeadChoice:
     """Return a head with lookup beside it; without the head it is lookup alone."""
-    name = f"{choice.name} + {NAME}" if choice.folder else NAME
+    name = f"{choice.name} + {LOOKUP}" if choice.folder else LOOKUP
     return choice._replace(name=name, has_lookup=True)
 
 

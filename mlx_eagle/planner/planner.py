@@ -59,7 +59,9 @@ class Planner:
     SURPRISE = 0.3  # acceptance below which a token is a surprise where the target chooses it
     SHORT = 0.9  # share of the expected tokens that may come before it counts
     RATE, USUAL_RATE = 0.08, 0.1  # weights of a round and of a level in what is usual
-    FIRST_LOOKUP = 4  # tokens that are looked up at first, and after a round in which none was right
+    FIRST_LOOKUP = (
+        4  # tokens that are looked up at first, and after a round in which none was right
+    )
 
     def __init__(
         self,
@@ -133,7 +135,9 @@ class Planner:
             self._learn_sources(planned, outcome.tokens, is_surprise=is_surprise)
         if not planned.levels:
             return None  # nothing was found, and no head drafted
-        return Review(planned.forecast, planned.levels[-planned.n_drafted].tokens[0] == outcome.tokens[0])
+        return Review(
+            planned.forecast, planned.levels[-planned.n_drafted].tokens[0] == outcome.tokens[0]
+        )
 
     def is_hopeless(self, context: int) -> bool:
         """Say whether no tree could pay here, however good the head."""

@@ -6,6 +6,13 @@ from typing import NamedTuple, Protocol
 from mlx_eagle.tree import PLAIN, TreeShape
 
 
+class Sources(NamedTuple):
+    """Where drafted tokens come from: a head, the text itself (n-gram lookup), or both."""
+
+    head: bool = True
+    lookup: bool = False
+
+
 class Node(NamedTuple):
     """A drafted node: the `child`-th of its level."""
 

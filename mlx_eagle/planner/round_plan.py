@@ -5,8 +5,8 @@ second; with price at its long-run value this maximises the long-run rate (Dinke
 Expected tokens are sums of path acceptances, so the best N nodes are the N likeliest ones
 (OPT-Tree, TACL 2025). Drafting follows the likeliest token, keeps its likeliest siblings as leaves,
 and stops where no number of further levels of usual acceptance would pay. What was looked up comes
-first and for nothing; a head drafts beside it where that pays on top. Nodes of both that are the same
-text are one node.
+first and for nothing; a head drafts beside it where that pays on top. Nodes of both that are the
+same text are one node.
 """
 
 from bisect import insort
@@ -94,7 +94,9 @@ class RoundPlan:
             depth = depths.get(level.below(at))
             if depth is None or depth == len(tokens):
                 continue
-            right = next((i for i, token in enumerate(level.tokens) if token == tokens[depth]), None)
+            right = next(
+                (i for i, token in enumerate(level.tokens) if token == tokens[depth]), None
+            )
             found.append((at, right))
             if right is not None:
                 depths[Node(at, right)] = depth + 1
