@@ -59,11 +59,15 @@ class NgramIndex:
 
     def extend(self, tokens: Iterable[int]) -> None:
         """Add the newest tokens."""
-        for token in tokens:
-            self._tokens.append(token)
-            self._add(len(self._tokens) - 1)
-        if len(self._tokens) > len(self._newest):
-            self._rebuild(4 * len(self._newest))
+        start = len(self._tokens)
+        self._tokens.extend(tokens)
+        if len(self._tokens) > (n_buckets := len(self._newest)):
+            while len(self._tokens) > n_buckets:
+                n_buckets *= 4
+            self._newest, self._before = array("i", [NOWHERE]) * n_buckets, array("i")
+            start = 0
+        for position in range(start, len(self._tokens)):
+            self._add(position)
 
     def trim(self, length: int) -> None:
         """Forget all tokens after the first `length`."""
@@ -143,9 +147,3 @@ class NgramIndex:
         bucket = self._bucket(position)
         self._before.append(self._newest[bucket])
         self._newest[bucket] = position
-
-    def _rebuild(self, n_buckets: int) -> None:
-        """Index the text anew with more buckets."""
-        self._newest, self._before = array("i", [NOWHERE]) * n_buckets, array("i")
-        for position in range(len(self._tokens)):
-            self._add(position)
