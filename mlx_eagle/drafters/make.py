@@ -22,8 +22,6 @@ DRAFTERS: dict[str, Callable[[Any, Target, int | None], Drafter]] = {
     "eagle3": EagleDrafter,
     "p-eagle": PEagleDrafter,
     "medusa": MedusaDrafter,
-    "ngram": lambda head, target, window: NgramDrafter(target.n_logits, head.max_depth),
-    "joined": lambda head, *about: JoinedDrafter(make_drafter(head.head, *about)),
 }
 
 
@@ -60,4 +58,8 @@ def make_drafter(head: AnyHead, target: Target, window: int | None = None) -> Dr
         target: for which it drafts.
         window: tokens that the head attends to; None or 0 for all.
     """
+    if isinstance(head, NgramHead):
+        return NgramDrafter(target.n_logits, head.max_depth)
+    if isinstance(head, JoinedHead):
+        return JoinedDrafter(make_drafter(head.head, target, window))
     return DRAFTERS[head.config.algorithm](head, target, window)

@@ -1,4 +1,4 @@
-"""The index of a text: the same matches as comparing everything, whatever was added and forgotten."""
+"""The index of a text: the matches that comparing everything finds, whatever was forgotten."""
 
 import random
 import sys
