@@ -39,8 +39,8 @@ def planners_of_pair(
     drafter = make_drafter(head, target)
     costs = find_costs(target, drafter, records, report, may_measure=may_measure)
     watch = None if isinstance(head, NgramHead) else HeadWatch(remedy)
-    about = {"chains_only": target.chains_only, "sources": sources_of(head)}
-    return Planners(costs, head.max_depth, records, watch, **about)
+    chains_only, sources = target.chains_only, sources_of(head)
+    return Planners(costs, head.max_depth, records, watch, chains_only=chains_only, sources=sources)
 
 
 def records_of_pair(

@@ -16,7 +16,7 @@ import numpy as np
 
 from mlx_eagle.drafters.base import Drafter, Lookup
 from mlx_eagle.planner.planner import CHILDREN
-from mlx_eagle.planner.policy import ROOT, ConfidenceCheck, Level, Node, Plan
+from mlx_eagle.planner.policy import ROOT, Level, LevelCheck, Node, Plan
 from mlx_eagle.tree import PLAIN, DraftTree
 
 
@@ -26,8 +26,9 @@ def draft_as_planned(drafter: Drafter | None, root: mx.array, plan: Plan) -> Dra
         return DraftTree.chain(root)
     check, shape = plan.check, plan.shape
     if check is None:
-        is_alone = plan.skips_lookup and isinstance(drafter, Lookup)
-        return drafter.draft_alone(root, shape) if is_alone else drafter.draft(root, shape)
+        if plan.skips_lookup and isinstance(drafter, Lookup):
+            return drafter.draft_alone(root, shape)
+        return drafter.draft(root, shape)
     levels, goes_on = list[Level](), True
     if isinstance(drafter, Lookup):
         wanted = plan.lookup
@@ -43,7 +44,7 @@ def draft_as_planned(drafter: Drafter | None, root: mx.array, plan: Plan) -> Dra
 
 def draft_with_checks(
     drafter: Drafter,
-    check: ConfidenceCheck,
+    check: LevelCheck,
     depth: int,
     check_interval: int = 1,
     n_children: int = CHILDREN,

@@ -125,7 +125,9 @@ def _merged(root: mx.array, trees: Sequence[DraftTree], n: int) -> DraftTree:
     tokens, parents, scores = [0], [0], [0.0]
     for tree in trees:
         own = [0]  # by node, its place among those of all trees
-        parts = zip(tree.tokens.tolist(), tree.structure(), tree.log_probs.tolist(), strict=True)  # type: ignore[arg-type]
+        own_tokens = cast(list[int], tree.tokens.tolist())
+        own_scores = cast(list[float], tree.log_probs.tolist())
+        parts = zip(own_tokens, tree.structure(), own_scores, strict=True)
         for token, parent, score in list(parts)[1:]:
             place = places.setdefault((own[parent], token), len(tokens))
             own.append(place)

@@ -67,14 +67,18 @@ class Outcome(NamedTuple):
     planned: object = None  # that of the plan; None: the newest plan's
 
 
-class ConfidenceCheck(Protocol):
-    """Decides, level by level, on what has been drafted."""
-
-    def take_lookup(self, levels: Sequence[Level]) -> bool:
-        """Take in what was looked up, before anything is drafted; say whether to draft as well."""
+class LevelCheck(Protocol):
+    """Decides, level by level, how deep to draft."""
 
     def deeper(self, level: Level) -> bool:
         """Take in the newest drafted level; say whether another one should be drafted."""
+
+
+class ConfidenceCheck(LevelCheck, Protocol):
+    """Decides on what has been looked up and drafted."""
+
+    def take_lookup(self, levels: Sequence[Level]) -> bool:
+        """Take in what was looked up, before anything is drafted; say whether to draft as well."""
 
     def choose(self) -> list[Node]:
         """Return the nodes to verify, parents first; empty for the root alone."""
