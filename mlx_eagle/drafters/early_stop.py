@@ -74,7 +74,7 @@ def levels_to_tree(root: mx.array, levels: Sequence[Level], nodes: Sequence[Node
     for node in nodes:
         tree.add(node)
     tokens = mx.concatenate([root, mx.array(tree.tokens, dtype=mx.int32)])
-    return DraftTree.static(tokens, tree.parents, tree.scores)
+    return DraftTree.static(tokens, tree.parents, tree.scores, tree.sources)
 
 
 def all_nodes(levels: Sequence[Level]) -> list[Node]:
@@ -85,10 +85,11 @@ def all_nodes(levels: Sequence[Level]) -> list[Node]:
 
 
 class _Tree:
-    """A tree that becomes of nodes: tokens without the root's, parents, path scores."""
+    """A tree that becomes of nodes: tokens and sources without the root's, parents, path scores."""
 
     def __init__(self, levels: Sequence[Level]) -> None:
         self.tokens, self.parents, self.scores = list[int](), [0], [0.0]
+        self.sources: list[str] = []
         self._levels, self._places = levels, {ROOT: 0}
         self._children: dict[tuple[int, int], int] = {}  # by the parent's place and the token
 
@@ -98,6 +99,7 @@ class _Tree:
         token, parent = level.tokens[node.child], self._place(level.below(node.level))
         self._places[node] = self._children[parent, token] = len(self.parents)
         self.tokens.append(token)
+        self.sources.append(level.source)
         self.parents.append(parent)
         self.scores.append(self.scores[parent] + _log(level.confidences[node.child]))
 

@@ -15,10 +15,10 @@ from mlx_eagle.drafters.base import Drafter, Restorable
 from mlx_eagle.drafters.base import Level as LazyLevel
 from mlx_eagle.drafters.early_stop import all_nodes, levels_to_tree
 from mlx_eagle.drafters.ngram import NgramDrafter
-from mlx_eagle.planner.policy import Level
+from mlx_eagle.planner.policy import HEAD, Level
 from mlx_eagle.tree import PLAIN, DraftTree, TreeShape
 
-HEAD, NGRAM = "head.", "ngram."  # whose arrays they are, in a file
+OF_HEAD, OF_NGRAM = "head.", "ngram."  # whose arrays they are, in a file
 
 
 class JoinedDrafter:
@@ -98,8 +98,8 @@ class JoinedDrafter:
     def arrays(self) -> dict[str, mx.array]:
         """Return what the head's drafter holds, and the text."""
         assert isinstance(self.head, Restorable), "every head's drafter can be written to a file"
-        head = {HEAD + name: array for name, array in self.head.arrays().items()}
-        return head | {NGRAM + name: array for name, array in self.ngram.arrays().items()}
+        head = {OF_HEAD + name: array for name, array in self.head.arrays().items()}
+        return head | {OF_NGRAM + name: array for name, array in self.ngram.arrays().items()}
 
     def restore(self, arrays: dict[str, mx.array], rows: int) -> None:
         """Hold what `arrays` returned of a drafter with `rows` observed tokens.
@@ -108,9 +108,9 @@ class JoinedDrafter:
             ValueError: if a part does not hold so many.
         """
         assert isinstance(self.head, Restorable), "every head's drafter can be restored"
-        own = {name: array for name, array in arrays.items() if not name.startswith(NGRAM)}
-        self.head.restore({name.removeprefix(HEAD): array for name, array in own.items()}, rows)
-        text = {name.removeprefix(NGRAM): arrays[name] for name in arrays.keys() - own.keys()}
+        own = {name: array for name, array in arrays.items() if not name.startswith(OF_NGRAM)}
+        self.head.restore({name.removeprefix(OF_HEAD): array for name, array in own.items()}, rows)
+        text = {name.removeprefix(OF_NGRAM): arrays[name] for name in arrays.keys() - own.keys()}
         self.ngram.restore(text, rows)
 
 
@@ -122,19 +122,21 @@ def _expected_tokens(tree: DraftTree) -> float:
 def _merged(root: mx.array, trees: Sequence[DraftTree], n: int) -> DraftTree:
     """Return the `n` likeliest nodes of some trees below `root` [1] that share their root."""
     places: dict[tuple[int, int], int] = {}  # by the parent's place and the token
-    tokens, parents, scores = [0], [0], [0.0]
+    tokens, parents, scores, sources = [0], [0], [0.0], list[str]()
     for tree in trees:
+        proposed_by = tree.sources or (HEAD,) * tree.num_draft_tokens
         own = [0]  # by node, its place among those of all trees
         own_tokens = cast(list[int], tree.tokens.tolist())
         own_scores = cast(list[float], tree.log_probs.tolist())
         parts = zip(own_tokens, tree.structure(), own_scores, strict=True)
-        for token, parent, score in list(parts)[1:]:
+        for (token, parent, score), source in zip(list(parts)[1:], proposed_by, strict=True):
             place = places.setdefault((own[parent], token), len(tokens))
             own.append(place)
             if place == len(tokens):
                 tokens.append(token)
                 parents.append(own[parent])
                 scores.append(score)
+                sources.append(source)
             scores[place] = max(scores[place], score)
     likeliest = sorted(range(1, len(tokens)), key=lambda place: (-scores[place], place))[:n]
     kept = [0, *sorted(likeliest)]
@@ -144,4 +146,5 @@ def _merged(root: mx.array, trees: Sequence[DraftTree], n: int) -> DraftTree:
         mx.concatenate([root, chosen]),
         [node_of[parents[place]] for place in kept],
         [scores[place] for place in kept],
+        [sources[place - 1] for place in kept[1:]],
     )

@@ -5,6 +5,8 @@ from typing import NamedTuple, Protocol
 
 from mlx_eagle.tree import PLAIN, TreeShape
 
+HEAD, NGRAM = "head", "n-gram"  # in statistics
+
 
 class Sources(NamedTuple):
     """Where drafted tokens come from: a head, the text itself (n-gram lookup), or both."""
@@ -34,6 +36,11 @@ class Level(NamedTuple):
     confidences: Sequence[float]
     parent: Node | None = None
     is_lookup: bool = False
+
+    @property
+    def source(self) -> str:
+        """What proposed it, for statistics."""
+        return NGRAM if self.is_lookup else HEAD
 
     def below(self, index: int) -> Node:
         """Return the parent of this level, which is the `index`-th of its round."""

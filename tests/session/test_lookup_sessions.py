@@ -50,6 +50,11 @@ def test_the_text_is_that_of_plain_decoding_and_what_repeats_is_accepted(
         found = engine.generate(**options, tree=tree)
         assert found.tokens == want, tree
         assert found.stats.accepted > 6, tree
+        by_source = found.stats.by_source
+        assert set(by_source) <= {"n-gram", *kind.split("+")} - {"ngram"}
+        assert sum(n for n, _ in by_source.values()) == found.stats.drafted
+        assert sum(n for _, n in by_source.values()) == found.stats.accepted
+        assert by_source["n-gram"][1] > 0, tree
     waits = engine_of(turning, kind, DEAR_WAITS).generate(**options)
     assert waits.tokens == want
 
