@@ -26,14 +26,14 @@ def draft_as_planned(drafter: Drafter | None, root: mx.array, plan: Plan) -> Dra
         return DraftTree.chain(root)
     check, shape = plan.check, plan.shape
     if check is None:
-        if plan.skips_lookup and isinstance(drafter, Lookup):
-            return drafter.draft_alone(root, shape)
         return drafter.draft(root, shape)
     levels, goes_on = list[Level](), True
     if isinstance(drafter, Lookup):
         wanted = plan.lookup
         levels = drafter.lookup(wanted.depth, wanted.width, wanted.nodes)
         goes_on = check.take_lookup(levels)
+        if not check.is_checked:
+            return drafter.draft_alone(root, shape)
     if goes_on:
         drafted = draft_with_checks(
             drafter, check, shape.depth, plan.check_interval, plan.n_children

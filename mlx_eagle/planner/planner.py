@@ -42,6 +42,11 @@ def next_state(phase: Phase, *, pays: bool, is_surprise: bool, longest: int) -> 
     return Phase() if pays else Phase(pause, max(shortest, min(2 * pause, longest)))
 
 
+def _later(phase: Phase) -> Phase:
+    """Return the phase a round later."""
+    return phase._replace(plain_left=max(0, phase.plain_left - 1))
+
+
 class Planner:
     """Chooses every round's tree and learns from every round; one per pair and way of sampling.
 
@@ -86,7 +91,7 @@ class Planner:
     def plan(self, context: int) -> Plan:
         """Say what the next round drafts, with `context` tokens in the cache."""
         if self.phase.plain_left:
-            self.phase = self.phase._replace(plain_left=self.phase.plain_left - 1)
+            self.phase = _later(self.phase)
             self.round = self._begin(context, 0)
             return Plan(PLAIN, planned=self.round)
         usual = self.costs.best_chain(TYPICAL, context, self._depth)[1] - 1
@@ -167,17 +172,22 @@ class Planner:
         return f"drafting would give {tokens:.2f} tokens in the time of {plain:.2f} plain ones"
 
     def _plan_with_lookup(self, context: int, usual: int) -> Plan:
-        """Plan a round in which tokens are looked up first, and a head may draft beside them."""
-        interval = max(1, usual)  # where reading levels back is expensive: all of them at once
-        if self._depth and self._may_check(usual, context):
+        """Plan a round in which tokens are looked up first, and a head may draft beside them.
+
+        Where checks are too expensive a head may draft a chain instead, which nobody looks at.
+        """
+        depth, interval = self._depth, 0
+        if depth and self._may_check(usual, context):
             interval = self.costs.check_interval(usual)
-        self.round = self._begin(context, self._depth, check_interval=interval)
+        elif depth:
+            depth = self.costs.best_chain(self._usual, context, depth)[1] - 1
+        self.round = self._begin(context, depth, check_interval=interval)
         self.round.lookup, self.round.one_chain = self.lookup, self.n_children == 1
         self.round.is_probe = not self.head_phase.plain_left
         n = min(self.n_lookup, self.costs.rows[-1] - 1)
         found = TreeShape(n, self.n_children, n)
-        shape = TreeShape.chain(max(1, self._depth))
-        return Plan(shape, self.round, interval, self.n_children, self.round, found)
+        shape = TreeShape.chain(max(1, depth))
+        return Plan(shape, self.round, max(1, interval), self.n_children, self.round, found)
 
     def _learn_sources(
         self, planned: RoundPlan, tokens: Sequence[int], *, is_surprise: bool
@@ -186,14 +196,14 @@ class Planner:
         hits = planned.hits(tokens)
         n_right = sum(right is not None for at, right in hits if planned.levels[at].is_lookup)
         self.n_lookup = min(max(self.FIRST_LOOKUP, 2 * (n_right + 1)), MAX_NODES)
+        plain, pays = self.costs.plain(planned.context) * self.PROBING, planned.is_wanted
         if planned.n_drafted:
-            longest = int(self.costs.draft(1) / self.costs.plain(planned.context) / self.PROBING)
-            pays = planned.is_wanted
+            longest = int(self.costs.draft(1) / plain)
             self.head_phase = next_state(
                 self.head_phase, pays=pays, is_surprise=is_surprise, longest=longest
             )
-        elif self.head_phase.plain_left:
-            self.head_phase = self.head_phase._replace(plain_left=self.head_phase.plain_left - 1)
+        else:
+            self.head_phase = _later(self.head_phase)
 
     def _begin(self, context: int, depth: int, *, check_interval: int = 0) -> RoundPlan:
         """Return a new round, `depth` levels deep at most, unchecked if the interval is 0."""

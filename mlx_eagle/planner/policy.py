@@ -84,6 +84,10 @@ class LevelCheck(Protocol):
 class ConfidenceCheck(LevelCheck, Protocol):
     """Decides on what has been looked up and drafted."""
 
+    @property
+    def is_checked(self) -> bool:
+        """Whether it looks at what is drafted; if not, a head drafts the shape of the plan."""
+
     def take_lookup(self, levels: Sequence[Level]) -> bool:
         """Take in what was looked up, before anything is drafted; say whether to draft as well."""
 
@@ -100,7 +104,6 @@ class Plan(NamedTuple):
     n_children: int = 1  # likeliest tokens of every level that it is shown
     planned: object = None  # what the policy keeps of the round, to be handed back in its outcome
     lookup: TreeShape = PLAIN  # how much is looked up, where the check is shown that
-    skips_lookup: bool = False  # whether a tree of this shape is the head's alone
 
 
 class Policy(Protocol):

@@ -31,7 +31,7 @@ class RoundPlan:
     price: float  # tokens that a second is worth
     context: int  # cached tokens
     depth: int  # most levels that a head drafts
-    is_checked: bool
+    is_checked: bool  # whether it looks at what is drafted
     check_interval: int = 1  # levels that are checked at a time
     lookup: Acceptance | None = None  # of what is looked up
     one_chain: bool = False  # of what was looked up and what was drafted, only one is verified
@@ -53,8 +53,10 @@ class RoundPlan:
         # A head adds what is none of the tokens that were looked up.
         open_share = 1.0 - (sum(self.rates[0]) if levels and not self.one_chain else 0.0)
         self._reach = max(0.0, open_share)
-        self.is_wanted = self._pays_deeper()
-        return self.depth > 0 and (self.is_wanted or self.is_probe)
+        self.is_wanted = self._pays_deeper() if self.is_checked else self._pays_unseen()
+        goes_on = self.depth > 0 and (self.is_wanted or self.is_probe)
+        self.is_checked = self.is_checked or not goes_on  # what was looked up is known
+        return goes_on
 
     def deeper(self, level: Level) -> bool:
         """Take in the newest drafted level; say whether another one should be drafted."""
@@ -79,9 +81,11 @@ class RoundPlan:
 
     def take_in(self, chain: Sequence[Level]) -> None:
         """Take in a chain that was drafted and verified without checking."""
+        start = len(self.levels)
         for level in chain:
-            self._add(level)
-        self._expect(self._offers()[-1], len(chain) + 1)
+            self._add(level if len(self.levels) > start else level._replace(parent=ROOT))
+        nodes = (Node(at, 0) for at in range(start, len(self.levels)))
+        self._expect(self._ranked(self._same.get(node, node) for node in nodes), len(chain) + 1)
 
     def hits(self, tokens: Sequence[int]) -> list[tuple[int, int | None]]:
         """Return, of all levels below accepted nodes, the number and the child that was right.
@@ -152,6 +156,13 @@ class RoundPlan:
             if self._worth(paths, imagined)[0] > worth:
                 return True
         return False
+
+    def _pays_unseen(self) -> bool:
+        """Say whether a head's chain, of usual acceptance, is worth more than what is known."""
+        known = max(self._best(offer, 0)[0] for offer in self._offers())
+        tokens = sum(self.usual**depth for depth in range(self.depth + 1))
+        verifying = self.costs.verify(self.depth + 1, self.context)
+        return tokens - self.price * (verifying + self._drafting(self.depth)) > known
 
     def _best(self, offer: Paths, depth: int) -> tuple[float, int]:
         """Return worth and rows of the best tree of some nodes."""

@@ -33,6 +33,8 @@ class GreedyPath:
 
 
 class ConfidenceCheck:
+    is_checked = True
+
     def __init__(self, depth: int, nodes: list[Node]) -> None:
         self.depth, self.nodes, self.seen = depth, nodes, list[Level]()
 
