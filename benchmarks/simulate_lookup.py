@@ -28,6 +28,7 @@ from mlx_eagle.drafters.early_stop import levels_to_tree
 from mlx_eagle.drafters.ngram import NgramDrafter
 from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import LiveCosts
+from mlx_eagle.planner.lookup_planner import LookupPlanner
 from mlx_eagle.planner.planner import Planner
 from mlx_eagle.planner.policy import ROOT, Level, Node, Outcome, Plan
 from mlx_eagle.tree import PLAIN
@@ -75,10 +76,11 @@ class LookupRun:
         costs = machine.calibrate(depth, 0.0)
         if not has_head:
             costs = costs.without_drafting()
-        lookup = Acceptance() if has_lookup else None
         self.machine, self.has_lookup = machine, has_lookup
-        max_depth = depth if has_head else 0
-        self.planner = Planner(LiveCosts(costs), Acceptance(), max_depth, lookup=lookup)
+        live, known = LiveCosts(costs), Acceptance()
+        self.planner = Planner(live, known, depth)
+        if has_lookup:
+            self.planner = LookupPlanner(live, known, Acceptance(), depth if has_head else 0)
         self._tally = Tally()
 
     def decode(self, prompt: list[int], text: list[int], head: list[list[Level]]) -> None:

@@ -13,6 +13,7 @@ from mlx_eagle.drafters.base import Drafter
 from mlx_eagle.errors import EagleError
 from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import Costs, LiveCosts
+from mlx_eagle.planner.lookup_planner import LookupPlanner
 from mlx_eagle.planner.planner import CHILDREN, Planner
 from mlx_eagle.planner.policy import Sources
 from mlx_eagle.speculation import ON, Speculation
@@ -110,16 +111,19 @@ class Planners:
         """Return the planner for a temperature; 0 is greedy."""
         kind = SAMPLED if temperature else GREEDY
         if kind not in self._planners:
-            measured, depth, lookup = self.calibration, self.max_depth, None
-            costs = measured.costs
-            if self.sources.lookup:
-                lookup = self._acceptance(kind + LOOKUP)
-            if not self.sources.head:
-                costs, depth = costs.without_drafting(), 0
-            live = LiveCosts(costs, is_measured=measured.is_measured)
-            known = self._acceptance(kind)
-            self._planners[kind] = Planner(live, known, depth, self._n_children, lookup)
+            self._planners[kind] = self._make(kind)
         return self._planners[kind]
+
+    def _make(self, kind: str) -> Planner:
+        """Return a new planner for a way of choosing tokens."""
+        measured, known, n = self.calibration, self._acceptance(kind), self._n_children
+        costs, depth = measured.costs, self.max_depth
+        if not self.sources.head:
+            costs, depth = costs.without_drafting(), 0
+        live = LiveCosts(costs, is_measured=measured.is_measured)
+        if self.sources.lookup:
+            return LookupPlanner(live, known, self._acceptance(kind + LOOKUP), depth, n)
+        return Planner(live, known, depth, n)
 
     def _acceptance(self, kind: str) -> Acceptance:
         """Return what is on record of a kind, if only a prior."""
@@ -139,8 +143,9 @@ class Planners:
             return
         self._kept_at = n_rounds
         learnt = {kind: planner.acceptance for kind, planner in self._planners.items()}
-        own = {kind + LOOKUP: planner.lookup for kind, planner in self._planners.items()}
-        learnt |= {kind: acceptance for kind, acceptance in own.items() if acceptance}
+        for kind, planner in self._planners.items():
+            if isinstance(planner, LookupPlanner):
+                learnt[kind + LOOKUP] = planner.lookup
         try:
             self.records.save_acceptance(learnt)
         except EagleError:

@@ -3,9 +3,8 @@
 A round checks the confidences of every level before it drafts the next one, or drafts a chain
 without checking; the costs of the machine say which. A head of which nothing is known drafts a few
 levels at first, and more with every level that is accepted. Where drafting does not pay, it pauses:
-the pause doubles until probing costs at most 0.5 % of decoding time. Beside a head, or instead of
-one, continuations may be looked up in the text: they have an acceptance model of their own, and the
-head rests in its turn where it promises nothing beside them.
+the pause doubles until probing costs at most 0.5 % of decoding time.
+What is looked up in the text, beside a head or instead of one, `lookup_planner.py` adds.
 """
 
 from collections.abc import Sequence
@@ -13,9 +12,10 @@ from typing import NamedTuple
 
 from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import LiveCosts
-from mlx_eagle.planner.policy import Forecast, Outcome, Plan, Review
+from mlx_eagle.planner.policy import Level, Outcome, Plan, Review
 from mlx_eagle.planner.round_plan import RoundPlan
-from mlx_eagle.tree import MAX_NODES, PLAIN, TreeShape
+from mlx_eagle.planner.throughput import Throughput
+from mlx_eagle.tree import PLAIN, TreeShape
 
 CHILDREN = 4  # likeliest tokens that are considered at every level of a tree
 DEEPEST = 10  # levels that are ever drafted
@@ -42,61 +42,47 @@ def next_state(phase: Phase, *, pays: bool, is_surprise: bool, longest: int) -> 
     return Phase() if pays else Phase(pause, max(shortest, min(2 * pause, longest)))
 
 
-def _later(phase: Phase) -> Phase:
-    """Return the phase a round later."""
-    return phase._replace(plain_left=max(0, phase.plain_left - 1))
+def later(phase: Phase, n_tokens: int = 1) -> Phase:
+    """Return the phase some tokens later."""
+    return phase._replace(plain_left=max(0, phase.plain_left - n_tokens))
 
 
 class Planner:
     """Chooses every round's tree and learns from every round; one per pair and way of sampling.
 
     `n_children` likeliest tokens are considered at every level: 1 where only chains are verified.
-    `lookup` is the acceptance of what is looked up; None where nothing is. `max_depth` is 0 where
-    nothing else is done.
     """
 
     CHECK_COST = 0.027  # share of a round that a check may cost
     FIRST_DEPTH = 2  # levels that an unknown head drafts at least
     PATIENCE = 3  # rounds before drafting may be given up
-    JUDGED = 12  # rounds before it is judged by the tokens that came
-    BEFORE_PROBE = 4  # rounds that the means stand for after a pause: the probe weighs more
     PROBING = 0.005  # share of decoding time that probes may take, once pauses have doubled
     SURPRISE = 0.3  # acceptance below which a token is a surprise where the target chooses it
-    SHORT = 0.9  # share of the expected tokens that may come before it counts
-    RATE, USUAL_RATE = 0.08, 0.1  # weights of a round and of a level in what is usual
-    FIRST_LOOKUP = (
-        4  # tokens that are looked up at first, and after a round in which none was right
-    )
+    USUAL_RATE = 0.1  # weight of a level in what is usual
 
     def __init__(
-        self,
-        costs: LiveCosts,
-        acceptance: Acceptance,
-        max_depth: int,
-        n_children: int = CHILDREN,
-        lookup: Acceptance | None = None,
+        self, costs: LiveCosts, acceptance: Acceptance, max_depth: int, n_children: int = CHILDREN
     ) -> None:
         self.costs, self.acceptance, self.n_children = costs, acceptance, n_children
         self.max_depth = min(max_depth, costs.rows[-1] - 1, DEEPEST)
-        self.lookup, self.n_lookup = lookup, self.FIRST_LOOKUP
-        self.n_drafted = 0  # rounds
-        self.head_phase = Phase()  # of a head beside which tokens are looked up
         self._depth = self.max_depth if acceptance.is_known else self._first_depth()
         self.phase = Phase()
         self._usual = acceptance.first[0.6]  # acceptance of a likeliest token
-        # Means over the last drafted rounds, and of how many: expected tokens, tokens, seconds.
-        self._recent, self._n_recent = [0.0, 0.0, 0.0], 0
+        self.recent = Throughput()  # of rounds that drafted
         self.round = self._begin(0, 0)
+
+    @property
+    def n_drafted(self) -> int:
+        """Rounds that drafted."""
+        return self.recent.n_rounds
 
     def plan(self, context: int) -> Plan:
         """Say what the next round drafts, with `context` tokens in the cache."""
         if self.phase.plain_left:
-            self.phase = _later(self.phase)
+            self.phase = later(self.phase)
             self.round = self._begin(context, 0)
             return Plan(PLAIN, planned=self.round)
         usual = self.costs.best_chain(TYPICAL, context, self._depth)[1] - 1
-        if self.lookup is not None:
-            return self._plan_with_lookup(context, usual)
         if self._may_check(usual, context):
             interval = self.costs.check_interval(usual)
             self.round = self._begin(context, self._depth, check_interval=interval)
@@ -114,35 +100,20 @@ class Planner:
         """Learn what the round cost and which drafted tokens the target chose."""
         # Rounds of several conversations may be under way, and one planned before one is read.
         planned = outcome.planned if isinstance(outcome.planned, RoundPlan) else self.round
-        costs = self.costs
         if outcome.levels:
             planned.take_in(outcome.levels)
         self._learn_costs(planned, outcome)
         is_surprise = self._learn_acceptance(planned, outcome.tokens)
         if planned.forecast is None:
             return None
-        self._learn_throughput(planned.forecast, len(outcome.tokens))
+        self.recent.learn(planned.forecast, len(outcome.tokens))
         if len(outcome.tokens) > 1:
             self._depth = min(self._depth + len(outcome.tokens), self.max_depth)
-        plain = costs.plain(planned.context)
-        # A probe drafts a level, and neither it nor the plain round after it is submitted ahead.
-        drafting = costs.draft(1) if planned.n_drafted else 0.0
-        probe = drafting + 2 * (costs.verify(1, planned.context) - plain)
-        self.phase = next_state(
-            self.phase,
-            pays=self._throughput() * plain >= 1 or self.n_drafted < self.PATIENCE,
-            is_surprise=is_surprise,
-            longest=int(probe / plain / self.PROBING),
-        )
-        if self.phase.plain_left:
-            self._n_recent = self.BEFORE_PROBE
-        if self.lookup is not None:
-            self._learn_sources(planned, outcome.tokens, is_surprise=is_surprise)
+        self._learn_whether_it_pays(planned, outcome.tokens, is_surprise=is_surprise)
         if not planned.levels:
             return None  # nothing was found, and no head drafted
-        return Review(
-            planned.forecast, planned.levels[-planned.n_drafted].tokens[0] == outcome.tokens[0]
-        )
+        first = planned.levels[-planned.n_drafted].tokens[0]
+        return Review(planned.forecast, first == outcome.tokens[0])
 
     def is_hopeless(self, context: int) -> bool:
         """Say whether no tree could pay here, however good the head."""
@@ -162,52 +133,33 @@ class Planner:
 
     def _best_certain(self, context: int) -> tuple[float, int]:
         """Return speed-up and rows of the best chain of tokens that are nearly certain."""
-        depth = self.max_depth or self.costs.rows[-1] - 1
-        return self.costs.best_chain(CERTAIN, context, depth)
+        return self.costs.best_chain(CERTAIN, context, self.max_depth)
 
     def why_plain(self, context: int) -> str:
         """Say what made this planner decode plainly of late."""
-        tokens, _, seconds = self._recent
+        tokens, _, seconds = self.recent.means
         plain = seconds / self.costs.plain(context)
         return f"drafting would give {tokens:.2f} tokens in the time of {plain:.2f} plain ones"
 
-    def _plan_with_lookup(self, context: int, usual: int) -> Plan:
-        """Plan a round in which tokens are looked up first, and a head may draft beside them.
-
-        Where checks are too expensive a head may draft a chain instead, which nobody looks at.
-        """
-        depth, interval = self._depth, 0
-        if depth and self._may_check(usual, context):
-            interval = self.costs.check_interval(usual)
-        elif depth:
-            depth = self.costs.best_chain(self._usual, context, depth)[1] - 1
-        self.round = self._begin(context, depth, check_interval=interval)
-        self.round.lookup, self.round.one_chain = self.lookup, self.n_children == 1
-        self.round.is_probe = not self.head_phase.plain_left
-        n = min(self.n_lookup, self.costs.rows[-1] - 1)
-        found = TreeShape(n, self.n_children, n)
-        shape = TreeShape.chain(max(1, depth))
-        return Plan(shape, self.round, max(1, interval), self.n_children, self.round, found)
-
-    def _learn_sources(
+    def _learn_whether_it_pays(
         self, planned: RoundPlan, tokens: Sequence[int], *, is_surprise: bool
     ) -> None:
-        """Decide how much is looked up next, and whether the head rests."""
-        hits = planned.hits(tokens)
-        n_right = sum(right is not None for at, right in hits if planned.levels[at].is_lookup)
-        self.n_lookup = min(max(self.FIRST_LOOKUP, 2 * (n_right + 1)), MAX_NODES)
-        plain, pays = self.costs.plain(planned.context) * self.PROBING, planned.is_wanted
-        if planned.n_drafted:
-            longest = int(self.costs.draft(1) / plain)
-            self.head_phase = next_state(
-                self.head_phase, pays=pays, is_surprise=is_surprise, longest=longest
-            )
-        else:
-            self.head_phase = _later(self.head_phase)
+        """Decide, after a round that drafted and gave `tokens`, whether drafting pauses."""
+        plain = self.costs.plain(planned.context)
+        # A probe drafts a level, and neither it nor the plain round after it is submitted ahead.
+        probe = self.costs.draft(1) + 2 * (self.costs.verify(1, planned.context) - plain)
+        self.phase = next_state(
+            self.phase,
+            pays=self.recent.rate * plain >= 1 or self.n_drafted < self.PATIENCE,
+            is_surprise=is_surprise,
+            longest=int(probe / plain / self.PROBING),
+        )
+        if self.phase.plain_left:
+            self.recent.pause()
 
     def _begin(self, context: int, depth: int, *, check_interval: int = 0) -> RoundPlan:
         """Return a new round, `depth` levels deep at most, unchecked if the interval is 0."""
-        tokens, _, seconds = self._recent
+        tokens, _, seconds = self.recent.means
         price = max(1 / self.costs.plain(context), tokens / seconds if seconds else 0.0)
         known = self.costs, self.acceptance, self._usual, price, context
         return RoundPlan(*known, depth, check_interval > 0, max(1, check_interval))
@@ -222,19 +174,6 @@ class Planner:
         """Say whether checks cost less than they give: early stops, trees rather than chains."""
         seconds = self.costs.draft(depth, is_checked=False) + self.costs.verify(depth + 1, context)
         return self.costs.checks(depth) < self.CHECK_COST * depth * seconds
-
-    def _throughput(self) -> float:
-        """Return tokens per second of drafting: fewer than expected if clearly fewer came."""
-        expected, came, seconds = self._recent
-        is_judged = self.n_drafted >= self.JUDGED
-        return (min(expected, came / self.SHORT) if is_judged else expected) / seconds
-
-    def _learn_throughput(self, forecast: Forecast, n_tokens: int) -> None:
-        """Take in what a round that drafted was expected to give, and what it gave."""
-        self.n_drafted, self._n_recent = self.n_drafted + 1, self._n_recent + 1
-        weight = max(self.RATE, 1 / self._n_recent)
-        news = forecast.tokens, n_tokens, forecast.draft_seconds + forecast.verify_seconds
-        self._recent = [x + weight * (y - x) for x, y in zip(self._recent, news, strict=True)]
 
     def _learn_costs(self, planned: RoundPlan, outcome: Outcome) -> None:
         """Compare what the round took with what was expected."""
@@ -260,7 +199,10 @@ class Planner:
         is_surprise = False
         for at, right in planned.hits(tokens):
             level, rates = planned.levels[at], planned.rates[at]
-            model = self.lookup if level.is_lookup and self.lookup else self.acceptance
-            model.observe(level.confidences, right)
+            self._model(level).observe(level.confidences, right)
             is_surprise = is_surprise or (right == 0 and rates[0] < self.SURPRISE)
         return is_surprise
+
+    def _model(self, level: Level) -> Acceptance:
+        """Return which acceptance model a level belongs to."""
+        return self.acceptance

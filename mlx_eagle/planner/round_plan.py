@@ -13,6 +13,7 @@ from bisect import insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import neg
+from typing import ClassVar
 
 from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import LiveCosts
@@ -25,6 +26,8 @@ Paths = list[tuple[float, Node]]  # nodes by path acceptance, falling
 class RoundPlan:
     """The draft of one round so far, and a `ConfidenceCheck` of it."""
 
+    MUCH: ClassVar[float] = 0.5  # chance of another token than those that were looked up
+
     costs: LiveCosts
     acceptance: Acceptance
     usual: float  # acceptance of a likeliest token that is not drafted yet
@@ -35,11 +38,9 @@ class RoundPlan:
     check_interval: int = 1  # levels that are checked at a time
     lookup: Acceptance | None = None  # of what is looked up
     one_chain: bool = False  # of what was looked up and what was drafted, only one is verified
-    is_probe: bool = False  # whether a head drafts a level whatever it promises
     levels: list[Level] = field(default_factory=list)
     rates: list[list[float]] = field(default_factory=list)  # acceptance of each child of a level
     n_drafted: int = 0  # levels that were not looked up
-    is_wanted: bool = True  # whether a head's levels promised to pay beside what was looked up
     forecast: Forecast | None = None  # once the nodes are chosen
     _paths: dict[Node, float] = field(default_factory=lambda: {ROOT: 1.0})
     _same: dict[Node, Node] = field(default_factory=dict)  # nodes of a text that was there before
@@ -51,10 +52,10 @@ class RoundPlan:
         for level in levels:
             self._add(level)
         # A head adds what is none of the tokens that were looked up.
-        open_share = 1.0 - (sum(self.rates[0]) if levels and not self.one_chain else 0.0)
-        self._reach = max(0.0, open_share)
-        self.is_wanted = self._pays_deeper() if self.is_checked else self._pays_unseen()
-        goes_on = self.depth > 0 and (self.is_wanted or self.is_probe)
+        open_share = max(0.0, 1.0 - (sum(self.rates[0]) if levels else 0.0))
+        self._reach = 1.0 if self.one_chain else open_share
+        is_wanted = self._pays_deeper() if self.is_checked else self._pays_unseen()
+        goes_on = self.depth > 0 and (is_wanted or open_share > self.MUCH)
         self.is_checked = self.is_checked or not goes_on  # what was looked up is known
         return goes_on
 

@@ -29,6 +29,7 @@ from mlx_eagle.drafters.ngram import NgramDrafter
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import Costs, LiveCosts
+from mlx_eagle.planner.lookup_planner import LookupPlanner
 from mlx_eagle.planner.planner import Planner
 from mlx_eagle.planner.policy import FixedShape, Policy
 from mlx_eagle.sampling.samplers import SeededSampler
@@ -58,8 +59,10 @@ VOCABULARY = 4096
 def make_policy(name: str, *, has_head: bool = True, has_lookup: bool = False) -> Policy:
     if name in SHAPES:
         return FixedShape(SHAPES[name])
-    depth, lookup = 8 * has_head, Acceptance() if has_lookup else None
-    return Planner(LiveCosts(MACHINES[name]), Acceptance(), depth, lookup=lookup)
+    costs, depth = LiveCosts(MACHINES[name]), 8 * has_head
+    if has_lookup:
+        return LookupPlanner(costs, Acceptance(), Acceptance(), depth)
+    return Planner(costs, Acceptance(), depth)
 
 
 @pytest.fixture(scope="module")
