@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import LiveCosts
 from mlx_eagle.planner.planner import CERTAIN, CHILDREN, TYPICAL, Phase, Planner, later, next_state
-from mlx_eagle.planner.policy import Level, Plan
+from mlx_eagle.planner.policy import Forecast, Level, Plan
 from mlx_eagle.planner.round_plan import RoundPlan
 from mlx_eagle.planner.throughput import Throughput
 from mlx_eagle.tree import MAX_NODES, TreeShape
@@ -72,34 +72,38 @@ class LookupPlanner(Planner):
     def _learn_whether_it_pays(
         self, planned: RoundPlan, tokens: Sequence[int], *, is_surprise: bool
     ) -> None:
-        """Decide how much is looked up next, whether the head rests, and whether all does."""
+        """Decide how much is looked up next, and which of both sources pauses."""
         forecast, plain = planned.forecast, self.costs.plain(planned.context)
-        assert forecast is not None, "the round drafted"
-        self.phase, self.head_phase = (
-            later(phase, len(tokens)) for phase in (self.phase, self.head_phase)
-        )
-        hits = planned.hits(tokens)
-        n_right = sum(right is not None for at, right in hits if planned.levels[at].is_lookup)
-        self.n_lookup = min(max(self.FIRST_LOOKUP, 2 * (n_right + 1)), MAX_NODES)
-        recent = self.recent_head if planned.n_drafted else self.recent_lookup
-        recent.learn(forecast, len(tokens))
-        pays = recent.rate * plain >= 1 or recent.n_rounds < self.PATIENCE
-        alone = self.costs.verify(
-            1, planned.context
-        )  # what a round takes in which nothing is found
-        seconds = forecast.draft_seconds + forecast.verify_seconds
+        assert forecast is not None, "the round was planned to draft"
+        found = [at for at, level in enumerate(planned.levels) if level.is_lookup]
+        right = [at for at, child in planned.hits(tokens) if child is not None and at in found]
+        self.n_lookup = min(max(self.FIRST_LOOKUP, 2 * (len(right) + 1)), MAX_NODES)
+        nothing = Forecast(1.0, 0.0, self.costs.verify(1, planned.context), 1, 0)
+        n = len(tokens)
+        self.phase, self.head_phase = later(self.phase, n), later(self.head_phase, n)
         if planned.n_drafted:
-            longest = int((seconds - alone) / plain / self.PROBING)
+            seconds = forecast.draft_seconds + forecast.verify_seconds - nothing.verify_seconds
+            longest = self.costs.draft(1) if planned.is_checked else seconds
+            pays = self._pays(self.recent_head, forecast, n, plain)
+            longest = int(longest / plain / self.PROBING)
             self.head_phase = next_state(
                 self.head_phase, pays=pays, is_surprise=is_surprise, longest=longest
             )
-            has_paused = self.head_phase.plain_left
-        else:
-            longest = int(2 * (alone - plain) / plain / self.PROBING)
+        if not (planned.n_drafted and found):
+            # Where a head drafted and nothing was found, that was a probe of lookup for nothing.
+            pays = self._pays(
+                self.recent_lookup, nothing if planned.n_drafted else forecast, n, plain
+            )
+            longest = int(2 * (nothing.verify_seconds / plain - 1) / self.PROBING)
             self.phase = next_state(self.phase, pays=pays, is_surprise=is_surprise, longest=longest)
-            has_paused = self.phase.plain_left
-        if has_paused:
+
+    def _pays(self, recent: Throughput, forecast: Forecast, n_tokens: int, plain: float) -> bool:
+        """Take in a round of a source; say whether it is worth going on with."""
+        recent.learn(forecast, 1 if forecast.n_rows == 1 else n_tokens)
+        pays = recent.rate * plain >= 1 or recent.n_rounds < self.PATIENCE
+        if not pays:
             recent.pause()
+        return pays
 
     def _model(self, level: Level) -> Acceptance:
         """Return the acceptance model of the level's source."""
