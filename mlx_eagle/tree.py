@@ -45,6 +45,7 @@ class DraftTree:
         log_probs: [N] float32, the drafter's log-probability of the path from the root.
         max_depth: a bound on `depths` that is known without reading them.
         is_chain: True if every node is the only child of the node before it.
+        sources: by node without the root, what proposed it, where that is more than one head.
     """
 
     tokens: mx.array
@@ -53,6 +54,7 @@ class DraftTree:
     log_probs: mx.array
     max_depth: int
     is_chain: bool
+    sources: tuple[str, ...] = ()
 
     @classmethod
     def chain(cls, tokens: mx.array, log_probs: mx.array | None = None) -> "DraftTree":
@@ -65,7 +67,11 @@ class DraftTree:
 
     @classmethod
     def static(
-        cls, tokens: mx.array, parents: Sequence[int], log_probs: Sequence[float] | None = None
+        cls,
+        tokens: mx.array,
+        parents: Sequence[int],
+        log_probs: Sequence[float] | None = None,
+        sources: Sequence[str] = (),
     ) -> "DraftTree":
         """Return a tree whose structure is known in advance.
 
@@ -73,6 +79,7 @@ class DraftTree:
             tokens: [N] int32, the root first.
             parents: N node indices; the root is its own parent.
             log_probs: N log-probabilities of the paths from the root; None where nobody knows.
+            sources: N - 1 names of what proposed the nodes; none for one head.
 
         Raises:
             ValueError: if the parents do not describe a tree in which parents come first.
@@ -87,6 +94,7 @@ class DraftTree:
             mx.array(list(log_probs or [0.0] * len(depths)), dtype=mx.float32),
             max_depth=max(depths),
             is_chain=list(parents) == [max(i - 1, 0) for i in range(len(depths))],
+            sources=tuple(sources),
         )
 
     @property

@@ -240,6 +240,9 @@ def details(stats: "GenerationStats") -> str:
     if stats.drafted:
         by_depth = " ".join(f"{share:.2f}" for share in stats.acceptance_by_depth)
         rows |= {"drafted": f"{stats.drafted}, accepted {stats.accepted}", "by depth": by_depth}
+        if set(stats.by_source) != {"head"}:
+            for source, (n_drafted, n_accepted) in stats.by_source.items():
+                rows[f"by {source}"] = f"{n_drafted}, accepted {n_accepted}"
     rows |= {
         "time": f"draft {_seconds(stats.draft_seconds)}, verify "
         f"{_seconds(stats.verify_seconds)}, host {_seconds(stats.host_seconds)}",

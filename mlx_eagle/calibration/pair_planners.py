@@ -10,7 +10,8 @@ from mlx_eagle.calibration.planners import Planners, find_costs
 from mlx_eagle.calibration.store import Identity, Records, this_machine
 from mlx_eagle.drafters.make import make_drafter
 from mlx_eagle.files.folders import cache_folder
-from mlx_eagle.heads.load import Head
+from mlx_eagle.heads.load import AnyHead
+from mlx_eagle.heads.ngram import NgramHead, sources_of
 from mlx_eagle.hub.head_choice import fingerprint
 from mlx_eagle.target.load import precision
 from mlx_eagle.target.target import Target
@@ -18,7 +19,7 @@ from mlx_eagle.target.target import Target
 
 def planners_of_pair(
     target: Target,
-    head: Head,
+    head: AnyHead,
     records: Records,
     remedy: str,
     *,
@@ -37,15 +38,16 @@ def planners_of_pair(
     """
     drafter = make_drafter(head, target)
     costs = find_costs(target, drafter, records, report, may_measure=may_measure)
-    watch = HeadWatch(remedy)
-    return Planners(costs, head.max_depth, records, watch, chains_only=target.chains_only)
+    watch = None if isinstance(head, NgramHead) else HeadWatch(remedy)
+    chains_only, sources = target.chains_only, sources_of(head)
+    return Planners(costs, head.max_depth, records, watch, chains_only=chains_only, sources=sources)
 
 
 def records_of_pair(
     target: Target,
-    head: Head,
+    head: AnyHead,
     target_folder: Path,
-    head_folder: Path,
+    head_folder: Path | None,
     *,
     adapter: str | None = None,
 ) -> Records:
@@ -55,17 +57,19 @@ def records_of_pair(
         target: the target, with the caches that it is used with.
         head: the head.
         target_folder: where the target is.
-        head_folder: where the converted head is.
+        head_folder: where the converted head is; None for lookup alone, which has no files.
         adapter: where the target's adapter is, if it has one.
     """
     facts = {
         "target": fingerprint(target_folder),
         "target precision": precision(target.model),
-        "head": fingerprint(head_folder),
-        "head precision": precision(head),
-        "activations": str(target.embedding(mx.array([0])).dtype),
         "KV cache": str(target.kv),
     }
+    if head_folder is None:  # lookup: nothing of it is stored, and it reads no activations
+        facts |= {"head": head.config.algorithm}
+    else:
+        facts |= {"head": fingerprint(head_folder), "head precision": precision(head)}
+        facts |= {"activations": str(target.embedding(mx.array([0])).dtype)}
     if adapter is not None:
         facts["adapter"] = fingerprint(Path(adapter))
     records = Records(cache_folder(), Identity(this_machine(), facts))

@@ -13,11 +13,14 @@ from mlx_eagle.drafters.base import Drafter
 from mlx_eagle.errors import EagleError
 from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import Costs, LiveCosts
+from mlx_eagle.planner.lookup_planner import LookupPlanner
 from mlx_eagle.planner.planner import CHILDREN, Planner
+from mlx_eagle.planner.policy import Sources
 from mlx_eagle.speculation import ON, Speculation
 from mlx_eagle.target.target import Target
 
 GREEDY, SAMPLED = "greedy", "sampled"
+LOOKUP = ", looked up"  # after either: of tokens that were looked up
 
 
 class Calibration(NamedTuple):
@@ -82,6 +85,7 @@ class Planners:
         records: where acceptance is kept between runs; None: nowhere.
         watch: notices a head that is of no use; None: nobody does.
         chains_only: whether the target verifies chains only.
+        sources: where drafted tokens come from.
     """
 
     WORTH_KEEPING = 32  # rounds
@@ -94,8 +98,9 @@ class Planners:
         watch: HeadWatch | None = None,
         *,
         chains_only: bool = False,
+        sources: Sources = Sources(),  # noqa: B008 (it cannot be changed)
     ) -> None:
-        self.calibration = calibration
+        self.calibration, self.sources = calibration, sources
         self.max_depth, self.records, self.watch = max_depth, records, watch
         self.chains_only = chains_only
         self._n_children = 1 if chains_only else CHILDREN
@@ -106,11 +111,23 @@ class Planners:
         """Return the planner for a temperature; 0 is greedy."""
         kind = SAMPLED if temperature else GREEDY
         if kind not in self._planners:
-            known = self.records.acceptance(kind) if self.records else Acceptance()
-            measured = self.calibration
-            costs = LiveCosts(measured.costs, is_measured=measured.is_measured)
-            self._planners[kind] = Planner(costs, known, self.max_depth, self._n_children)
+            self._planners[kind] = self._make(kind)
         return self._planners[kind]
+
+    def _make(self, kind: str) -> Planner:
+        """Return a new planner for a way of choosing tokens."""
+        measured, known, n = self.calibration, self._acceptance(kind), self._n_children
+        costs, depth = measured.costs, self.max_depth
+        if not self.sources.head:
+            costs, depth = costs.without_drafting(), 0
+        live = LiveCosts(costs, is_measured=measured.is_measured)
+        if self.sources.lookup:
+            return LookupPlanner(live, known, self._acceptance(kind + LOOKUP), depth, n)
+        return Planner(live, known, depth, n)
+
+    def _acceptance(self, kind: str) -> Acceptance:
+        """Return what is on record of a kind, if only a prior."""
+        return self.records.acceptance(kind) if self.records else Acceptance()
 
     def outlook(self, context: int) -> Speculation:
         """Say whether any tree could pay with `context` cached tokens, were the head perfect."""
@@ -126,6 +143,9 @@ class Planners:
             return
         self._kept_at = n_rounds
         learnt = {kind: planner.acceptance for kind, planner in self._planners.items()}
+        for kind, planner in self._planners.items():
+            if isinstance(planner, LookupPlanner):
+                learnt[kind + LOOKUP] = planner.lookup
         try:
             self.records.save_acceptance(learnt)
         except EagleError:

@@ -282,7 +282,7 @@ def outcome(
 
 def _kind(plan: Plan, tree: DraftTree) -> RoundKind:
     """Return the kind of a round with this plan that drafts this tree."""
-    if plan.check is not None:
+    if plan.check is not None and plan.check.is_checked:
         return RoundKind.CHECKED
     return RoundKind.UNCHECKED if tree.num_draft_tokens else RoundKind.PLAIN
 

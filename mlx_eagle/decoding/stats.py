@@ -5,6 +5,8 @@
 included: mean(n_accepted) + 1.
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -87,7 +89,8 @@ class GenerationStats:
     is None where no planner was asked. `ended_by` says what was full if an answer ended before
     `max_tokens`; `status` says whether anything was drafted, and `speculation` the same in words;
     `dropped_messages` were left out of the prompt because they did not fit. `seed` gives the same
-    text again; None where nothing was drawn by one.
+    text again; None where nothing was drawn by one. `by_source` counts drafted and accepted tokens
+    by what proposed them: "head", "n-gram".
     """
 
     prompt_tokens: int = 0
@@ -98,6 +101,7 @@ class GenerationStats:
     drafted: int = 0
     n_accepted_per_round: list[int] = field(default_factory=list)
     drafted_by_depth: list[int] = field(default_factory=list)
+    by_source: dict[str, tuple[int, int]] = field(default_factory=dict)
     draft_seconds: float | None = 0.0
     verify_seconds: float | None = 0.0
     host_seconds: float = 0.0
@@ -166,6 +170,18 @@ class GenerationStats:
         self.drafted_by_depth += [0] * (depth - self._depth)
         for level in range(depth):
             self.drafted_by_depth[level] += 1
+
+    def add_sources(self, sources: Sequence[str], path: Sequence[int]) -> None:
+        """Count one round's tokens by what proposed them.
+
+        Args:
+            sources: of every node without the root.
+            path: the accepted nodes, the root, 0, first.
+        """
+        accepted = Counter(sources[node - 1] for node in path[1:])
+        for source, n_drafted in Counter(sources).items():
+            drafted, kept = self.by_source.get(source, (0, 0))
+            self.by_source[source] = (drafted + n_drafted, kept + accepted[source])
 
     def add_times(self, draft: float | None, verify: float | None, host: float) -> None:
         """Add one round's seconds; None where drafting and verifying were not told apart."""

@@ -5,6 +5,7 @@ from typing import Protocol, Self, runtime_checkable
 
 import mlx.core as mx
 
+from mlx_eagle.planner.policy import Level as NodeChildren
 from mlx_eagle.tree import DraftTree, TreeShape
 
 Level = tuple[mx.array, mx.array]  # log-probabilities and target ids, [K] each, likeliest first
@@ -57,6 +58,23 @@ class Drafter(Protocol):
 
     def trim(self, rows: int) -> None:
         """Forget everything after the first `rows` observed tokens."""
+
+
+@runtime_checkable
+class Lookup(Protocol):
+    """What a drafter offers besides, if it can look continuations up instead of computing them."""
+
+    def lookup(self, depth: int, width: int, nodes: int) -> list[NodeChildren]:
+        """Return what the text suggests below the newest token, on the host; often nothing.
+
+        Args:
+            depth: most levels below the root.
+            width: most children of a node.
+            nodes: of all continuations the likeliest so many, parents before children.
+        """
+
+    def draft_alone(self, root: mx.array, shape: TreeShape) -> DraftTree:
+        """Propose a tree below `root` [1] without looking anything up."""
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""The drafter for a head, once the head is known to fit the target."""
+"""The drafter for a head, or for what stands in its place, once it is known to fit the target."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,10 +7,13 @@ import mlx.core as mx
 
 from mlx_eagle.drafters.base import Drafter
 from mlx_eagle.drafters.eagle import EagleDrafter
+from mlx_eagle.drafters.joined import JoinedDrafter
 from mlx_eagle.drafters.medusa import MedusaDrafter
+from mlx_eagle.drafters.ngram import NgramDrafter
 from mlx_eagle.drafters.p_eagle import PEagleDrafter
 from mlx_eagle.errors import CheckpointError
-from mlx_eagle.heads.load import Head
+from mlx_eagle.heads.load import AnyHead
+from mlx_eagle.heads.ngram import JoinedHead, NgramHead
 from mlx_eagle.target.target import Target
 
 # By the algorithm of a head's configuration: what drafts with it.
@@ -23,12 +26,16 @@ DRAFTERS: dict[str, Callable[[Any, Target, int | None], Drafter]] = {
 }
 
 
-def check_fit(head: Head, target: Target) -> None:
+def check_fit(head: AnyHead, target: Target) -> None:
     """Give the head the target's type, after checking that they belong together.
 
     Raises:
         CheckpointError: if sizes differ.
     """
+    if isinstance(head, NgramHead):
+        return
+    if isinstance(head, JoinedHead):
+        head = head.head
     config, sample = head.config, target.embedding(mx.array([0]))
     vocab, hidden = target.vocab_size, sample.shape[-1]
     found = {"hidden size": (config.target_hidden_size, hidden)}
@@ -44,7 +51,7 @@ def check_fit(head: Head, target: Target) -> None:
     head.set_dtype(sample.dtype)
 
 
-def make_drafter(head: Head, target: Target, window: int | None = None) -> Drafter:
+def make_drafter(head: AnyHead, target: Target, window: int | None = None) -> Drafter:
     """Return a drafter with an empty cache of its own.
 
     Args:
@@ -52,4 +59,8 @@ def make_drafter(head: Head, target: Target, window: int | None = None) -> Draft
         target: for which it drafts.
         window: tokens that the head attends to; None or 0 for all.
     """
+    if isinstance(head, NgramHead):
+        return NgramDrafter(target.n_logits, head.max_depth)
+    if isinstance(head, JoinedHead):
+        return JoinedDrafter(make_drafter(head.head, target, window))
     return DRAFTERS[head.config.algorithm](head, target, window)

@@ -12,6 +12,7 @@ from mlx_eagle.cache.estimate import device_memory, estimated_cache_bytes, numbe
 from mlx_eagle.errors import EagleError, HubError
 from mlx_eagle.files.json_files import language_config, read_json
 from mlx_eagle.hub.download import Listing, Notify, fetch, list_files
+from mlx_eagle.hub.head_choice import AND_NGRAM, NGRAM, NO_HEAD
 from mlx_eagle.hub.known_heads import default_head
 from mlx_eagle.hub.native_mtp import OWN
 from mlx_eagle.load_options import LoadOptions
@@ -19,7 +20,6 @@ from mlx_eagle.load_options import LoadOptions
 CONTEXT = 4096  # tokens that a conversation should have at least, where nobody says
 MOST = 1 << 24  # tokens
 WEIGHTS = (".safetensors", ".bin", ".pt")
-NO_HEAD = "none"
 
 
 class Fit(NamedTuple):
@@ -69,7 +69,7 @@ def foresee(
 
     Args:
         model: a folder, or `owner/name` on the hub.
-        head: likewise; None is the head that is known for the target, "none" is none.
+        head: as for `load`.
         options: with which they will be loaded.
         files: of the target, if that is known; None asks for them.
 
@@ -122,6 +122,10 @@ def fit_check(
 
 def _head_of(model: str | Path, head: str | Path | None) -> str | Path | None:
     """Return which head a target gets; None for none, or where that shows later."""
+    if head == NGRAM:
+        return None
+    if head is not None:
+        head = str(head).removesuffix(AND_NGRAM) or None
     if head is None and (known := default_head(model)) is not None:
         try:
             list_files(known.repo)

@@ -26,6 +26,8 @@ from mlx_eagle.hub.native_mtp import (
 )
 
 NO_HEAD = "none"
+NGRAM, AND_NGRAM = "ngram", "+ngram"  # lookup instead of a head; beside the one named before it
+LOOKUP = "n-gram lookup"  # in banners
 
 
 class HeadChoice(NamedTuple):
@@ -36,12 +38,19 @@ class HeadChoice(NamedTuple):
         name: what the user, or the table of known heads, calls it.
         reason: why there is none.
         is_named: the user asked for this head, so that it has to work.
+        has_lookup: whether tokens are looked up in the text too, or, without a folder, only that.
     """
 
     folder: Path | None
     name: str = ""
     reason: str = ""
     is_named: bool = False
+    has_lookup: bool = False
+
+    @property
+    def drafts(self) -> bool:
+        """Whether there is anything to draft with."""
+        return self.folder is not None or self.has_lookup
 
 
 def choose_head(
@@ -60,7 +69,8 @@ def choose_head(
         model: the target, as the user named it.
         head: a folder or a hub name; "none" for no head; "mtp" for the multi-token prediction
             layer of the target itself; None for the known one, else that layer if the target's
-            files hold it.
+            files hold it; "ngram" for n-gram lookup, which "+ngram" after a head, or alone after
+            the known one, joins to it.
         folder: where the target is.
         progress: as for `hub.fetch`.
         notify: is told in one line what is about to be downloaded or converted, and how large it
@@ -72,6 +82,11 @@ def choose_head(
     notify = notify or to_stderr
     if head == NO_HEAD:
         return HeadChoice(None, reason="no head was wanted")
+    if head == NGRAM:
+        return HeadChoice(None, LOOKUP, is_named=True, has_lookup=True)
+    if head is not None and str(head).endswith(AND_NGRAM):
+        named = str(head).removesuffix(AND_NGRAM) or None
+        return and_lookup(choose_head(model, named, folder, progress=progress, notify=notify))
     if head is not None:
         name = find_own_layer(model, folder) if head == OWN else head
         source = fetch(name, progress=progress, notify=notify)
@@ -97,6 +112,12 @@ def _own_layer(folder: Path, notify: Notify) -> HeadChoice:
         return HeadChoice(prepare_head(source, folder, notify=notify), f"{PREFIX}{folder.name}")
     except EagleError as error:
         return HeadChoice(None, reason=f"its multi-token prediction layer: {error}")
+
+
+def and_lookup(choice: HeadChoice) -> HeadChoice:
+    """Return a head with lookup beside it; without the head it is lookup alone."""
+    name = f"{choice.name} + {LOOKUP}" if choice.folder else LOOKUP
+    return choice._replace(name=name, has_lookup=True)
 
 
 def prepare_head(

@@ -8,7 +8,7 @@ that were measured are ever verified. Pure arithmetic; `calibration/measure.py` 
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -79,6 +79,11 @@ class Costs:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, ready for JSON."""
         return asdict(self)
+
+    def without_drafting(self) -> "Costs":
+        """Return the costs where drafts are looked up: a millionth of a token each."""
+        free = tuple(1e-6 * level * self.plain[0] for level in range(1, 3))
+        return replace(self, draft=free, sync=0.0)
 
     @property
     def rows(self) -> list[int]:

@@ -4,6 +4,7 @@ A round checks the confidences of every level before it drafts the next one, or 
 without checking; the costs of the machine say which. A head of which nothing is known drafts a few
 levels at first, and more with every level that is accepted. Where drafting does not pay, it pauses:
 the pause doubles until probing costs at most 0.5 % of decoding time.
+What is looked up in the text, beside a head or instead of one, `lookup_planner.py` adds.
 """
 
 from collections.abc import Sequence
@@ -11,8 +12,9 @@ from typing import NamedTuple
 
 from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import LiveCosts
-from mlx_eagle.planner.policy import Forecast, Outcome, Plan, Review
+from mlx_eagle.planner.policy import Level, Outcome, Plan, Review
 from mlx_eagle.planner.round_plan import RoundPlan
+from mlx_eagle.planner.throughput import Throughput
 from mlx_eagle.tree import PLAIN, TreeShape
 
 CHILDREN = 4  # likeliest tokens that are considered at every level of a tree
@@ -40,6 +42,11 @@ def next_state(phase: Phase, *, pays: bool, is_surprise: bool, longest: int) -> 
     return Phase() if pays else Phase(pause, max(shortest, min(2 * pause, longest)))
 
 
+def later(phase: Phase, n_tokens: int = 1) -> Phase:
+    """Return the phase some tokens later."""
+    return phase._replace(plain_left=max(0, phase.plain_left - n_tokens))
+
+
 class Planner:
     """Chooses every round's tree and learns from every round; one per pair and way of sampling.
 
@@ -49,30 +56,30 @@ class Planner:
     CHECK_COST = 0.027  # share of a round that a check may cost
     FIRST_DEPTH = 2  # levels that an unknown head drafts at least
     PATIENCE = 3  # rounds before drafting may be given up
-    JUDGED = 12  # rounds before it is judged by the tokens that came
-    BEFORE_PROBE = 4  # rounds that the means stand for after a pause: the probe weighs more
     PROBING = 0.005  # share of decoding time that probes may take, once pauses have doubled
     SURPRISE = 0.3  # acceptance below which a token is a surprise where the target chooses it
-    SHORT = 0.9  # share of the expected tokens that may come before it counts
-    RATE, USUAL_RATE = 0.08, 0.1  # weights of a round and of a level in what is usual
+    USUAL_RATE = 0.1  # weight of a level in what is usual
 
     def __init__(
         self, costs: LiveCosts, acceptance: Acceptance, max_depth: int, n_children: int = CHILDREN
     ) -> None:
         self.costs, self.acceptance, self.n_children = costs, acceptance, n_children
         self.max_depth = min(max_depth, costs.rows[-1] - 1, DEEPEST)
-        self.n_drafted = 0  # rounds
         self._depth = self.max_depth if acceptance.is_known else self._first_depth()
         self.phase = Phase()
         self._usual = acceptance.first[0.6]  # acceptance of a likeliest token
-        # Means over the last drafted rounds, and of how many: expected tokens, tokens, seconds.
-        self._recent, self._n_recent = [0.0, 0.0, 0.0], 0
+        self.recent = Throughput()  # of rounds that drafted
         self.round = self._begin(0, 0)
+
+    @property
+    def n_drafted(self) -> int:
+        """Rounds that drafted."""
+        return self.recent.n_rounds
 
     def plan(self, context: int) -> Plan:
         """Say what the next round drafts, with `context` tokens in the cache."""
         if self.phase.plain_left:
-            self.phase = self.phase._replace(plain_left=self.phase.plain_left - 1)
+            self.phase = later(self.phase)
             self.round = self._begin(context, 0)
             return Plan(PLAIN, planned=self.round)
         usual = self.costs.best_chain(TYPICAL, context, self._depth)[1] - 1
@@ -93,36 +100,28 @@ class Planner:
         """Learn what the round cost and which drafted tokens the target chose."""
         # Rounds of several conversations may be under way, and one planned before one is read.
         planned = outcome.planned if isinstance(outcome.planned, RoundPlan) else self.round
-        costs = self.costs
         if outcome.levels:
             planned.take_in(outcome.levels)
         self._learn_costs(planned, outcome)
         is_surprise = self._learn_acceptance(planned, outcome.tokens)
         if planned.forecast is None:
             return None
-        self._learn_throughput(planned.forecast, len(outcome.tokens))
+        self.recent.learn(planned.forecast, len(outcome.tokens))
         if len(outcome.tokens) > 1:
             self._depth = min(self._depth + len(outcome.tokens), self.max_depth)
-        plain = costs.plain(planned.context)
-        # A probe drafts a level, and neither it nor the plain round after it is submitted ahead.
-        probe = costs.draft(1) + 2 * (costs.verify(1, planned.context) - plain)
-        self.phase = next_state(
-            self.phase,
-            pays=self._throughput() * plain >= 1 or self.n_drafted < self.PATIENCE,
-            is_surprise=is_surprise,
-            longest=int(probe / plain / self.PROBING),
-        )
-        if self.phase.plain_left:
-            self._n_recent = self.BEFORE_PROBE
-        return Review(planned.forecast, planned.levels[0].tokens[0] == outcome.tokens[0])
+        self._learn_whether_it_pays(planned, outcome.tokens, is_surprise=is_surprise)
+        if not planned.levels:
+            return None  # nothing was found, and no head drafted
+        first = planned.levels[-planned.n_drafted].tokens[0]
+        return Review(planned.forecast, first == outcome.tokens[0])
 
     def is_hopeless(self, context: int) -> bool:
         """Say whether no tree could pay here, however good the head."""
-        return self.costs.best_chain(CERTAIN, context, self.max_depth)[0] < PROMISING
+        return self._best_certain(context)[0] < PROMISING
 
     def why_hopeless(self, context: int) -> str:
         """Say why no tree could pay."""
-        best, n_rows = self.costs.best_chain(CERTAIN, context, self.max_depth)
+        best, n_rows = self._best_certain(context)
         plain = self.costs.plain(context)
         verifying = self.costs.verify(n_rows, context) / plain
         drafting = self.costs.draft(n_rows - 1, is_checked=False) / plain
@@ -132,15 +131,35 @@ class Planner:
             "plain decoding (mlx-eagle calibrate measures again)"
         )
 
+    def _best_certain(self, context: int) -> tuple[float, int]:
+        """Return speed-up and rows of the best chain of tokens that are nearly certain."""
+        return self.costs.best_chain(CERTAIN, context, self.max_depth)
+
     def why_plain(self, context: int) -> str:
         """Say what made this planner decode plainly of late."""
-        tokens, _, seconds = self._recent
+        tokens, _, seconds = self.recent.means
         plain = seconds / self.costs.plain(context)
         return f"drafting would give {tokens:.2f} tokens in the time of {plain:.2f} plain ones"
 
+    def _learn_whether_it_pays(
+        self, planned: RoundPlan, tokens: Sequence[int], *, is_surprise: bool
+    ) -> None:
+        """Decide, after a round that drafted and gave `tokens`, whether drafting pauses."""
+        plain = self.costs.plain(planned.context)
+        # A probe drafts a level, and neither it nor the plain round after it is submitted ahead.
+        probe = self.costs.draft(1) + 2 * (self.costs.verify(1, planned.context) - plain)
+        self.phase = next_state(
+            self.phase,
+            pays=self.recent.rate * plain >= 1 or self.n_drafted < self.PATIENCE,
+            is_surprise=is_surprise,
+            longest=int(probe / plain / self.PROBING),
+        )
+        if self.phase.plain_left:
+            self.recent.pause()
+
     def _begin(self, context: int, depth: int, *, check_interval: int = 0) -> RoundPlan:
         """Return a new round, `depth` levels deep at most, unchecked if the interval is 0."""
-        tokens, _, seconds = self._recent
+        tokens, _, seconds = self.recent.means
         price = max(1 / self.costs.plain(context), tokens / seconds if seconds else 0.0)
         known = self.costs, self.acceptance, self._usual, price, context
         return RoundPlan(*known, depth, check_interval > 0, max(1, check_interval))
@@ -156,19 +175,6 @@ class Planner:
         seconds = self.costs.draft(depth, is_checked=False) + self.costs.verify(depth + 1, context)
         return self.costs.checks(depth) < self.CHECK_COST * depth * seconds
 
-    def _throughput(self) -> float:
-        """Return tokens per second of drafting: fewer than expected if clearly fewer came."""
-        expected, came, seconds = self._recent
-        is_judged = self.n_drafted >= self.JUDGED
-        return (min(expected, came / self.SHORT) if is_judged else expected) / seconds
-
-    def _learn_throughput(self, forecast: Forecast, n_tokens: int) -> None:
-        """Take in what a round that drafted was expected to give, and what it gave."""
-        self.n_drafted, self._n_recent = self.n_drafted + 1, self._n_recent + 1
-        weight = max(self.RATE, 1 / self._n_recent)
-        news = forecast.tokens, n_tokens, forecast.draft_seconds + forecast.verify_seconds
-        self._recent = [x + weight * (y - x) for x, y in zip(self._recent, news, strict=True)]
-
     def _learn_costs(self, planned: RoundPlan, outcome: Outcome) -> None:
         """Compare what the round took with what was expected."""
         costs, forecast, seconds = self.costs, planned.forecast, outcome.verify_seconds
@@ -182,17 +188,21 @@ class Planner:
             )
         else:
             costs.observe(forecast.n_rows, forecast.verify_seconds, seconds)
-            costs.observe("draft", forecast.draft_seconds, outcome.draft_seconds)
+            if planned.n_drafted:
+                costs.observe("draft", forecast.draft_seconds, outcome.draft_seconds)
 
     def _learn_acceptance(self, planned: RoundPlan, tokens: Sequence[int]) -> bool:
-        """Count the drafted tokens down to the first miss; say whether a hit was a surprise."""
-        for rates in planned.rates:
-            self._usual += self.USUAL_RATE * (rates[0] - self._usual)
+        """Count the drafted tokens below accepted ones; say whether a hit was a surprise."""
+        for level, rates in zip(planned.levels, planned.rates, strict=True):
+            if not level.is_lookup:
+                self._usual += self.USUAL_RATE * (rates[0] - self._usual)
         is_surprise = False
-        for level, rates, token in zip(planned.levels, planned.rates, tokens, strict=False):
-            at = list(level.tokens).index(token) if token in level.tokens else None
-            self.acceptance.observe(level.confidences, at)
-            if at != 0:
-                break
-            is_surprise = is_surprise or rates[0] < self.SURPRISE
+        for at, right in planned.hits(tokens):
+            level, rates = planned.levels[at], planned.rates[at]
+            self._model(level).observe(level.confidences, right)
+            is_surprise = is_surprise or (right == 0 and rates[0] < self.SURPRISE)
         return is_surprise
+
+    def _model(self, level: Level) -> Acceptance:
+        """Return which acceptance model a level belongs to."""
+        return self.acceptance

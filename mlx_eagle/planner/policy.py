@@ -5,19 +5,46 @@ from typing import NamedTuple, Protocol
 
 from mlx_eagle.tree import PLAIN, TreeShape
 
+HEAD, NGRAM = "head", "n-gram"  # in statistics
 
-class Level(NamedTuple):
-    """The drafted children of one node: tokens and confidences, the likeliest first."""
 
-    tokens: Sequence[int]
-    confidences: Sequence[float]
+class Sources(NamedTuple):
+    """Where drafted tokens come from: a head, the text itself (n-gram lookup), or both."""
+
+    head: bool = True
+    lookup: bool = False
 
 
 class Node(NamedTuple):
-    """A drafted node: the `child`-th of its level; its parent is child 0 of the level before."""
+    """A drafted node: the `child`-th of its level."""
 
     level: int
     child: int
+
+
+ROOT = Node(-1, 0)
+
+
+class Level(NamedTuple):
+    """The drafted children of one node: tokens and confidences, the likeliest first.
+
+    `parent` is that node; None: child 0 of the level before, or the root if there is none.
+    `is_lookup` says that they were looked up in the text, not drafted by a head.
+    """
+
+    tokens: Sequence[int]
+    confidences: Sequence[float]
+    parent: Node | None = None
+    is_lookup: bool = False
+
+    @property
+    def source(self) -> str:
+        """What proposed it, for statistics."""
+        return NGRAM if self.is_lookup else HEAD
+
+    def below(self, index: int) -> Node:
+        """Return the parent of this level, which is the `index`-th of its round."""
+        return Node(index - 1, 0) if self.parent is None else self.parent
 
 
 class Forecast(NamedTuple):
@@ -47,11 +74,22 @@ class Outcome(NamedTuple):
     planned: object = None  # that of the plan; None: the newest plan's
 
 
-class ConfidenceCheck(Protocol):
-    """Decides, level by level, on what has been drafted."""
+class LevelCheck(Protocol):
+    """Decides, level by level, how deep to draft."""
 
     def deeper(self, level: Level) -> bool:
         """Take in the newest drafted level; say whether another one should be drafted."""
+
+
+class ConfidenceCheck(LevelCheck, Protocol):
+    """Decides on what has been looked up and drafted."""
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether it looks at what is drafted; if not, a head drafts the shape of the plan."""
+
+    def take_lookup(self, levels: Sequence[Level]) -> bool:
+        """Take in what was looked up, before anything is drafted; say whether to draft as well."""
 
     def choose(self) -> list[Node]:
         """Return the nodes to verify, parents first; empty for the root alone."""
@@ -65,6 +103,7 @@ class Plan(NamedTuple):
     check_interval: int = 1  # levels that the check is shown at a time
     n_children: int = 1  # likeliest tokens of every level that it is shown
     planned: object = None  # what the policy keeps of the round, to be handed back in its outcome
+    lookup: TreeShape = PLAIN  # how much is looked up, where the check is shown that
 
 
 class Policy(Protocol):

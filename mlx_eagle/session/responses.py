@@ -11,6 +11,7 @@ import mlx.core as mx
 from mlx_eagle.answers.sections import Sections, Span
 from mlx_eagle.decoding.rounds import Round
 from mlx_eagle.decoding.stats import GenerationStats
+from mlx_eagle.planner.policy import HEAD
 from mlx_eagle.session.detokenize import TextStream
 
 
@@ -224,6 +225,7 @@ def _rows(array: mx.array) -> list[mx.array]:
 def _count(stats: GenerationStats, round_: Round) -> None:
     """Add a round to the statistics."""
     stats.add_round(round_.depth, round_.n_drafted, round_.n_accepted)
+    stats.add_sources(round_.tree.sources or (HEAD,) * round_.n_drafted, round_.path)
     times = round_.times
     stats.add_times(times.draft, times.verify, times.host)
     if stats.planned is not None:

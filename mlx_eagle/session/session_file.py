@@ -23,6 +23,8 @@ from mlx_eagle.files.atomic import new_file
 from mlx_eagle.files.json_files import parse_json
 from mlx_eagle.files.quoting import one_line
 from mlx_eagle.files.safetensors import read_header
+from mlx_eagle.heads.load import AnyHead
+from mlx_eagle.heads.ngram import JoinedHead, NgramHead
 from mlx_eagle.session.prefix import CachedPrefix
 from mlx_eagle.session.prompt import Message, Template
 
@@ -58,6 +60,15 @@ def identify(network: nn.Module) -> str:
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(f"{words.astype(mx.uint32).sum().item()} {sample.tolist()}".encode())
     return digest.hexdigest()[:32]
+
+
+def identify_head(head: AnyHead | None) -> str:
+    """Return a text that tells what an engine drafts with from anything else."""
+    if head is None:
+        return "none"
+    if isinstance(head, NgramHead):
+        return head.config.algorithm
+    return f"ngram+{identify(head.head)}" if isinstance(head, JoinedHead) else identify(head)
 
 
 def write_session(path: Path, about: About, prefix: CachedPrefix) -> None:

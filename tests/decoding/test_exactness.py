@@ -22,11 +22,14 @@ from doubles import ScriptedDrafter, always_right, always_wrong
 from mlx_eagle.decoding.loop import rounds
 from mlx_eagle.decoding.prefill import prefill
 from mlx_eagle.decoding.rounds import Decoder
-from mlx_eagle.drafters.base import Drafter
+from mlx_eagle.drafters.base import Drafter, Lookup
 from mlx_eagle.drafters.eagle import EagleDrafter
+from mlx_eagle.drafters.joined import JoinedDrafter
+from mlx_eagle.drafters.ngram import NgramDrafter
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import Costs, LiveCosts
+from mlx_eagle.planner.lookup_planner import LookupPlanner
 from mlx_eagle.planner.planner import Planner
 from mlx_eagle.planner.policy import FixedShape, Policy
 from mlx_eagle.sampling.samplers import SeededSampler
@@ -46,17 +49,20 @@ MACHINES = {
     "planner, waits dear": Costs((0,), FREE, (1.0,), tuple(0.4 * d for d in range(1, 9)), 0.39),
 }
 POLICIES = (*SHAPES, *MACHINES)
-DRAFTERS = ("real head", "random head", "always wrong", "oracle")
+DRAFTERS = ("real head", "random head", "always wrong", "oracle", "n-gram", "head and n-gram")
 # Prompts that policies share by default: each is decoded by mlx-lm once.
 N_PROMPTS = 4
 MOST_TOKENS = 24
 VOCABULARY = 4096
 
 
-def make_policy(name: str) -> Policy:
+def make_policy(name: str, *, has_head: bool = True, has_lookup: bool = False) -> Policy:
     if name in SHAPES:
         return FixedShape(SHAPES[name])
-    return Planner(LiveCosts(MACHINES[name]), Acceptance(), max_depth=8)
+    costs, depth = LiveCosts(MACHINES[name]), 8 * has_head
+    if has_lookup:
+        return LookupPlanner(costs, Acceptance(), Acceptance(), depth)
+    return Planner(costs, Acceptance(), depth)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +93,7 @@ def combinations(extent: str) -> Iterator[tuple[int, str, str]]:
     """(prompt, drafter, policy): each policy with two drafters, or with all on all prompts."""
     if extent == "quick":
         for index, policy in enumerate(POLICIES):
-            for drafter in (DRAFTERS[0], DRAFTERS[1 + index % 3]):
+            for drafter in (DRAFTERS[0], DRAFTERS[1 + index % 5]):
                 yield index % N_PROMPTS, drafter, policy
         return
     for index, (turn, drafter) in product(range(60), enumerate(DRAFTERS)):
@@ -135,6 +141,8 @@ def test_tokens_and_cache_are_those_of_mlx_lm(
         "random head": lambda: EagleDrafter(random_head, engine.target),
         "always wrong": lambda: ScriptedDrafter(truth, always_wrong, VOCABULARY),
         "oracle": lambda: ScriptedDrafter(truth, always_right, VOCABULARY),
+        "n-gram": lambda: NgramDrafter(VOCABULARY, 255),
+        "head and n-gram": lambda: JoinedDrafter(EagleDrafter(engine.head, engine.target)),
     }[drafter_name]()
     decoder = Decoder(
         engine.target, engine.target.make_cache(), drafter, TokenSelector(SeededSampler())
@@ -142,7 +150,8 @@ def test_tokens_and_cache_are_those_of_mlx_lm(
     prefill(decoder, prompt)
     tokens: list[int] = []
     accepted = 0
-    for round_ in rounds(decoder, prompt[-1], make_policy(policy_name)):
+    sources = {"has_head": drafter_name != "n-gram", "has_lookup": isinstance(drafter, Lookup)}
+    for round_ in rounds(decoder, prompt[-1], make_policy(policy_name, **sources)):
         tokens += round_.tokens
         accepted += round_.n_accepted
         if len(tokens) >= n:

@@ -26,6 +26,14 @@ def test_acceptance_by_depth_is_a_share_of_the_rounds_that_drafted_that_deep() -
     assert stats.acceptance_by_depth == [2 / 3, 1 / 2, 0.0]
 
 
+def test_tokens_are_counted_by_what_proposed_them() -> None:
+    stats = GenerationStats()
+    stats.add_sources(["n-gram", "n-gram", "head"], [0, 1, 3])
+    stats.add_sources(["head", "head"], [0])
+    stats.add_sources([], [0])
+    assert stats.by_source == {"n-gram": (2, 1), "head": (3, 1)}
+
+
 def test_before_the_first_round_there_is_no_acceptance_length() -> None:
     assert GenerationStats().acceptance_length == 0.0
     assert GenerationStats().acceptance_by_depth == []

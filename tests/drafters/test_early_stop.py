@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 
 from mlx_eagle.drafters.base import Level as LazyLevel
-from mlx_eagle.drafters.early_stop import draft_as_planned, draft_with_checks, greedy_path_tree
-from mlx_eagle.planner.policy import Level, Node, Plan
+from mlx_eagle.drafters.early_stop import draft_as_planned, draft_with_checks, levels_to_tree
+from mlx_eagle.planner.policy import ROOT, Level, Node, Plan
 from mlx_eagle.tree import PLAIN, TreeShape
 
-LEVELS = [Level([10, 11, 12], [0.5, 0.25, 0.125]), Level([20, 21, 22], [0.25, 0.125, 0.125])]
+LEVELS = [
+    Level([10, 11, 12], [0.5, 0.25, 0.125], ROOT),
+    Level([20, 21, 22], [0.25, 0.125, 0.125]),
+]
 
 
 class GreedyPath:
@@ -22,7 +25,7 @@ class GreedyPath:
 
     def greedy_path(self, k: int, depth: int) -> Generator[LazyLevel]:
         try:
-            for tokens, confidences in LEVELS[:depth]:
+            for tokens, confidences, *_ in LEVELS[:depth]:
                 self.made += 1
                 yield mx.log(mx.array(confidences[:k])), mx.array(tokens[:k])
         finally:
@@ -30,6 +33,8 @@ class GreedyPath:
 
 
 class ConfidenceCheck:
+    is_checked = True
+
     def __init__(self, depth: int, nodes: list[Node]) -> None:
         self.depth, self.nodes, self.seen = depth, nodes, list[Level]()
 
@@ -70,7 +75,7 @@ def test_where_chains_are_planned_no_siblings_are_drafted() -> None:
 
 def test_chosen_nodes_become_a_tree_with_the_greedy_path_as_parents() -> None:
     nodes = [Node(0, 0), Node(0, 2), Node(1, 0), Node(1, 1)]
-    tree = greedy_path_tree(mx.array([7]), LEVELS, nodes)
+    tree = levels_to_tree(mx.array([7]), LEVELS, nodes)
     assert tree.tokens.tolist() == [7, 10, 12, 20, 21]
     assert tree.parents.tolist() == [0, 0, 0, 1, 1]
     assert tree.depths.tolist() == [0, 1, 1, 2, 2]
@@ -78,7 +83,7 @@ def test_chosen_nodes_become_a_tree_with_the_greedy_path_as_parents() -> None:
     paths = [1, first[0], first[2], first[0] * second[0], first[0] * second[1]]
     assert np.exp(np.array(tree.log_probs)).tolist() == pytest.approx(paths, rel=1e-5)
     assert not tree.is_chain
-    assert greedy_path_tree(mx.array([7]), LEVELS, [Node(0, 0), Node(1, 0)]).is_chain
+    assert levels_to_tree(mx.array([7]), LEVELS, [Node(0, 0), Node(1, 0)]).is_chain
 
 
 def test_a_check_may_choose_nothing() -> None:

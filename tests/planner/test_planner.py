@@ -12,6 +12,7 @@ from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import Costs, LiveCosts
 from mlx_eagle.planner.planner import Phase, Planner, next_state
 from mlx_eagle.planner.policy import FixedShape, Level, Node, Outcome
+from mlx_eagle.planner.throughput import Throughput
 from mlx_eagle.tree import PLAIN, TreeShape
 
 FLAT = dict.fromkeys(range(1, 9), 1.0)
@@ -268,7 +269,7 @@ def test_a_token_that_was_not_expected_ends_the_long_pauses(
     confidence: float, right: bool, pause: int
 ) -> None:
     plan = planner(DEAR)
-    plan.n_drafted, plan._recent, plan._n_recent = 100, [1.0, 1.0, 2.0], 100
+    plan.recent = Throughput([1.0, 1.0, 2.0], 100, 100)
     plan.phase = Phase(0, 64)
     checked(plan, confidence, right)
     assert plan.phase.plain_left == pause
@@ -278,14 +279,14 @@ def test_drafting_that_gives_clearly_less_than_it_promises_is_not_trusted() -> N
     """What is expected of the rounds would pay; what came does not."""
     for came, pays in ((1.5, False), (2.3, True)):
         plan = planner(DEAR)
-        plan.n_drafted, plan._recent, plan._n_recent = 100, [2.4, came, 2.0], 100
+        plan.recent = Throughput([2.4, came, 2.0], 100, 100)
         checked(plan, 0.9, right=True)
         assert plan.stays_plain() is not pays
 
 
 def test_a_few_rounds_do_not_yet_say_that_less_comes_than_is_promised() -> None:
     plan = planner(DEAR)
-    plan.n_drafted, plan._recent, plan._n_recent = 5, [2.4, 1.0, 2.0], 5
+    plan.recent = Throughput([2.4, 1.0, 2.0], 5, 5)
     checked(plan, 0.9, right=True)
     assert not plan.stays_plain()
 
@@ -327,14 +328,17 @@ def test_a_probe_after_a_pause_weighs_more_than_a_round_among_many() -> None:
     weights = []
     for n_recent in (100, None):
         plan = planner(DEAR)
-        plan.n_drafted, plan._recent, plan._n_recent = 100, [1.0, 1.0, 2.0], 100
+        plan.recent = Throughput([1.0, 1.0, 2.0], 100, 100)
         if n_recent is None:
             checked(plan, 0.02, right=False)
             assert plan.stays_plain()
-            plan.phase, plan._recent = Phase(), [1.0, 1.0, 2.0]
+            plan.phase, plan.recent.means = Phase(), [1.0, 1.0, 2.0]
         checked(plan, 0.9, right=True)
-        weights.append((plan._recent[1] - 1.0) / (2 - 1.0))
-    assert weights == [pytest.approx(plan.RATE), pytest.approx(1 / (plan.BEFORE_PROBE + 1))]
+        weights.append((plan.recent.means[1] - 1.0) / (2 - 1.0))
+    assert weights == [
+        pytest.approx(Throughput.RATE),
+        pytest.approx(1 / (Throughput.BEFORE_PROBE + 1)),
+    ]
 
 
 @pytest.mark.parametrize(("one_row", "probe"), [(1.0, 0.2), (1.3, 0.2 + 2 * 0.3)])
@@ -350,10 +354,10 @@ def test_seconds_are_priced_at_the_rate_of_drafting_and_of_plain_decoding_at_lea
     plan = planner(FLAT)
     plan.plan(0)
     assert plan.round.price == pytest.approx(1.0)
-    plan._recent = [3.0, 3.0, 1.5]
+    plan.recent.means = [3.0, 3.0, 1.5]
     plan.plan(0)
     assert plan.round.price == pytest.approx(2.0)
-    plan._recent = [1.0, 1.0, 1.5]
+    plan.recent.means = [1.0, 1.0, 1.5]
     plan.plan(0)
     assert plan.round.price == pytest.approx(1.0)
 

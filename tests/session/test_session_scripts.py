@@ -111,26 +111,30 @@ FAMILIES = json.loads((Path(__file__).parents[1] / "data" / "families.json").rea
 ]
 # How many scripts there are of each by default, and where more is asked for.
 N_SCRIPTS = {
-    "llama": (10, 200),
-    "gemma3_text": (7, 150),
-    "qwen3_moe": (4, 50),
-    "lfm2": (8, 60),
-    "qwen3_next": (7, 40),
+    ("llama", "head"): (8, 200),
+    ("gemma3_text", "head"): (7, 150),
+    ("qwen3_moe", "head"): (4, 50),
+    ("lfm2", "head"): (8, 60),
+    ("qwen3_next", "head"): (7, 40),
+    ("llama", "ngram"): (4, 100),
+    ("llama", "head+ngram"): (4, 100),
+    ("lfm2", "head+ngram"): (4, 60),
 }
 
 
-@pytest.mark.parametrize("architecture", N_SCRIPTS)
+@pytest.mark.parametrize(("architecture", "kind"), N_SCRIPTS)
 def test_after_any_script_the_next_answer_is_that_of_a_fresh_conversation(
     architecture: str,
+    kind: str,
     is_quick: bool,
     tiny_target: Callable[..., nn.Module],
     head_config: HeadConfig,
     tmp_path: Path,
 ) -> None:
     model = tiny_target(architecture, **FAMILIES.get(architecture, {}))
-    engine = make_engine(model, head_config, Letters())
+    engine = make_engine(model, head_config, Letters(), kind)
     trees = CHAINS if engine.target.chains_only else [*CHAINS, TreeShape(3, 3, 7)]
-    n_scripts, reused = N_SCRIPTS[architecture][0 if is_quick else 1], 0
+    n_scripts, reused = N_SCRIPTS[architecture, kind][0 if is_quick else 1], 0
     for seed in range(n_scripts):
         script = Script(engine, seed, tmp_path, trees)
         script.run(script.rng.randint(2, 7))
@@ -142,7 +146,7 @@ def test_after_any_script_the_next_answer_is_that_of_a_fresh_conversation(
         before = [*system, *session.messages, {"role": "user", "content": question}]
         got = list(answer)
         want = engine.generate(before, **options)
-        assert [r.token for r in got] == want.tokens, (architecture, seed)
+        assert [r.token for r in got] == want.tokens, (architecture, kind, seed)
         assert "".join(r.text for r in got) == want.text
         assert got[-1].stats is not None
         reused += got[-1].stats.cached_tokens > 0

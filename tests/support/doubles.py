@@ -12,6 +12,8 @@ from mlx_eagle.drafters.base import Drafter, Level
 from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.heads.config import HeadConfig
 from mlx_eagle.heads.eagle import EagleHead
+from mlx_eagle.heads.load import AnyHead
+from mlx_eagle.heads.ngram import JoinedHead, NgramHead, sources_of
 from mlx_eagle.planner.policy import Outcome, Plan
 from mlx_eagle.session.session import Session
 from mlx_eagle.speculation import ON, Speculation
@@ -182,19 +184,30 @@ def make_session(
     return engine.session()
 
 
-def make_engine(model: nn.Module, head_config: HeadConfig, tokenizer: Any) -> Engine:
+HEADS: dict[str, Callable[[EagleHead], AnyHead]] = {
+    "head": lambda head: head,
+    "ngram": lambda head: NgramHead(),
+    "head+ngram": JoinedHead,
+}
+
+
+def make_engine(
+    model: nn.Module, head_config: HeadConfig, tokenizer: Any, kind: str = "head"
+) -> Engine:
     """Return an engine of a tiny random target and head.
 
     Args:
         model: of `build_target`.
         head_config: whose widths and vocabularies are replaced by the target's.
         tokenizer: with which texts are read.
+        kind: what it drafts with, one of `HEADS`.
     """
     n_tokens, size = model.args.vocab_size, model.args.hidden_size
     sizes = {"hidden_size": size, "target_hidden_size": size}
     words = {"target_vocab_size": n_tokens, "draft_vocab_size": n_tokens}
     mx.random.seed(4)
-    head = EagleHead(replace(head_config, **sizes, **words))
+    head = HEADS[kind](EagleHead(replace(head_config, **sizes, **words)))
     target = Target(model, taps=head.config.taps)
     info = EngineInfo("tiny", "", "tiny", "", ON, "", False)
-    return Engine(target, tokenizer, head, info, Planners())
+    planners = Planners(chains_only=target.chains_only, sources=sources_of(head))
+    return Engine(target, tokenizer, head, info, planners)
