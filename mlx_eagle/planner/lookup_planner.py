@@ -48,11 +48,12 @@ class LookupPlanner(Planner):
             self.head_phase = later(self.head_phase)
             return super().plan(context)
         depth, interval = 0 if self.head_phase.plain_left else self._depth, 0
-        usual = self.costs.best_chain(TYPICAL, context, depth)[1] - 1
-        if depth and self._may_check(usual, context):
-            interval = self.costs.check_interval(usual)
-        elif depth:
-            depth = self.costs.best_chain(self._usual, context, depth)[1] - 1
+        if depth:
+            usual = self.costs.best_chain(TYPICAL, context, depth)[1] - 1
+            if self._may_check(usual, context):
+                interval = self.costs.check_interval(usual)
+            else:
+                depth = self.costs.best_chain(self._usual, context, depth)[1] - 1
         self.round = self._begin(context, depth, check_interval=interval)
         self.round.lookup, self.round.one_chain = self.lookup, self.n_children == 1
         n = min(self.n_lookup, self.costs.rows[-1] - 1)
