@@ -1,5 +1,7 @@
 """N-gram lookup, named where a head is: instead of one, or after it."""
 
+from pathlib import Path
+
 import pytest
 
 import mlx_eagle
@@ -16,7 +18,6 @@ TARGET = DEMO / "target"
     [
         ("ngram", "n-gram lookup"),
         ("+ngram", "pydoc-eagle3 (demo) + n-gram lookup"),
-        (f"{DEMO / 'head'}+ngram", f"{DEMO / 'head'} + n-gram lookup"),
     ],
 )
 def test_lookup_is_named_instead_of_a_head_or_after_one(head: str, named: str) -> None:
@@ -29,8 +30,11 @@ def test_lookup_is_named_instead_of_a_head_or_after_one(head: str, named: str) -
 
 
 def test_lookup_needs_no_head_that_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(published, "fetch", lambda *args, **options: pytest.fail("fetched"))
+    monkeypatch.setattr(published, "fetch", lambda name, **options: Path(name))
     choice = choose_head("somebody/model", "ngram", TARGET)
     assert (choice.folder, choice.has_lookup, choice.drafts) == (None, True, True)
+    beside = choose_head("somebody/model", f"{DEMO / 'head'}+ngram", TARGET)
+    assert (beside.folder, beside.has_lookup) == (DEMO / "head", True)
+    assert beside.name == f"{DEMO / 'head'} + n-gram lookup"
     joined = choose_head("somebody/model", "+ngram", TARGET)
     assert (joined.folder, joined.name, joined.drafts) == (None, "n-gram lookup", True)
