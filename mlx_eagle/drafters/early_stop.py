@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from contextlib import closing
 from itertools import islice
+from typing import cast
 
 import mlx.core as mx
 import numpy as np
@@ -28,12 +29,12 @@ def draft_as_planned(drafter: Drafter | None, root: mx.array, plan: Plan) -> Dra
     if check is None:
         return drafter.draft(root, shape)
     levels, goes_on = list[Level](), True
-    if isinstance(drafter, Lookup):
-        wanted = plan.lookup
-        levels = drafter.lookup(wanted.depth, wanted.width, wanted.nodes)
+    if (wanted := plan.lookup) != PLAIN:
+        source = cast(Lookup, drafter)  # asking whether it is one takes longer than a lookup
+        levels = source.lookup(wanted.depth, wanted.width, wanted.nodes)
         goes_on = check.take_lookup(levels)
         if not check.is_checked:
-            return drafter.draft_alone(root, shape)
+            return source.draft_alone(root, shape)
     if goes_on:
         drafted = draft_with_checks(
             drafter, check, shape.depth, plan.check_interval, plan.n_children
@@ -70,6 +71,8 @@ def levels_to_tree(root: mx.array, levels: Sequence[Level], nodes: Sequence[Node
 
     Levels of several sources may hold the same node, of which one stands for all.
     """
+    if not nodes:
+        return DraftTree.chain(root)
     tree = _Tree(levels)
     for node in nodes:
         tree.add(node)

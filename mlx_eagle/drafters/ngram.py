@@ -64,7 +64,8 @@ class NgramDrafter:
         return self.index.nbytes
 
     def observe(self, taps: mx.array | None, next_tokens: mx.array) -> None:
-        """Add L tokens, next_tokens [L], which the host has read or sent before."""
+        """Add L tokens, next_tokens [L]."""
+        # The host has read these tokens before, or sent them: nothing of a forward is waited for.
         self.index.extend(cast(list[int], next_tokens.tolist()))
 
     def lookup(self, depth: int, width: int, nodes: int) -> list[Level]:

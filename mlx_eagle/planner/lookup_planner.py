@@ -48,11 +48,12 @@ class LookupPlanner(Planner):
             self.head_phase = later(self.head_phase)
             return super().plan(context)
         depth, interval = 0 if self.head_phase.plain_left else self._depth, 0
-        usual = self.costs.best_chain(TYPICAL, context, depth)[1] - 1
-        if depth and self._may_check(usual, context):
-            interval = self.costs.check_interval(usual)
-        elif depth:
-            depth = self.costs.best_chain(self._usual, context, depth)[1] - 1
+        if depth:
+            usual = self.costs.best_chain(TYPICAL, context, depth)[1] - 1
+            if self._may_check(usual, context):
+                interval = self.costs.check_interval(usual)
+            else:
+                depth = self.costs.best_chain(self._usual, context, depth)[1] - 1
         self.round = self._begin(context, depth, check_interval=interval)
         self.round.lookup, self.round.one_chain = self.lookup, self.n_children == 1
         n = min(self.n_lookup, self.costs.rows[-1] - 1)
@@ -81,21 +82,22 @@ class LookupPlanner(Planner):
         nothing = Forecast(1.0, 0.0, self.costs.verify(1, planned.context), 1, 0)
         n = len(tokens)
         self.phase, self.head_phase = later(self.phase, n), later(self.head_phase, n)
+        idle = 2 * (nothing.verify_seconds - plain)  # a probe and the plain round after it
         if planned.n_drafted:
-            seconds = forecast.draft_seconds + forecast.verify_seconds - nothing.verify_seconds
-            longest = self.costs.draft(1) if planned.is_checked else seconds
             pays = self._pays(self.recent_head, forecast, n, plain)
-            longest = int(longest / plain / self.PROBING)
+            longest = int((self.costs.draft(1) + idle) / plain / self.PROBING)
             self.head_phase = next_state(
                 self.head_phase, pays=pays, is_surprise=is_surprise, longest=longest
             )
         if not (planned.n_drafted and found):
             # Where a head drafted and nothing was found, that was a probe of lookup for nothing.
-            pays = self._pays(
-                self.recent_lookup, nothing if planned.n_drafted else forecast, n, plain
-            )
-            longest = int(2 * (nothing.verify_seconds / plain - 1) / self.PROBING)
-            self.phase = next_state(self.phase, pays=pays, is_surprise=is_surprise, longest=longest)
+            own = nothing if planned.n_drafted else forecast
+            pays = self._pays(self.recent_lookup, own, n, plain)
+            longest = int(idle / plain / self.PROBING)
+            if pays or not self.phase.plain_left:  # a pause is longer only after the one before
+                self.phase = next_state(
+                    self.phase, pays=pays, is_surprise=is_surprise, longest=longest
+                )
 
     def _pays(self, recent: Throughput, forecast: Forecast, n_tokens: int, plain: float) -> bool:
         """Take in a round of a source; say whether it is worth going on with."""

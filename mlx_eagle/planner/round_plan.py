@@ -51,12 +51,15 @@ class RoundPlan:
         """Take in what was looked up; say whether a head should draft beside it."""
         for level in levels:
             self._add(level)
+        if not self.depth:
+            self.is_checked = True  # what was looked up is known
+            return False
         # A head adds what is none of the tokens that were looked up.
         open_share = max(0.0, 1.0 - (sum(self.rates[0]) if levels else 0.0))
         self._reach = 1.0 if self.one_chain else open_share
         is_wanted = self._pays_deeper() if self.is_checked else self._pays_unseen()
-        goes_on = self.depth > 0 and (is_wanted or open_share > self.MUCH)
-        self.is_checked = self.is_checked or not goes_on  # what was looked up is known
+        goes_on = is_wanted or open_share > self.MUCH
+        self.is_checked = self.is_checked or not goes_on
         return goes_on
 
     def deeper(self, level: Level) -> bool:

@@ -220,7 +220,7 @@ def test_acceptance_is_kept_once_enough_was_learnt(tmp_path: Path) -> None:
         planner.acceptance.observe([0.6], chosen=0)
     planners.keep()
     assert not kept.acceptance_file.exists()
-    planner.n_drafted = Planners.WORTH_KEEPING
+    planner.recent.n_rounds = Planners.WORTH_KEEPING
     planners.keep()
     assert kept.acceptance(GREEDY).children([0.6])[0] > 0.9
     again = Planners(Calibration(COSTS, "", is_measured=True), 8, kept)

@@ -46,7 +46,7 @@ def test_the_text_is_that_of_plain_decoding_and_what_repeats_is_accepted(
     options = asked | {"temperature": temperature, "seed": 3}
     want = turning.generate(**options, speculate=False).tokens
     engine = engine_of(turning, kind)
-    for tree in TREES:
+    for tree in TREES[2 if temperature else 0 :]:
         found = engine.generate(**options, tree=tree)
         assert found.tokens == want, tree
         assert found.stats.accepted > 6, tree
