@@ -169,6 +169,10 @@ class Vocabulary:
             )
         return Constraint(self, matcher)
 
+    def spell(self, token: int) -> bytes:
+        """Return the bytes that a token stands for, which may be a part of a character."""
+        return bytes(self._tokenizer.decode_bytes([token]))
+
     def is_text(self, token: int) -> bool:
         """Say whether a token can be part of an answer: no end, special or padding token."""
         return 0 <= token < self.n_tokens and bool(self._is_text[token])

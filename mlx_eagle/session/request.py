@@ -9,7 +9,15 @@ from mlx_eagle.sampling.token_selector import TokenSelector
 from mlx_eagle.session.limits import Budget
 from mlx_eagle.session.options import GenerationOptions
 from mlx_eagle.session.prefix import CachedPrefix
-from mlx_eagle.session.prompt import Prompt, Template, check_ids, encode, is_messages, turns_dropped
+from mlx_eagle.session.prompt import (
+    Prompt,
+    Template,
+    check_ids,
+    encode,
+    is_messages,
+    messages_of,
+    turns_dropped,
+)
 from mlx_eagle.session.selector import make_constraint, make_processors, make_sampler
 from mlx_eagle.tree import TreeShape
 
@@ -70,7 +78,7 @@ def check_request(
     constraint = make_constraint(options, engine)
     sampler, processors = make_sampler(options), make_processors(options)
     selector = TokenSelector(sampler, processors, constraint, ids[:-1])
-    begun = engine.answer_format.begun(ids, prompt if is_messages(prompt) else ())
+    begun = engine.answer_format.begun(ids, messages_of(prompt))
     return Request(ids, options, budget, n_dropped, selector, _seed(sampler), begun)
 
 

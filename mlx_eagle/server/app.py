@@ -1,0 +1,216 @@
+"""The application: which path is answered by what, and one request from its body to its answer."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.routing import Route
+
+from mlx_eagle.engine import Engine
+from mlx_eagle.server.asked import Asked
+from mlx_eagle.server.bodies import Body, read_body
+from mlx_eagle.server.chat_body import ChatBody, read_chat
+from mlx_eagle.server.chat_writer import ChatWriter
+from mlx_eagle.server.delivery import (
+    BEAT,
+    Delivery,
+    Receive,
+    Scope,
+    Send,
+    send_json,
+    send_refusal,
+)
+from mlx_eagle.server.desk import Desk
+from mlx_eagle.server.guard import ID, App, Guard, Rules, read_all
+from mlx_eagle.server.ids import ServedModel
+from mlx_eagle.server.models_list import list_models, one_model
+from mlx_eagle.server.prepare import Preparer
+from mlx_eagle.server.refusal import RefusalError, api_of
+from mlx_eagle.server.writer import Writer
+from mlx_eagle.worker import Worker
+
+LOG = logging.getLogger("mlx_eagle.server")
+OPEN_PATHS = frozenset({"/health"})
+T = TypeVar("T")
+MakeWriter = Callable[[Asked, ServedModel, int], Writer]
+
+
+class Settings(NamedTuple):
+    """What an operator decides.
+
+    Attributes:
+        name: of the model, for clients; None: that of the target.
+        rules: who may ask.
+        queue: requests that may wait.
+        max_seconds: of an answer; None: any.
+        grace: seconds that answers have to end once the server stops.
+        beat: seconds of silence, after which a stream shows that it lives.
+    """
+
+    name: str | None = None
+    rules: Rules = Rules()
+    queue: int = 16
+    max_seconds: float | None = None
+    grace: float = 10.0
+    beat: float = BEAT
+
+
+class Answered:
+    """A response of Starlette's kind that sends one JSON object."""
+
+    def __init__(self, value: Any, status: int = 200) -> None:
+        self._value, self._status = value, status
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        await send_json(send, self._status, self._value)
+
+
+class Refused:
+    """A response of Starlette's kind that sends a refusal."""
+
+    def __init__(self, refusal: RefusalError) -> None:
+        self._refusal = refusal
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        await send_refusal(send, self._refusal, api_of(scope["path"]), scope[ID])
+
+
+class Server:
+    """What answers requests with one engine.
+
+    Args:
+        engine: that answers; it belongs to the worker's thread.
+        worker: the thread.
+        settings: what the operator decided.
+    """
+
+    def __init__(self, engine: Engine, worker: Worker, settings: Settings) -> None:
+        self._settings = settings
+        self._preparer = Preparer(engine, engine.info.recommended)
+        self._thread = ThreadPoolExecutor(1, "mlx-eagle-prepare")
+        self.desk = Desk(
+            engine, worker, most_waiting=settings.queue, max_seconds=settings.max_seconds
+        )
+        self.model = served_model(engine, self._preparer, settings.name)
+        self.app: App = Guard(self._routes(), settings.rules)
+
+    async def stop(self) -> None:
+        """Accept nothing more, and end what runs."""
+        await self.desk.stop(self._settings.grace)
+        self._thread.shutdown(wait=False)
+
+    def _routes(self) -> App:
+        """Return the application behind the guard."""
+        get: dict[str, Any] = {
+            "/health": self._health,
+            "/models": self._models,
+            "/models/{name:path}": self._one_model,
+        }
+        post: dict[str, Any] = {
+            "/chat/completions": self._endpoint(ChatBody, read_chat, ChatWriter),
+        }
+        routes = [
+            Route(prefix + path, handler, methods=[method])
+            for method, handlers in (("GET", get), ("POST", post))
+            for path, handler in handlers.items()
+            for prefix in ("", "/v1")
+        ]
+        app = Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
+        app.router.redirect_slashes = False
+        return app
+
+    # Answers
+
+    def _endpoint(
+        self, body: type[Body], read: Callable[[Any], Asked], make_writer: MakeWriter
+    ) -> Callable[[Request], Awaitable[Any]]:
+        """Return what answers the requests of one API."""
+
+        async def endpoint(request: Request) -> Any:
+            data = await read_all(request.receive, self._settings.rules)
+            self.desk.check_room()
+            asked = await self._prepare_thread(lambda: read(read_body(body, data)))
+            asked = replace(asked, who=_who(request, asked))
+            prepared = await self._prepare_thread(self._preparer.prepare, asked)
+            writer = make_writer(asked, self.model, int(time.time()))
+            running = self.desk.accept(prepared)
+            return Delivery(running, writer, request.scope[ID], self._settings.beat)
+
+        return guarded(endpoint)
+
+    async def _prepare_thread(self, function: Callable[..., T], *args: Any) -> T:
+        """Return what a function returns on the thread of the tokenizer."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, partial(function, *args))
+
+    # What else is asked
+
+    async def _health(self, request: Request) -> Any:
+        if self.desk.is_stopping:
+            return Answered({"status": "stopping"}, 503)
+        return Answered({"status": "ok"})
+
+    async def _models(self, request: Request) -> Any:
+        return Answered(list_models(self.model))
+
+    async def _one_model(self, request: Request) -> Any:
+        if request.path_params["name"] != self.model.name:
+            message = f"there is one model here, {self.model.name}"
+            return Refused(RefusalError("unknown", message, "model"))
+        return Answered(one_model(self.model))
+
+
+def guarded(
+    endpoint: Callable[[Request], Awaitable[Any]],
+) -> Callable[[Request], Awaitable[Any]]:
+    """Return an endpoint whose refusals and failures are answers; failures are logged by name."""
+
+    async def safe(request: Request) -> Any:
+        try:
+            return await endpoint(request)
+        except RefusalError as refusal:
+            return Refused(refusal)
+        except Exception as error:
+            LOG.error("%s failed: %s", request.scope[ID], type(error).__name__)
+            message = f"the request failed inside the server ({type(error).__name__})"
+            return Refused(RefusalError("internal", message))
+
+    return safe
+
+
+def served_model(engine: Engine, preparer: Preparer, name: str | None) -> ServedModel:
+    """Return the model as clients see it."""
+    info = engine.info
+    thinks = any(mark.kind.name == "THOUGHT" for mark in engine.answer_format.marks)
+    return ServedModel(
+        name=name or info.target.rstrip("/").rsplit("/", 1)[-1] or "mlx-eagle",
+        created=int(time.time()),
+        context=preparer.context,
+        thinks=thinks or engine.answer_format.has_channels,
+        calls=preparer.takes_tools,
+        fingerprint=f"mlx-eagle {info.target_precision}",
+    )
+
+
+def _who(request: Request, asked: Asked) -> str:
+    """Return whose row a request waits in: a key, and what tells sessions of one client apart."""
+    names = ("authorization", "x-api-key", "session_id", "x-session-id", "x-session-affinity")
+    hints = [request.headers.get(name, "") for name in names]
+    return "\n".join([*hints, asked.who])
+
+
+async def _no_route(request: Request, error: Any) -> Any:
+    """Answer what no route does."""
+    if error.status_code == 405:
+        return Refused(RefusalError("method", f"{request.method} is not what this path is for"))
+    return Refused(RefusalError("unknown", "there is nothing at this path"))
