@@ -15,6 +15,7 @@ from mlx_eagle.server.events import (
     Event,
     Failed,
     Reading,
+    Said,
     TokenLogprob,
     Usage,
 )
@@ -102,9 +103,13 @@ class AnswerJob:
             yield Drafted(response.text, response.from_draft, self._tree(response))
         logprobs: list[TokenLogprob] = []
         is_end = response.token in self._engine.tokenizer.eos_token_ids
-        if asked.n_logprobs is not None and self._kind is Kind.SAID and not is_end:
+        is_said = self._kind is Kind.SAID or asked.api == "completions"
+        if asked.n_logprobs is not None and is_said and not is_end:
             logprobs = [self._logprob(response, asked.n_logprobs)]
-        yield from self._split.add(response.spans, logprobs)
+        if asked.api == "completions":  # all of the text, as the model wrote it
+            yield Said(response.text, tuple(logprobs))
+        else:
+            yield from self._split.add(response.spans, logprobs)
 
     def _logprob(self, response: GenerationResponse, n: int) -> TokenLogprob:
         value = response.logprob

@@ -19,21 +19,31 @@ from mlx_eagle.server.asked import Asked
 from mlx_eagle.server.bodies import Body, read_body
 from mlx_eagle.server.chat_body import ChatBody, read_chat
 from mlx_eagle.server.chat_writer import ChatWriter
+from mlx_eagle.server.completions_body import CompletionsBody, read_completions
+from mlx_eagle.server.completions_writer import CompletionsWriter
 from mlx_eagle.server.delivery import (
     BEAT,
+    STREAM_HEADERS,
     Delivery,
     Receive,
     Scope,
     Send,
     send_json,
+    send_part,
     send_refusal,
+    start_answer,
 )
 from mlx_eagle.server.desk import Desk
+from mlx_eagle.server.events import Failed
 from mlx_eagle.server.guard import ID, App, Guard, Rules, read_all
 from mlx_eagle.server.ids import ServedModel
+from mlx_eagle.server.messages_body import CountBody, MessagesBody, read_count, read_messages
+from mlx_eagle.server.messages_writer import MessagesWriter
 from mlx_eagle.server.models_list import list_models, one_model
 from mlx_eagle.server.prepare import Preparer
 from mlx_eagle.server.refusal import RefusalError, api_of
+from mlx_eagle.server.responses_body import ResponsesBody, read_responses
+from mlx_eagle.server.responses_writer import ResponsesWriter
 from mlx_eagle.server.writer import Writer
 from mlx_eagle.worker import Worker
 
@@ -85,6 +95,19 @@ class Refused:
         await send_refusal(send, self._refusal, api_of(scope["path"]), scope[ID])
 
 
+class FailedStream:
+    """A stream that fails at once: where a client knows an error only as an event."""
+
+    def __init__(self, writer: Writer, refusal: RefusalError) -> None:
+        self._writer, self._refusal = writer, refusal
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        failed = Failed(self._refusal.kind, str(self._refusal))
+        await start_answer(send, 200, STREAM_HEADERS)
+        await send_part(send, self._writer.begin() + self._writer.write(failed), is_last=True)
+
+
 class Server:
     """What answers requests with one engine.
 
@@ -118,6 +141,10 @@ class Server:
         }
         post: dict[str, Any] = {
             "/chat/completions": self._endpoint(ChatBody, read_chat, ChatWriter),
+            "/completions": self._endpoint(CompletionsBody, read_completions, CompletionsWriter),
+            "/responses": self._endpoint(ResponsesBody, read_responses, ResponsesWriter),
+            "/messages": self._endpoint(MessagesBody, read_messages, MessagesWriter),
+            "/messages/count_tokens": guarded(self._count),
         }
         routes = [
             Route(prefix + path, handler, methods=[method])
@@ -140,13 +167,25 @@ class Server:
             data = await read_all(request.receive, self._settings.rules)
             self.desk.check_room()
             asked = await self._prepare_thread(lambda: read(read_body(body, data)))
-            asked = replace(asked, who=_who(request, asked))
-            prepared = await self._prepare_thread(self._preparer.prepare, asked)
+            client = request.headers.get("user-agent", "")
+            asked = replace(asked, who=_who(request, asked), client=client)
             writer = make_writer(asked, self.model, int(time.time()))
+            try:
+                prepared = await self._prepare_thread(self._preparer.prepare, asked)
+            except RefusalError as refusal:
+                if refusal.kind == "too_long" and asked.api == "responses" and asked.streams:
+                    return FailedStream(writer, refusal)
+                raise
             running = self.desk.accept(prepared)
             return Delivery(running, writer, request.scope[ID], self._settings.beat)
 
         return guarded(endpoint)
+
+    async def _count(self, request: Request) -> Any:
+        data = await read_all(request.receive, self._settings.rules)
+        asked = await self._prepare_thread(lambda: read_count(read_body(CountBody, data)))
+        n_tokens = await self._prepare_thread(self._preparer.count, asked)
+        return Answered({"input_tokens": n_tokens})
 
     async def _prepare_thread(self, function: Callable[..., T], *args: Any) -> T:
         """Return what a function returns on the thread of the tokenizer."""

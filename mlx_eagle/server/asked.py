@@ -18,6 +18,7 @@ class Asked:
         prompt: chat messages, or text or token ids that are used as they are.
         options: of `GenerationOptions`, those that the request names.
         tools: that the answer may call, in the format of OpenAI's chat API.
+        spaces: the group of a tool, by its name, where its client groups tools.
         choice: "auto", "none", "required", or the name of the one tool that must be called.
         parallel: whether one answer may call several tools.
         template_args: what the chat template is given besides.
@@ -26,6 +27,7 @@ class Asked:
         n_logprobs: likeliest tokens per token; None: no log-probabilities.
         echoes: whether the answer begins with the prompt.
         shows_drafts: whether the stream says what was drafted.
+        client: what the client calls itself (User-Agent).
         who: whose requests wait in one row; requests of others come in between.
         schema: what the answer must be, as a JSON schema; None: text.
     """
@@ -34,6 +36,7 @@ class Asked:
     prompt: list[Message] | list[int] | str
     options: Mapping[str, Any] = field(default_factory=dict)
     tools: Tools = ()
+    spaces: Mapping[str, str] = field(default_factory=dict)
     choice: str = "auto"
     parallel: bool = True
     template_args: Mapping[str, Any] = field(default_factory=dict)
@@ -42,5 +45,6 @@ class Asked:
     n_logprobs: int | None = None
     echoes: bool = False
     shows_drafts: bool = False
+    client: str = ""
     who: str = ""
     schema: str | None = None

@@ -204,18 +204,21 @@ def check_tool_choice(name: str, tools: list[dict[str, Any]], where: str = "tool
         RefusalError: if it is not.
     """
     if name not in (tool["function"]["name"] for tool in tools):
-        raise RefusalError("invalid", f"{where} names a function that is not among the tools", where)
+        raise RefusalError(
+            "invalid", f"{where} names a function that is not among the tools", where
+        )
     return name
 
 
 def _refuse_missing(body: ChatBody) -> None:
     """Refuse what an answer of this server cannot be."""
+    audio, search = "modalities", "web_search_options"
     if body.n not in (None, 1):
         raise RefusalError("invalid", f"n is {body.n}; one answer is made per request", "n")
     if body.modalities and "audio" in body.modalities:
-        raise RefusalError("content", "modalities has audio; this model writes text", "modalities")
+        raise RefusalError("content", f"{audio} has audio; this model writes text", audio)
     if body.web_search_options is not None:
-        raise RefusalError("invalid", "nothing is searched here; leave it out", "web_search_options")
+        raise RefusalError("invalid", "nothing is searched here; leave it out", search)
 
 
 def _options(body: ChatBody) -> dict[str, Any]:
@@ -227,12 +230,12 @@ def _options(body: ChatBody) -> dict[str, Any]:
         presence_penalty=body.presence_penalty or None,
         frequency_penalty=body.frequency_penalty or None,
         repetition_penalty=body.repetition_penalty,
-        logit_bias=_biases(body.logit_bias),
+        logit_bias=biases(body.logit_bias),
         speculate=body.speculate,
     )
 
 
-def _biases(biases: dict[str, float] | None) -> dict[int, float] | None:
+def biases(biases: dict[str, float] | None) -> dict[int, float] | None:
     """Return biases by token id."""
     if not biases:
         return None
@@ -274,12 +277,13 @@ def _tool(tool: Tool) -> dict[str, Any]:
 
 def _choice(choice: str | ToolChoice | None, tools: list[dict[str, Any]]) -> str:
     """Return "auto", "none", "required" or the name of a tool."""
+    where = "tool_choice"
     if isinstance(choice, ToolChoice):
         return check_tool_choice(choice.function.name, tools)
     if choice not in (None, "auto", "none", "required"):
-        raise RefusalError("invalid", "tool_choice is none of auto, none, required", "tool_choice")
+        raise RefusalError("invalid", f"{where} is none of auto, none, required", where)
     if choice == "required" and not tools:
-        raise RefusalError("invalid", "tool_choice is required, but there are no tools", "tool_choice")
+        raise RefusalError("invalid", f"{where} is required, but there are no tools", where)
     return choice or "auto"
 
 

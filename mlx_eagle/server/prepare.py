@@ -155,7 +155,8 @@ class Preparer:
 def too_long(api: str, n_prompt: int, context: int) -> RefusalError:
     """Return the refusal of a prompt that leaves no room; some clients look for its words."""
     if api == "messages":
-        return RefusalError("too_long", f"prompt is too long: {n_prompt} tokens > {context - 1} maximum")
+        message = f"prompt is too long: {n_prompt} tokens > {context - 1} maximum"
+        return RefusalError("too_long", message)
     return RefusalError(
         "too_long",
         f"This model's maximum context length is {context} tokens, but the prompt has {n_prompt}; "

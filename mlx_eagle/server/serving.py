@@ -1,7 +1,6 @@
 """A server on a socket: from the first request to a stop that lets answers end."""
 
 import asyncio
-import signal
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -96,11 +95,7 @@ def run(server: Server, listening: socket.socket, grace: float, ready: Callable[
         ready()
         await task
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)  # uvicorn raises it anew at its end
     try:
         asyncio.run(main())
-    except KeyboardInterrupt:
-        pass
     finally:
         listening.close()

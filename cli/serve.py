@@ -1,0 +1,165 @@
+"""`mlx-eagle serve`: one model for the apps and agents of this machine."""
+
+import logging
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mlx_eagle.cli.options import ModelSource, model_options
+from mlx_eagle.errors import EagleError
+
+if TYPE_CHECKING:
+    from mlx_eagle.server.app import Settings
+    from mlx_eagle.server.guard import Rules
+    from mlx_eagle.server.ids import ServedModel
+
+KEY_VARIABLE = "MLX_EAGLE_API_KEY"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+EXAMPLES = """\b
+Examples:
+  mlx-eagle serve
+  mlx-eagle serve --model mlx-community/Qwen3-8B-4bit --port 8081
+  mlx-eagle serve --allow-origin app://obsidian.md
+"""
+
+
+@click.command("serve", epilog=EXAMPLES)
+@model_options
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default=True,
+    help="Port; 0 takes a free one.",
+)
+@click.option("--served-name", metavar="NAME", help="What clients call the model.")
+@click.option(
+    "--api-key-file",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help=f"File with the key that requests must have. Default: the variable {KEY_VARIABLE}.",
+)
+@click.option("--allow-host", metavar="NAME", multiple=True, help="A further name of this server.")
+@click.option(
+    "--allow-origin",
+    metavar="ORIGIN",
+    multiple=True,
+    help="A page that may use it, exactly as browsers name it: https://example.org.",
+)
+@click.option(
+    "--queue",
+    type=click.IntRange(0, 10_000),
+    default=16,
+    show_default=True,
+    help="Requests that may wait.",
+)
+@click.option("--max-seconds", type=click.FloatRange(0, min_open=True), help="Longest answer.")
+@click.option(
+    "--grace",
+    type=click.FloatRange(0, 3600),
+    default=10,
+    show_default=True,
+    help="Seconds that answers have to end when the server stops.",
+)
+def command(
+    source: ModelSource,
+    host: str,
+    port: int,
+    served_name: str | None,
+    api_key_file: Path | None,
+    allow_host: tuple[str, ...],
+    allow_origin: tuple[str, ...],
+    queue: int,
+    max_seconds: float | None,
+    grace: float,
+) -> None:
+    """Serve a model by the APIs of OpenAI and Anthropic; Ctrl-C stops in good order."""
+    from mlx_eagle.server.app import Settings
+    from mlx_eagle.server.guard import Rules
+
+    key = read_key(api_key_file)
+    check_address(host, key)
+    rules = Rules(host=host, hosts=allow_host, origins=allow_origin, key=key)
+    serve(source, port, Settings(served_name, rules, queue, max_seconds, grace))
+
+
+def read_key(file: Path | None) -> str:
+    """Return the key that requests must have; "" for none.
+
+    Raises:
+        EagleError: if the file holds none.
+    """
+    if file is None:
+        return os.environ.get(KEY_VARIABLE, "").strip()
+    key = file.read_text(encoding="utf-8", errors="replace").strip()
+    if not key or not key.isprintable() or " " in key:
+        raise EagleError(f"{file} does not hold a key: one line of printable characters")
+    return key
+
+
+def check_address(host: str, key: str) -> None:
+    """Refuse to be reached from other machines without a key.
+
+    Raises:
+        click.UsageError: if that was asked for.
+    """
+    if host not in LOOPBACK and not key:
+        raise click.UsageError(
+            f"--host {host} can be reached from other machines: give a key with --api-key-file or "
+            f"{KEY_VARIABLE}, or stay on 127.0.0.1"
+        )
+
+
+def serve(source: ModelSource, port: int, settings: "Settings") -> None:
+    """Load a model on a thread of its own and answer until a signal comes."""
+    from mlx_eagle.cli.generate import load_engine
+    from mlx_eagle.cli.terminal.display import terminal
+    from mlx_eagle.server.app import Server
+    from mlx_eagle.server.serving import bind, run
+    from mlx_eagle.worker import Worker
+
+    rules, grace = settings.rules, settings.grace
+    listening = bind(rules.host, port)
+    log_to_stderr()
+    with Worker() as worker:
+        engine = worker.call(load_engine, source, terminal(stderr=True))
+        server = Server(engine, worker, settings)
+        where = address(rules, listening.getsockname()[1])
+        run(server, listening, grace, partial(show_banner, server.model, rules, where))
+
+
+def address(rules: "Rules", port: int) -> str:
+    """Return the URL of the server."""
+    host = f"[{rules.host}]" if ":" in rules.host else rules.host
+    return f"http://{host}:{port}"
+
+
+def log_to_stderr() -> None:
+    """Write a line per request to stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    log = logging.getLogger("mlx_eagle.server")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def show_banner(model: "ServedModel", rules: "Rules", where: str) -> None:
+    """Say what is served, and how clients are told."""
+    lines = [
+        f"{model.name} at {where} (Ctrl-C stops)",
+        f"  OpenAI: base URL {where}/v1, model {model.name}, "
+        + ("the key you gave" if rules.key else "any key"),
+        f"  Anthropic: base URL {where}",
+        "  Claude Code and Codex: mlx-eagle launch claude, mlx-eagle launch codex",
+    ]
+    if rules.host not in LOOPBACK:
+        lines.append(
+            "  Reachable from other machines, without encryption: put a TLS proxy before it"
+        )
+    click.echo("\n".join(lines), err=True)
