@@ -13,10 +13,12 @@ from mlx_eagle.cli.options import ModelSource, model_options
 from mlx_eagle.errors import EagleError
 
 if TYPE_CHECKING:
+    from mlx_eagle.engine import Engine
     from mlx_eagle.server.app import Settings
     from mlx_eagle.server.guard import Rules
     from mlx_eagle.server.ids import ServedModel
 
+DISK = 10_000_000_000  # bytes for rows of prompts
 KEY_VARIABLE = "MLX_EAGLE_API_KEY"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 EXAMPLES = """\b
@@ -37,6 +39,7 @@ Examples:
     show_default=True,
     help="Port; 0 takes a free one.",
 )
+@click.option("--no-disk-cache", is_flag=True, help="Keep nothing of prompts on disk.")
 @click.option("--served-name", metavar="NAME", help="What clients call the model.")
 @click.option(
     "--api-key-file",
@@ -70,6 +73,7 @@ def command(
     source: ModelSource,
     host: str,
     port: int,
+    no_disk_cache: bool,
     served_name: str | None,
     api_key_file: Path | None,
     allow_host: tuple[str, ...],
@@ -79,12 +83,14 @@ def command(
     grace: float,
 ) -> None:
     """Serve a model by the APIs of OpenAI and Anthropic; Ctrl-C stops in good order."""
-    from mlx_eagle.server.app import Settings
+    from mlx_eagle.server.app import OPEN_PATHS, Settings
     from mlx_eagle.server.guard import Rules
 
     key = read_key(api_key_file)
     check_address(host, key)
-    rules = Rules(host=host, hosts=allow_host, origins=allow_origin, key=key)
+    rules = Rules(host=host, hosts=allow_host, origins=allow_origin, key=key, open_paths=OPEN_PATHS)
+    if source.loading.cache_disk is None and not no_disk_cache:
+        source = source.with_loading(cache_disk=DISK)
     serve(source, port, Settings(served_name, rules, queue, max_seconds, grace))
 
 
@@ -128,9 +134,24 @@ def serve(source: ModelSource, port: int, settings: "Settings") -> None:
     log_to_stderr()
     with Worker() as worker:
         engine = worker.call(load_engine, source, terminal(stderr=True))
+        if source.loading.cache_memory is None:
+            worker.call(take_a_third, engine)
+        show_disk(engine)
         server = Server(engine, worker, settings)
         where = address(rules, listening.getsockname()[1])
         run(server, listening, grace, partial(show_banner, server.model, rules, where))
+
+
+def take_a_third(engine: "Engine") -> None:
+    """Let an engine keep rows in a third of the memory that its weights leave free."""
+    import mlx.core as mx
+
+    from mlx_eagle.cache.estimate import device_memory
+    from mlx_eagle.session.prefix_cache import PrefixCache
+
+    memory = engine.limits.memory or device_memory()
+    files = engine.prefix_cache.files if engine.prefix_cache is not None else None
+    engine.prefix_cache = PrefixCache(max(memory - mx.get_active_memory(), 0) // 3, files)
 
 
 def address(rules: "Rules", port: int) -> str:
@@ -147,6 +168,20 @@ def log_to_stderr() -> None:
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
+
+
+def show_disk(engine: "Engine") -> None:
+    """Say where prompts are kept on disk, if they are: they are private."""
+    from mlx_eagle.session.prefix_files import prefix_folder
+
+    files = engine.prefix_cache.files if engine.prefix_cache is not None else None
+    if files is not None:
+        role = "" if files.writes else ", read only: another process writes there"
+        click.echo(
+            f"Rows of prompts are kept in {prefix_folder()} ({files.nbytes / 1e9:.2f} GB{role}); "
+            "`mlx-eagle cache --clear` removes them, --no-disk-cache keeps none",
+            err=True,
+        )
 
 
 def show_banner(model: "ServedModel", rules: "Rules", where: str) -> None:

@@ -61,6 +61,9 @@ class AnswerJob:
         try:
             with closing(self._stream()) as stream:
                 yield from self._answer(stream)
+            kept = self._engine.prefix_cache
+            if kept is not None:
+                kept.keep(self._session.prefix)
         except GeneratorExit:
             raise
         except RefusalError as error:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 
 from mlx_eagle.engine import Engine
@@ -23,6 +24,7 @@ from mlx_eagle.server.completions_body import CompletionsBody, read_completions
 from mlx_eagle.server.completions_writer import CompletionsWriter
 from mlx_eagle.server.delivery import (
     BEAT,
+    OUTCOME,
     STREAM_HEADERS,
     Delivery,
     Receive,
@@ -39,6 +41,7 @@ from mlx_eagle.server.guard import ID, App, Guard, Rules, read_all
 from mlx_eagle.server.ids import ServedModel
 from mlx_eagle.server.messages_body import CountBody, MessagesBody, read_count, read_messages
 from mlx_eagle.server.messages_writer import MessagesWriter
+from mlx_eagle.server.meters import Meters, log_line
 from mlx_eagle.server.models_list import list_models, one_model
 from mlx_eagle.server.prepare import Preparer
 from mlx_eagle.server.refusal import RefusalError, api_of
@@ -48,6 +51,7 @@ from mlx_eagle.server.writer import Writer
 from mlx_eagle.worker import Worker
 
 LOG = logging.getLogger("mlx_eagle.server")
+QUIET_PATHS = ("/health", "/metrics")  # which are asked for again and again
 OPEN_PATHS = frozenset({"/health"})
 T = TypeVar("T")
 MakeWriter = Callable[[Asked, ServedModel, int], Writer]
@@ -125,7 +129,8 @@ class Server:
             engine, worker, most_waiting=settings.queue, max_seconds=settings.max_seconds
         )
         self.model = served_model(engine, self._preparer, settings.name)
-        self.app: App = Guard(self._routes(), settings.rules)
+        self.meters = Meters(lambda: self.desk.n_waiting)
+        self.app: App = Guard(self._routes(), settings.rules, self._note)
 
     async def stop(self) -> None:
         """Accept nothing more, and end what runs."""
@@ -136,6 +141,7 @@ class Server:
         """Return the application behind the guard."""
         get: dict[str, Any] = {
             "/health": self._health,
+            "/metrics": self._metrics,
             "/models": self._models,
             "/models/{name:path}": self._one_model,
         }
@@ -192,7 +198,17 @@ class Server:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, partial(function, *args))
 
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count a request that is over, and write its line."""
+        outcome = scope.get(OUTCOME)
+        self.meters.count(api_of(scope["path"]), status, outcome)
+        if scope["path"] not in QUIET_PATHS:
+            LOG.info(log_line(scope, status, seconds, outcome))
+
     # What else is asked
+
+    async def _metrics(self, request: Request) -> Any:
+        return Response(self.meters.text(), media_type=self.meters.media_type)
 
     async def _health(self, request: Request) -> Any:
         if self.desk.is_stopping:

@@ -51,7 +51,7 @@ class CallStream:
                 self._is_other = len(self._head) > LONGEST_HEAD
                 return
             name = _loaded(found[1])
-            if name not in self._names:
+            if name is None or name not in self._names:
                 self._is_other = True
                 return
             self.has_begun, text = True, self._head[found.end() :]

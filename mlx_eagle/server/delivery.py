@@ -3,10 +3,11 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
 from mlx_eagle.server.desk import Running
-from mlx_eagle.server.events import Collector, End, Failed, Reading, Whole
+from mlx_eagle.server.events import Collector, End, Event, Failed, Reading, Whole
 from mlx_eagle.server.refusal import RefusalError, as_json, error_body, status_of
 from mlx_eagle.server.writer import Writer
 
@@ -14,12 +15,30 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+OUTCOME = "mlx_eagle.outcome"  # in a scope
 BEAT = 10.0  # seconds of silence, after which a stream shows that it lives
 STREAM_HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache",
     "x-accel-buffering": "no",
 }
+
+
+@dataclass
+class Outcome:
+    """What became of a request, for counts and for the log; no text of it.
+
+    Attributes:
+        api: of the request.
+        first_seconds: from its acceptance to the first of the answer; None where none came.
+        end: of the answer, if it came to one.
+        failure: a kind of refusal, if it failed; "" if not.
+    """
+
+    api: str
+    first_seconds: float | None = None
+    end: End | None = None
+    failure: str = ""
 
 
 class Delivery:
@@ -38,11 +57,13 @@ class Delivery:
         self._running, self._writer = running, writer
         self._request_id, self._beat = request_id, beat
         self._read = (0, running.prepared.n_prompt)
+        self.outcome = Outcome(running.prepared.asked.api)
         self._is_gone = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answer, unless the client goes away before."""
         watch = asyncio.create_task(self._watch(receive))
+        scope[OUTCOME] = self.outcome
         try:
             if self._running.prepared.asked.streams:
                 await self._send_stream(send)
@@ -81,6 +102,7 @@ class Delivery:
         collector = Collector()
         while not self._is_gone:
             for event in await self._running.outbox.take():
+                self._note(event)
                 if isinstance(event, Failed):
                     refusal = RefusalError(event.kind, event.message)
                     await send_refusal(send, refusal, self._api, self._request_id)
@@ -94,10 +116,18 @@ class Delivery:
     def _api(self) -> str:
         return self._running.prepared.asked.api
 
-    def _note(self, event: Any) -> None:
-        """Note how much of the prompt is read."""
-        if isinstance(event, Reading):
-            self._read = (event.done, event.total)
+    def _note(self, event: Event) -> None:
+        """Note how much of the prompt is read, and what became of the answer."""
+        outcome = self.outcome
+        match event:
+            case Reading(done, total):
+                self._read = (done, total)
+            case End():
+                outcome.end = event
+            case Failed(kind):
+                outcome.failure = kind
+            case _ if outcome.first_seconds is None:
+                outcome.first_seconds = time.monotonic() - self._running.accepted
 
     def _heartbeat(self) -> bytes:
         seconds = time.monotonic() - self._running.accepted

@@ -48,9 +48,9 @@ class Said(NamedTuple):
 
 
 class CallStart(NamedTuple):
-    """A call of a tool begins; `index` counts the calls of the answer."""
+    """A call of a tool begins; `place` counts the calls of the answer."""
 
-    index: int
+    place: int
     id: str
     name: str
 
@@ -58,14 +58,14 @@ class CallStart(NamedTuple):
 class CallPart(NamedTuple):
     """A piece of the arguments, which together are one JSON object."""
 
-    index: int
+    place: int
     text: str
 
 
 class CallEnd(NamedTuple):
     """The arguments of a call are complete."""
 
-    index: int
+    place: int
 
 
 class Drafted(NamedTuple):
@@ -146,11 +146,11 @@ class Collector:
                 self._logprobs += logprobs
             case CallStart(_, call_id, name):
                 self._calls.append(CalledTool(call_id, name, "", False))
-            case CallPart(index, text):
-                call = self._calls[index]
-                self._calls[index] = call._replace(arguments=call.arguments + text)
-            case CallEnd(index):
-                self._calls[index] = self._calls[index]._replace(is_complete=True)
+            case CallPart(place, text):
+                call = self._calls[place]
+                self._calls[place] = call._replace(arguments=call.arguments + text)
+            case CallEnd(place):
+                self._calls[place] = self._calls[place]._replace(is_complete=True)
             case End():
                 texts = "".join(self._thought), "".join(self._said)
                 return Whole(*texts, self._calls, self._logprobs, event)

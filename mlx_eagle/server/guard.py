@@ -9,6 +9,7 @@ be called JSON, which a page of others cannot do without asking first.
 import asyncio
 import hmac
 import re
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from mlx_eagle.server.ids import new_id
 from mlx_eagle.server.refusal import RefusalError, api_of
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Done = Callable[[Scope, int, float], None]
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 NAME = re.compile(r"(?P<name>\[[0-9a-fA-F:.]+\]|[^:\[\]@/\s]+)(?::(?P<port>\d{1,5}))?")
@@ -53,12 +55,30 @@ class Guard:
     Args:
         app: that answers the rest.
         rules: who may ask.
+        done: told of every request that is over: its scope, the status and the seconds.
     """
 
-    def __init__(self, app: App, rules: Rules) -> None:
-        self._app, self._rules = app, rules
+    def __init__(self, app: App, rules: Rules, done: Done | None = None) -> None:
+        self._app, self._rules, self._done = app, rules, done
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or pass it on; tell that it is over."""
+        if scope["type"] != "http" or self._done is None:
+            await self._answer(scope, receive, send)
+            return
+        started, status = time.monotonic(), 499  # a client that went away got none
+
+        async def noted(message: Any) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await self._answer(scope, receive, noted)
+        finally:
+            self._done(scope, status, time.monotonic() - started)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)

@@ -73,7 +73,7 @@ class Preparer:
     @property
     def context(self) -> int | None:
         """Tokens that prompt and answer may have together; None where nothing bounds them."""
-        budget = self._engine.limits.budget(0)
+        budget = self._engine.budget(0)
         return None if budget is None else budget.tokens
 
     def prepare(self, asked: Asked) -> Prepared:

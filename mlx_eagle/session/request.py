@@ -64,7 +64,7 @@ def check_request(
         EagleError: if the prompt is empty, of another kind or too long, or something that was
             asked for cannot be done.
     """
-    budget = engine.limits.budget(0 if prefix.is_shared else prefix.cache.rows)
+    budget = engine.budget(0 if prefix.is_shared else prefix.cache.rows)
     ids, n_dropped = _fit(engine, prompt, options, budget)
     vocab_size = engine.target.vocab_size
     check_ids(ids, vocab_size)
