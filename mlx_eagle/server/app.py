@@ -43,6 +43,7 @@ from mlx_eagle.server.messages_body import CountBody, MessagesBody, read_count, 
 from mlx_eagle.server.messages_writer import MessagesWriter
 from mlx_eagle.server.meters import Meters, log_line
 from mlx_eagle.server.models_list import list_models, one_model
+from mlx_eagle.server.pages import FILES, MarkdownBody, Page, render
 from mlx_eagle.server.prepare import Preparer
 from mlx_eagle.server.refusal import RefusalError, api_of
 from mlx_eagle.server.responses_body import ResponsesBody, read_responses
@@ -52,7 +53,7 @@ from mlx_eagle.worker import Worker
 
 LOG = logging.getLogger("mlx_eagle.server")
 QUIET_PATHS = ("/health", "/metrics")  # which are asked for again and again
-OPEN_PATHS = frozenset({"/health"})
+OPEN_PATHS = frozenset({"/health", *FILES})
 T = TypeVar("T")
 MakeWriter = Callable[[Asked, ServedModel, int], Writer]
 
@@ -122,7 +123,7 @@ class Server:
     """
 
     def __init__(self, engine: Engine, worker: Worker, settings: Settings) -> None:
-        self._settings = settings
+        self._engine, self._worker, self._settings = engine, worker, settings
         self._preparer = Preparer(engine, engine.info.recommended)
         self._thread = ThreadPoolExecutor(1, "mlx-eagle-prepare")
         self.desk = Desk(
@@ -142,6 +143,8 @@ class Server:
         get: dict[str, Any] = {
             "/health": self._health,
             "/metrics": self._metrics,
+            "/cache": self._cache,
+            "/status": self._status,
             "/models": self._models,
             "/models/{name:path}": self._one_model,
         }
@@ -151,6 +154,7 @@ class Server:
             "/responses": self._endpoint(ResponsesBody, read_responses, ResponsesWriter),
             "/messages": self._endpoint(MessagesBody, read_messages, MessagesWriter),
             "/messages/count_tokens": guarded(self._count),
+            "/cache/clear": guarded(self._clear_cache),
         }
         routes = [
             Route(prefix + path, handler, methods=[method])
@@ -158,6 +162,8 @@ class Server:
             for path, handler in handlers.items()
             for prefix in ("", "/v1")
         ]
+        routes += [Route(path, self._page, methods=["GET"]) for path in FILES]
+        routes.append(Route("/page/markdown", guarded(self._markdown), methods=["POST"]))
         app = Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
         app.router.redirect_slashes = False
         return app
@@ -206,6 +212,33 @@ class Server:
             LOG.info(log_line(scope, status, seconds, outcome))
 
     # What else is asked
+
+    async def _page(self, request: Request) -> Any:
+        return Page(FILES[request.url.path])
+
+    async def _markdown(self, request: Request) -> Any:
+        data = await read_all(request.receive, self._settings.rules)
+        return Answered(await self._prepare_thread(lambda: render(read_body(MarkdownBody, data))))
+
+    async def _status(self, request: Request) -> Any:
+        running = self.desk.now is not None
+        return Answered({"running": int(running), "waiting": self.desk.n_waiting})
+
+    async def _cache(self, request: Request) -> Any:
+        kept = self._engine.prefix_cache
+        memory = {"prefixes": len(kept) if kept else 0, "bytes": kept.nbytes if kept else 0}
+        files = kept.files if kept is not None else None
+        disk = None
+        if files is not None:
+            disk = {"bytes": files.nbytes, "damaged": files.n_damaged, "evicted": files.n_evicted}
+        return Answered({"memory": memory, "disk": disk})
+
+    async def _clear_cache(self, request: Request) -> Any:
+        await read_all(request.receive, self._settings.rules)
+        kept = self._engine.prefix_cache
+        if kept is not None:
+            await self._worker.acall(kept.clear)
+        return await self._cache(request)
 
     async def _metrics(self, request: Request) -> Any:
         return Response(self.meters.text(), media_type=self.meters.media_type)

@@ -11,7 +11,6 @@ from typing import Any
 
 from mlx_eagle.engine import Engine
 from mlx_eagle.errors import EagleError
-from mlx_eagle.sampling.grammar import Grammar
 from mlx_eagle.server.asked import Asked, Tools
 from mlx_eagle.server.refusal import RefusalError
 from mlx_eagle.session.options import GenerationOptions
@@ -24,6 +23,7 @@ from mlx_eagle.session.prompt import (
     is_messages,
 )
 from mlx_eagle.session.recommended import NAMES
+from mlx_eagle.session.selector import find_marks, make_constraint
 
 PREFILL_STEP = 512  # tokens; a request that is cancelled goes on for as long as so many take
 PROBE = {
@@ -68,6 +68,7 @@ class Preparer:
         self._recommended = {name: recommended[name] for name in NAMES if name in recommended}
         self._tokenizer = copy.copy(engine.tokenizer)
         self._tokenizer._tokenizer = copy.deepcopy(engine.tokenizer._tokenizer)
+        self._thinks = find_marks(engine.answer_format).thought_start is not None
         self.takes_tools = self._names_tools()
 
     @property
@@ -87,7 +88,7 @@ class Preparer:
         n_prompt, context = len(ids), self.context
         if context is not None and n_prompt >= context:
             raise too_long(asked.api, n_prompt, context)
-        options = self._options(asked, n_prompt, context)
+        options = self._options(asked, tools, n_prompt, context)
         messages = asked.prompt if is_messages(asked.prompt) else None
         prompt = EncodedMessages(messages, ids) if messages else ids
         return Prepared(asked, prompt, n_prompt, options, tools)
@@ -118,7 +119,9 @@ class Preparer:
             raise RefusalError("invalid", str(error), _prompt_field(asked)) from None
         return ids
 
-    def _options(self, asked: Asked, n_prompt: int, context: int | None) -> dict[str, Any]:
+    def _options(
+        self, asked: Asked, tools: Tools, n_prompt: int, context: int | None
+    ) -> dict[str, Any]:
         """Return the options for the engine, once they are in range."""
         options = {**self._recommended, **asked.options}
         if context is not None:
@@ -128,16 +131,25 @@ class Preparer:
             options.setdefault("max_tokens", 1 << 30)
         options["prefill_step_size"] = PREFILL_STEP
         options["logprobs"] = asked.n_logprobs is not None
+        options |= self._demands(asked, tools)
         try:
-            if asked.schema is not None:
-                options["json_schema"] = asked.schema
-                self._engine.vocabulary.constraint(Grammar.json_schema(asked.schema))
-            checked = GenerationOptions(**options)
+            checked = GenerationOptions(**options, tools=list(tools) or None)
+            make_constraint(checked, self._engine)  # compiled here, it is at hand then
             if self._engine.target.vocab_size is not None:
                 checked.check_bias(self._engine.target.vocab_size)
         except (EagleError, ValueError, TypeError) as error:
             raise RefusalError("invalid", str(error)) from None
         return options
+
+    def _demands(self, asked: Asked, tools: Tools) -> dict[str, Any]:
+        """Return the options that say what the answer must be."""
+        demands: dict[str, Any] = {}
+        if asked.schema is not None:
+            demands["json_schema"] = asked.schema
+        if tools:
+            demands |= {"tool_choice": asked.choice, "parallel_tool_calls": asked.parallel}
+        thinks = self._thinks and asked.template_args.get("enable_thinking") is not False
+        return demands | {"thinks_first": thinks} if demands else {}
 
     def _names_tools(self) -> bool:
         """Say whether the chat template writes the tools that it is given."""

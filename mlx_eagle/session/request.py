@@ -75,10 +75,10 @@ def check_request(
         _check_tree(options.tree, prefix.drafter)
     if vocab_size is not None:
         options.check_bias(vocab_size)
-    constraint = make_constraint(options, engine)
+    begun = engine.answer_format.begun(ids, messages_of(prompt))
+    constraint = make_constraint(options, engine, begun)
     sampler, processors = make_sampler(options), make_processors(options)
     selector = TokenSelector(sampler, processors, constraint, ids[:-1])
-    begun = engine.answer_format.begun(ids, messages_of(prompt))
     return Request(ids, options, budget, n_dropped, selector, _seed(sampler), begun)
 
 

@@ -100,7 +100,8 @@ def test_an_answer_that_is_cut_never_has_a_complete_call(n: int, served: Served)
 )
 def test_what_is_no_call_of_an_offered_tool_is_text(text: str, served: Served) -> None:
     served.engine.write(text)
-    choice = ask(served).json()["choices"][0]
+    free: Any = {"name": "count", "parameters": {"$ref": "http://localhost:9/no-grammar"}}
+    choice = ask(served, tools=[{"type": "function", "function": free}]).json()["choices"][0]
     assert choice["message"]["content"] == text
     assert choice["finish_reason"] == "stop"
 
