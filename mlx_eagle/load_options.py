@@ -131,6 +131,7 @@ class LoadOptions:
         "Memory for rows of conversations that are over. Default: none; serve takes a third.",
         Bytes(),
         "loading",
+        unset="none",
         in_chat=False,
     )
     cache_disk: int | None = option(
@@ -138,6 +139,7 @@ class LoadOptions:
         "Disk for rows of prompts, which later runs read. Default: none; serve takes 10 GB.",
         Bytes(),
         "loading",
+        unset="none",
         in_chat=False,
     )
 

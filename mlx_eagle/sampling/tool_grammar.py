@@ -122,9 +122,8 @@ class StagedConstraint:
         known = [token for token in marks if token is not None]
         self._mark_row = vocabulary.pack(known)
         self._all = ~np.zeros_like(vocabulary.end_row)
-        self._first = vocabulary.pack(
-            [t for t in (marks.thought_start, self._must_start()) if t is not None]
-        )
+        firsts = marks.thought_start, marks.call_start if calls is not None else None
+        self._first = vocabulary.pack([token for token in firsts if token is not None])
         self._state = self._entered(plan.begin)
 
     def advance(self, tokens: Sequence[int]) -> None:
@@ -197,10 +196,6 @@ class StagedConstraint:
             assert self._schema is not None, "a schema was compiled"
             return State(mode, self._schema.deep_copy())
         return State(Mode.FIRST) if mode is Mode.CALL else State(mode)
-
-    def _must_start(self) -> int | None:
-        """Return the mark that must come, if it is one."""
-        return self._marks.call_start if self._plan.must is Mode.CALL else None
 
     def _row(self, state: State | None) -> npt.NDArray[np.int32]:
         """Return [V / 32] words: the tokens that may follow a node."""
