@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
+import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -37,12 +38,13 @@ from mlx_eagle.server.delivery import (
 )
 from mlx_eagle.server.desk import Desk
 from mlx_eagle.server.events import Failed
-from mlx_eagle.server.guard import ID, App, Guard, Rules, read_all
+from mlx_eagle.server.guard import ID, App, Guard, Rules, read_all, with_headers
 from mlx_eagle.server.ids import ServedModel
 from mlx_eagle.server.messages_body import CountBody, MessagesBody, read_count, read_messages
 from mlx_eagle.server.messages_writer import MessagesWriter
 from mlx_eagle.server.meters import Meters, log_line
 from mlx_eagle.server.models_list import list_models, one_model
+from mlx_eagle.server.openapi import describe
 from mlx_eagle.server.pages import FILES, MarkdownBody, Page, render
 from mlx_eagle.server.prepare import Preparer
 from mlx_eagle.server.refusal import RefusalError, api_of
@@ -53,6 +55,22 @@ from mlx_eagle.worker import Worker
 
 LOG = logging.getLogger("mlx_eagle.server")
 QUIET_PATHS = ("/health", "/metrics")  # which are asked for again and again
+POSTS: dict[str, type[Body]] = {
+    "/v1/chat/completions": ChatBody,
+    "/v1/completions": CompletionsBody,
+    "/v1/responses": ResponsesBody,
+    "/v1/messages": MessagesBody,
+    "/v1/messages/count_tokens": CountBody,
+    "/page/markdown": MarkdownBody,
+}
+GETS = {
+    "/health": "application/json",
+    "/v1/models": "application/json",
+    "/v1/cache": "application/json",
+    "/v1/status": "application/json",
+    "/metrics": "text/plain",
+    "/": "text/html",
+}
 OPEN_PATHS = frozenset({"/health", *FILES})
 T = TypeVar("T")
 MakeWriter = Callable[[Asked, ServedModel, int], Writer]
@@ -92,12 +110,13 @@ class Answered:
 class Refused:
     """A response of Starlette's kind that sends a refusal."""
 
-    def __init__(self, refusal: RefusalError) -> None:
-        self._refusal = refusal
+    def __init__(self, refusal: RefusalError, headers: Mapping[str, str] | None = None) -> None:
+        self._refusal, self._headers = refusal, headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
-        await send_refusal(send, self._refusal, api_of(scope["path"]), scope[ID])
+        outward = with_headers(send, self._headers) if self._headers else send
+        await send_refusal(outward, self._refusal, api_of(scope["path"]), scope[ID])
 
 
 class FailedStream:
@@ -145,6 +164,7 @@ class Server:
             "/metrics": self._metrics,
             "/cache": self._cache,
             "/status": self._status,
+            "/openapi.json": self._openapi,
             "/models": self._models,
             "/models/{name:path}": self._one_model,
         }
@@ -220,6 +240,9 @@ class Server:
         data = await read_all(request.receive, self._settings.rules)
         return Answered(await self._prepare_thread(lambda: render(read_body(MarkdownBody, data))))
 
+    async def _openapi(self, request: Request) -> Any:
+        return Answered(describe(POSTS, GETS))
+
     async def _status(self, request: Request) -> Any:
         running = self.desk.now is not None
         return Answered({"running": int(running), "waiting": self.desk.n_waiting})
@@ -281,13 +304,23 @@ def served_model(engine: Engine, preparer: Preparer, name: str | None) -> Served
     info = engine.info
     thinks = any(mark.kind.name == "THOUGHT" for mark in engine.answer_format.marks)
     return ServedModel(
-        name=name or info.target.rstrip("/").rsplit("/", 1)[-1] or "mlx-eagle",
+        name=name or short_name(info.target),
         created=int(time.time()),
         context=preparer.context,
         thinks=thinks or engine.answer_format.has_channels,
         calls=preparer.takes_tools,
         fingerprint=f"mlx-eagle {info.target_precision}",
     )
+
+
+def short_name(target: str) -> str:
+    """Return a name for clients, which some take for a part of a path: the last part of a target's.
+
+    Args:
+        target: a folder or a repository, and what is said of it.
+    """
+    last = target.rstrip("/").rsplit("/", 1)[-1]
+    return re.sub(r"[^\w.:-]+", "-", last).strip("-") or "mlx-eagle"
 
 
 def _who(request: Request, asked: Asked) -> str:
@@ -300,5 +333,6 @@ def _who(request: Request, asked: Asked) -> str:
 async def _no_route(request: Request, error: Any) -> Any:
     """Answer what no route does."""
     if error.status_code == 405:
-        return Refused(RefusalError("method", f"{request.method} is not what this path is for"))
+        refusal = RefusalError("method", "this path is asked by other methods (Allow)")
+        return Refused(refusal, error.headers)
     return Refused(RefusalError("unknown", "there is nothing at this path"))

@@ -92,14 +92,14 @@ class Guard:
         try:
             self._check(scope, headers)
         except RefusalError as refusal:
-            outward = _with_headers(send, {"x-request-id": request_id} | SAFE_HEADERS)
+            outward = with_headers(send, {"x-request-id": request_id} | SAFE_HEADERS)
             await send_refusal(outward, refusal, api_of(scope["path"]), request_id)
             return
         own = {"x-request-id": request_id, "request-id": request_id} | SAFE_HEADERS
         is_listed = origin in self._rules.origins
         if is_listed:
             own |= {"access-control-allow-origin": origin, "vary": "Origin"}
-        outward = _with_headers(send, own)
+        outward = with_headers(send, own)
         if scope["method"] == "OPTIONS" and is_listed:
             await self._preflight(outward, headers)
             return
@@ -206,7 +206,7 @@ def _headers(scope: Scope) -> dict[str, str]:
     return {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
 
 
-def _with_headers(send: Send, own: Mapping[str, str]) -> Send:
+def with_headers(send: Send, own: Mapping[str, str]) -> Send:
     """Return a `send` that adds headers."""
     pairs = [(name.encode(), value.encode("latin-1", "replace")) for name, value in own.items()]
 

@@ -1,25 +1,13 @@
 """`chat/completions`: what is asked for becomes the engine's answer, whole and in pieces."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from mlx_eagle.server.app import short_name
 from served import Served, chunks
 
 CHAT = "/v1/chat/completions"
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[Served]:
-    own = Served()
-    yield own
-    own.worker.close()
-
-
-@pytest.fixture(autouse=True)
-def own_words(served: Served) -> None:
-    served.engine.write(None)
 
 
 def question(**fields: Any) -> dict[str, Any]:
@@ -62,3 +50,17 @@ def test_the_model_is_named_whatever_a_request_calls_it(served: Served) -> None:
     assert served.get("/models/turning").json()["id"] == "turning"
     assert served.get("/v1/models/other/model").status_code == 404
     assert served.get("/health").json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        ("mlx-community/Qwen3-8B-4bit", "Qwen3-8B-4bit"),
+        ("pydoc-llama (demo)", "pydoc-llama-demo"),
+        ("ollama:qwen3:8b", "ollama:qwen3:8b"),
+        ("folder/ with the adapter x y", "with-the-adapter-x-y"),
+        ("", "mlx-eagle"),
+    ],
+)
+def test_a_model_is_called_by_a_word(target: str, name: str) -> None:
+    assert short_name(target) == name

@@ -6,7 +6,6 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2
@@ -23,19 +22,6 @@ CHAT = "/v1/chat/completions"
 LONG: Any = {"messages": [{"role": "user", "content": "Tell all."}], "max_tokens": 1500}
 MIDDLE: Any = LONG | {"max_tokens": 200}
 SHORT: Any = LONG | {"max_tokens": 2}
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[Served]:
-    own = Served()
-    yield own
-    own.worker.close()
-
-
-@pytest.fixture(autouse=True)
-def own_words(served: Served) -> None:
-    served.engine.write(None)
-    served.engine.before = None
 
 
 def test_one_of_every_row_is_served_before_a_second_of_any() -> None:

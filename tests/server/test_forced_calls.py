@@ -2,11 +2,9 @@
 
 import json
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import jsonschema
-import pytest
 
 from served import Served
 
@@ -19,13 +17,6 @@ KINDS: list[dict[str, Any]] = [
     {"type": "array", "items": {"type": "boolean"}, "maxItems": 2},
     {"type": "object", "properties": {"x": {"type": "null"}}, "additionalProperties": False},
 ]
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[Served]:
-    own = Served()
-    yield own
-    own.worker.close()
 
 
 def draw_tool(rng: random.Random, name: str) -> dict[str, Any]:

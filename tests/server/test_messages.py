@@ -1,6 +1,5 @@
 """`messages` and `count_tokens`, driven by the anthropic package."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import anthropic
@@ -22,18 +21,6 @@ ANSWER = (
     "<think>\nthe user wants zip\n</think>\n\nI look.\n<tool_call>\n"
     '{"name": "look_up", "arguments": {"word": "zip"}}\n</tool_call>'
 )
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[Served]:
-    own = Served()
-    yield own
-    own.worker.close()
-
-
-@pytest.fixture(autouse=True)
-def own_words(served: Served) -> None:
-    served.engine.write(None)
 
 
 def claude(served: Served, use: Any, **options: Any) -> Any:

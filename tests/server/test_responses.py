@@ -1,6 +1,5 @@
 """`responses`, driven by the openai package and by what Codex sends."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2
@@ -36,13 +35,6 @@ ORDER = [
     "response.output_item.done",
     "response.completed",
 ]
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[Served]:
-    own = Served()
-    yield own
-    own.worker.close()
 
 
 def without_repeats(kinds: list[str]) -> list[str]:

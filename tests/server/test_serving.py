@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,6 @@ from served import Served, chunks
 
 CHAT = "/v1/chat/completions"
 PAGE = Path(mlx_eagle.__file__).parent / "server" / "page"
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[Served]:
-    own = Served()
-    yield own
-    own.worker.close()
 
 
 def test_a_signal_during_a_stream_ends_it_with_an_error_and_the_server(served: Served) -> None:

@@ -1,7 +1,6 @@
 """Tools in `chat/completions`, driven by the openai package, and answers under a schema."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2
@@ -24,18 +23,6 @@ TWO_CALLS = (
     '<tool_call>\n{"name": "count", "arguments": {}}\n</tool_call>'
 )
 ASKED: Any = [{"role": "user", "content": "What does zip do?"}]
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[Served]:
-    own = Served()
-    yield own
-    own.worker.close()
-
-
-@pytest.fixture(autouse=True)
-def own_words(served: Served) -> None:
-    served.engine.write(None)
 
 
 def ask(served: Served, **fields: Any) -> Any:
