@@ -196,14 +196,15 @@ class Engine:
         )
         self.info = self.info._replace(status=self.planners.outlook(0))
 
-    def budget(self, held_rows: int) -> Budget | None:
+    def budget(self, held_rows: int, spare_bytes: int = 0) -> Budget | None:
         """Return how many tokens a conversation may have; None if nothing bounds it.
 
         Args:
             held_rows: rows that its cache holds already, and shares with no other.
+            spare_bytes: in use now, but given up where they are needed, besides the kept rows.
         """
-        spare = self.prefix_cache.nbytes if self.prefix_cache is not None else 0
-        return self.limits.budget(held_rows, spare)
+        kept = self.prefix_cache.nbytes if self.prefix_cache is not None else 0
+        return self.limits.budget(held_rows, spare_bytes + kept)
 
     def keep_prefixes(self, max_bytes: int, disk_bytes: int = 0, salt: str = "") -> None:
         """Keep rows of prompts and answers from now on, for later ones that begin alike.

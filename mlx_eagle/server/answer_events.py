@@ -47,6 +47,11 @@ class AnswerJob:
         self._has_read = False
         self._kind = Kind.SAID
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows that the answer uses."""
+        return self._session.prefix.nbytes
+
     def cancel(self) -> None:
         """End the answer soon."""
         self._session.cancel()

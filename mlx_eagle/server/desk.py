@@ -7,7 +7,7 @@ next request begins.
 
 import asyncio
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import aclosing
 from enum import Enum
 
@@ -95,7 +95,6 @@ class Desk:
         worker: its thread.
         most_waiting: requests; more are refused.
         max_seconds: of an answer; None: any.
-        finished: told of every answer that has ended, with its seconds.
     """
 
     def __init__(
@@ -105,11 +104,9 @@ class Desk:
         *,
         most_waiting: int = 16,
         max_seconds: float | None = None,
-        finished: Callable[[Running], None] | None = None,
     ) -> None:
         self._engine, self._worker = engine, worker
         self._most_waiting, self._max_seconds = most_waiting, max_seconds
-        self._finished = finished
         self._queue: FairQueue[Running] = FairQueue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._seconds = FIRST_GUESS
@@ -120,6 +117,12 @@ class Desk:
     def n_waiting(self) -> int:
         """Requests that wait for their turn."""
         return len(self._queue)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows that the answer in the making uses."""
+        job = self.now.job if self.now is not None else None
+        return job.nbytes if job is not None else 0
 
     def check_room(self) -> None:
         """Refuse a request that could not even wait.
@@ -213,6 +216,4 @@ class Desk:
         self._queue.remove(running)
         if self.now is running:
             self.now = None
-        if self._finished is not None:
-            self._finished(running)
         self._call_next()

@@ -20,4 +20,4 @@ def served(served_once: Served) -> Iterator[Served]:
     yield served_once
     engine = served_once.engine
     engine.write(None)
-    engine.before = engine.prefix_cache = None
+    engine.before = engine.prefix_cache = engine.tree = None

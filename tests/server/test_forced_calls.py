@@ -6,6 +6,7 @@ from typing import Any
 
 import jsonschema
 
+from mlx_eagle.tree import TreeShape
 from served import Served
 
 CHAT = "/v1/chat/completions"
@@ -42,8 +43,8 @@ def test_a_call_that_must_be_made_is_valid_and_the_same_without_drafts(
     served: Served, is_quick: bool
 ) -> None:
     rng = random.Random(3)
-    n_drafted = 0
-    for seed in range(6 if is_quick else 100):
+    n_drafted, served.engine.tree = 0, TreeShape(2, 2, 3)
+    for seed in range(4 if is_quick else 100):
         tools = [draw_tool(rng, name) for name in ("first", "second")]
         choice: Any = rng.choice(["required", {"type": "function", "function": {"name": "second"}}])
         fields = {"tools": tools, "tool_choice": choice, "parallel_tool_calls": False}
@@ -100,3 +101,23 @@ def test_a_tool_whose_schema_cannot_be_followed_is_refused_if_it_is_strict(
     refused = served.ask(CHAT, body)
     assert refused.status_code == 400
     assert "schema of a tool" in refused.json()["error"]["message"]
+
+
+def test_every_turn_of_an_agent_reads_only_what_is_new(served: Served) -> None:
+    """A call is rendered from the history as it was generated, token by token."""
+    served.worker.call(lambda: served.engine.keep_prefixes(1 << 30))
+    tools = [draw_tool(random.Random(5), name) for name in ("first", "second")]
+    tools[0]["function"]["parameters"] = {"type": "object", "properties": {"x": {"type": "string"}}}
+    system = {"role": "system", "content": "Use the tools. " * 20}
+    messages, held = [system, *ASKED], 0
+    for turn in range(3):
+        call = json.dumps({"name": "first", "arguments": {"x": f'ü "{turn}"'}}, ensure_ascii=False)
+        served.engine.write(f"<tool_call>\n{call}\n</tool_call>")
+        answer = ask(served, messages=messages, tools=tools)
+        usage, message = answer["usage"], answer["choices"][0]["message"]
+        assert usage["prompt_tokens_details"]["cached_tokens"] >= held - 8
+        held = usage["total_tokens"]
+        (made,) = message["tool_calls"]
+        result = {"role": "tool", "tool_call_id": made["id"], "content": f"result {turn}"}
+        messages = [*messages, message, result]
+    assert held > 300

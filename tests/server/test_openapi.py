@@ -19,7 +19,6 @@ BASE: dict[str, Any] = {
     "prompt": "x",
     "input": "x",
     "model": "m",
-    "text": "x",
     "max_tokens": 1,
     "max_output_tokens": 1,
 }
@@ -37,6 +36,11 @@ VALUES = st.recursive(
 )
 
 
+def fitting(path: str) -> dict[str, Any]:
+    """Return a body that a path takes."""
+    return {"text": "x"} if path == "/page/markdown" else BASE
+
+
 def test_every_path_is_described_and_there(served: Served) -> None:
     async def use(client: httpx2.AsyncClient) -> Any:
         described = (await client.get("/openapi.json")).json()
@@ -45,7 +49,7 @@ def test_every_path_is_described_and_there(served: Served) -> None:
         posted = {}
         for path, body in POSTS.items():
             assert "$ref" in json.dumps(described["paths"][path]), body
-            posted[path] = (await client.post(path, json=BASE)).status_code
+            posted[path] = (await client.post(path, json=fitting(path))).status_code
         return described, got, posted, wrong
 
     described, got, posted, wrong = served.run(use)
@@ -58,10 +62,10 @@ def test_every_path_is_described_and_there(served: Served) -> None:
     for path in POSTS:
         content = described["paths"][path]["post"]["requestBody"]["content"]
         schema = content["application/json"]["schema"]
-        jsonschema.validate(BASE, schema | {"components": described["components"]})
+        jsonschema.validate(fitting(path), schema | {"components": described["components"]})
 
 
-@pytest.mark.parametrize("n", [60, broad(3000)])
+@pytest.mark.parametrize("n", [40, broad(3000)])
 def test_no_body_makes_the_server_fail(n: int, served: Served) -> None:
     fields = {path: sorted(body.model_fields) for path, body in POSTS.items()}
 
@@ -70,7 +74,7 @@ def test_no_body_makes_the_server_fail(n: int, served: Served) -> None:
     def check(data: Any) -> None:
         path = data.draw(st.sampled_from(sorted(fields)))
         changes = data.draw(st.dictionaries(st.sampled_from(fields[path]), VALUES, max_size=3))
-        text = json.dumps(BASE | changes | {"max_tokens": 1, "max_output_tokens": 1})
+        text = json.dumps(fitting(path) | changes | {"max_tokens": 1, "max_output_tokens": 1})
         answer = loop.run_until_complete(client.post(path, content=text, headers=headers))
         assert answer.status_code in (200, 400), (answer.status_code, text)
 

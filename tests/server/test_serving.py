@@ -16,6 +16,7 @@ from mlx_eagle.errors import EagleError
 from mlx_eagle.server.app import OPEN_PATHS, Settings
 from mlx_eagle.server.guard import Rules
 from mlx_eagle.server.serving import bind, run
+from mlx_eagle.tree import TreeShape
 from served import Served, chunks
 
 CHAT = "/v1/chat/completions"
@@ -96,6 +97,7 @@ def test_markdown_lets_no_html_and_no_images_through(
 
 def test_who_asks_sees_what_was_drafted(served: Served) -> None:
     body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 12, "stream": True}
+    served.engine.tree = TreeShape.chain(2)
     parts = chunks(served.ask(CHAT, body | {"x_eagle": True}))[:-1]
     own = [part["x_eagle"] for part in parts if "x_eagle" in part]
     assert "draft_n" in own[-1]["stats"]
@@ -112,6 +114,7 @@ def test_what_is_kept_is_told_and_cleared(served: Served) -> None:
 
     async def use(client: httpx2.AsyncClient) -> Any:
         first = await client.post(CHAT, json={"messages": messages, "max_tokens": 4})
+        served.worker.call(int)  # rows are kept once the answer is sent
         kept = await client.get("/v1/cache")
         message = first.json()["choices"][0]["message"]
         longer = [*messages, message, {"role": "user", "content": "And map?"}]

@@ -64,7 +64,7 @@ def test_arguments_are_streamed_while_they_are_written(served: Served) -> None:
     assert ["".join(texts) for texts in parts] == [c["function"]["arguments"] for c in whole]
 
 
-@pytest.mark.parametrize("n", [*range(2, 26, 3)])
+@pytest.mark.parametrize("n", [*(5, 14, 23)])
 def test_an_answer_that_is_cut_never_has_a_complete_call(n: int, served: Served) -> None:
     served.engine.write(TWO_CALLS.partition('\n<tool_call>\n{"name": "count"')[0])
     most = min(n, len(served.engine.script or []) - 2)  # before the mark that ends the call
@@ -110,7 +110,10 @@ def test_calls_and_results_of_earlier_turns_reach_the_template(served: Served) -
 def test_an_answer_under_a_schema_fits_it_with_and_without_drafts(served: Served) -> None:
     schema = {
         "type": "object",
-        "properties": {"n": {"type": "integer"}, "ok": {"type": "boolean"}},
+        "properties": {
+            "n": {"type": "integer", "minimum": 0, "maximum": 99},
+            "ok": {"type": "boolean"},
+        },
         "required": ["n", "ok"],
         "additionalProperties": False,
     }

@@ -21,6 +21,7 @@ from mlx_eagle.session.responses import Responses
 from mlx_eagle.session.session import Session
 from mlx_eagle.speculation import ON
 from mlx_eagle.target.target import Target
+from mlx_eagle.tree import TreeShape
 from mlx_eagle.worker import Worker
 from turning_pair import make_turning_pair
 
@@ -67,6 +68,8 @@ class ScriptedSession(Session):
         engine = self._engine
         assert isinstance(engine, ScriptedEngine)
         engine.n_requests += 1
+        if engine.tree is not None:
+            options["tree"] = engine.tree
         if engine.before is not None:
             engine.before()
         if engine.script is not None:
@@ -80,6 +83,7 @@ class ScriptedEngine(Engine):
 
     script: list[int] | None = None
     before: Callable[[], None] | None = None  # called before every answer
+    tree: TreeShape | None = None  # of every round; None leaves it to the planner
     n_requests = 0
 
     def session(self, *args: Any, **kwargs: Any) -> Session:
