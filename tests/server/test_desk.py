@@ -223,7 +223,7 @@ def test_nothing_that_was_said_is_in_counts_or_log(
         return failed, (await client.get("/metrics")).text
 
     with caplog.at_level(logging.DEBUG):
-        failed, metrics = served.run(use)
+        failed, metrics = served.run(use, Settings())
     assert failed.status_code == 500
     assert canary not in failed.text
     assert 'mlx_eagle_requests_total{api="chat",status="200"} 1.0' in metrics

@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import httpx2
@@ -114,11 +115,16 @@ def make_engine(template: str = AGENT, context: int = CONTEXT) -> ScriptedEngine
 
 
 class Served:
-    """An engine on its thread; servers for it are made as they are needed."""
+    """An engine on its thread, and servers for it."""
 
     def __init__(self, **made: Any) -> None:
         self.worker = Worker()
         self.engine = self.worker.call(lambda: make_engine(**made))
+
+    @cached_property
+    def usual(self) -> Server:
+        """A server that most tests share: each copies a tokenizer, which takes a while."""
+        return self.server()
 
     def server(self, settings: Settings | None = None) -> Server:
         return Server(self.engine, self.worker, settings or Settings())
@@ -136,7 +142,8 @@ class Served:
         """Return what `use` makes of a client of a new server."""
 
         async def main() -> Any:
-            async with in_process(self.server(settings)) as client:
+            server = self.usual if settings is None else self.server(settings)
+            async with in_process(server) as client:
                 return await use(client)
 
         return asyncio.run(main())
