@@ -20,7 +20,7 @@ from served import Served, chunks, in_process, on_socket
 
 CHAT = "/v1/chat/completions"
 LONG: Any = {"messages": [{"role": "user", "content": "Tell all."}], "max_tokens": 1500}
-MIDDLE: Any = LONG | {"max_tokens": 200}
+MIDDLE: Any = LONG | {"max_tokens": 80}
 SHORT: Any = LONG | {"max_tokens": 2}
 
 

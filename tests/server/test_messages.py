@@ -11,15 +11,15 @@ from served import Served, chunks
 
 TOOLS: Any = [
     {
-        "name": "look_up",
+        "name": "find",
         "description": "Looks something up.",
-        "input_schema": {"type": "object", "properties": {"word": {"type": "string"}}},
+        "input_schema": {"type": "object", "properties": {"w": {"type": "string"}}},
     }
 ]
 ASKED: Any = [{"role": "user", "content": "What does zip do?"}]
 ANSWER = (
-    "<think>\nthe user wants zip\n</think>\n\nI look.\n<tool_call>\n"
-    '{"name": "look_up", "arguments": {"word": "zip"}}\n</tool_call>'
+    "<think>\nzip\n</think>\n\nI look.\n<tool_call>\n"
+    '{"name": "find", "arguments": {"w": "zip"}}\n</tool_call>'
 )
 
 
@@ -52,9 +52,9 @@ def test_blocks_come_in_order_and_usage_counts_nothing_twice(served: Served) -> 
     kinds, message, counted = claude(served, use)
     assert [block.type for block in message.content] == ["thinking", "text", "tool_use"]
     thought, said, called = message.content
-    assert thought.thinking == "the user wants zip"
+    assert thought.thinking == "zip"
     assert said.text == "I look."
-    assert (called.name, called.input) == ("look_up", {"word": "zip"})
+    assert (called.name, called.input) == ("find", {"w": "zip"})
     assert called.id.startswith("toolu_")
     assert message.stop_reason == "tool_use"
     assert kinds[0] == "message_start"
@@ -113,7 +113,7 @@ def test_a_conversation_goes_on_with_results_of_tools(served: Served) -> None:
             "content": [
                 {"type": "thinking", "thinking": "hm", "signature": "of another model"},
                 {"type": "text", "text": "I look."},
-                {"type": "tool_use", "id": "toolu_" + "a" * 24, "name": "look_up", "input": {}},
+                {"type": "tool_use", "id": "toolu_" + "a" * 24, "name": "find", "input": {}},
             ],
         },
         {

@@ -9,11 +9,11 @@ import pytest
 from served import Served, chunks
 
 ANSWER = (
-    "<think>\nthe user wants zip\n</think>\n\nI look.\n<tool_call>\n"
-    '{"name": "look_up", "arguments": {"word": "zip"}}\n</tool_call>'
+    "<think>\nzip\n</think>\n\nI look.\n<tool_call>\n"
+    '{"name": "find", "arguments": {"w": "zip"}}\n</tool_call>'
 )
-PARAMETERS = {"type": "object", "properties": {"word": {"type": "string"}}}
-TOOL = {"type": "function", "name": "look_up", "parameters": PARAMETERS}
+PARAMETERS = {"type": "object", "properties": {"w": {"type": "string"}}}
+TOOL = {"type": "function", "name": "find", "parameters": PARAMETERS}
 ORDER = [
     "response.created",
     "response.in_progress",
@@ -59,7 +59,7 @@ def test_items_come_in_the_order_that_the_package_accepts(served: Served) -> Non
     assert [event.sequence_number for event in events] == list(range(len(events)))
     assert [item.type for item in final.output] == ["reasoning", "message", "function_call"]
     assert final.output_text == "I look."
-    assert final.output[2].arguments == '{"word": "zip"}'
+    assert final.output[2].arguments == '{"w": "zip"}'
     assert final.usage.total_tokens == final.usage.input_tokens + final.usage.output_tokens
     assert final.usage.output_tokens_details.reasoning_tokens > 0
 
@@ -101,7 +101,7 @@ def test_a_conversation_goes_on_with_calls_and_their_results(served: Served) -> 
     items = [
         {"role": "user", "content": "What does zip do?"},
         {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
-        {"type": "function_call", "call_id": "c1", "name": "look_up", "arguments": "{}"},
+        {"type": "function_call", "call_id": "c1", "name": "find", "arguments": "{}"},
         {"type": "function_call_output", "call_id": "c1", "output": "pairs"},
     ]
     body = {"model": "m", "input": items, "tools": [TOOL]}
@@ -133,7 +133,7 @@ def test_a_stream_whose_prompt_is_too_long_fails_as_codex_knows_it(served: Serve
 
 def test_an_answer_that_is_cut_is_incomplete(served: Served) -> None:
     served.engine.write(ANSWER)
-    body = {"input": "What does zip do?", "tools": [TOOL], "max_output_tokens": 40}
+    body = {"input": "What does zip do?", "tools": [TOOL], "max_output_tokens": 20}
     answer = served.ask("/v1/responses", body).json()
     assert answer["status"] == "incomplete"
     assert answer["incomplete_details"] == {"reason": "max_output_tokens"}

@@ -11,14 +11,14 @@ import pytest
 from served import Served, chunks
 
 CHAT = "/v1/chat/completions"
-PARAMETERS = {"type": "object", "properties": {"word": {"type": "string"}}}
+PARAMETERS = {"type": "object", "properties": {"w": {"type": "string"}}}
 TOOLS: Any = [
     {"type": "function", "function": {"name": name, "parameters": PARAMETERS}}
-    for name in ("look_up", "count")
+    for name in ("find", "count")
 ]
-ANTHROPIC_TOOLS: Any = [{"name": "look_up", "input_schema": PARAMETERS}]
+ANTHROPIC_TOOLS: Any = [{"name": "find", "input_schema": PARAMETERS}]
 TWO_CALLS = (
-    'I look.\n<tool_call>\n{"name": "look_up", "arguments": {"word": "a \\"}\\" b"}}\n'
+    'I look.\n<tool_call>\n{"name": "find", "arguments": {"w": "a \\"}\\" b"}}\n'
     "</tool_call>\n"
     '<tool_call>\n{"name": "count", "arguments": {}}\n</tool_call>'
 )
@@ -46,7 +46,7 @@ def test_the_package_puts_two_streamed_calls_together(served: Served) -> None:
     assert (choice.message.role, choice.message.content) == ("assistant", "I look.")
     assert choice.finish_reason == "tool_calls"
     calls = [(c.function.name, json.loads(c.function.arguments)) for c in choice.message.tool_calls]
-    assert calls == [("look_up", {"word": 'a "}" b'}), ("count", {})]
+    assert calls == [("find", {"w": 'a "}" b'}), ("count", {})]
     assert len({call.id for call in choice.message.tool_calls}) == 2
 
 
@@ -64,7 +64,7 @@ def test_arguments_are_streamed_while_they_are_written(served: Served) -> None:
     assert ["".join(texts) for texts in parts] == [c["function"]["arguments"] for c in whole]
 
 
-@pytest.mark.parametrize("n", [*(5, 14, 23)])
+@pytest.mark.parametrize("n", [*(5, 23)])
 def test_an_answer_that_is_cut_never_has_a_complete_call(n: int, served: Served) -> None:
     served.engine.write(TWO_CALLS.partition('\n<tool_call>\n{"name": "count"')[0])
     most = min(n, len(served.engine.script or []) - 2)  # before the mark that ends the call
@@ -96,7 +96,7 @@ def test_what_is_no_call_of_an_offered_tool_is_text(text: str, served: Served) -
 def test_calls_and_results_of_earlier_turns_reach_the_template(served: Served) -> None:
     served.engine.write("done")
     call = {"id": "call_" + "0" * 24, "type": "function"}
-    call["function"] = {"name": "count", "arguments": '{"word": "zip"}'}
+    call["function"] = {"name": "count", "arguments": '{"w": "zip"}'}
     history = [
         *ASKED,
         {"role": "assistant", "content": None, "tool_calls": [call]},
@@ -119,6 +119,7 @@ def test_an_answer_under_a_schema_fits_it_with_and_without_drafts(served: Served
     }
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     fields: Any = {"tools": None, "response_format": wanted, "seed": 1, "temperature": 1}
+    fields["chat_template_kwargs"] = {"enable_thinking": False}  # the pair would never end it
     texts = set()
     for speculate in (True, False):
         choice = ask(served, speculate=speculate, **fields).json()["choices"][0]

@@ -75,6 +75,8 @@ class ScriptedSession(Session):
             engine.before()
         if engine.script is not None:
             ids = encode(engine.tokenizer, prompt)
+            if engine.tree is None:  # what is written beforehand cannot be foreseen
+                options.setdefault("speculate", False)
             options["logits_processors"] = [Forced(engine.script, len(ids))]
         return super().stream_generate(prompt, **options)
 
