@@ -34,6 +34,9 @@ COMMANDS = {
     "explain": Entry("mlx_eagle.cli.explain", "Draw one round: drafted, accepted, gained."),
     "heads": Entry("mlx_eagle.cli.heads", "List published draft heads by target."),
     "inspect": Entry("mlx_eagle.cli.inspect", "Say what a folder with a model or head holds."),
+    "serve": Entry("mlx_eagle.cli.serve", "Serve a model to apps and agents on this machine."),
+    "launch": Entry("mlx_eagle.cli.launch", "Run Claude Code or Codex with a served model."),
+    "cache": Entry("mlx_eagle.cli.cache", "List or remove what is kept of prompts on disk."),
     "train": Entry("mlx_eagle.cli.train", "Make a draft head for a target, from texts."),
     "selftest": Entry("mlx_eagle.cli.selftest", "Test a pair on this machine, for reports."),
 }

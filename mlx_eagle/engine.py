@@ -19,7 +19,9 @@ from mlx_eagle.heads.ngram import sources_of
 from mlx_eagle.hub.download import to_stderr
 from mlx_eagle.planner.policy import Sources
 from mlx_eagle.sampling.grammar import Vocabulary
-from mlx_eagle.session.limits import Limits, bytes_per_row
+from mlx_eagle.session.limits import Budget, Limits, bytes_per_row
+from mlx_eagle.session.prefix_cache import PrefixCache
+from mlx_eagle.session.prefix_files import PrefixFiles, prefix_folder
 from mlx_eagle.session.prompt import PLAIN_TEMPLATE, Prompt, Template
 from mlx_eagle.session.responses import GenerationResult, Responses, whole_answer
 from mlx_eagle.session.session import Session
@@ -60,6 +62,7 @@ class Engine:
         template: what the chat template is given in every conversation.
         turn: which thread uses it.
         kernels: the few-row kernels of the target; None where nothing is known of them.
+        prefix_cache: rows of earlier conversations, for new ones; None keeps none.
         answer_format: how the model sets thoughts and calls of tools apart in its answers.
     """
 
@@ -85,6 +88,7 @@ class Engine:
         self.template = PLAIN_TEMPLATE
         self.turn = Turn()
         self.kernels: Kernels | None = None
+        self.prefix_cache: PrefixCache | None = None
         self.answer_format = read_format(tokenizer)
         self._variants: dict[KVOptions, Engine] = {}
 
@@ -205,10 +209,48 @@ class Engine:
         )
         self.info = self.info._replace(status=self.planners.outlook(0))
 
+    def budget(self, held_rows: int, spare_bytes: int = 0) -> Budget | None:
+        """Return how many tokens a conversation may have; None if nothing bounds it.
+
+        Args:
+            held_rows: rows that its cache holds already, and shares with no other.
+            spare_bytes: in use now, but given up where they are needed, besides the kept rows.
+        """
+        kept = self.prefix_cache.nbytes if self.prefix_cache is not None else 0
+        return self.limits.budget(held_rows, spare_bytes + kept)
+
+    def keep_prefixes(self, max_bytes: int, disk_bytes: int = 0, salt: str = "") -> None:
+        """Keep rows of prompts and answers from now on, for later ones that begin alike.
+
+        Args:
+            max_bytes: of the rows in memory, those of conversations that go on not counted.
+            disk_bytes: of files in the cache folder, which later runs read; 0: none.
+            salt: rows on disk are found with the same one alone.
+
+        Raises:
+            EagleError: if the cache folder cannot be written.
+        """
+        files = None
+        if disk_bytes:
+            files = PrefixFiles(prefix_folder(), self.identity, disk_bytes, salt)
+        self.prefix_cache = PrefixCache(max_bytes, files)
+
     def stream_generate(self, prompt: Prompt, **options: Any) -> Responses:
         """Stream an answer, token by token; see `Session.stream_generate`."""
-        return self.session().stream_generate(prompt, **options)
+        session = self.session()
+        stream = session.stream_generate(prompt, **options)
+        kept = self.prefix_cache
+        return stream if kept is None else _keeping(stream, session, kept)
 
     def generate(self, prompt: Prompt, **options: Any) -> GenerationResult:
         """Return a whole answer; the options are those of `Session.stream_generate`."""
         return whole_answer(self.stream_generate(prompt, **options))
+
+
+def _keeping(stream: Responses, session: Session, kept: PrefixCache) -> Responses:
+    """Pass an answer on, and keep the rows of its conversation, which is over then."""
+    try:
+        yield from stream
+    finally:
+        stream.close()
+        kept.keep(session.prefix)

@@ -126,6 +126,23 @@ class LoadOptions:
         unset="auto",
     )
 
+    cache_memory: int | None = option(
+        None,
+        "Memory for rows of conversations that are over. Default: none; serve takes a third.",
+        Bytes(),
+        "loading",
+        unset="none",
+        in_chat=False,
+    )
+    cache_disk: int | None = option(
+        None,
+        "Disk for rows of prompts, which later runs read. Default: none; serve takes 10 GB.",
+        Bytes(),
+        "loading",
+        unset="none",
+        in_chat=False,
+    )
+
     def __post_init__(self) -> None:
         if isinstance(self.adapter_path, Path):
             object.__setattr__(self, "adapter_path", str(self.adapter_path))

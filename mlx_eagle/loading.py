@@ -87,6 +87,7 @@ def load(
     engine = Engine(pair.target, tokenizer, pair.head, info, planners, limits)
     engine.kernels = kernels
     engine.template = Template(chosen.template_args or {})
+    _keep_prefixes(engine, chosen)
     return engine
 
 
@@ -125,7 +126,15 @@ def load_with_head(
     other = Engine(pair.target, engine.tokenizer, pair.head, info, planners, limits)
     other.template, other.turn = engine.template, engine.turn
     other.kernels = engine.kernels
+    _keep_prefixes(other, chosen)
     return other
+
+
+def _keep_prefixes(engine: Engine, options: LoadOptions) -> None:
+    """Let an engine keep rows between conversations, if that is asked for."""
+    memory, disk = options.cache_memory or 0, options.cache_disk or 0
+    if memory or disk:
+        engine.keep_prefixes(memory, disk)
 
 
 def find(

@@ -29,7 +29,9 @@ FENCE = re.compile(
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 # Why a block is not run here. The two commands that install are run by .ci/run and by
 # tests/cli/chat/test_demo_chat.py.
-REASONS = re.compile(r"demo|test|slow|needs: (download|fixtures|uv or pipx|build and twine)")
+REASONS = re.compile(
+    r"demo|test|slow|needs: (download|a server|fixtures|uv or pipx|build and twine)"
+)
 NAMED_FILES = ("--data", "--heldout-data")  # options whose files must be there to be parsed
 # Commands of other files that run elsewhere in the tests: the file that runs them.
 ELSEWHERE = {"examples/": "tests/test_examples.py"}

@@ -117,12 +117,12 @@ class AnswerFormat(NamedTuple):
         parts = _joined([*sections.add(text, is_draft=False), *sections.finish()])
         calls, said = list[Call](), list[str]()
         for part in parts:
-            new = self._calls(part, tools) if part.kind is Kind.TOOL else []
+            new = self.calls(part, tools) if part.kind is Kind.TOOL else []
             calls += new
             if not new and part.kind is not Kind.THOUGHT:
                 said.append(part.body if self.has_channels else part.raw)
         content = ("\n\n" if self.has_channels else "").join(said)
-        if not calls and self._writes_bare_calls:
+        if not calls and self.writes_bare_calls:
             calls = parse_calls(content, parse_json, tools)
             content = "" if calls else content
         thoughts = [part.body.strip("\n") for part in parts if part.kind is Kind.THOUGHT]
@@ -132,8 +132,8 @@ class AnswerFormat(NamedTuple):
         own = {THOUGHTS: thought} if thought else {}
         return message | own | ({"tool_calls": as_messages(calls, salt)} if calls else {})
 
-    def _calls(self, part: Part, tools: Sequence[Any] | None) -> list[Call]:
-        """Return the calls of a part; none where it was cut short."""
+    def calls(self, part: Part, tools: Sequence[Any] | None) -> list[Call]:
+        """Return the calls of a part; none where it was cut short, or names no tool of these."""
         if self.has_channels:
             return parse_calls(part.body, parse_channel(part.start), tools)
         end = next((mark.end for mark in self.marks if mark.start == part.start), "")
@@ -142,7 +142,7 @@ class AnswerFormat(NamedTuple):
         return parse_calls(part.body, parser_of_mark(part.start, self.tokenizer), tools)
 
     @property
-    def _writes_bare_calls(self) -> bool:
+    def writes_bare_calls(self) -> bool:
         """Whether a call may be the whole answer, in JSON, without a mark (Llama 3)."""
         return not self.has_channels and not self.tokenizer.has_tool_calling
 

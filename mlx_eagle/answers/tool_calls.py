@@ -87,6 +87,12 @@ def parser_of_mark(start: str, tokenizer: Any) -> Parse:
     return mistral.parse_tool_call if start == "[TOOL_CALLS]" else parse_json
 
 
+def writes_json(start: str, tokenizer: Any) -> bool:
+    """Say whether what follows a mark is one JSON object with "name" and "arguments"."""
+    parse = parser_of_mark(start, tokenizer)
+    return parse is parse_json or getattr(parse, "__module__", "").endswith(".json_tools")
+
+
 def as_messages(calls: Sequence[Call], salt: str) -> list[dict[str, Any]]:
     """Return calls as a chat message holds them; those without an id get one.
 

@@ -36,7 +36,8 @@ def prefill_steps(
     last = len(prompt) - 1
     yield cache.rows
     while cache.rows < last:
-        start, end = cache.rows, min(cache.rows + step, last)
+        # Cut at multiples, or a prompt of which a part is held would be read in other pieces.
+        start, end = cache.rows, min((cache.rows // step + 1) * step, last)
         taps = target.extend(ids[start:end], cache)
         if drafter is not None:
             drafter.observe(taps, ids[start + 1 : end + 1])

@@ -81,16 +81,17 @@ class GenerationStats:
     """Counts, times in seconds and sizes in bytes of one generation.
 
     `cached_tokens` of the prompt were already in the cache. The first token belongs to the
-    prompt: it comes with the prefill, before any round. `draft_seconds` and `verify_seconds` are
-    None where they were not told apart (on a GPU a round is one submission). On a CPU the draft's
-    seconds include the building of the verification graph, which happens meanwhile;
+    prompt: it comes with the prefill, before any round. `draft_seconds` and `verify_seconds`
+    are None where they were not told apart (on a GPU a round is one submission). On a CPU the
+    draft's seconds include the building of the verification graph, which happens meanwhile;
     `host_seconds` is the part of the rounds in which the device had nothing to do. `advice` is
-    a line for the user, once, where a head drafts so badly that it must be run wrongly. `planned`
-    is None where no planner was asked. `ended_by` says what was full if an answer ended before
-    `max_tokens`; `status` says whether anything was drafted, and `speculation` the same in words;
-    `dropped_messages` were left out of the prompt because they did not fit. `seed` gives the same
-    text again; None where nothing was drawn by one. `by_source` counts drafted and accepted tokens
-    by what proposed them: "head", "n-gram".
+    a line for the user, once, where a head drafts so badly that it must be run wrongly.
+    `planned` is None where no planner was asked. `ended_by` says what was full if an answer
+    ended before `max_tokens`; `status` says whether anything was drafted, and `speculation` the
+    same in words; `stop_string` is the one that ended the answer, "" if none did;
+    `dropped_messages` were left out of the prompt because they did not fit. `seed` gives the
+    same text again; None where nothing was drawn by one. `by_source` counts drafted and
+    accepted tokens by what proposed them: "head", "n-gram".
     """
 
     prompt_tokens: int = 0
@@ -109,6 +110,7 @@ class GenerationStats:
     status: Speculation = ON
     advice: str = ""
     ended_by: str = ""
+    stop_string: str = ""
     dropped_messages: int = 0
     seed: int | None = None
     planned: Planned | None = None

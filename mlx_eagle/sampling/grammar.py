@@ -13,6 +13,7 @@ and then offers a special token where the text spells one. `x-guidance` in a sch
 
 import json
 import re
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from mlx_eagle.files.quoting import printable
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
+MOST_COMPILED = 8  # grammars that are kept
 MAX_CHARACTERS = 1_000_000
 MAX_REASON = 200
 # Before 1.8, llguidance lets this repeat in one place.
@@ -138,13 +140,19 @@ class Vocabulary:
                 "target whose tokenizer.json is byte-level or falls back to bytes"
             ) from error
         self._executor = LLExecutor()
+        self._compiled: dict[str, LLMatcher] = {}
+        self._compiling = threading.Lock()
         self._is_text = np.zeros(-(-self._tokenizer.vocab_size // 32) * 32, dtype=np.bool_)
-        self.end_row = self._pack(sorted(self.ends))
+        self.end_row = self.pack(sorted(self.ends))
         self._is_text[: min(n_tokens, len(fast))] = True
         self._is_text[[*self.ends, *fast.all_special_ids]] = False
-        self.text_row = self._pack(np.flatnonzero(self._is_text))
+        self.text_row = self.pack(np.flatnonzero(self._is_text))
 
-    def _pack(self, tokens: Any) -> npt.NDArray[np.int32]:
+    def unpack(self, rows: npt.NDArray[np.int32]) -> mx.array:
+        """Return [N, V] bool from [N, V / 32] words."""
+        return _unpack(rows, self.n_tokens)
+
+    def pack(self, tokens: Any) -> npt.NDArray[np.int32]:
         """Return [V / 32] words with the bits of these tokens."""
         bits = np.zeros(self._is_text.shape, dtype=np.bool_)
         bits[tokens] = True
@@ -157,26 +165,54 @@ class Vocabulary:
             EagleError: if the grammar is malformed, too large, uses what llguidance does not
                 support, or allows no answer.
         """
+        shown = f" {_one_line(grammar.text)!r}" if grammar.kind == REGEX else ""
+        remedy = REMEDIES[grammar.kind]
+        return Constraint(self, self.compile(grammar.source(), f"{grammar.kind}{shown}", remedy))
+
+    def compile(self, source: str, what: str, remedy: str) -> "LLMatcher":
+        """Return a matcher at the beginning of a grammar; the newest few are not compiled again.
+
+        Args:
+            source: the grammar in llguidance's own language.
+            what: it is, for errors.
+            remedy: what helps where it cannot be used, for errors.
+
+        Raises:
+            EagleError: if it cannot be used.
+        """
         from llguidance import LLMatcher, LLParserLimits
 
-        limits = LLParserLimits(verbose_errors=False)
-        matcher = LLMatcher(self._tokenizer, grammar.source(), log_level=0, limits=limits)
-        if matcher.is_error():
-            shown = f" {_one_line(grammar.text)!r}" if grammar.kind == REGEX else ""
-            raise EagleError(
-                f"the {grammar.kind}{shown} cannot be used ({_reason(matcher.get_error())}); "
-                f"{REMEDIES[grammar.kind]}"
-            )
-        return Constraint(self, matcher)
+        with self._compiling:  # two threads may ask
+            known = self._compiled.pop(source, None)
+            if known is None:
+                limits = LLParserLimits(verbose_errors=False)
+                known = LLMatcher(self._tokenizer, source, log_level=0, limits=limits)
+            if known.is_error():
+                reason = _reason(known.get_error())
+                raise EagleError(f"the {what} cannot be used ({reason}); {remedy}")
+            self._compiled[source] = known
+            while len(self._compiled) > MOST_COMPILED:
+                del self._compiled[next(iter(self._compiled))]
+            return known.deep_copy()
+
+    def spell(self, token: int) -> bytes:
+        """Return the bytes that a token stands for, which may be a part of a character."""
+        return bytes(self._tokenizer.decode_bytes([token]))
 
     def is_text(self, token: int) -> bool:
         """Say whether a token can be part of an answer: no end, special or padding token."""
         return 0 <= token < self.n_tokens and bool(self._is_text[token])
 
-    def rows(self, states: Sequence["LLMatcher"]) -> npt.NDArray[np.int32]:
+    def rows(
+        self, states: Sequence["LLMatcher"], marks: npt.NDArray[np.int32] | None = None
+    ) -> npt.NDArray[np.int32]:
         """Return [N, V / 32] words: bit t % 32 of word t // 32 says that token t may follow.
 
         The row of a state from which the grammar cannot be completed is zero.
+
+        Args:
+            states: N of them.
+            marks: [V / 32] words: special tokens that a grammar may name all the same.
         """
         from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask_par
 
@@ -184,7 +220,7 @@ class Vocabulary:
         numbered = [(state, row) for row, state in enumerate(states)]
         fill_next_token_bitmask_par(self._executor, numbered, rows)
         is_complete = np.array([state.is_accepting() for state in states])
-        rows &= self.text_row
+        rows &= self.text_row if marks is None else self.text_row | marks
         rows[is_complete] |= self.end_row
         return rows
 

@@ -21,8 +21,8 @@ LogitsProcessor = Callable[[mx.array, mx.array], mx.array]  # tokens [T], logits
 class TreeConstraint(Protocol):
     """Says which tokens may follow; see `constrain.py`."""
 
-    def masks(self, tokens: Sequence[int], parents: Sequence[int]) -> mx.array:
-        """Return [N, V] bool: which tokens may follow each node."""
+    def masks(self, tokens: Sequence[int], parents: Sequence[int]) -> mx.array | None:
+        """Return [N, V] bool: which tokens may follow each node; None where all may."""
 
     def advance(self, tokens: Sequence[int]) -> None:
         """Take in what a round has committed."""
@@ -82,7 +82,8 @@ class TokenSelector:
             mx.async_eval(logits)
             tokens = cast(list[int], tree.tokens.tolist())
             masks = self._constraint.masks(tokens, tree.structure())
-            logits = mx.where(masks, logits, -mx.inf)
+            if masks is not None:  # something may not follow
+                logits = mx.where(masks, logits, -mx.inf)
         return TargetTokens(self._sampler(logits, tree, offset), logits)
 
     def commit(self, tree: DraftTree, path: Sequence[int]) -> None:

@@ -143,8 +143,20 @@ class Answering:
         """Go back to what is held of the prompt, and return the parties to its rounds."""
         prefix, request = self._prefix, self._request
         prefix.reuse(request.ids, speculate)
+        self._make_room()
         drafter = prefix.drafter if speculate else None
         return Decoder(self._engine.target, prefix.cache, drafter, request.selector)
+
+    def _make_room(self) -> None:
+        """Let go of what is kept of other conversations, as far as this answer needs the memory."""
+        kept, limits, request = self._engine.prefix_cache, self._engine.limits, self._request
+        if kept is None or limits.memory is None:
+            return
+        n_tokens = len(request.ids) + request.options.max_tokens
+        if request.budget is not None:
+            n_tokens = min(n_tokens, request.budget.tokens)
+        needed = limits.cache_bytes(n_tokens) - self._prefix.nbytes
+        kept.make_room(needed - (limits.memory - mx.get_active_memory()))
 
     def _read(self, decoder: Decoder) -> bool:
         """Read what is new of the prompt; returns False if somebody cancelled it."""

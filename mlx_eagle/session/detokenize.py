@@ -29,7 +29,12 @@ class TextStream:
         self._start = self._read = 0
         self._stop = tuple(s for s in stop if s)
         self._held = ""
-        self.stopped = False
+        self.stopped_by = ""  # the stop string that ended the answer
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has ended the answer."""
+        return bool(self.stopped_by)
 
     def add(self, token: int) -> str:
         """Take one token in and return the text that is now certain."""
@@ -70,10 +75,11 @@ class TextStream:
         if self.stopped:
             return ""
         text = self._held + segment
-        found = [at for at in (text.find(s) for s in self._stop) if at >= 0]
+        found = [(text.find(words), words) for words in self._stop if words in text]
         if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)]
+            at, self.stopped_by = min(found, key=lambda place: place[0])
+            self._held = ""
+            return text[:at]
         keep = longest_overlap(text, self._stop)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

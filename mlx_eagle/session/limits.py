@@ -68,18 +68,20 @@ class Limits(NamedTuple):
             size * (rows if most is None else min(rows, most)) for size, most in self.bytes_per_row
         )
 
-    def budget(self, held_rows: int) -> Budget | None:
+    def budget(self, held_rows: int, spare_bytes: int = 0) -> Budget | None:
         """Return how many tokens a conversation may have; None if nothing bounds it.
 
         Args:
             held_rows: rows that its cache holds already, and shares with no other.
+            spare_bytes: that are in use, and given up where they are needed.
         """
         budgets = []
         if self.max_context is not None:
             full = f"the context of {self.max_context} tokens is full (max_context sets it)"
             budgets.append(Budget(self.max_context, full))
         if self.memory is not None and self.bytes_per_row:
-            free = max(self.memory - mx.get_active_memory(), 0) + self.cache_bytes(held_rows)
+            in_use = mx.get_active_memory() - spare_bytes
+            free = max(self.memory - in_use, 0) + self.cache_bytes(held_rows)
             # The first number of rows that takes more than there is.
             tokens = bisect_right(range(UNBOUNDED), free, key=self.cache_bytes) - 1
             full = (

@@ -55,6 +55,11 @@ class GenerationOptions(SamplingOptions):
             `enable_thinking`; names that it does not know have no effect.
         tools: functions that the answer may call, as JSON schemas for the template (the format of
             OpenAI's API); None: none.
+        tool_choice: "auto": calls of tools keep to the tools' schemas; "required": the answer
+            begins with one; the name of a tool: with one of it; None: calls are as the model
+            writes them.
+        parallel_tool_calls: False ends an answer whose calls keep to schemas after the first one.
+        thinks_first: a thought may come before what a schema or `tool_choice` demands.
         overflow: what to do with messages that do not fit into the context: "refuse" them, or
             "truncate" by leaving out the oldest turns, which the statistics count.
         speculate: False decodes plainly, through the same loop.
@@ -129,6 +134,9 @@ class GenerationOptions(SamplingOptions):
         unset="none",
     )
     tools: Sequence[Mapping[str, Any]] | None = None
+    tool_choice: str | None = None
+    parallel_tool_calls: bool = True
+    thinks_first: bool = False
     overflow: Literal["refuse", "truncate"] = option(
         "refuse",
         "Refuse what does not fit into the context, or leave out the oldest turns.",

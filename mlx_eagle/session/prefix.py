@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from mlx_eagle.cache.model_cache import AnyCache
+from mlx_eagle.cache.kv import KVCache
+from mlx_eagle.cache.model_cache import AnyCache, TreeCache
 from mlx_eagle.drafters.base import Drafter, Restorable
+from mlx_eagle.session.prefix_cache import Hit
 from mlx_eagle.speculation import ON
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ class CachedPrefix:
         outlook: whether drafting could pay; once off it stays off, because the head no longer
             follows the tokens then.
         judged_by: the planners whose costs that is by; other ones judge anew.
+        hit: what of the last prompt was found among what the engine keeps.
     """
 
     def __init__(self, engine: "Engine") -> None:
@@ -44,6 +47,7 @@ class CachedPrefix:
         self.drafter: Drafter | None
         self.outlook = ON
         self.judged_by: Planners | None = None
+        self.hit = Hit()
         self.reset()
 
     @property
@@ -76,15 +80,56 @@ class CachedPrefix:
             ids: the new prompt.
             speculate: whether the head's rows are needed too.
         """
-        rows = min(max(shared_tokens(self.tokens, ids) - 1, 0), self.cache.rows)
-        if speculate and self.drafter is not None:
-            rows = min(rows, self.drafter.rows)
-        rows = self.cache.longest_restorable_prefix(rows)
+        kept = self._engine.prefix_cache
+        if kept is not None:
+            self.hit = kept.fill(self, ids, speculate=speculate)
+        rows = self.reusable(ids, speculate)
         if rows == 0:
             self.reset()
         else:
             self._trim(rows)
         self.tokens = list(ids[: self.cache.rows])
+
+    def reusable(self, ids: Sequence[int], speculate: bool) -> int:
+        """Return how many rows are held of the prompt `ids`, and can be gone back to.
+
+        Args:
+            ids: the prompt.
+            speculate: whether the head's rows are needed too.
+        """
+        rows = min(max(shared_tokens(self.tokens, ids) - 1, 0), self.cache.rows)
+        if speculate and self.drafter is not None:
+            rows = min(rows, self.drafter.rows)
+        return self.cache.longest_restorable_prefix(rows)
+
+    def become(self, other: "CachedPrefix") -> None:
+        """Hold what another prefix holds, which nobody uses any more."""
+        self.tokens, self.cache, self.drafter = other.tokens, other.cache, other.drafter
+        self.is_shared = other.is_shared
+        self.outlook, self.judged_by = other.outlook, other.judged_by
+
+    @property
+    def is_pageable(self) -> bool:
+        """Whether every layer holds a row per token, so that rows can be cut out of them."""
+        own = self.cache
+        if not isinstance(own, TreeCache) or not all(isinstance(p, KVCache) for p in own.parts):
+            return False
+        n_rows = {array.shape[2] for array in own.arrays().values()}
+        n_head = {array.shape[2] for array in self._head_arrays().values()}
+        return n_rows == {own.rows} and n_head <= {self.head_rows}
+
+    @property
+    def has_own_rows(self) -> bool:
+        """Whether the head keeps rows that can be stored."""
+        return isinstance(self.drafter, Restorable)
+
+    @property
+    def head_limit(self) -> int:
+        """Rows up to which a head that keeps any has its own."""
+        return self.head_rows if self.drafter is not None else self.cache.rows
+
+    def _head_arrays(self) -> dict[str, mx.array]:
+        return self.drafter.arrays() if isinstance(self.drafter, Restorable) else {}
 
     def _trim(self, rows: int) -> None:
         """Forget everything after the first `rows` rows."""
@@ -118,9 +163,7 @@ class CachedPrefix:
     def arrays(self) -> dict[str, mx.array]:
         """Return the rows that are held, target's and head's, by name."""
         own = {TARGET + name: array for name, array in self.cache.arrays().items()}
-        if not isinstance(self.drafter, Restorable):
-            return own
-        return own | {HEAD + name: array for name, array in self.drafter.arrays().items()}
+        return own | {HEAD + name: array for name, array in self._head_arrays().items()}
 
     def restore(
         self, tokens: list[int], arrays: dict[str, mx.array], rows: int, head_rows: int

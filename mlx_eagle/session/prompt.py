@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeGuard
 
@@ -21,7 +22,17 @@ REFUSALS = (TemplateError, ValueError, LookupError, TypeError, AttributeError)  
 AT_ONCE = 4  # turns that are left out together, where there are many
 
 Message = dict[str, Any]
-Prompt = str | Sequence[int] | Sequence[Message]
+
+
+@dataclass(frozen=True)
+class EncodedMessages:
+    """Chat messages and the token ids that the template made of them, on another thread perhaps."""
+
+    messages: Sequence[Message]
+    ids: Sequence[int]
+
+
+Prompt = str | Sequence[int] | Sequence[Message] | EncodedMessages
 
 
 class Template(NamedTuple):
@@ -44,19 +55,28 @@ def is_messages(prompt: Any) -> TypeGuard[Sequence[Message]]:
     return isinstance(prompt, list | tuple) and all(isinstance(m, dict) for m in prompt)
 
 
+def messages_of(prompt: Prompt) -> Sequence[Message]:
+    """Return the chat messages of a prompt; none where it is text or token ids."""
+    if isinstance(prompt, EncodedMessages):
+        return prompt.messages
+    return prompt if is_messages(prompt) else ()
+
+
 def encode(tokenizer: Any, prompt: Prompt, template: Template = PLAIN_TEMPLATE) -> list[int]:
     """Return the token ids of a prompt.
 
     Args:
         tokenizer: mlx-lm's tokenizer wrapper.
-        prompt: a string or token ids, used as they are, or chat messages for the template; an
-            answer as the last of them is begun, and goes on.
+        prompt: a string or token ids, used as they are, or chat messages for the template, encoded
+            already perhaps; an answer as the last of them is begun, and goes on.
         template: what the chat template is given besides.
 
     Raises:
         EagleError: if the prompt is empty or of another kind, or the chat template is missing or
             refuses the messages.
     """
+    if isinstance(prompt, EncodedMessages):
+        return list(prompt.ids)
     if isinstance(prompt, str):
         _check_text(prompt)
         bos = tokenizer.bos_token

@@ -9,7 +9,15 @@ from mlx_eagle.sampling.token_selector import TokenSelector
 from mlx_eagle.session.limits import Budget
 from mlx_eagle.session.options import GenerationOptions
 from mlx_eagle.session.prefix import CachedPrefix
-from mlx_eagle.session.prompt import Prompt, Template, check_ids, encode, is_messages, turns_dropped
+from mlx_eagle.session.prompt import (
+    Prompt,
+    Template,
+    check_ids,
+    encode,
+    is_messages,
+    messages_of,
+    turns_dropped,
+)
 from mlx_eagle.session.selector import make_constraint, make_processors, make_sampler
 from mlx_eagle.tree import TreeShape
 
@@ -56,7 +64,7 @@ def check_request(
         EagleError: if the prompt is empty, of another kind or too long, or something that was
             asked for cannot be done.
     """
-    budget = engine.limits.budget(0 if prefix.is_shared else prefix.cache.rows)
+    budget = engine.budget(0 if prefix.is_shared else prefix.cache.rows)
     ids, n_dropped = _fit(engine, prompt, options, budget)
     vocab_size = engine.target.vocab_size
     check_ids(ids, vocab_size)
@@ -67,10 +75,10 @@ def check_request(
         _check_tree(options.tree, prefix.drafter)
     if vocab_size is not None:
         options.check_bias(vocab_size)
-    constraint = make_constraint(options, engine)
+    begun = engine.answer_format.begun(ids, messages_of(prompt))
+    constraint = make_constraint(options, engine, begun)
     sampler, processors = make_sampler(options), make_processors(options)
     selector = TokenSelector(sampler, processors, constraint, ids[:-1])
-    begun = engine.answer_format.begun(ids, prompt if is_messages(prompt) else ())
     return Request(ids, options, budget, n_dropped, selector, _seed(sampler), begun)
 
 

@@ -188,6 +188,7 @@ def responses(
                 reason = "stop" if text.stopped else reason
                 stats.peak_memory_bytes = mx.get_peak_memory()
                 stats.ended_by = ends.full if reason == "length" else ""
+                stats.stop_string = text.stopped_by
             yield GenerationResponse(
                 text=shown,
                 token=token,

@@ -143,6 +143,11 @@ class Session:
         """
         self._cancelled.set()
 
+    def write_prefix(self) -> None:
+        """Write what is new of the conversation's rows to disk, if the engine keeps any there."""
+        if self._engine.prefix_cache is not None:
+            self._engine.prefix_cache.write(self.prefix)
+
     def usage(self) -> Usage:
         """Return what the conversation takes."""
         held = self.prefix
@@ -327,6 +332,7 @@ def _noted(
         owner = session()
         if is_begun and owner is not None:
             owner.messages = _with_answer(asked, answering.message())
+            owner.write_prefix()
 
 
 def _with_answer(asked: list[Message], answer: Message) -> list[Message]:

@@ -1,0 +1,183 @@
+"""An answer as events, made on the engine's thread."""
+
+import logging
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from typing import Any
+
+from mlx_eagle.answers.sections import Kind
+from mlx_eagle.decoding.stats import GenerationStats
+from mlx_eagle.engine import Engine
+from mlx_eagle.errors import EagleError
+from mlx_eagle.server.events import (
+    Drafted,
+    End,
+    Event,
+    Failed,
+    Reading,
+    Said,
+    TokenLogprob,
+    Usage,
+)
+from mlx_eagle.server.ids import new_id
+from mlx_eagle.server.prepare import Prepared
+from mlx_eagle.server.refusal import RefusalError
+from mlx_eagle.server.split import Split
+from mlx_eagle.session.responses import GenerationResponse, Responses
+
+LOG = logging.getLogger("mlx_eagle.server")
+MEMORY = ("out of memory", "malloc", "Insufficient Memory")  # in what MLX says then
+
+
+class AnswerJob:
+    """One answer.
+
+    Args:
+        engine: that makes it; its thread calls `events`, any thread the rest.
+        prepared: what was asked.
+        report: told of what is read of the prompt, on the engine's thread.
+    """
+
+    def __init__(self, engine: Engine, prepared: Prepared, report: Callable[[Event], None]) -> None:
+        self._engine, self._prepared, self._report = engine, prepared, report
+        self._session = engine.session()
+        self._split = Split(engine.answer_format, prepared.tools, lambda: new_id("call_"))
+        self._is_out_of_time = False
+        self._cached = self._n_thought = 0
+        self._has_read = False
+        self._kind = Kind.SAID
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows that the answer uses."""
+        return self._session.prefix.nbytes
+
+    def cancel(self) -> None:
+        """End the answer soon."""
+        self._session.cancel()
+
+    def time_out(self) -> None:
+        """End the answer soon, as if it were as long as it may be."""
+        self._is_out_of_time = True
+        self._session.cancel()
+
+    def events(self) -> Generator[Event]:
+        """Yield what happens, to the end; nothing is raised."""
+        try:
+            with closing(self._stream()) as stream:
+                yield from self._answer(stream)
+            kept = self._engine.prefix_cache
+            if kept is not None:
+                kept.keep(self._session.prefix)
+        except GeneratorExit:
+            raise
+        except RefusalError as error:
+            yield Failed(error.kind, str(error))
+        except EagleError as error:
+            yield Failed("invalid", str(error))
+        except Exception as error:
+            LOG.error("an answer failed: %s", type(error).__name__)
+            yield _failure(error)
+
+    def _stream(self) -> Responses:
+        prepared = self._prepared
+        tools = list(prepared.tools) or None
+        return self._session.stream_generate(
+            prepared.prompt, tools=tools, progress=self._progress, **prepared.options
+        )
+
+    def _progress(self, done: int, total: int) -> None:
+        """Report what is read; the first time, that is what was cached."""
+        if not self._has_read:
+            self._cached, self._has_read = done, True
+        self._report(Reading(done, total))
+
+    def _answer(self, stream: Responses) -> Iterator[Event]:
+        stats, reason = None, "cancelled"
+        for response in stream:
+            yield from self._events_of(response)
+            if response.finish_reason is not None:
+                stats, reason = response.stats, response.finish_reason
+        yield from self._split.finish(is_cut=reason != "stop")
+        yield self._end(stats, reason)
+
+    def _events_of(self, response: GenerationResponse) -> Iterator[Event]:
+        """Yield the events of one token."""
+        if response.spans:
+            self._kind = response.spans[-1].kind
+        self._n_thought += self._kind is Kind.THOUGHT
+        asked = self._prepared.asked
+        if asked.shows_drafts:
+            yield Drafted(response.text, response.from_draft, self._tree(response))
+        logprobs: list[TokenLogprob] = []
+        is_end = response.token in self._engine.tokenizer.eos_token_ids
+        is_said = self._kind is Kind.SAID or asked.api == "completions"
+        if asked.n_logprobs is not None and is_said and not is_end:
+            logprobs = [self._logprob(response, asked.n_logprobs)]
+        if asked.api == "completions":  # all of the text, as the model wrote it
+            yield Said(response.text, tuple(logprobs))
+        else:
+            yield from self._split.add(response.spans, logprobs)
+
+    def _logprob(self, response: GenerationResponse, n: int) -> TokenLogprob:
+        value = response.logprob
+        assert value is not None, "log-probabilities were asked for"
+        top = response.top_logprobs(n) if n else []
+        shown = tuple((self._spell(token), logprob) for token, logprob in top)
+        return TokenLogprob(self._spell(response.token), value, shown)
+
+    def _spell(self, token: int) -> bytes:
+        """Return the bytes of a token."""
+        try:
+            return self._engine.vocabulary.spell(token)
+        except EagleError:  # no grammar can be followed; then the text will do
+            return str(self._engine.tokenizer.decode([token])).encode()
+
+    def _tree(self, response: GenerationResponse) -> dict[str, Any] | None:
+        tree = response.tree
+        if tree is None:
+            return None
+        texts = [self._engine.tokenizer.decode([token]) for token in tree.tokens]
+        return {"tokens": texts, "parents": tree.parents, "path": tree.path}
+
+    def _end(self, stats: GenerationStats | None, reason: str) -> End:
+        stats = stats or GenerationStats(prompt_tokens=self._prepared.n_prompt)
+        usage = Usage(
+            prompt=stats.prompt_tokens,
+            cached=self._cached,
+            completion=stats.generation_tokens,
+            thought=self._n_thought,
+        )
+        if reason == "cancelled" and self._is_out_of_time:
+            reason = "length"
+        elif reason == "stop" and self._split.n_calls and not stats.stop_string:
+            reason = "tool_calls"
+        return End(reason, stats.stop_string, usage, figures(stats), bool(stats.ended_by))
+
+
+def figures(stats: GenerationStats) -> dict[str, Any]:
+    """Return what an answer cost and what drafting gave, by llama.cpp's names where it has one."""
+    planned = stats.planned
+    plain = planned.plain_seconds if planned is not None else 0.0
+    return {
+        "cache_n": stats.cached_tokens,
+        "prompt_n": stats.prompt_tokens - stats.cached_tokens,
+        "prompt_ms": round(stats.prompt_seconds * 1000, 1),
+        "prompt_per_second": round(stats.prompt_tps, 2),
+        "predicted_n": stats.generation_tokens,
+        "predicted_ms": round(stats.generation_seconds * 1000, 1),
+        "predicted_per_second": round(stats.generation_tps, 2),
+        "draft_n": stats.drafted,
+        "draft_n_accepted": stats.accepted,
+        "acceptance_length": round(stats.acceptance_length, 3),
+        "plain_per_second": round(1 / plain, 2) if plain else None,
+        "speculation": stats.speculation,
+    }
+
+
+def _failure(error: Exception) -> Failed:
+    """Return the failure that an unexpected error is; its text may quote a prompt."""
+    if any(words in str(error) for words in MEMORY):
+        return Failed("memory", "the device has no memory left for this answer; try a shorter one")
+    message = f"the answer failed inside the server ({type(error).__name__})"
+    return Failed("internal", message)

@@ -1,0 +1,299 @@
+"""The body of OpenAI's `chat/completions`, and what it asks for."""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from mlx_eagle.answers.history import THOUGHTS
+from mlx_eagle.server.asked import Asked
+from mlx_eagle.server.bodies import (
+    MOST_BIASES,
+    MOST_MESSAGES,
+    MOST_PARTS,
+    MOST_TOOLS,
+    Body,
+    Count,
+    Penalty,
+    Schema,
+    Share,
+    Stops,
+    Str,
+    Temperature,
+    TopK,
+    check_schema,
+    given,
+    sampling,
+    stops,
+)
+from mlx_eagle.server.conversation import canonical, text_parts
+from mlx_eagle.server.refusal import RefusalError
+from mlx_eagle.session.prompt import Message
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+TEMPLATE_OWN = ("tools", "messages", "tokenize", "add_generation_prompt", "return_dict")
+ANY_OBJECT = '{"type": "object"}'
+
+
+class Part(Body):
+    """A part of a message's content."""
+
+    type: Str
+    text: Str | None = None
+
+
+class CalledFunction(Body):
+    """The function that a call of an earlier answer names."""
+
+    name: Annotated[Str, Field(min_length=1)]
+    arguments: Str | dict[str, Any] | None = None
+
+
+class ToolCall(Body):
+    """A call of an earlier answer."""
+
+    id: Str | None = None
+    function: CalledFunction
+
+
+class ChatMessage(Body):
+    """A message."""
+
+    role: Str
+    content: Str | Annotated[list[Part], Field(max_length=MOST_PARTS)] | None = None
+    reasoning_content: Str | None = None
+    reasoning: Str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: Str | None = None
+
+
+class Function(Body):
+    """A function that may be called."""
+
+    name: Annotated[Str, Field(min_length=1, max_length=256)]
+    description: Str | None = None
+    parameters: Schema | None = None
+    strict: bool | None = None
+
+
+class Tool(Body):
+    """A tool that may be called."""
+
+    type: Str = "function"
+    function: Function
+
+
+class ChosenFunction(Body):
+    """The name within `ToolChoice`."""
+
+    name: Str
+
+
+class ToolChoice(Body):
+    """The tool that must be called."""
+
+    function: ChosenFunction
+
+
+class NamedSchema(Body):
+    """A JSON schema with its name."""
+
+    name: Str | None = None
+    schema_: Annotated[Schema, Field(alias="schema")]
+
+
+class ResponseFormat(Body):
+    """What the answer must be."""
+
+    type: Str
+    json_schema: NamedSchema | None = None
+
+
+class StreamOptions(Body):
+    """What a stream carries besides."""
+
+    include_usage: bool | None = None
+
+
+class ChatBody(Body):
+    """The body of `chat/completions`; fields that are not here are passed over."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MOST_MESSAGES)]
+    model: Str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_completion_tokens: Count | None = None
+    max_tokens: Count | None = None
+    temperature: Temperature | None = None
+    top_p: Share | None = None
+    top_k: TopK | None = None
+    min_p: Share | None = None
+    seed: int | None = None
+    stop: Stops = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=MOST_BIASES)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
+    tool_choice: Str | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    reasoning_effort: Str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    n: int | None = None
+    modalities: list[Str] | None = None
+    web_search_options: dict[str, Any] | None = None
+    user: Str | None = None
+    prompt_cache_key: Str | None = None
+    speculate: bool | None = None
+    x_eagle: bool | None = None
+
+
+def read_chat(body: ChatBody) -> Asked:
+    """Return what a body asks for.
+
+    Raises:
+        RefusalError: if it asks for what there is not.
+    """
+    _refuse_missing(body)
+    tools = [_tool(tool) for tool in body.tools or ()]
+    return Asked(
+        api="chat",
+        prompt=canonical([_message(m, i) for i, m in enumerate(body.messages)]),
+        options=sampling(body) | _options(body),
+        tools=tools,
+        choice=_choice(body.tool_choice, tools),
+        parallel=body.parallel_tool_calls is not False,
+        template_args=template_args(body.chat_template_kwargs, body.reasoning_effort),
+        streams=bool(body.stream),
+        with_usage=bool(body.stream_options and body.stream_options.include_usage),
+        n_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        shows_drafts=bool(body.x_eagle),
+        who=body.prompt_cache_key or body.user or "",
+        schema=_schema(body.response_format),
+    )
+
+
+def template_args(kwargs: dict[str, Any] | None, effort: str | None) -> dict[str, Any]:
+    """Return what the chat template is given besides.
+
+    Args:
+        kwargs: what a client gives by name.
+        effort: how much the model is to think; "none": not at all.
+
+    Raises:
+        RefusalError: if a name is one that the server sets itself.
+    """
+    args = dict(kwargs or {})
+    for name in TEMPLATE_OWN:
+        if name in args:
+            where = f"chat_template_kwargs.{name}"
+            raise RefusalError("invalid", f"{where} is set by the server; leave it out", where)
+    if effort is not None:
+        args.setdefault("reasoning_effort", effort)
+        if effort == "none":
+            args.setdefault("enable_thinking", False)
+    return args
+
+
+def check_tool_choice(name: str, tools: list[dict[str, Any]], where: str = "tool_choice") -> str:
+    """Return the name of the tool that must be called, once it is one of them.
+
+    Raises:
+        RefusalError: if it is not.
+    """
+    if name not in (tool["function"]["name"] for tool in tools):
+        raise RefusalError(
+            "invalid", f"{where} names a function that is not among the tools", where
+        )
+    return name
+
+
+def _refuse_missing(body: ChatBody) -> None:
+    """Refuse what an answer of this server cannot be."""
+    audio, search = "modalities", "web_search_options"
+    if body.n not in (None, 1):
+        raise RefusalError("invalid", f"n is {body.n}; one answer is made per request", "n")
+    if body.modalities and "audio" in body.modalities:
+        raise RefusalError("content", f"{audio} has audio; this model writes text", audio)
+    if body.web_search_options is not None:
+        raise RefusalError("invalid", "nothing is searched here; leave it out", search)
+
+
+def _options(body: ChatBody) -> dict[str, Any]:
+    """Return the options that this API has beyond those of sampling."""
+    return given(
+        max_tokens=body.max_completion_tokens or body.max_tokens,
+        min_p=body.min_p,
+        stop=stops(body.stop) or None,
+        presence_penalty=body.presence_penalty or None,
+        frequency_penalty=body.frequency_penalty or None,
+        repetition_penalty=body.repetition_penalty,
+        logit_bias=biases(body.logit_bias),
+        speculate=body.speculate,
+    )
+
+
+def biases(biases: dict[str, float] | None) -> dict[int, float] | None:
+    """Return biases by token id."""
+    if not biases:
+        return None
+    wrong = [key for key in biases if not (key.isascii() and key.isdecimal() and len(key) < 10)]
+    if wrong:
+        raise RefusalError("invalid", "logit_bias has a key that is no token id", "logit_bias")
+    return {int(key): max(-100.0, min(bias, 100.0)) for key, bias in biases.items()}
+
+
+def _message(message: ChatMessage, place: int) -> Message:
+    """Return a message in the words of the templates."""
+    where = f"messages[{place}]"
+    if message.role not in ROLES:
+        found = f"{where}.role is none of {', '.join(ROLES)}"
+        raise RefusalError("invalid", found, f"{where}.role")
+    calls = [
+        {"id": call.id, "function": {"name": call.function.name, "arguments": args}}
+        for call in message.tool_calls or ()
+        for args in [call.function.arguments]
+    ]
+    return {
+        "role": message.role,
+        "content": text_parts(message.content, f"{where}.content"),
+        THOUGHTS: message.reasoning_content or message.reasoning,
+        "tool_calls": calls or None,
+        "tool_call_id": message.tool_call_id,
+    }
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    """Return a tool as the chat template gets it: with the fields that the client gave."""
+    if tool.type != "function":
+        raise RefusalError("invalid", "a tool is of another type than function", "tools")
+    function = tool.function.model_dump(exclude_unset=True)
+    if tool.function.parameters is not None:
+        check_schema(tool.function.parameters, "tools")
+    return {"type": "function", "function": function}
+
+
+def _choice(choice: str | ToolChoice | None, tools: list[dict[str, Any]]) -> str:
+    """Return "auto", "none", "required" or the name of a tool."""
+    where = "tool_choice"
+    if isinstance(choice, ToolChoice):
+        return check_tool_choice(choice.function.name, tools)
+    if choice not in (None, "auto", "none", "required"):
+        raise RefusalError("invalid", f"{where} is none of auto, none, required", where)
+    if choice == "required" and not tools:
+        raise RefusalError("invalid", f"{where} is required, but there are no tools", where)
+    return choice or "auto"
+
+
+def _schema(wanted: ResponseFormat | None) -> str | None:
+    """Return the JSON schema of the answer, if it has one."""
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return ANY_OBJECT
+    if wanted.type != "json_schema" or wanted.json_schema is None:
+        message = "response_format is none of text, json_object, json_schema with its schema"
+        raise RefusalError("invalid", message, "response_format")
+    return check_schema(wanted.json_schema.schema_, "response_format.json_schema.schema")

@@ -1,0 +1,219 @@
+"""Where requests wait for the engine, one answer at a time, and where answers are cancelled.
+
+The task of an answer owns the engine's stream and fills an outbox, which whoever delivers the
+answer reads. A client that goes away cancels the answer; the task then ends by itself, and the
+next request begins.
+"""
+
+import asyncio
+import time
+from collections.abc import Generator
+from contextlib import aclosing
+from enum import Enum
+
+from mlx_eagle.engine import Engine
+from mlx_eagle.server.answer_events import AnswerJob
+from mlx_eagle.server.events import End, Event, Failed
+from mlx_eagle.server.outbox import Outbox
+from mlx_eagle.server.prepare import Prepared
+from mlx_eagle.server.refusal import RefusalError
+from mlx_eagle.server.waiting import FairQueue
+from mlx_eagle.worker import Worker
+
+LONGEST_WAIT = 600.0  # seconds in the queue
+FIRST_GUESS = 5.0  # seconds of an answer, before one was seen
+NEWEST = 0.3  # share of the newest answer in the guess
+STOPPING = Failed("stopping", "the server is stopping; ask again once it runs")
+WAITED = Failed("stopping", f"the request waited {LONGEST_WAIT:.0f} s for its turn; try again")
+
+
+class Stage(Enum):
+    """How far a request is."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+
+
+class Running:
+    """One request, from its acceptance to the end of its answer.
+
+    Attributes:
+        prepared: what is answered.
+        outbox: with what has happened.
+        stage: how far it is.
+        accepted: when it was accepted, by `time.monotonic`.
+    """
+
+    def __init__(self, prepared: Prepared) -> None:
+        self.prepared = prepared
+        self.outbox = Outbox()
+        self.stage = Stage.WAITING
+        self.accepted = time.monotonic()
+        self.turn = asyncio.Event()
+        self.job: AnswerJob | None = None
+        self._end_instead: Failed | None = None
+        self._is_cancelled = False
+
+    def cancel(self, why: Failed | None = None) -> None:
+        """End the answer soon.
+
+        Args:
+            why: what its client is told; None where nobody listens.
+        """
+        self._is_cancelled = True
+        self._end_instead = self._end_instead or why
+        self.turn.set()
+        self.cancel_job()
+
+    def cancel_job(self) -> None:
+        """End what the engine does for this answer; from any thread."""
+        if self.job is not None:
+            self.job.cancel()
+
+    def time_out(self) -> None:
+        """End the answer soon, as if it were as long as it may be."""
+        if self.job is not None:
+            self.job.time_out()
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether somebody has ended it."""
+        return self._is_cancelled
+
+    def put(self, event: Event) -> None:
+        """Hand over an event; the last one says why an answer was ended from here."""
+        is_last = isinstance(event, End | Failed)
+        self.outbox.put(self._end_instead if is_last and self._end_instead else event)
+
+
+class Desk:
+    """The queue before one engine.
+
+    Args:
+        engine: that answers.
+        worker: its thread.
+        most_waiting: requests; more are refused.
+        max_seconds: of an answer; None: any.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        worker: Worker,
+        *,
+        most_waiting: int = 16,
+        max_seconds: float | None = None,
+    ) -> None:
+        self._engine, self._worker = engine, worker
+        self._most_waiting, self._max_seconds = most_waiting, max_seconds
+        self._queue: FairQueue[Running] = FairQueue()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._seconds = FIRST_GUESS
+        self.now: Running | None = None
+        self.is_stopping = False
+
+    @property
+    def n_waiting(self) -> int:
+        """Requests that wait for their turn."""
+        return len(self._queue)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows that the answer in the making uses."""
+        job = self.now.job if self.now is not None else None
+        return job.nbytes if job is not None else 0
+
+    def check_room(self) -> None:
+        """Refuse a request that could not even wait.
+
+        Raises:
+            RefusalError: if the queue is full, or the server is stopping.
+        """
+        if self.is_stopping:
+            raise RefusalError(STOPPING.kind, STOPPING.message, retry_after=10)
+        if self.n_waiting >= self._most_waiting and self.now is not None:
+            raise RefusalError(
+                "busy",
+                f"{self.n_waiting} requests wait for the model already; try again later",
+                retry_after=round(self._seconds * (self.n_waiting + 1)),
+            )
+
+    def accept(self, prepared: Prepared) -> Running:
+        """Let a request wait for its turn and be answered.
+
+        Raises:
+            RefusalError: as `check_room` does.
+        """
+        self.check_room()
+        running = Running(prepared)
+        self._queue.put(prepared.asked.who, running)
+        task = asyncio.create_task(self._answer(running))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        self._call_next()
+        return running
+
+    async def stop(self, grace: float) -> None:
+        """Accept nothing more, and end what runs after `grace` seconds."""
+        self.is_stopping = True
+        for waiting in list(self._queue):
+            waiting.cancel(STOPPING)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=grace)
+        if self.now is not None:
+            self.now.cancel(STOPPING)
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _call_next(self) -> None:
+        """Let the next one have its turn, if it is nobody's."""
+        if self.now is None and (following := self._queue.take()) is not None:
+            self.now = following
+            following.turn.set()
+
+    async def _answer(self, running: Running) -> None:
+        """Wait for the turn, and answer."""
+        try:
+            await asyncio.wait_for(running.turn.wait(), LONGEST_WAIT)
+        except TimeoutError:
+            running.cancel(WAITED)
+        try:
+            if running.is_cancelled:
+                running.put(STOPPING)
+            else:
+                await self._run(running)
+        except Exception as error:
+            running.put(Failed("internal", f"the answer failed ({type(error).__name__})"))
+        finally:
+            self._leave(running)
+
+    async def _run(self, running: Running) -> None:
+        """Let the engine answer."""
+        running.stage, started = Stage.RUNNING, time.monotonic()
+        loop = asyncio.get_running_loop()
+
+        def report(event: Event) -> None:
+            loop.call_soon_threadsafe(running.put, event)
+
+        def start() -> Generator[Event]:
+            running.job = AnswerJob(self._engine, running.prepared, report)
+            return running.job.events()
+
+        limit = self._max_seconds
+        timer = loop.call_later(limit, running.time_out) if limit is not None else None
+        async with aclosing(self._worker.astream(start, running.cancel_job)) as events:
+            async for event in events:
+                running.put(event)
+        if timer is not None:
+            timer.cancel()
+        seconds = time.monotonic() - started
+        self._seconds += NEWEST * (seconds - self._seconds)
+
+    def _leave(self, running: Running) -> None:
+        """Make room for the next one."""
+        running.stage = Stage.DONE
+        self._queue.remove(running)
+        if self.now is running:
+            self.now = None
+        self._call_next()

@@ -1,0 +1,158 @@
+"""What a model writes, cut into events as it comes: thoughts, words, calls of tools.
+
+Line breaks around thoughts and calls belong to the marks, not to what is said: they are held back
+until it is known what follows.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from mlx_eagle.answers.answer_format import AnswerFormat, Part
+from mlx_eagle.answers.sections import Kind, Place, Span
+from mlx_eagle.answers.tool_calls import Call, parse_calls, parse_json
+from mlx_eagle.server.call_stream import CallStream
+from mlx_eagle.server.events import CallEnd, CallPart, CallStart, Event, Said, Thought, TokenLogprob
+
+BREAKS = "\n"
+
+
+class Split:
+    """Turns the spans of one answer into events.
+
+    Args:
+        form: how the model writes its answers.
+        tools: that it was offered.
+        new_id: returns the name of a call.
+
+    Attributes:
+        n_calls: calls that have begun.
+        n_unread: parts that should have been calls and could not be read.
+    """
+
+    def __init__(self, form: AnswerFormat, tools: Sequence[Any], new_id: Callable[[], str]) -> None:
+        self._form, self._tools, self._new_id = form, tools, new_id
+        self._part: Part | None = None  # of a call, as far as it was written
+        self._stream: CallStream | None = None  # what of it is sent already
+        self._breaks = {Kind.SAID: "", Kind.THOUGHT: ""}  # held back
+        self._has_said = self._has_thought = False
+        self._is_alone = True  # nothing but words so far
+        self._bare = "" if tools and form.writes_bare_calls else None  # may be a call as a whole
+        self._logprobs = list[TokenLogprob]()
+        self.n_calls = self.n_unread = 0
+
+    def add(self, spans: Sequence[Span], logprobs: Sequence[TokenLogprob] = ()) -> list[Event]:
+        """Return the events of some text; log-probabilities go with what is said."""
+        self._logprobs += logprobs
+        return [event for span in spans for event in self._add(span)]
+
+    def finish(self, *, is_cut: bool) -> list[Event]:
+        """Return what was held back, now that nothing follows.
+
+        Args:
+            is_cut: whether the answer was ended, and did not end.
+        """
+        events = list(self._end_call(is_cut)) if self._part is not None else []
+        if self._bare:
+            events += self._end_bare()
+        if self._is_alone and self._breaks[Kind.SAID]:
+            events.append(self._said(self._breaks[Kind.SAID]))
+        if self._logprobs:
+            events.append(self._said(""))
+        return events
+
+    def _add(self, span: Span) -> Iterator[Event]:
+        if span.kind is Kind.TOOL and self._tools:
+            yield from self._tool(span)
+        elif span.kind is Kind.THOUGHT:
+            self._is_alone = False
+            if span.place is Place.BODY:
+                yield from self._body(span.text, Kind.THOUGHT)
+            elif span.place is Place.END:
+                self._breaks[Kind.THOUGHT] = ""
+        elif span.place is Place.BODY or not self._form.has_channels:
+            yield from self._words(span.text)
+
+    def _words(self, text: str) -> Iterator[Event]:
+        """Pass on what is said, unless the whole of it may yet be a call."""
+        if self._bare is not None:
+            self._bare += text
+            if not self._bare.lstrip() or self._bare.lstrip()[0] in "{[":
+                return
+            text, self._bare = self._bare, None
+        yield from self._body(text, Kind.SAID)
+
+    def _body(self, text: str, kind: Kind) -> Iterator[Event]:
+        """Pass on words or thoughts, but for the line breaks at their end."""
+        text = self._breaks[kind] + text
+        has_begun = self._has_said if kind is Kind.SAID else self._has_thought
+        if not has_begun and not (kind is Kind.SAID and self._is_alone):
+            text = text.lstrip(BREAKS)
+        kept = text.rstrip(BREAKS)
+        self._breaks[kind] = text[len(kept) :]
+        if not kept:
+            return
+        if kind is Kind.SAID:
+            self._has_said = True
+            yield self._said(kept)
+        else:
+            self._has_thought = True
+            yield Thought(kept)
+
+    def _said(self, text: str) -> Said:
+        logprobs, self._logprobs = tuple(self._logprobs), []
+        return Said(text, logprobs)
+
+    # Calls
+
+    def _tool(self, span: Span) -> Iterator[Event]:
+        """Take in a piece of a call, and send what of it is certain."""
+        self._is_alone = False
+        if self._part is None or (span.place is Place.START and self._part.body):
+            yield from self._end_call(is_cut=False) if self._part is not None else ()
+            self._part, self._stream = Part(Kind.TOOL), self._new_stream()
+        field = span.place.value
+        self._part = self._part._replace(**{field: getattr(self._part, field) + span.text})
+        if span.place is Place.BODY and self._stream is not None:
+            yield from self._stream.add(span.text)
+        if span.place is Place.END:
+            yield from self._end_call(is_cut=False)
+
+    def _new_stream(self) -> CallStream | None:
+        """Return what sends arguments as they are written; None where headers name the tool."""
+        return (
+            None if self._form.has_channels else CallStream(self._tools, self.n_calls, self._new_id)
+        )
+
+    def _end_call(self, is_cut: bool) -> Iterator[Event]:
+        """Send what is still to be sent of a call; what cannot be read is text."""
+        part, stream = self._part, self._stream
+        assert part is not None, "a call is open"
+        self._part = self._stream = None
+        if stream is not None and stream.has_begun:
+            self.n_calls += 1
+            if stream.is_complete and not (is_cut and not part.end):
+                yield CallEnd(self.n_calls - 1)
+            return
+        calls = [] if is_cut and self._form.has_channels else self._form.calls(part, self._tools)
+        yield from self._whole_calls(calls)
+        if not calls:
+            self.n_unread += 1
+            text = part.body if self._form.has_channels else part.raw
+            yield self._said(("" if not self._has_said else self._breaks[Kind.SAID]) + text)
+            self._has_said, self._breaks[Kind.SAID] = True, ""
+
+    def _end_bare(self) -> list[Event]:
+        """Return the calls that an answer is as a whole, or else its words."""
+        text, self._bare = self._bare or "", None
+        calls = parse_calls(text, parse_json, self._tools)
+        self._is_alone = not calls
+        return list(self._whole_calls(calls)) if calls else list(self._body(text, Kind.SAID))
+
+    def _whole_calls(self, calls: Sequence[Call]) -> Iterator[Event]:
+        """Send calls that are complete."""
+        for call in calls:
+            index, self.n_calls = self.n_calls, self.n_calls + 1
+            yield CallStart(index, call.id or self._new_id(), call.name)
+            yield CallPart(index, json.dumps(call.arguments, ensure_ascii=False))
+            yield CallEnd(index)

@@ -1,0 +1,117 @@
+"""Rows of earlier prompts and answers, kept for later ones that begin alike.
+
+Conversations hold their own rows (`prefix.py`). What is kept here belongs to none: rows of requests
+that are over, in memory, the oldest forgotten first; and, where a folder was given, in files that
+later runs read (`prefix_files.py`). It is used on the engine's thread alone.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import mlx.core as mx
+
+from mlx_eagle.session.prefix_files import PrefixFiles
+
+if TYPE_CHECKING:
+    from mlx_eagle.session.prefix import CachedPrefix
+
+SHORT = 1024  # rows; so many may be forgotten for a prompt that leaves a conversation
+LEAST_GAIN = 16  # rows; for fewer nothing is looked for
+
+
+class Hit(NamedTuple):
+    """What was found for a prompt: rows, and where: "memory", "disk", or "" where nothing was."""
+
+    rows: int = 0
+    tier: str = ""
+
+
+class PrefixCache:
+    """The rows that an engine keeps between conversations.
+
+    Args:
+        max_bytes: of the rows in memory.
+        files: of rows on disk; None keeps none there.
+
+    Attributes:
+        n_evicted: prefixes that were forgotten for want of room.
+        nbytes: of the rows in memory; may be read from any thread.
+    """
+
+    def __init__(self, max_bytes: int, files: PrefixFiles | None = None) -> None:
+        self._max_bytes, self.files = max_bytes, files
+        self._kept: list[CachedPrefix] = []  # the one that was used last comes last
+        self.n_evicted = self.nbytes = 0
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def fill(self, prefix: "CachedPrefix", ids: Sequence[int], *, speculate: bool) -> Hit:
+        """Let a prefix hold the rows that are kept of a prompt, if those are more than its own.
+
+        Args:
+            prefix: of a conversation; filled.
+            ids: the prompt.
+            speculate: whether the head's rows are needed too.
+        """
+        least = prefix.reusable(ids, speculate) + LEAST_GAIN
+        best = max(self._kept, key=lambda kept: kept.reusable(ids, speculate), default=None)
+        rows = best.reusable(ids, speculate) if best is not None else 0
+        files = self.files
+        on_disk = files.longest(ids) - 1 if files is not None else 0
+        is_more = on_disk >= max(least, rows + LEAST_GAIN)
+        if files is not None and is_more and files.load(prefix, ids):
+            return Hit(prefix.reusable(ids, speculate), "disk")
+        if best is None or rows < least:
+            return Hit()
+        self._kept.remove(best)
+        if len(best.tokens) - rows > SHORT:
+            self._kept.append(best)
+            best = best.fork()
+        prefix.become(best)
+        self._shrink(self._max_bytes)
+        return Hit(rows, "memory")
+
+    def keep(self, prefix: "CachedPrefix") -> None:
+        """Keep the rows of a conversation that is over, in memory and on disk."""
+        self.write(prefix)
+        if prefix.cache.rows == 0 or not self._max_bytes:
+            return
+        self._kept = [kept for kept in self._kept if not _begins(kept, prefix)]
+        self._kept.append(prefix)
+        self._shrink(self._max_bytes)
+
+    def write(self, prefix: "CachedPrefix") -> None:
+        """Write what is new of a conversation's rows to disk, if any are kept there."""
+        if self.files is not None:
+            self.files.write(prefix)
+
+    def clear(self) -> None:
+        """Forget everything, on disk too."""
+        self._kept.clear()
+        self.nbytes = 0
+        if self.files is not None:
+            self.files.clear()
+        mx.clear_cache()
+
+    def make_room(self, n_bytes: int) -> None:
+        """Forget the oldest until so many bytes more are free, or nothing is kept."""
+        self._shrink(max(self.nbytes - max(n_bytes, 0), 0))
+
+    def _shrink(self, goal: int) -> None:
+        """Forget the oldest until the rest has `goal` bytes at most."""
+        sizes = [prefix.nbytes for prefix in self._kept]
+        n_before = len(sizes)
+        while sum(sizes) > goal:
+            sizes.pop(0)
+            self._kept.pop(0)
+            self.n_evicted += 1
+        self.nbytes = sum(sizes)
+        if len(sizes) < n_before:
+            mx.clear_cache()
+
+
+def _begins(kept: "CachedPrefix", prefix: "CachedPrefix") -> bool:
+    """Say whether all that is kept is the beginning of a longer prefix, which serves as well."""
+    n = len(kept.tokens)
+    return n <= len(prefix.tokens) and prefix.tokens[:n] == kept.tokens and prefix.is_pageable

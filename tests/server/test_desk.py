@@ -1,0 +1,231 @@
+"""Requests wait fairly, are refused where too many wait, and end when their clients go."""
+
+import asyncio
+import logging
+import re
+import socket
+import threading
+import time
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+from mlx_eagle.server.app import Server, Settings
+from mlx_eagle.server.events import CallPart, Reading, Said, Thought
+from mlx_eagle.server.outbox import MANY, Outbox
+from mlx_eagle.server.waiting import FairQueue
+from served import Served, chunks, in_process, on_socket
+
+CHAT = "/v1/chat/completions"
+LONG: Any = {"messages": [{"role": "user", "content": "Tell all."}], "max_tokens": 1500}
+MIDDLE: Any = LONG | {"max_tokens": 80}
+SHORT: Any = LONG | {"max_tokens": 2}
+
+
+def test_one_of_every_row_is_served_before_a_second_of_any() -> None:
+    queue: FairQueue[str] = FairQueue()
+    for who, item in [("a", "a1"), ("a", "a2"), ("b", "b1"), ("a", "a3"), ("b", "b2"), ("c", "c")]:
+        queue.put(who, item)
+    assert list(queue) == ["a1", "b1", "c", "a2", "b2", "a3"]
+    assert queue.remove("b1")
+    assert not queue.remove("b1")
+    assert [queue.take() for _ in range(6)] == ["a1", "b2", "c", "a2", "a3", None]
+
+
+def test_an_outbox_that_nobody_reads_joins_texts_and_loses_none() -> None:
+    async def main() -> list[Any]:
+        outbox = Outbox()
+        for n in range(1000):
+            outbox.put(Said(str(n)))
+        for _ in range(1000):
+            outbox.put(Thought("t"))
+        outbox.put(CallPart(0, "x"))
+        outbox.put(CallPart(1, "y"))
+        outbox.put(Reading(1, 2))
+        return await outbox.take()
+
+    events = asyncio.run(main())
+    assert len(events) < MANY + 8
+    said = "".join(event.text for event in events if isinstance(event, Said))
+    assert said == "".join(map(str, range(1000)))
+    assert [event for event in events if isinstance(event, CallPart)] == [
+        CallPart(0, "x"),
+        CallPart(1, "y"),
+    ]
+
+
+class Held:
+    """Holds the engine's thread until it is let go."""
+
+    def __init__(self, served: Served) -> None:
+        self.go, self.is_held = threading.Event(), threading.Event()
+        served.engine.before = self.hold
+
+    def hold(self) -> None:
+        self.is_held.set()
+        assert self.go.wait(30)
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [("chat/completions", 429), ("responses", 503), ("messages", 529)]
+)
+def test_too_many_are_refused_as_clients_of_each_api_try_again(
+    path: str, status: int, served: Served
+) -> None:
+    held = Held(served)
+
+    async def main() -> list[httpx2.Response]:
+        async with in_process(served.server(Settings(queue=2))) as client:
+            tasks = [asyncio.create_task(client.post(CHAT, json=SHORT)) for _ in range(3)]
+            while not held.is_held.is_set():
+                await asyncio.sleep(0.01)
+            body = SHORT | {"model": "m", "input": "x"}
+            refused = await client.post(f"/v1/{path}", json=body)
+            held.go.set()
+            return [refused, *await asyncio.gather(*tasks)]
+
+    refused, *answers = asyncio.run(main())
+    assert refused.status_code == status
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert [answer.status_code for answer in answers] == [200] * 3
+
+
+def test_clients_get_their_turn_one_after_another(served: Served) -> None:
+    held, order = Held(served), list[str]()
+
+    async def ask(client: httpx2.AsyncClient, who: str) -> None:
+        await client.post(CHAT, json=SHORT, headers={"x-session-id": who[0]})
+        order.append(who)
+
+    async def main() -> None:
+        async with in_process(served.server()) as client:
+            tasks = []
+            for who in ("a0", "a1", "a2", "b1", "b2", "c1"):
+                tasks.append(asyncio.create_task(ask(client, who)))
+                await asyncio.sleep(0.02)
+            held.go.set()
+            await asyncio.gather(*tasks)
+
+    asyncio.run(main())
+    assert order == ["a0", "a1", "b1", "c1", "a2", "b2"]
+
+
+async def idle(server: Server) -> float:
+    """Return after how many seconds nothing runs or waits."""
+    started = time.monotonic()
+    while server.desk.now is not None or server.desk.n_waiting:
+        await asyncio.sleep(0.005)
+        assert time.monotonic() - started < 30
+    return time.monotonic() - started
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_an_answer_ends_when_its_client_goes(streams: bool, served: Served) -> None:
+    server = served.server()
+
+    async def main(port: int) -> None:
+        url = f"http://127.0.0.1:{port}{CHAT}"
+        async with httpx2.AsyncClient() as client:
+            if streams:
+                async with client.stream("POST", url, json=LONG | {"stream": True}) as response:
+                    lines = response.aiter_lines()
+                    for _ in range(8):
+                        await anext(lines)
+            else:
+                with pytest.raises(httpx2.ReadTimeout):
+                    await client.post(url, json=LONG, timeout=0.3)
+            await idle(server)
+
+    with on_socket(server) as port:
+        asyncio.run(main(port))
+        text = server.meters.text().decode()
+    assert 'mlx_eagle_cancelled_total{why="client"} 1.0' in text
+    assert "mlx_eagle_generation_tokens_total 0.0" in text
+
+
+def test_a_client_that_reads_nothing_holds_up_nobody(served: Served) -> None:
+    with on_socket(served.server()) as port:
+        body = httpx2.Request("POST", "http://x", json=MIDDLE | {"stream": True}).content
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        head += f"Content-Length: {len(body)}\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", port)) as silent:
+            silent.sendall(head.encode() + body)
+            api = openai.OpenAI(api_key="x", base_url=f"http://127.0.0.1:{port}/v1", max_retries=0)
+            done = api.chat.completions.create(model="m", **SHORT)
+    assert done.choices[0].finish_reason == "length"
+
+
+def test_a_stop_ends_streams_with_an_error_and_refuses_what_comes(served: Served) -> None:
+    server = served.server(Settings(grace=0.05))
+
+    async def main() -> Any:
+        async with in_process(server) as client:
+            tasks = [
+                asyncio.create_task(client.post(CHAT, json=LONG | {"stream": True}))
+                for _ in range(2)
+            ]
+            while server.desk.n_waiting < 1 or server.desk.now is None or not server.desk.now.job:
+                await asyncio.sleep(0.005)
+            await server.stop()
+            late = await client.post(CHAT, json=SHORT)
+            return [await task for task in tasks], late, await client.get("/health")
+
+    streams, late, health = asyncio.run(main())
+    for stream in streams:
+        error, done = chunks(stream)[-2:]
+        assert (error["error"]["code"], done) == ("unavailable", "[DONE]")
+    assert (late.status_code, late.headers["retry-after"]) == (503, "10")
+    assert (health.status_code, health.json()) == (503, {"status": "stopping"})
+
+
+def test_an_answer_that_takes_too_long_is_cut(served: Served) -> None:
+    answer = served.ask(CHAT, LONG, Settings(max_seconds=0.2)).json()
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert 0 < answer["usage"]["completion_tokens"] < 1500
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "responses", "messages"])
+def test_a_stream_shows_that_it_lives_until_the_first_token(path: str, served: Served) -> None:
+    held = Held(served)
+    body = SHORT | {"model": "m", "input": "x", "stream": True, "max_output_tokens": 2}
+
+    async def main() -> str:
+        async with in_process(served.server(Settings(beat=0.05))) as client:
+            task = asyncio.create_task(client.post(f"/v1/{path}", json=body))
+            await asyncio.sleep(0.4)
+            held.go.set()
+            return (await task).text
+
+    text = asyncio.run(main())
+    beat = {"chat/completions": ": prefill 0/", "messages": "event: ping"}
+    marks = [place.start() for place in re.finditer(beat.get(path, "event: response.in_"), text)]
+    first = {"chat/completions": '"content":" ', "messages": "text_delta"}
+    before = text.index(first.get(path, "output_text.delta"))
+    assert sum(mark < before for mark in marks) > 3
+
+
+def test_nothing_that_was_said_is_in_counts_or_log(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    canary = "canarywordthatisnowhereelse"
+    served.engine.write(f"answer {canary}")
+    asked: Any = {"messages": [{"role": "user", "content": canary}], "max_tokens": 60}
+
+    async def use(client: httpx2.AsyncClient) -> Any:
+        await client.post(CHAT, json=asked)
+        await client.post(CHAT, json=asked | {"temperature": canary})
+        await client.post(CHAT, json=asked | {"tool_choice": canary})
+        await client.post(CHAT, json=asked | {"response_format": {"type": canary}})
+        served.engine.before = lambda: 1 / len("")  # type: ignore[assignment,return-value]
+        failed = await client.post(CHAT, json=asked)
+        return failed, (await client.get("/metrics")).text
+
+    with caplog.at_level(logging.DEBUG):
+        failed, metrics = served.run(use, Settings())
+    assert failed.status_code == 500
+    assert canary not in failed.text
+    assert 'mlx_eagle_requests_total{api="chat",status="200"} 1.0' in metrics
+    assert canary not in metrics
+    assert canary not in caplog.text

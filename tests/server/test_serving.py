@@ -1,0 +1,130 @@
+"""A server on a socket, stopped by a signal; the page and its files."""
+
+import json
+import os
+import re
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+import mlx_eagle
+from mlx_eagle.errors import EagleError
+from mlx_eagle.server.app import OPEN_PATHS, Settings
+from mlx_eagle.server.guard import Rules
+from mlx_eagle.server.serving import bind, run
+from mlx_eagle.tree import TreeShape
+from served import Served, chunks
+
+CHAT = "/v1/chat/completions"
+PAGE = Path(mlx_eagle.__file__).parent / "server" / "page"
+
+
+def test_a_signal_during_a_stream_ends_it_with_an_error_and_the_server(served: Served) -> None:
+    server = served.server(Settings(grace=0.05))
+    listening = bind("127.0.0.1", 0)
+    port = listening.getsockname()[1]
+    got: list[Any] = []
+    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1500, "stream": True}
+
+    def use() -> None:
+        url = f"http://127.0.0.1:{port}{CHAT}"
+        with httpx2.stream("POST", url, json=body) as response:
+            for line in response.iter_lines():
+                got.append(line)
+                if len(got) == 12:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+    user = threading.Thread(target=use)
+    run(server, listening, 0.05, user.start)
+    user.join(20)
+    data = [line[6:] for line in got if line.startswith("data: ")]
+    assert data[-1] == "[DONE]"
+    assert json.loads(data[-2])["error"]["code"] == "unavailable"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_port_that_is_taken_is_one_error() -> None:
+    first = bind("127.0.0.1", 0)
+    with pytest.raises(EagleError, match="cannot listen on 127.0.0.1"):
+        bind("127.0.0.1", first.getsockname()[1])
+    first.close()
+
+
+def test_the_page_comes_with_a_policy_and_names_no_other_host(served: Served) -> None:
+    rules = Rules(key="secret", open_paths=OPEN_PATHS)
+
+    async def use(client: httpx2.AsyncClient) -> Any:
+        files = [await client.get(path) for path in ("/", "/page/app.js", "/page/style.css")]
+        return files, await client.post("/page/markdown", json={"text": "x"})
+
+    files, markdown = served.run(use, Settings(rules=rules))
+    for file in files:
+        assert file.status_code == 200
+        assert "default-src 'none'" in file.headers["content-security-policy"]
+        assert not re.search(r"https?://(?!\w*:\?)", file.text)
+    assert markdown.status_code == 401
+    assert sum(len(file.content) for file in files) < 40_000
+
+
+def test_the_page_makes_no_html_of_what_a_model_wrote() -> None:
+    script = (PAGE / "app.js").read_text()
+    for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
+        assert word not in script
+    assert not re.search(
+        r"<script(?! type=\"module\" src)|style=|onclick=", (PAGE / "index.html").read_text()
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "html"),
+    [
+        ("**a** `b`", "<p><strong>a</strong> <code>b</code></p>\n"),
+        ("<img src=x onerror=alert(1)>", "<p>&lt;img src=x onerror=alert(1)&gt;</p>\n"),
+        ("![x](http://evil.test/x.png)", None),
+        ("[x](javascript:alert(1))", "<p>[x](javascript:alert(1))</p>\n"),
+    ],
+)
+def test_markdown_lets_no_html_and_no_images_through(
+    text: str, html: str | None, served: Served
+) -> None:
+    answer = served.ask("/page/markdown", {"text": text}).json()["html"]
+    assert answer == html or (html is None and "<img" not in answer)
+
+
+def test_who_asks_sees_what_was_drafted(served: Served) -> None:
+    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 12, "stream": True}
+    served.engine.tree = TreeShape.chain(2)
+    parts = chunks(served.ask(CHAT, body | {"x_eagle": True}))[:-1]
+    own = [part["x_eagle"] for part in parts if "x_eagle" in part]
+    assert "draft_n" in own[-1]["stats"]
+    assert len(own) == 13
+    trees = [each["tree"] for each in own[:-1] if each["tree"]]
+    assert all(len(tree["tokens"]) == len(tree["parents"]) for tree in trees)
+    assert trees
+    assert all("x_eagle" not in part for part in chunks(served.ask(CHAT, body))[:-1])
+
+
+def test_what_is_kept_is_told_and_cleared(served: Served) -> None:
+    served.worker.call(lambda: served.engine.keep_prefixes(1 << 30))
+    messages = [{"role": "user", "content": "What does zip do? " * 8}]
+
+    async def use(client: httpx2.AsyncClient) -> Any:
+        first = await client.post(CHAT, json={"messages": messages, "max_tokens": 4})
+        served.worker.call(int)  # rows are kept once the answer is sent
+        kept = await client.get("/v1/cache")
+        message = first.json()["choices"][0]["message"]
+        longer = [*messages, message, {"role": "user", "content": "And map?"}]
+        second = await client.post(CHAT, json={"messages": longer, "max_tokens": 4})
+        cleared = await client.post("/v1/cache/clear", json={})
+        return first.json(), kept.json(), second.json(), cleared.json()
+
+    first, kept, second, cleared = served.run(use)
+    served.engine.prefix_cache = None
+    assert kept["memory"]["prefixes"] == 1
+    counts = second["usage"]
+    assert counts["prompt_tokens_details"]["cached_tokens"] >= first["usage"]["total_tokens"] - 8
+    assert cleared == {"memory": {"prefixes": 0, "bytes": 0}, "disk": None}

@@ -1,0 +1,220 @@
+"""Rows that are kept between conversations give the texts that reading anew gives."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from mlx_eagle.cache.options import KVOptions
+from mlx_eagle.engine import Engine
+from mlx_eagle.session import prefix_files
+from mlx_eagle.session.prefix_cache import PrefixCache
+from mlx_eagle.session.prefix_files import PrefixFiles, clear_folder, list_folder, prefix_folder
+from turning_pair import make_turning_engine
+
+N_TOKENS = 6
+BLOCK = 16
+
+
+@pytest.fixture(scope="module")
+def plain() -> Engine:
+    """An engine that keeps nothing."""
+    return make_turning_engine()
+
+
+@pytest.fixture
+def engine(plain: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    """The same, whose blocks are small and whose folder is its own."""
+    monkeypatch.setenv("MLX_EAGLE_CACHE", str(tmp_path))
+    monkeypatch.setattr(prefix_files, "BLOCK", BLOCK)
+    monkeypatch.setattr(prefix_files, "LEAST_BLOCKS", 2)
+    monkeypatch.setattr(prefix_files, "MOST_BLOCKS", 3)
+    yield plain
+    if plain.prefix_cache is not None:
+        close(plain)
+    plain.prefix_cache = None
+
+
+def close(engine: Engine) -> None:
+    """Let go of the files, as the end of a process does."""
+    kept = engine.prefix_cache
+    if kept is not None and kept.files is not None and kept.files._lock is not None:
+        kept.files._lock.close()
+
+
+def draw(seed: int, n: int) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(500, 4000) for _ in range(n)]
+
+
+def ask(engine: Engine, ids: list[int], **options: Any) -> Any:
+    return engine.generate(ids, max_tokens=N_TOKENS, **options)
+
+
+def fresh(engine: Engine, ids: list[int], **options: Any) -> list[int]:
+    """What the engine answers where nothing is kept."""
+    kept, engine.prefix_cache = engine.prefix_cache, None
+    tokens: list[int] = ask(engine, ids, **options).tokens
+    engine.prefix_cache = kept
+    return tokens
+
+
+def test_a_prompt_that_begins_like_an_earlier_one_is_not_read_again(engine: Engine) -> None:
+    engine.keep_prefixes(1 << 30)
+    first = draw(1, 100)
+    result = ask(engine, first)
+    longer = [*first, *result.tokens, *draw(2, 10)]
+    again = ask(engine, longer)
+    assert again.tokens == fresh(engine, longer)
+    assert again.stats.cached_tokens >= 100
+    branch = [*first[:60], *draw(3, 20)]
+    other = ask(engine, branch)
+    assert other.tokens == fresh(engine, branch)
+    assert other.stats.cached_tokens == 59
+
+
+def test_rows_are_the_same_whatever_was_asked_before(engine: Engine, is_quick: bool) -> None:
+    """Turns, branches, prompts anew, in memory for three conversations and on disk."""
+    engine.keep_prefixes(1 << 30, 1 << 30)
+    rng = random.Random(7)
+    ask(engine, draw(0, 150))
+    assert engine.prefix_cache is not None
+    size = max(engine.prefix_cache.nbytes, 1)
+    engine.prefix_cache = PrefixCache(3 * size, engine.prefix_cache.files)
+    texts = [draw(0, 150)]
+    tiers = set()
+    for turn in range(10 if is_quick else 500):
+        base = rng.choice(texts)
+        ids = [*base[: rng.choice([len(base), len(base) // 2, 40])], *draw(turn, rng.randrange(30))]
+        options = {"speculate": rng.random() < 0.8, "seed": turn, "temperature": rng.choice([0, 1])}
+        session = engine.session()
+        stream = session.stream_generate(ids, max_tokens=N_TOKENS, **options)
+        tokens = [response.token for response in stream]
+        engine.prefix_cache.keep(session.prefix)
+        tiers.add(session.prefix.hit.tier)
+        assert tokens == fresh(engine, ids, **options)
+        assert engine.prefix_cache.nbytes <= 3 * size
+        texts = [*texts[-4:], [*ids, *tokens]]
+    assert "memory" in tiers
+
+
+@pytest.fixture
+def written(engine: Engine) -> list[int]:
+    """A prompt whose rows an earlier run has written to disk."""
+    ids = draw(5, 120)
+    engine.keep_prefixes(0, 1 << 30)
+    ask(engine, ids)
+    close(engine)
+    assert len(list(prefix_folder().glob("*/*/*.safetensors"))) == 3
+    return ids
+
+
+def hit_of(engine: Engine, ids: list[int]) -> tuple[int, bool]:
+    """Return how many tokens were found, and whether the text is right."""
+    result = ask(engine, ids)
+    return result.stats.cached_tokens, result.tokens == fresh(engine, ids)
+
+
+def test_another_run_finds_what_was_read_on_disk(engine: Engine, written: list[int]) -> None:
+    engine.keep_prefixes(0, 1 << 30)
+    assert hit_of(engine, written) == (7 * BLOCK - 1, True)
+    branch = [*written[:70], *draw(6, 30)]
+    assert hit_of(engine, branch) == (4 * BLOCK - 1, True)
+    assert hit_of(engine, draw(8, 60)) == (0, True)
+    folder = prefix_folder()
+    assert {file.stat().st_mode & 0o777 for file in folder.glob("*/*/*.safetensors")} == {0o600}
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def swap_tokens(path: Path) -> None:
+    """Change a token and keep the checksum right: only the comparison can tell."""
+    arrays, about = mx.load(str(path), format="safetensors", return_metadata=True)  # type: ignore
+    tokens = arrays["tokens"]
+    arrays["tokens"] = mx.concatenate([tokens[1:2], tokens[1:]])
+    about["crc32"] = prefix_files._checksum(arrays)
+    mx.save_safetensors(str(path), arrays, about)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [flip, cut, swap_tokens, empty])
+def test_damaged_files_are_removed_and_texts_stay_right(
+    damage: Any, engine: Engine, written: list[int]
+) -> None:
+    newest = max(prefix_folder().glob("*/*/*.safetensors"), key=lambda file: file.stat().st_size)
+    damage(newest)
+    engine.keep_prefixes(0, 1 << 30)
+    n_found, is_right = hit_of(engine, written)
+    assert is_right
+    assert n_found < 7 * BLOCK - 1
+    assert engine.prefix_cache is not None
+    assert engine.prefix_cache.files is not None
+    assert engine.prefix_cache.files.n_damaged >= 1
+
+
+def test_rows_of_other_caches_and_salts_are_not_found(engine: Engine, written: list[int]) -> None:
+    other = engine.with_kv(KVOptions(8, 32))
+    other.keep_prefixes(0, 1 << 30)
+    assert ask(other, written).stats.cached_tokens == 0
+    close(other)
+    engine.keep_prefixes(0, 1 << 30, salt="somebody else")
+    assert ask(engine, written).stats.cached_tokens == 0
+    close(engine)
+
+
+def test_what_an_interrupted_run_left_is_removed_and_a_second_run_only_reads(
+    engine: Engine, written: list[int]
+) -> None:
+    folder = next(prefix_folder().glob("*/*"))
+    left = folder.parent / "ab"
+    left.mkdir()
+    (left / ".0123.partial.safetensors").write_bytes(b"half")
+    engine.keep_prefixes(0, 1 << 30)
+    assert not (left / ".0123.partial.safetensors").exists()
+    second = PrefixFiles(prefix_folder(), engine.identity, 1 << 30)
+    assert not second.writes
+    assert second.longest(written) == 7 * BLOCK
+
+
+def test_files_stay_within_their_limit_and_can_be_cleared(engine: Engine) -> None:
+    engine.keep_prefixes(0, 1 << 30)
+    ask(engine, draw(20, 120))
+    assert engine.prefix_cache is not None
+    files = engine.prefix_cache.files
+    assert files is not None
+    size = files.nbytes
+    files._max_bytes = int(1.5 * size)
+    for seed in range(21, 24):
+        ask(engine, draw(seed, 120))
+        assert files.nbytes <= 1.5 * size
+    assert files.n_evicted > 0
+    ((_, n_bytes),) = list_folder(prefix_folder()).values()
+    assert n_bytes == files.nbytes == clear_folder(prefix_folder())
+    assert list_folder(prefix_folder()) == {}
+
+
+def test_a_conversation_of_the_library_writes_its_rows_too(engine: Engine) -> None:
+    engine.keep_prefixes(0, 1 << 30)
+    session = engine.session("Be brief. " * 20)
+    for _ in session.ask("What does zip do?", max_tokens=N_TOKENS):
+        pass
+    close(engine)
+    engine.keep_prefixes(0, 1 << 30)
+    later = engine.session("Be brief. " * 20)
+    last = list(later.ask("What does map do?", max_tokens=N_TOKENS))[-1]
+    assert last.stats is not None
+    assert last.stats.cached_tokens > 2 * BLOCK
