@@ -108,7 +108,7 @@ def _is_ascending(table: mx.array) -> bool:
 def _read(head: Path) -> tuple[HeadConfig, dict[str, mx.array]]:
     """Return the facts and the parameters of a head that can be exported at all."""
     name, config = source_name(head), read_head_config(head)
-    if (kind := config.get("algorithm")) in ("medusa", "mtp"):
+    if (kind := config.get("algorithm")) in ("medusa", "mtp", "dflash", "dspark"):
         raise CheckpointError(f"{name}: there is no layout here for {ALGORITHMS[kind]}")
     if config.get("quantization"):
         raise CheckpointError(

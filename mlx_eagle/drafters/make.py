@@ -6,7 +6,9 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_eagle.drafters.base import Drafter
+from mlx_eagle.drafters.block import BlockDrafter
 from mlx_eagle.drafters.eagle import EagleDrafter
+from mlx_eagle.drafters.markov import MarkovDrafter
 from mlx_eagle.drafters.medusa import MedusaDrafter
 from mlx_eagle.drafters.p_eagle import PEagleDrafter
 from mlx_eagle.errors import CheckpointError
@@ -20,6 +22,8 @@ DRAFTERS: dict[str, Callable[[Any, Target, int | None], Drafter]] = {
     "p-eagle": PEagleDrafter,
     "medusa": MedusaDrafter,
     "mtp": EagleDrafter,
+    "dflash": BlockDrafter,
+    "dspark": MarkovDrafter,
 }
 
 
