@@ -46,6 +46,15 @@ class BlockDrafter(CachedDrafter):
         log_probs, tokens = self._all_depths(self._root, min(k, self.max_width), depth)
         yield from zip(log_probs, tokens, strict=True)
 
+    def logits_along(self, root: mx.array, path: mx.array) -> mx.array:
+        """Return the logits [depth, W] of the levels below `root` [1], as if `path` were drafted.
+
+        Args:
+            root: the next token that was observed last.
+            path: [depth - 1] target ids.
+        """
+        return self.unembed(self._states(root, path.size + 1))[0]
+
     def restore(self, arrays: dict[str, mx.array], rows: int) -> None:
         """Hold what `arrays` returned of a drafter with `rows` observed tokens."""
         super().restore(arrays, rows)

@@ -32,11 +32,20 @@ class _Levels:
 
     def __call__(self, level: int, frontier: Frontier) -> Children:
         """Return the k likeliest children of a frontier: [F, k] each."""
+        log_probs, ids = likeliest(self.logits_of(level, frontier), self.k)
+        return log_probs, self.head.draft_to_target[ids]
+
+    def logits_of(self, level: int, frontier: Frontier) -> mx.array:
+        """Return the logits [F, W] of the children of a frontier."""
         bias, self._state = self.head.markov_head(
             frontier.tokens, self.states[level : level + 1], self._state[frontier.parents]
         )
-        log_probs, ids = likeliest(self.logits[level] + bias, self.k)
-        return log_probs, self.head.draft_to_target[ids]
+        return self.logits[level] + bias
+
+
+def _only() -> mx.array:
+    """Return the parents of a frontier of one node."""
+    return mx.zeros((1,), dtype=mx.int32)
 
 
 class MarkovDrafter(BlockDrafter):
@@ -46,11 +55,22 @@ class MarkovDrafter(BlockDrafter):
         """Yield the k likeliest children of the likeliest node; the first costs the block."""
         assert self._root is not None, "observe a token before drafting"
         levels = self._levels(self._root, min(k, self.max_width), depth)
-        frontier = Frontier(self._root, mx.zeros((1,), dtype=mx.int32))
+        frontier = Frontier(self._root, _only())
         for level in range(depth):
             log_probs, tokens = levels(level, frontier)
             yield log_probs[0], tokens[0]
-            frontier = Frontier(tokens[0, :1], frontier.parents)
+            frontier = Frontier(tokens[0, :1], _only())
+
+    def logits_along(self, root: mx.array, path: mx.array) -> mx.array:
+        """Return the logits [depth, W] of the levels below `root`, biased along `path`."""
+        levels = self._levels(root, 1, path.size + 1)
+        tokens = mx.concatenate([root, path])
+        return mx.concatenate(
+            [
+                levels.logits_of(level, Frontier(tokens[level : level + 1], _only()))
+                for level in range(tokens.size)
+            ]
+        )
 
     def _expand(self, root: mx.array, shape: TreeShape) -> Candidates:
         """Score `shape.n_candidates` nodes."""

@@ -13,7 +13,15 @@ import numpy as np
 import pytest
 from mlx_lm.generate import generate_step
 
-from block_pairs import KINDS, N_TOKENS, WORDS, random_block_head, turning_dspark, with_few_tokens
+from block_pairs import (
+    KINDS,
+    N_TOKENS,
+    PROMPT,
+    WORDS,
+    random_block_head,
+    turning_dspark,
+    with_few_tokens,
+)
 from cases import broad
 from doubles import NoText, make_session
 from mlx_eagle.calibration.planners import Planners
@@ -32,7 +40,6 @@ from turning_pair import SIZE
 
 N = 9
 SHAPES = [TreeShape.chain(1), TreeShape.chain(4), TreeShape(1, 4, 3), TreeShape(4, 4, 12)]
-PROMPT = [(11 * i + 5) % (N_TOKENS - 8) + 8 for i in range(30)]
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from turning_pair import SHARPNESS, SIZE, embeddings, make_turning_pair, rotatio
 
 N_TOKENS = 192
 WORDS = list(range(8, N_TOKENS))
+PROMPT = [(11 * i + 5) % len(WORDS) + 8 for i in range(30)]
 
 
 def block_config(**changes: Any) -> BlockConfig:
