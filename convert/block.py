@@ -119,13 +119,17 @@ def _taps(head: PublishedHead, settings: dict[str, Any]) -> Fact:
     kind = "boundaries" if offset == 0 else "layers whose output is read"
     fact = Fact([i + offset for i in ids], f"config.json: {key}, {kind}")
     check_taps(fact.value, fact.origin, head.target.num_hidden_layers, head.n_taps)
-    others = [[i + 1 - offset for i in ids]]
-    return fact.doubted("publishers count layers and boundaries under the same keys", others)
+    other = [i + 1 - offset for i in ids]
+    is_possible = other[0] >= 0 and other[-1] <= head.target.num_hidden_layers
+    reason = "publishers count layers and boundaries under the same keys"
+    return fact.doubted(reason, [other] if is_possible else [])
 
 
 def _sliding_windows(head: PublishedHead, settings: dict[str, Any]) -> Fact:
     """Return how far each layer sees; one key gives all layers the same window."""
-    if settings.get("swa_window_size") is None or not read_flag(settings, "use_swa", True):
+    if not read_flag(settings, "use_swa", True):
+        return Fact([None] * head.sizes.n_layers, "config.json: use_swa")
+    if settings.get("swa_window_size") is None:
         return RULES["sliding_windows"](head)
     size = read_count(settings, "swa_window_size")
     return Fact([size] * head.sizes.n_layers, "config.json: swa_window_size")

@@ -15,7 +15,7 @@ from mlx_eagle.cache.attention_sinks import LEAST
 from mlx_eagle.cache.kv import KVCache, OpenRows
 from mlx_eagle.cache.model_cache import TreeCache
 from mlx_eagle.heads.config import BlockConfig
-from mlx_eagle.heads.eagle import Attention, DecoderLayer, empty_cache
+from mlx_eagle.heads.eagle import Attention, DecoderLayer, HeadCache, empty_cache
 from mlx_eagle.heads.markov import MarkovHead
 
 TRAINED_LENGTH = 4096  # tokens of a text, at most, that published block heads were trained on
@@ -120,7 +120,7 @@ class BlockHead(nn.Module):
         """Return an empty cache of the context for one conversation; see `EagleHead.make_cache`."""
         return empty_cache([layer.self_attn for layer in self.layers], window)
 
-    def keep_context(self, taps: mx.array, cache: TreeCache) -> None:
+    def keep_context(self, taps: mx.array, cache: HeadCache) -> None:
         """Append what every layer makes of taps [1, L, A * D]: L undecided rows."""
         context = self.hidden_norm(self.fc(taps))
         for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
@@ -133,10 +133,11 @@ class BlockHead(nn.Module):
         """
         assert depth <= self.max_depth, "a tree deeper than a block"
         config = self.config
+        assert config.mask_token_id is not None, "block heads have a mask token"
         n = depth + self._first if all(config.causal_layers) else config.block_size
         return mx.concatenate([root, mx.full((n - 1,), config.mask_token_id, root.dtype)])[None]
 
-    def __call__(self, embeddings: mx.array, cache: TreeCache, depth: int) -> mx.array:
+    def __call__(self, embeddings: mx.array, cache: HeadCache, depth: int) -> mx.array:
         """Run a block: return states [1, depth, h] that the output layer reads, level by level.
 
         Args:

@@ -54,6 +54,6 @@ def test_every_reading_of_a_block_is_tried(pair: Any) -> None:
     assert {"taps", "rope_interleaved", "root_predicts", "causal_layers"} <= set(tried)
     found = search_facts(target, evidence, config, weights, silent)
     assert found.before.agreement > 0.2
-    tapped = [o for o in plausible_values(config, weights) if o[0] != "taps" or 0 < min(o[1])]
+    tapped = [o for o in plausible_values(config, weights) if o[0] != "taps" or min(o[1]) > 0]
     readings = [o for o in tapped if o[0] != "taps" or max(o[1]) < 5]
     assert len(found.trials) == 1 + len(readings)
