@@ -1,6 +1,7 @@
 """Heads that draft blocks, as every publisher writes them, against PyTorch."""
 
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from block_files import FORMS, MASK, ROWS, H, V, Written, write
 from mlx_eagle.convert.heads import convert_head
+from mlx_eagle.errors import CheckpointError
 from mlx_eagle.heads.block import BlockHead
 from mlx_eagle.heads.load import load_head
 
@@ -80,3 +82,84 @@ def test_blocks_after_a_prompt_have_pytorchs_logits(name: str, tmp_path: Path) -
     for found, expected in zip(blocks(head, 7), reference(name, written, 7), strict=True):
         assert found.shape == expected.shape
         assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"fc_layernorm": True}, "fc_layernorm is True: the head needs a norm of its own after fc"),
+        ({"log_snr_conditioning": True}, "needs an embedding of each row's noise"),
+        ({"output_multiplier": 2.0}, "needs scaled logits"),
+        ({"final_logit_softcapping": 30.0}, "needs capped logits"),
+        ({"projector_type": "other"}, "needs Domino's correction"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is not supported in block heads"),
+        ({"markov_rank": 4}, "sets markov_rank, but markov_head is missing"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu', not silu"),
+        ({"is_causal": 1}, "is_causal is 1, not true or false"),
+        ({"block_size": 1}, "it needs a block that drafts"),
+        ({"use_swa": True, "swa_window_size": 3}, "needs sliding_windows of a block at least"),
+        ({"dflash_config": {"mask_token_id": MASK}}, "target_layer_ids is missing, not the layers"),
+        ({"dflash_config": {"target_layer_ids": [0, 2, 5]}}, "needs a mask_token_id"),
+        (
+            {"dflash_config": {"target_layer_ids": [0, 5, 2], "mask_token_id": MASK}},
+            r"the head's taps are \[1, 6, 3\]",
+        ),
+        (
+            {"dflash_config": {"target_layer_ids": [0, 2, 6], "mask_token_id": MASK}},
+            r"boundaries 0 to 6 of the target",
+        ),
+    ],
+)
+def test_what_cannot_be_run_is_refused_by_name(
+    changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    written = write(tmp_path, "z-lab", **changes)
+    with pytest.raises(CheckpointError, match=words):
+        convert_head(written.source, written.target, tmp_path / "head", bits=None)
+    assert not (tmp_path / "head").exists()
+
+
+def test_a_bias_of_another_kind_than_announced_is_refused(tmp_path: Path) -> None:
+    written = write(tmp_path, "DeepSpec DSpark, gated", markov_head_type="vanilla")
+    with pytest.raises(CheckpointError, match="'vanilla', and the tensors are those of gated"):
+        convert_head(written.source, written.target, tmp_path / "head", bits=None)
+
+
+def test_copies_of_the_targets_layers_are_left_out_unless_told(tmp_path: Path) -> None:
+    written = write(tmp_path, "DeepSpec DSpark")
+    config = convert_head(written.source, written.target, tmp_path / "head", bits=None)
+    weights = mx.load(str(tmp_path / "head" / "model.safetensors"))
+    assert not [name for name in weights if name.startswith(("embed", "lm_head", "confidence"))]
+    assert config["origins"]["own_lm_head"].startswith("publisher: a copy of the target's")
+    kept = convert_head(
+        written.source,
+        written.target,
+        tmp_path / "kept",
+        bits=None,
+        settings={"own_lm_head": True, "root_predicts": False},
+    )
+    head = load_head(tmp_path / "kept")
+    assert kept["own_lm_head"] and "lm_head" in head and "embed_tokens" not in head
+    assert head.max_depth == ROWS - 1
+    with pytest.raises(CheckpointError, match="norm_output cannot be set; what can be is block_"):
+        convert_head(written.source, written.target, tmp_path / "x", settings={"norm_output": True})
+
+
+def test_what_files_are_known_to_get_wrong_is_in_doubt(tmp_path: Path) -> None:
+    written = write(tmp_path, "z-lab with windows")
+    config = convert_head(written.source, written.target, tmp_path / "head", bits=None)
+    doubts = {name: doubt["alternatives"] for name, doubt in config["doubts"].items()}
+    assert doubts == {
+        "taps": [[0, 2, 5]],
+        "root_predicts": [True],
+        "causal_layers": [[False, False, False]],
+    }
+
+
+def test_a_quantized_head_drafts(tmp_path: Path) -> None:
+    written = write(tmp_path, "z-lab, causal")
+    convert_head(written.source, written.target, tmp_path / "head", bits=8, group_size=32)
+    convert_head(written.source, written.target, tmp_path / "plain", bits=None)
+    heads = [load_head(tmp_path / name) for name in ("head", "plain")]
+    found, expected = (blocks(head, 7)[0] for head in heads if isinstance(head, BlockHead))
+    assert 0 < np.abs(found - expected).max() < 0.1 * np.abs(expected).max()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from mlx_lm.generate import generate_step
 
+import mtp_files
 from block_pairs import (
     KINDS,
     N_TOKENS,
@@ -182,6 +183,9 @@ def test_a_window_bounds_the_context(shared: Any) -> None:
     assert head.default_window == 512, "that of its configuration, which is below 4096"
 
 
+QUICK = ("dflash on qwen3", "dspark, rnn on qwen3_moe", "dspark that foresees")
+
+
 class Case(NamedTuple):
     model: nn.Module
     head: BlockHead
@@ -206,21 +210,25 @@ def session_of(case: Case, target: Target) -> Session:
 
 
 @pytest.mark.bitwise
-@pytest.mark.parametrize("name", list(cases()))
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else broad(name) for name in cases()], ids=str
+)
 def test_every_kind_leaves_the_text_as_it_is(name: str, is_quick: bool) -> None:
     case = cases()[name]()
-    n = 12 if is_quick else 64
-    prompts = [PROMPT, [*PROMPT, 9, 60, 61], PROMPT[:17], [5]]
+    n, prompts = 64, [PROMPT, [*PROMPT, 9, 60, 61], PROMPT[:17], [5]]
+    if is_quick:
+        n, prompts = 8, prompts[2:]
     steps = [generate_step(mx.array(p), case.model, max_tokens=n) for p in prompts]
     want = [[int(token) for token, _ in step] for step in steps]
     target = Target(case.model, taps=case.head.config.taps)
     session, accepted = session_of(case, target), 0
-    for shape in (None, TreeShape.chain(3), TreeShape(3, 4, 9)):
+    shapes = [TreeShape(3, 4, 9), None, TreeShape.chain(3)]
+    for shape in shapes[:2] if is_quick else shapes:
         for prompt, tokens in zip(prompts, want, strict=True):
             found = list(session.stream_generate(prompt, max_tokens=n, tree=shape))
             assert [r.token for r in found] == tokens
             accepted += found[-1].stats.accepted
-    assert accepted > 10 or "foresees" not in name
+    assert accepted > 6 or "foresees" not in name
 
 
 @pytest.mark.bitwise
@@ -251,6 +259,8 @@ def test_sessions_stats_files_and_refusals_are_as_with_other_heads(tmp_path: Pat
     assert [r.token for r in found] == want[:24]
     stats = found[-1].stats
     assert stats.accepted > 4 and stats.speculation == "on"
+    held = session.prefix
+    assert held.nbytes == held.cache.nbytes + held.drafter.nbytes and held.drafter.nbytes > 0
     session.save(tmp_path / "talk")
     twin = session.fork()
     for other in (engine.load_session(tmp_path / "talk"), twin):
@@ -262,6 +272,23 @@ def test_sessions_stats_files_and_refusals_are_as_with_other_heads(tmp_path: Pat
     stranger = Engine(target, NoText(), random_block_head("dspark"), info, Planners())
     with pytest.raises(EagleError, match="saved with another head"):
         stranger.load_session(tmp_path / "talk")
+
+
+@pytest.mark.bitwise
+@pytest.mark.parametrize("name", ["dflash", "dspark"])
+def test_hybrid_targets_verify_chains_of_blocks(name: str, is_quick: bool) -> None:
+    n = 16 if is_quick else 64
+    model, _ = mtp_files.make_foresighted("qwen3_5")
+    sizes = {"target_vocab_size": mtp_files.V, "draft_vocab_size": mtp_files.V, "taps": [1, 2]}
+    head = random_block_head(name, **sizes)
+    prompt = [token % mtp_files.V for token in PROMPT]
+    want = [int(t) for t, _ in generate_step(mx.array(prompt), model, max_tokens=n)]
+    target = Target(model, taps=head.config.taps)
+    session = session_of(Case(model, head), target)
+    found = list(session.stream_generate(prompt, max_tokens=n, tree=TreeShape.chain(3)))
+    assert [r.token for r in found] == want
+    with pytest.raises(EagleError, match="verifies chains only"):
+        session.stream_generate(prompt, tree=TreeShape(3, 3, 8))
 
 
 def test_kind_of_drafter_follows_the_head(shared: Any) -> None:

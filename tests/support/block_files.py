@@ -20,7 +20,7 @@ TARGET: dict[str, Any] = {
 LAYER: dict[str, Any] = {
     "model_type": "qwen3",
     "hidden_size": H,
-    "intermediate_size": 48,
+    "intermediate_size": 64,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -165,9 +165,9 @@ def _shapes(form: Form) -> dict[str, tuple[int, ...]]:
             f"layers.{i}.self_attn.o_proj.weight": (H, 64),
             f"layers.{i}.self_attn.q_norm.weight": (16,),
             f"layers.{i}.self_attn.k_norm.weight": (16,),
-            f"layers.{i}.mlp.gate_proj.weight": (48, H),
-            f"layers.{i}.mlp.up_proj.weight": (48, H),
-            f"layers.{i}.mlp.down_proj.weight": (H, 48),
+            f"layers.{i}.mlp.gate_proj.weight": (64, H),
+            f"layers.{i}.mlp.up_proj.weight": (64, H),
+            f"layers.{i}.mlp.down_proj.weight": (H, 64),
         }
         if truth.sinks:
             found[f"layers.{i}.self_attn.attention_sink_bias"] = (4,)
