@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlx_eagle.convert.facts import Fact, PublishedHead, origin_of, read_flag
-from mlx_eagle.convert.rope_config import rotated_part
 from mlx_eagle.convert.rules import RULES
 from mlx_eagle.convert.taps import check_taps
 from mlx_eagle.errors import CheckpointError
@@ -75,8 +74,6 @@ def _check_implemented(head: PublishedHead, settings: dict[str, Any]) -> None:
                 f"config.json: {key} is {quote_value(value)}: the head needs {need}, which is not "
                 "implemented"
             )
-    if rotated_part(head) < 1:
-        raise CheckpointError("config.json: partial_rotary_factor is not supported in block heads")
 
 
 def _own_facts(head: PublishedHead, settings: dict[str, Any]) -> dict[str, Fact]:
@@ -91,6 +88,8 @@ def _own_facts(head: PublishedHead, settings: dict[str, Any]) -> dict[str, Fact]
         "taps": _taps(head, settings),
         "mask_token_id": Fact(settings.get("mask_token_id"), "config.json: mask_token_id"),
         "rope_interleaved": _rope_interleaved(settings),
+        # A target's partial_rotary_factor gets copied into files, and Qwen3's layers ignore it.
+        "rope_dims": RULES["head_dim"](head)._replace(origin="all of a head's dimensions"),
         "own_embedding": Fact(False, theirs if "embed_tokens.weight" in parts else "target"),
         "own_lm_head": Fact(
             reduced and "lm_head.weight" in parts,

@@ -92,7 +92,6 @@ def test_blocks_after_a_prompt_have_pytorchs_logits(name: str, tmp_path: Path) -
         ({"output_multiplier": 2.0}, "needs scaled logits"),
         ({"final_logit_softcapping": 30.0}, "needs capped logits"),
         ({"projector_type": "other"}, "needs Domino's correction"),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is not supported in block heads"),
         ({"markov_rank": 4}, "sets markov_rank, but markov_head is missing"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu', not silu"),
         ({"is_causal": 1}, "is_causal is 1, not true or false"),
@@ -154,6 +153,12 @@ def test_what_files_are_known_to_get_wrong_is_in_doubt(tmp_path: Path) -> None:
         "root_predicts": [True],
         "causal_layers": [[False, False, False]],
     }
+
+
+def test_a_partial_rotation_copied_from_the_target_is_not_the_heads(tmp_path: Path) -> None:
+    written = write(tmp_path, "DeepSpec DSpark", partial_rotary_factor=0.25)
+    config = convert_head(written.source, written.target, tmp_path / "head", bits=None)
+    assert config["rope_dims"] == config["head_dim"] == 16
 
 
 def test_a_quantized_head_drafts(tmp_path: Path) -> None:
