@@ -56,6 +56,9 @@ def resolve_block_facts(head: PublishedHead, decided: Mapping[str, Fact]) -> dic
             f"lm_head.weight is missing, and the head drafts from {n_drafted} tokens of "
             f"{n_tokens}: fetch the head again"
         )
+    sinks = "layers.0.self_attn.attention_sink_bias"
+    if read_flag(settings, "attention_sink_bias", False) and sinks not in head.sizes.parts:
+        raise CheckpointError(f"config.json sets attention_sink_bias, but {sinks} is missing")
     return facts
 
 
@@ -101,6 +104,7 @@ def _own_facts(head: PublishedHead, settings: dict[str, Any]) -> dict[str, Fact]
         ),
         "root_predicts": _root_predicts(settings, dialect.root_predicts),
         "causal_layers": _causal_layers(settings, windows.value),
+        "window_from_root": Fact(dialect.window_from_root, "publisher"),
         "attention_sinks": Fact("layers.0.self_attn.attention_sink_bias" in parts, "tensors"),
         "markov": markov,
         "markov_rank": Fact(head.sizes.rank or None, "shape of markov_w1"),

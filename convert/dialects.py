@@ -53,6 +53,7 @@ class Dialect(NamedTuple):
         doubted: facts that files of this publisher are known to get wrong.
         tap_offset: what is added to tap ids of a block head to make boundaries of them.
         root_predicts: a block's first row drafts a token, where the configuration is silent.
+        window_from_root: windows of a block head are counted back from the root for all rows.
     """
 
     format: str
@@ -67,6 +68,7 @@ class Dialect(NamedTuple):
     doubted: tuple[str, ...] = ()
     tap_offset: int = 1
     root_predicts: bool = False
+    window_from_root: bool = False
 
 
 SAFEAILAB = Dialect("safeailab-eagle3", "SafeAILab EAGLE-3 head")
@@ -142,6 +144,7 @@ SPECULATORS_DFLASH = DFLASH._replace(
     label="speculators DFlash block head",
     nested="transformer_layer_config",
     tap_offset=0,
+    window_from_root=True,
 )
 SPECULATORS_DSPARK = SPECULATORS_DFLASH._replace(
     format="speculators-dspark",

@@ -14,6 +14,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_eagle.convert.checkpoint import require_finite
+from mlx_eagle.convert.dialects import BLOCKS
 from mlx_eagle.convert.heads import read_published
 from mlx_eagle.convert.layout_files import layout_config, layout_tensors
 from mlx_eagle.convert.publisher_layouts import LAYOUTS, find_unsupported
@@ -108,8 +109,10 @@ def _is_ascending(table: mx.array) -> bool:
 def _read(head: Path) -> tuple[HeadConfig, dict[str, mx.array]]:
     """Return the facts and the parameters of a head that can be exported at all."""
     name, config = source_name(head), read_head_config(head)
-    if (kind := config.get("algorithm")) in ("medusa", "mtp", "dflash", "dspark"):
-        raise CheckpointError(f"{name}: there is no layout here for {ALGORITHMS[kind]}")
+    others = {"medusa": "Medusa heads", "mtp": "a multi-token prediction layer"}
+    others |= {name: f"a {ALGORITHMS[name]}" for name in BLOCKS}
+    if (kind := config.get("algorithm")) in others:
+        raise CheckpointError(f"{name} has {others[kind]}, for which there is no layout here")
     if config.get("quantization"):
         raise CheckpointError(
             f"{name} is quantized, and no layout holds MLX's quantized weights: export the head as "

@@ -26,7 +26,7 @@ class BlockAttention(Attention):
 
     def __init__(self, config: BlockConfig, window: int | None, is_causal: bool):
         super().__init__(config, config.hidden_size, window)
-        self.is_causal = is_causal
+        self.is_causal, self.window_from_root = is_causal, config.window_from_root
         if config.attention_sinks:
             self.attention_sink_bias = mx.zeros((config.num_attention_heads,))
 
@@ -57,6 +57,8 @@ class BlockAttention(Attention):
 
     def _mask(self, n: int, cache: KVCache) -> mx.array | str | None:
         """Return what of context and block the n rows see; None for everything."""
+        if self.window is not None and self.window_from_root:
+            return self._mask_from_root(n, cache, self.window)
         if self.is_causal:
             return cache.make_mask(n, window_size=self.window)
         if self.window is None:
@@ -64,6 +66,12 @@ class BlockAttention(Attention):
         positions = cache.rows + mx.arange(n)
         cache.open_rows = OpenRows(positions, positions, mx.ones((n, n), dtype=mx.bool_))
         return cache.make_mask(n, window_size=self.window)
+
+    def _mask_from_root(self, n: int, cache: KVCache, window: int) -> mx.array:
+        """Return the mask [n, T + n] in which all rows see the newest `window` rows of context."""
+        held = mx.arange(cache.rows - cache.held, cache.rows) >= cache.rows - window  # [T]
+        own = mx.tri(n, dtype=mx.bool_) if self.is_causal else mx.ones((n, n), dtype=mx.bool_)
+        return mx.concatenate([mx.broadcast_to(held, (n, held.size)), own], axis=1)
 
 
 class BlockHead(nn.Module):

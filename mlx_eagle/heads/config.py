@@ -128,6 +128,8 @@ class BlockConfig(HeadConfig):
         root_predicts: the root's own row drafts the first token, and row i the token after its
             position; otherwise row i drafts the token at its position, and the root's row nothing.
         causal_layers: for each layer, whether a row of the block sees only the rows before it.
+        window_from_root: a layer's window is counted back from the root for all rows of a block,
+            which see the whole block besides; otherwise from each row.
         attention_sinks: each attention head has a learned score for attending to nothing.
         markov: how DSpark's bias for a token follows from the one before it: "vanilla" from it
             alone, "gated" also from the row, "rnn" from all tokens of the block; "none" in DFlash.
@@ -137,6 +139,7 @@ class BlockConfig(HeadConfig):
     block_size: int
     root_predicts: bool
     causal_layers: tuple[bool, ...]
+    window_from_root: bool
     attention_sinks: bool
     markov: str
     markov_rank: int | None

@@ -21,4 +21,7 @@ def test_a_block_head_is_converted_and_described(tmp_path: Path) -> None:
     described = json.loads(run_here("inspect", str(out), "--json").stdout)
     assert (described["block_size"], described["markov"]) == (ROWS, "vanilla")
     done = run_here("export", str(out), "--layout", "specforge", "--out", str(tmp_path / "x"))
-    assert done.returncode == 1 and "there is no layout here for DSpark block head" in done.stderr
+    assert (
+        done.returncode == 1
+        and "has a DSpark block head, for which there is no layout" in done.stderr
+    )

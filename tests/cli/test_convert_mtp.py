@@ -65,7 +65,7 @@ def test_the_most_frequent_tokens_are_drafted_from(copy: Path, tmp_path: Path) -
     config = json.loads((out / "config.json").read_text())
     assert config["origins"]["draft_vocab_size"] == "the most frequent tokens of text.txt"
     done = run_here("export", str(out), "--layout", "specforge", "--out", str(tmp_path / "x"))
-    assert done.returncode == 1 and "no layout here for multi-token prediction" in done.stderr
+    assert done.returncode == 1 and "prediction layer, for which there is no" in done.stderr
 
 
 def test_texts_to_count_in_are_for_a_draft_vocabulary(copy: Path, tmp_path: Path) -> None:

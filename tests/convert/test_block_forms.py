@@ -93,6 +93,7 @@ def test_blocks_after_a_prompt_have_pytorchs_logits(name: str, tmp_path: Path) -
         ({"final_logit_softcapping": 30.0}, "needs capped logits"),
         ({"projector_type": "other"}, "needs Domino's correction"),
         ({"markov_rank": 4}, "sets markov_rank, but markov_head is missing"),
+        ({"attention_sink_bias": True}, "sets attention_sink_bias, but layers.0.self_attn"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu', not silu"),
         ({"is_causal": 1}, "is_causal is 1, not true or false"),
         ({"block_size": 1}, "it needs a block that drafts"),

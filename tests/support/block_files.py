@@ -44,6 +44,7 @@ class Truth(NamedTuple):
     causal: tuple[bool, ...] = (False, False, False)
     windows: tuple[int | None, ...] = (None, None, None)
     interleaved: bool = False
+    from_root: bool = False
     markov: str = "none"
     sinks: bool = False
     scaling: dict[str, Any] | None = None
@@ -129,7 +130,7 @@ FORMS: dict[str, Form] = {
             "sliding_window_non_causal": True,
             "draft_vocab_size": 40,
         },
-        Truth(windows=(6, 6, None)),
+        Truth(windows=(6, 6, None), from_root=True),
         ("copies",),
         40,
     ),
@@ -137,8 +138,10 @@ FORMS: dict[str, Form] = {
         _SPECULATORS
         | {"speculators_model_type": "dspark", "aux_hidden_state_layer_ids": [1, 3, 6]}
         | _BIAS
-        | {"draft_vocab_size": 40},
-        ANCHORED._replace(markov="vanilla"),
+        | {"draft_vocab_size": 40, "transformer_layer_config": LAYER | WINDOWS},
+        ANCHORED._replace(
+            markov="vanilla", windows=(6, 6, None), causal=(True, True, False), from_root=True
+        ),
         ("copies", "confidence"),
         40,
     ),

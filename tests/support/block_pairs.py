@@ -34,6 +34,7 @@ def block_config(**changes: Any) -> BlockConfig:
         "block_size": 5,
         "root_predicts": False,
         "causal_layers": [True, False],
+        "window_from_root": False,
         "attention_sinks": False,
         "markov": "none",
         "markov_rank": None,
@@ -43,7 +44,8 @@ def block_config(**changes: Any) -> BlockConfig:
 
 KINDS: dict[str, dict[str, Any]] = {
     "dflash": {},
-    "dflash, first row": {"root_predicts": True, "causal_layers": [False, False]},
+    "dflash, first row": {"root_predicts": True, "causal_layers": [False, False]}
+    | {"window_from_root": True},
     "dflash, causal": {"causal_layers": [True, True], "attention_sinks": True},
     "dspark": {"algorithm": "dspark", "markov": "vanilla", "markov_rank": 8},
     "dspark, gated": {"algorithm": "dspark", "markov": "gated", "markov_rank": 8},

@@ -74,7 +74,10 @@ class BlockReference:
         for row in range(n):
             for column in range(t + n):
                 ahead = column - (t + row)
-                hidden = (causal and ahead > 0) or (window is not None and -ahead >= window)
+                is_old = window is not None and -ahead >= window
+                if self.truth.from_root:
+                    is_old = window is not None and column < t - window
+                hidden = (causal and ahead > 0) or is_old
                 if hidden:
                     scores[:, row, column] = -torch.inf
         if self.truth.sinks:
