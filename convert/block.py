@@ -70,6 +70,11 @@ def block_settings(config: dict[str, Any]) -> dict[str, Any]:
 
 def _check_implemented(head: PublishedHead, settings: dict[str, Any]) -> None:
     """Refuse what changes the forward pass and is not implemented."""
+    if head.target.model_type.startswith("gemma"):
+        raise CheckpointError(
+            "block heads for Gemma's targets are not supported: engines disagree on whether they "
+            "read scaled embeddings, and no file says it"
+        )
     for key, (need, harmless) in _NOT_IMPLEMENTED.items():
         value = settings.get(key)
         if value is not None and value not in harmless:

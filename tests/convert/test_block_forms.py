@@ -1,5 +1,6 @@
 """Heads that draft blocks, as every publisher writes them, against PyTorch."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,14 @@ def test_what_cannot_be_run_is_refused_by_name(
     with pytest.raises(CheckpointError, match=words):
         convert_head(written.source, written.target, tmp_path / "head", bits=None)
     assert not (tmp_path / "head").exists()
+
+
+def test_a_target_that_scales_its_embeddings_is_refused(tmp_path: Path) -> None:
+    written = write(tmp_path, "z-lab")
+    target = json.loads((written.target / "config.json").read_text())
+    (written.target / "config.json").write_text(json.dumps(target | {"model_type": "gemma3_text"}))
+    with pytest.raises(CheckpointError, match="block heads for Gemma's targets are not supported"):
+        convert_head(written.source, written.target, tmp_path / "head", bits=None)
 
 
 def test_a_bias_of_another_kind_than_announced_is_refused(tmp_path: Path) -> None:
