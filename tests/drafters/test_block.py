@@ -291,6 +291,33 @@ def test_hybrid_targets_verify_chains_of_blocks(name: str, is_quick: bool) -> No
         session.stream_generate(prompt, tree=TreeShape(3, 3, 8))
 
 
+@pytest.mark.bitwise
+def test_sessions_that_go_back_or_fork_hold_the_context_of_their_own_text() -> None:
+    model, head = turning_dspark()
+    target = Target(model, taps=head.config.taps)
+    info = EngineInfo("turning", "float32", "dspark", "float32", ON, "cpu", False)
+    engine = Engine(target, NoText(), head, info, Planners(max_depth=head.max_depth))
+    options: dict[str, Any] = {"max_tokens": 10, "tree": TreeShape(4, 2, 6)}
+
+    def answer(session: Session, prompt: list[int]) -> list[int]:
+        return [r.token for r in session.stream_generate(prompt, **options)]
+
+    session = engine.session()
+    first = answer(session, PROMPT)
+    twin = session.fork()
+    back, on = [*PROMPT[:20], 9, 50], [*PROMPT, *first, 12]
+    for used, prompt in ((session, back), (twin, on), (session, on), (twin, PROMPT[:12])):
+        fresh = engine.session()
+        assert answer(used, prompt) == answer(fresh, prompt)
+        ours, theirs = used.prefix.drafter, fresh.prefix.drafter
+        assert isinstance(ours, BlockDrafter) and isinstance(theirs, BlockDrafter)
+        n = min(ours.rows, theirs.rows)
+        assert n >= len(prompt) - 1
+        for name, rows in theirs.arrays().items():
+            found = ours.arrays()[name][:, :, :n]
+            np.testing.assert_allclose(found, rows[:, :, :n], rtol=1e-5, atol=1e-5)
+
+
 def test_kind_of_drafter_follows_the_head(shared: Any) -> None:
     kinds = {name: type(make_drafter(random_block_head(name), shared)) for name in KINDS}
     assert set(kinds.values()) == {BlockDrafter, MarkovDrafter}
