@@ -40,7 +40,7 @@ from tiny_models import build_target
 from turning_pair import SIZE
 
 N = 9
-SHAPES = [TreeShape.chain(1), TreeShape.chain(4), TreeShape(1, 4, 3), TreeShape(4, 4, 12)]
+SHAPES = [TreeShape.chain(1), TreeShape.chain(4), TreeShape(1, 4, 3), TreeShape(4, 4, 48)]
 
 
 @pytest.fixture(scope="module")

@@ -61,6 +61,9 @@ def random_block_head(name: str, **changes: Any) -> BlockHead:
     if head.config.attention_sinks:
         for layer in head.layers:
             layer.self_attn.attention_sink_bias = mx.random.normal((4,))
+    if "markov_head" in head:  # what follows from a token, and from all before it, must show
+        for name, layer in head.markov_head.children().items():
+            layer.weight = layer.weight * (3.0 if name.startswith("markov") else 6.0)
     mx.eval(head.parameters())
     return head
 
