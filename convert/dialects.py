@@ -27,6 +27,8 @@ _RENAMES = (
 OUTPUT_KEYS = ("target_layer_ids", "aux_hidden_states_layer_ids")
 # ... and this one boundaries at the top level, and either inside `eagle_config`.
 BOUNDARY_KEY = "eagle_aux_hidden_state_layer_ids"
+# The algorithms of heads that draft a block of tokens at once.
+BLOCKS = ("dflash", "dspark")
 # Keys under which the token is written that a P-EAGLE head reads for those it has not seen.
 MASK_TOKEN_KEYS = ("mask_token_id", "pard_token", "ptd_token_id")
 
@@ -37,7 +39,8 @@ class Dialect(NamedTuple):
     Attributes:
         format: the name in a converted head's provenance.
         label: the name for people.
-        algorithm: what the head computes, see `HeadConfig`; or "medusa" or "mtp".
+        algorithm: what the head computes, see `HeadConfig`; or "medusa", "mtp", or for heads that
+            draft a block "dflash" or "dspark", which their tensors tell apart in the end.
         nested: the configuration key that holds the layer's own settings, or "".
         norm_before_residual: the flag where the configuration is silent.
         norm_output: what the key of this name means: "feedback" (the next step reads the normed
@@ -48,11 +51,14 @@ class Dialect(NamedTuple):
         optional: parameters that heads of this publisher may lack; `lm_head` may lack in any, if
             it has no tables of a draft vocabulary either.
         doubted: facts that files of this publisher are known to get wrong.
+        tap_offset: what is added to tap ids of a block head to make boundaries of them.
+        root_predicts: a block's first row drafts a token, where the configuration is silent.
+        window_from_root: windows of a block head are counted back from the root for all rows.
     """
 
     format: str
     label: str
-    algorithm: Literal["eagle", "eagle3", "p-eagle", "medusa", "mtp"] = "eagle3"
+    algorithm: Literal["eagle", "eagle3", "p-eagle", "medusa", "mtp", "dflash", "dspark"] = "eagle3"
     nested: str = ""
     norm_before_residual: bool = False
     norm_output: Literal["feedback", "lm_head", "nothing"] = "nothing"
@@ -60,6 +66,9 @@ class Dialect(NamedTuple):
     llama4_interleaved: bool = False
     optional: tuple[str, ...] = ()
     doubted: tuple[str, ...] = ()
+    tap_offset: int = 1
+    root_predicts: bool = False
+    window_from_root: bool = False
 
 
 SAFEAILAB = Dialect("safeailab-eagle3", "SafeAILab EAGLE-3 head")
@@ -123,6 +132,26 @@ PEAGLE = MODELOPT._replace(
 )
 MEDUSA = Dialect("medusa", "Medusa heads", algorithm="medusa")
 MTP = Dialect("native-mtp", "native multi-token-prediction layer", algorithm="mtp")
+DFLASH = Dialect(
+    "z-lab-dflash", "DFlash block head", algorithm="dflash", doubted=("taps", "causal_layers")
+)
+DSPARK = DFLASH._replace(
+    format="dspark", label="DSpark block head", algorithm="dspark", root_predicts=True
+)
+DEEPSPEC_BLOCK = DSPARK._replace(format="deepspec-block", label="DeepSpec block head")
+SPECULATORS_DFLASH = DFLASH._replace(
+    format="speculators-dflash",
+    label="speculators DFlash block head",
+    nested="transformer_layer_config",
+    tap_offset=0,
+    window_from_root=True,
+)
+SPECULATORS_DSPARK = SPECULATORS_DFLASH._replace(
+    format="speculators-dspark",
+    label="speculators DSpark block head",
+    algorithm="dspark",
+    root_predicts=True,
+)
 
 
 def parameter_name(name: str) -> str:

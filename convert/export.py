@@ -14,6 +14,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_eagle.convert.checkpoint import require_finite
+from mlx_eagle.convert.dialects import BLOCKS
 from mlx_eagle.convert.heads import read_published
 from mlx_eagle.convert.layout_files import layout_config, layout_tensors
 from mlx_eagle.convert.publisher_layouts import LAYOUTS, find_unsupported
@@ -24,7 +25,7 @@ from mlx_eagle.files.atomic import new_folder
 from mlx_eagle.files.folders import source_name
 from mlx_eagle.files.json_files import read_count, read_json
 from mlx_eagle.files.quoting import listed, quote_value
-from mlx_eagle.heads.config import HeadConfig
+from mlx_eagle.heads.config import ALGORITHMS, HeadConfig
 from mlx_eagle.heads.load import load_head, read_head_config
 
 _TABLE = "draft_to_target"
@@ -109,6 +110,7 @@ def _read(head: Path) -> tuple[HeadConfig, dict[str, mx.array]]:
     """Return the facts and the parameters of a head that can be exported at all."""
     name, config = source_name(head), read_head_config(head)
     others = {"medusa": "Medusa heads", "mtp": "a multi-token prediction layer"}
+    others |= {name: f"a {ALGORITHMS[name]}" for name in BLOCKS}
     if (kind := config.get("algorithm")) in others:
         raise CheckpointError(f"{name} has {others[kind]}, for which there is no layout here")
     if config.get("quantization"):

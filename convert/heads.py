@@ -14,7 +14,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_eagle.convert.checkpoint import read_manifest, read_weights, require_finite
-from mlx_eagle.convert.dialects import Dialect, parameter_name
+from mlx_eagle.convert.dialects import BLOCKS, Dialect, parameter_name
 from mlx_eagle.convert.draft_ids import draft_to_target
 from mlx_eagle.convert.facts import Fact, facts_as_json
 from mlx_eagle.convert.identify import identify_kind
@@ -23,7 +23,7 @@ from mlx_eagle.convert.mtp.layouts import head_names
 from mlx_eagle.convert.mtp.weights import read_mtp_weights
 from mlx_eagle.convert.resolve_config import resolve_facts
 from mlx_eagle.convert.target_facts import TargetFacts, read_target_facts
-from mlx_eagle.convert.tensor_shapes import TABLES
+from mlx_eagle.convert.tensor_shapes import TABLES, UNUSED
 from mlx_eagle.errors import CheckpointError, EagleError
 from mlx_eagle.files.atomic import new_folder
 from mlx_eagle.files.folders import find_weights, source_name
@@ -141,9 +141,18 @@ def _read_tensors(source: Path, published: Published) -> tuple[dict[str, mx.arra
     if "mask_hidden" in tensors:
         tensors["mask_hidden"] = tensors["mask_hidden"].reshape(-1)
     facts = published.facts
+    if published.dialect.algorithm in BLOCKS:
+        tensors = _used(tensors, facts)
     n_draft, n_target = facts["draft_vocab_size"].value, facts["target_vocab_size"].value
     ids, label = draft_to_target(tables.get("d2t"), tables.get("t2d"), n_draft, n_target)
     return tensors | {"draft_to_target": mx.array(ids)}, label
+
+
+def _used(tensors: dict[str, mx.array], facts: dict[str, Fact]) -> dict[str, mx.array]:
+    """Return the tensors of a block head that are used: not copies of its target's."""
+    copies = {"own_embedding": "embed_tokens.", "own_lm_head": "lm_head."}
+    unused = (*UNUSED, *(prefix for fact, prefix in copies.items() if not facts[fact].value))
+    return {name: array for name, array in tensors.items() if not name.startswith(unused)}
 
 
 def quantized(head: Head, quantization: dict[str, int] | None) -> Head:

@@ -7,7 +7,8 @@ unless the user decides it.
 from collections.abc import Mapping
 from typing import Any
 
-from mlx_eagle.convert.dialects import Dialect
+from mlx_eagle.convert.block import BLOCK_SETTABLE, resolve_block_facts
+from mlx_eagle.convert.dialects import BLOCKS, Dialect
 from mlx_eagle.convert.facts import Fact, PublishedHead, read_flag
 from mlx_eagle.convert.identify import Manifest
 from mlx_eagle.convert.medusa import read_medusa_sizes, resolve_medusa_facts
@@ -71,9 +72,14 @@ def resolve_facts(
     if not isinstance(layer_config, dict):
         raise CheckpointError(f"config.json: {dialect.nested} is not an object")
     head = PublishedHead(config, layer_config, sizes, dialect, target)
-    _check_parts(head)
+    is_block = dialect.algorithm in BLOCKS
+    if not is_block:
+        _check_parts(head)
+    _check_activation(head)
     _check_fit(head)
-    decided = _decided(head, settings)
+    decided = _decided(head, settings, BLOCK_SETTABLE if is_block else SETTABLE)
+    if is_block:
+        return resolve_block_facts(head, decided)
     facts = {name: decided.get(name) or rule(head) for name, rule in RULES.items()}
     if wrong := problems(HeadConfig, {name: fact.value for name, fact in facts.items()}):
         raise CheckpointError(f"{listed(wrong)}: what config.json or --set says is impossible")
@@ -82,7 +88,7 @@ def resolve_facts(
 
 def _check_parts(head: PublishedHead) -> None:
     """Refuse a head whose tensors and configuration disagree about its parts."""
-    parts, layer_config = head.sizes.parts, head.layer_config
+    parts = head.sizes.parts
     for key, part in _PRESENCES.items():
         if read_flag(head.flags, key, False) and part not in parts:
             raise CheckpointError(f"config.json sets {key}, but {part} is missing")
@@ -97,7 +103,11 @@ def _check_parts(head: PublishedHead) -> None:
             f"{quote_value(n_drafted)} tokens of {head.target.vocab_size}: the target's output "
             "layer cannot stand in; fetch the head again"
         )
-    activation = layer_config.get("hidden_act", "silu")
+
+
+def _check_activation(head: PublishedHead) -> None:
+    """Refuse a head whose MLP is another than the one that is implemented."""
+    activation = head.layer_config.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise CheckpointError(f"config.json: hidden_act is {quote_value(activation)}, not silu")
 
@@ -123,11 +133,13 @@ def _check_fit(head: PublishedHead) -> None:
         )
 
 
-def _decided(head: PublishedHead, settings: Mapping[str, Any]) -> dict[str, Fact]:
+def _decided(
+    head: PublishedHead, settings: Mapping[str, Any], settable: tuple[str, ...]
+) -> dict[str, Fact]:
     """Return the facts that the user has decided."""
-    if unknown := sorted(set(settings) - set(SETTABLE)):
+    if unknown := sorted(set(settings) - set(settable)):
         raise CheckpointError(
-            f"{unknown[0]} cannot be set; what can be is {', '.join(sorted(SETTABLE))}"
+            f"{unknown[0]} cannot be set; what can be is {', '.join(sorted(settable))}"
         )
     values = dict(settings)
     if "taps" in values and not head.fuses_taps:

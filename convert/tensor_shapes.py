@@ -9,7 +9,7 @@ the table with the module.
 import re
 from typing import NamedTuple
 
-from mlx_eagle.convert.dialects import Dialect, parameter_name
+from mlx_eagle.convert.dialects import BLOCKS, Dialect, parameter_name
 from mlx_eagle.convert.identify import Manifest
 from mlx_eagle.errors import CheckpointError
 from mlx_eagle.files.quoting import listed, quote
@@ -40,6 +40,7 @@ _LAYER_OPTIONS: tuple[dict[str, tuple[str, ...]], ...] = (
         "self_attn.v_proj.bias": ("keys",),
     },
     {"self_attn.o_proj.bias": ("hidden",)},
+    {"self_attn.attention_sink_bias": ("sinks",)},
     {
         "mlp.gate_proj.bias": ("mlp",),
         "mlp.up_proj.bias": ("mlp",),
@@ -59,6 +60,29 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "fc.bias": ("hidden",),
     "embed_tokens.weight": ("vocabulary", "hidden"),
 }
+# What every block head has beside its layers, and what it may have: DSpark's bias, in the order of
+# `MarkovHead`, and tensors that are not used (`UNUSED`).
+_BLOCK: dict[str, tuple[str, ...]] = {
+    "fc.weight": ("hidden", "taps"),
+    "hidden_norm.weight": ("hidden",),
+    "norm.weight": ("hidden",),
+}
+_BLOCK_OPTIONS: dict[str, tuple[str, ...]] = {
+    **_OPTIONS,
+    _OUTPUT: ("draft", "hidden"),
+    "markov_head.markov_w1.weight": ("vocabulary", "rank"),
+    "markov_head.markov_w2.weight": ("draft", "rank"),
+    "markov_head.gate_proj.weight": ("rank", "gate inputs"),
+    "markov_head.gate_proj.bias": ("rank",),
+    "markov_head.joint_proj.weight": ("joint", "joint inputs"),
+    "markov_head.joint_proj.bias": ("joint",),
+    "confidence_head.proj.weight": ("one", "confidence inputs"),
+    "confidence_head.proj.bias": ("one",),
+    "verifier_norm.weight": ("hidden",),
+    "verifier_lm_head.weight": ("verifier", "hidden"),
+}
+# The planner judges by the drafted probabilities; verifier_* are copies of the target's.
+UNUSED = ("confidence_head.", "verifier_")
 MAX_LAYERS = 64
 MAX_TAPS = 64
 
@@ -66,7 +90,8 @@ MAX_TAPS = 64
 class HeadSizes(NamedTuple):
     """What the tensors of a head tell: sizes (0 where there is nothing to tell), and its parts.
 
-    `parts` are the names of all parameters, renamed; `taps` is the width of fc's input.
+    `parts` are the names of all parameters, renamed; `taps` is the width of fc's input, `rank` that
+    of DSpark's bias.
     """
 
     hidden: int
@@ -79,6 +104,7 @@ class HeadSizes(NamedTuple):
     head_dim: int
     n_layers: int
     parts: frozenset[str]
+    rank: int = 0
 
 
 def read_sizes(manifest: Manifest, dialect: Dialect) -> HeadSizes:
@@ -112,6 +138,7 @@ def read_sizes(manifest: Manifest, dialect: Dialect) -> HeadSizes:
         **{axis: sizes.get(axis, 0) for axis in HeadSizes._fields[:8]},
         n_layers=n_layers,
         parts=frozenset(found) & frozenset(axes),
+        rank=sizes.get("rank", 0),
     )
 
 
@@ -161,6 +188,8 @@ def expected_axes(dialect: Dialect, found: Manifest, n_layers: int) -> ExpectedA
     # The first tensor with an axis defines its size: begin with one that has the hidden size.
     required = {"layers.0.self_attn.o_proj.weight": _LAYER["self_attn.o_proj.weight"]}
     optional = dict(_OPTIONS)
+    if dialect.algorithm in BLOCKS:
+        return _block_axes(found, n_layers)
     if dialect.algorithm == "eagle":
         required["fc.weight"] = ("hidden", "2 hidden")
     else:
@@ -182,6 +211,16 @@ def expected_axes(dialect: Dialect, found: Manifest, n_layers: int) -> ExpectedA
         if i > 0:
             required[f"layers.{i}.input_layernorm.weight"] = ("hidden",)
     return ExpectedAxes(required, optional)
+
+
+def _block_axes(found: Manifest, n_layers: int) -> ExpectedAxes:
+    """Return what a block head consists of: ordinary layers, all alike."""
+    required = {"layers.0.self_attn.o_proj.weight": _LAYER["self_attn.o_proj.weight"]} | _BLOCK
+    for i in range(n_layers):
+        for name, axes in {"input_layernorm.weight": ("hidden",), **_layer(found)}.items():
+            mine = tuple("hidden" if axis == "input" else axis for axis in axes)
+            required[f"layers.{i}.{name}"] = mine
+    return ExpectedAxes(required, dict(_BLOCK_OPTIONS))
 
 
 def _layer(found: Manifest) -> dict[str, tuple[str, ...]]:

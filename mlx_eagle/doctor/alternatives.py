@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_eagle.convert.dialects import BLOCKS
 from mlx_eagle.convert.mtp.layouts import is_norm
 from mlx_eagle.convert.mtp.norms import FACT
 from mlx_eagle.convert.taps import plausible_taps
@@ -44,7 +45,11 @@ def plausible_values(config: dict[str, Any], weights: Weights) -> list[tuple[str
     found += [("rope_scaling", None)]
     found += [("rope_scaling", s) for s in doubts.get("rope_scaling", {}).get("alternatives", [])]
     flags = ["rope_interleaved"]
-    if config["algorithm"] != "eagle":
+    if config["algorithm"] in BLOCKS:
+        flags += ["root_predicts"]
+        n_layers = config["num_hidden_layers"]
+        found += [("causal_layers", [is_causal] * n_layers) for is_causal in (False, True)]
+    elif config["algorithm"] != "eagle":
         flags += ["norm_output"]
         flags += ["norm_before_residual"] if config["hidden_norm"] else []
         flags += ["double_norm"] if config["hidden_norm"] and config["input_layernorm"] else []

@@ -17,7 +17,10 @@ from mlx_eagle.cache.model_cache import TreeCache
 from mlx_eagle.decoding.loop import rounds
 from mlx_eagle.decoding.prefill import prefill
 from mlx_eagle.decoding.rounds import Decoder
+from mlx_eagle.drafters.block import BlockDrafter
 from mlx_eagle.drafters.eagle import EagleDrafter
+from mlx_eagle.drafters.make import make_drafter
+from mlx_eagle.heads.block import BlockHead
 from mlx_eagle.heads.eagle import EagleHead, HeadCache
 from mlx_eagle.heads.load import Head
 from mlx_eagle.heads.mtp import MtpHead
@@ -199,9 +202,34 @@ def _levels(
         drafter = EagleDrafter(head, target)  # it knows what the head borrows
         for states in _step_everywhere(drafter, head, taps, next_tokens, steps):
             yield drafter.unembed(states[rows])
+    elif isinstance(head, BlockHead):
+        yield from _block_levels(head, target, taps[0], text.tokens, starts, steps)
     else:
         drafts = [head(taps[:, i : i + 1], target.unembed, steps) for i in starts.tolist()]
         yield from mx.stack(drafts, axis=1)
+
+
+def _block_levels(
+    head: BlockHead,
+    target: Target,
+    taps: mx.array,
+    tokens: list[int],
+    starts: np.ndarray,
+    steps: int,
+) -> mx.array:
+    """Return the logits [steps, P, W] of blocks after the rows `starts` [P] of taps [L, A * D].
+
+    A block's rows attend to each other, so each start has a block of its own.
+    """
+    drafter, found = make_drafter(head, target), []
+    assert isinstance(drafter, BlockDrafter), "block heads have a drafter of their own"
+    depth = min(steps, head.max_depth)
+    padded = mx.array([*tokens, *[tokens[-1]] * depth], dtype=mx.int32)
+    for start in starts.tolist():
+        drafter.observe(taps[drafter.rows : start + 1], padded[drafter.rows + 1 : start + 2])
+        path = padded[start + 2 : start + 1 + depth]
+        found.append(drafter.logits_along(padded[start + 1 : start + 2], path))
+    return mx.stack(found, axis=1)
 
 
 def _log_probs(logits: mx.array, truth: np.ndarray, n_tokens: int) -> np.ndarray:

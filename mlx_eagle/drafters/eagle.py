@@ -6,72 +6,37 @@ kept (arXiv 2406.16858, section 4). A P-EAGLE head is run once for all levels in
 `p_eagle.py`. Everything here is lazy: a call builds a graph and copies nothing to the host.
 """
 
-import copy
-from collections.abc import Callable, Generator
-from typing import Self
+from collections.abc import Generator
 
 import mlx.core as mx
 
 from mlx_eagle.cache.kv import OpenRows
 from mlx_eagle.drafters.base import Level
+from mlx_eagle.drafters.cached import CachedDrafter
 from mlx_eagle.drafters.ranking import Candidates, best, join, likeliest, to_tree
 from mlx_eagle.heads.eagle import EagleHead, HeadOutput
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, DraftTree, TreeShape
 
-PIECE = 512  # rows of a prompt that a head with a window observes at a time
 
+class EagleDrafter(CachedDrafter):
+    """A head of the EAGLE family, which is run once for each level.
 
-class EagleDrafter:
-    """A head, the embedding and output layer that it may share, and its own KV cache.
-
-    `window` is that of `EagleHead.make_cache`.
-
-    The cache holds one row per observed token, computed from true taps. Rows of drafted tokens
-    come after them and are forgotten once a tree is drafted, accepted or not, because they were
-    computed from the head's own guesses.
+    The cache's rows are computed from true taps. Rows of drafted tokens come after them and are
+    forgotten once a tree is drafted, accepted or not, because they were computed from the head's
+    own guesses.
     """
 
+    head: EagleHead
+
     def __init__(self, head: EagleHead, target: Target, window: int | None = None) -> None:
-        self.head = head
-        self.embed = head.embed_tokens if head.config.own_embedding else target.embedding
-        self.unembed = head.lm_head if head.config.own_lm_head else _borrowed_output(head, target)
-        self.cache = head.make_cache(window)
-        self._most_rows = min(window, PIECE) if window else None  # observed in one forward
+        super().__init__(head, target, window)
         self._newest: HeadOutput | None = None
-
-    @property
-    def max_width(self) -> int:
-        """The draft vocabulary."""
-        return self.head.config.draft_vocab_size
-
-    @property
-    def max_depth(self) -> int:
-        """The head steps as often as it is asked to."""
-        return self.head.max_depth
-
-    @property
-    def rows(self) -> int:
-        """Committed tokens observed."""
-        return self.cache.rows
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the head's KV cache."""
-        return self.cache.nbytes
-
-    @property
-    def buffers(self) -> list[mx.array]:
-        """The arrays to evaluate when the head must be up to date."""
-        return self.cache.buffers
 
     def observe(self, taps: mx.array | None, next_tokens: mx.array) -> None:
         """Run the head over L committed tokens: taps [L, A * D], next_tokens [L]."""
         assert taps is not None, "a head needs a tapped target"
-        n = next_tokens.shape[0]
-        step = self._most_rows or n
-        for start in range(0, n, step):
-            piece = slice(start, start + step)
+        for piece in self._pieces(next_tokens.shape[0]):
             tokens = next_tokens[None, piece]
             out = self.head(self.head.fuse(taps[None, piece]), self.embed(tokens), self.cache)
             self.cache.commit(range(tokens.shape[1]))
@@ -100,23 +65,9 @@ class EagleDrafter:
         finally:
             self.cache.commit([])  # forget the drafted rows
 
-    def trim(self, rows: int) -> None:
-        """Forget everything after the first `rows` observed tokens."""
-        self.cache.trim(rows)
-
-    def fork(self) -> Self:
-        """Return a copy that shares the rows held so far."""
-        twin = copy.copy(self)
-        twin.cache = self.cache.fork()
-        return twin
-
-    def arrays(self) -> dict[str, mx.array]:
-        """Return the rows of the head's cache; what it drafts from comes with the next token."""
-        return self.cache.arrays()
-
     def restore(self, arrays: dict[str, mx.array], rows: int) -> None:
         """Hold what `arrays` returned of a drafter with `rows` observed tokens."""
-        self.cache.restore(arrays, rows)
+        super().restore(arrays, rows)
         self._newest = None
 
     def _expand(self, newest: HeadOutput, shape: TreeShape) -> Candidates:
@@ -158,13 +109,6 @@ class EagleDrafter:
         """
         log_probs, ids = likeliest(self.unembed(out.normed)[0], k)
         return (scores[:, None] + log_probs).reshape(-1), self.head.draft_to_target[ids.reshape(-1)]
-
-
-def _borrowed_output(head: EagleHead, target: Target) -> Callable[[mx.array], mx.array]:
-    """Return the target's output layer, or its rows for the tokens that the head may draft."""
-    if head.config.draft_vocab_size == head.config.target_vocab_size:
-        return target.unembed
-    return target.output_rows(head.draft_to_target)
 
 
 def _extend_seen(seen: mx.array | None, parents: mx.array, k: int) -> mx.array:

@@ -6,8 +6,10 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_eagle.drafters.base import Drafter
+from mlx_eagle.drafters.block import BlockDrafter
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.drafters.joined import JoinedDrafter
+from mlx_eagle.drafters.markov import MarkovDrafter
 from mlx_eagle.drafters.medusa import MedusaDrafter
 from mlx_eagle.drafters.ngram import NgramDrafter
 from mlx_eagle.drafters.p_eagle import PEagleDrafter
@@ -23,6 +25,8 @@ DRAFTERS: dict[str, Callable[[Any, Target, int | None], Drafter]] = {
     "p-eagle": PEagleDrafter,
     "medusa": MedusaDrafter,
     "mtp": EagleDrafter,
+    "dflash": BlockDrafter,
+    "dspark": MarkovDrafter,
 }
 
 

@@ -6,6 +6,7 @@ below them, so no child is kept without its parent, not even where a log-probabi
 Everything here is lazy: nothing is copied to the host.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -116,13 +117,57 @@ def independent_candidates(log_probs: mx.array, tokens: mx.array) -> Candidates:
         tokens: [depth, k] int32 target ids.
     """
     depth, k = tokens.shape
-    levels = [Candidates(tokens[0], mx.full((k,), -1), log_probs[0], mx.full((k,), 1))]
-    made, frontier = 0, mx.arange(k)
-    for d in range(1, depth):
-        scores = (levels[-1].scores[frontier][:, None] + log_probs[d]).reshape(-1)
-        parents = mx.repeat(made + frontier, k)
-        made += levels[-1].tokens.shape[0]
-        below = mx.tile(tokens[d], k)
-        levels.append(Candidates(below, parents, scores, mx.full((k * k,), d + 1)))
-        frontier = best(scores, k)
+
+    def children(level: int, frontier: Frontier) -> Children:
+        shape = (frontier.tokens.shape[0], k)
+        return mx.broadcast_to(log_probs[level], shape), mx.broadcast_to(tokens[level], shape)
+
+    return expand(children, tokens[0, :1], depth, k)
+
+
+class Frontier(NamedTuple):
+    """The F nodes of a level whose children are drafted next.
+
+    Attributes:
+        tokens: [F] int32 target ids; none are known of the root, which stands for itself.
+        parents: [F] int32, which nodes of the frontier before they are children of.
+    """
+
+    tokens: mx.array
+    parents: mx.array
+
+
+Children = tuple[mx.array, mx.array]  # log-probabilities and target ids, [F, k] each
+
+
+def expand(
+    children: Callable[[int, Frontier], Children], root: mx.array, depth: int, k: int
+) -> Candidates:
+    """Return the candidates of a tree: of each level the best k nodes are expanded.
+
+    Args:
+        children: what gives the k likeliest children of a frontier, whose depth it is told.
+        root: [1] int32.
+        depth: levels.
+        k: nodes of a level that are expanded, and children of each.
+    """
+    levels: list[Candidates] = []
+    frontier = Frontier(root, mx.zeros((1,), dtype=mx.int32))
+    scores, chosen, made = mx.zeros((1,)), mx.full((1,), -1), 0
+    for level in range(depth):
+        log_probs, tokens = children(level, frontier)
+        if levels:
+            made += levels[-1].tokens.shape[0]
+        n = tokens.size
+        levels.append(
+            Candidates(
+                tokens.reshape(-1),
+                mx.repeat(chosen, k),
+                (scores[:, None] + log_probs).reshape(-1),
+                mx.full((n,), level + 1),
+            )
+        )
+        best_ones = best(levels[-1].scores, k)
+        frontier = Frontier(levels[-1].tokens[best_ones], best_ones // k)
+        scores, chosen = levels[-1].scores[best_ones], made + best_ones
     return join(levels)

@@ -19,7 +19,11 @@ ALGORITHMS = {
     "p-eagle": "P-EAGLE head",
     "medusa": "Medusa heads",
     "mtp": "multi-token prediction layer",
+    "dflash": "DFlash block head",
+    "dspark": "DSpark block head",
 }
+PARALLEL = ("p-eagle", "dflash", "dspark")  # heads that read a mask for tokens not drafted yet
+MARKOV = ("none", "vanilla", "gated", "rnn")  # how a block head biases a token by the one before
 BLOCKS = ("plain", "target")  # what a multi-token prediction layer is made of
 
 
@@ -42,7 +46,7 @@ class HeadConfig:
         norm_before_residual: the first layer's residual is the normed hidden state.
         norm_output: the next step reads the normed output.
         final_norm: a norm stands before `lm_head`.
-        mask_token_id: what a P-EAGLE head reads in place of the tokens it has not seen.
+        mask_token_id: what a P-EAGLE or block head reads in place of the tokens it has not seen.
     """
 
     algorithm: str
@@ -89,14 +93,11 @@ class HeadConfig:
             CheckpointError: if keys are missing or have impossible values; the message names all.
         """
         values = read_fields(cls, config)
-        for name in ("taps", "sliding_windows"):
-            values[name] = tuple(values[name])
-        return cls(**values)
+        return cls(**values | {k: tuple(v) for k, v in values.items() if isinstance(v, list)})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form of the configuration, the inverse of `from_dict`."""
-        lists = {"taps": list(self.taps), "sliding_windows": list(self.sliding_windows)}
-        return asdict(self) | lists
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,32 @@ class MtpConfig(HeadConfig):
     block_config: dict[str, Any] | None
     attention_gate: bool
     hidden_first: bool
+
+
+@dataclass(frozen=True)
+class BlockConfig(HeadConfig):
+    """A head that drafts a block of tokens at once: DFlash, and DSpark, which biases each token.
+
+    Attributes:
+        block_size: rows of a block: the root, then masks.
+        root_predicts: the root's own row drafts the first token, and row i the token after its
+            position; otherwise row i drafts the token at its position, and the root's row nothing.
+        causal_layers: for each layer, whether a row of the block sees only the rows before it.
+        window_from_root: a layer's window is counted back from the root for all rows of a block,
+            which see the whole block besides; otherwise from each row.
+        attention_sinks: each attention head has a learned score for attending to nothing.
+        markov: how DSpark's bias for a token follows from the one before it: "vanilla" from it
+            alone, "gated" also from the row, "rnn" from all tokens of the block; "none" in DFlash.
+        markov_rank: width of the bias' factors; None without it.
+    """
+
+    block_size: int
+    root_predicts: bool
+    causal_layers: tuple[bool, ...]
+    window_from_root: bool
+    attention_sinks: bool
+    markov: str
+    markov_rank: int | None
 
 
 @dataclass(frozen=True)
@@ -183,7 +210,7 @@ def problems(kind: Any, values: dict[str, Any]) -> list[str]:
 def _contradictions(values: dict[str, Any]) -> list[str]:
     """Return what is impossible in sound values of a `HeadConfig` together."""
     mask, vocabulary = values["mask_token_id"], values["target_vocab_size"]
-    is_parallel = values["algorithm"] == "p-eagle"
+    is_parallel = values["algorithm"] in PARALLEL
     rules = {
         "sliding_windows for every layer": (
             len(values["sliding_windows"]) == values["num_hidden_layers"]
@@ -195,7 +222,7 @@ def _contradictions(values: dict[str, Any]) -> list[str]:
             values["rope_dims"] % 2 == 0 and values["rope_dims"] <= values["head_dim"]
         ),
         "one tap without fc": values["fuse_taps"] or len(values["taps"]) == 1,
-        "a mask_token_id of the target, for P-EAGLE alone": (
+        "a mask_token_id of the target, if it drafts in parallel": (
             mask is not None and mask < vocabulary if is_parallel else mask is None
         ),
         "no more draft ids than the target has": values["draft_vocab_size"] <= vocabulary,
@@ -203,7 +230,26 @@ def _contradictions(values: dict[str, Any]) -> list[str]:
             (values.get("block") == "target") == (values.get("block_config") is not None)
         ),
     }
+    if "block_size" in values:
+        rules |= _block_rules(values)
     return [f"it needs {rule}" for rule, holds in rules.items() if not holds]
+
+
+def _block_rules(values: dict[str, Any]) -> dict[str, bool]:
+    """Return what holds of sound values of a `BlockConfig` together, by what it needs."""
+    windows, rows = values["sliding_windows"], values["block_size"]
+    biased = values["algorithm"] == "dspark"
+    return {
+        "causal_layers for every layer": (
+            len(values["causal_layers"]) == values["num_hidden_layers"]
+        ),
+        "a block that drafts": rows > 1 or values["root_predicts"],
+        "sliding_windows of a block at least": all(w is None or w >= rows for w in windows),
+        "a markov bias with its rank, for DSpark alone": (
+            biased == (values["markov"] != "none") == (values["markov_rank"] is not None)
+        ),
+        "fc over taps": values["fuse_taps"],
+    }
 
 
 _LARGEST = 1 << 24  # more than any width or vocabulary in use, and far below overflow
@@ -218,6 +264,12 @@ def _is_sound(name: str, kind: Any, value: Any) -> bool:
         return counts and list(value) == sorted({b for b in value if b >= 0}) and bool(value)
     if name == "sliding_windows":
         return isinstance(value, list | tuple) and all(w is None or _is_count(w) for w in value)
+    if name == "causal_layers":
+        return isinstance(value, list | tuple) and all(isinstance(v, bool) for v in value)
+    if name == "markov":
+        return value in MARKOV
+    if name == "markov_rank":
+        return value is None or _is_count(value)
     if name in ("rope_scaling", "block_config"):
         return value is None or isinstance(value, dict)
     if name == "block":

@@ -111,6 +111,17 @@ class Attention(nn.Module):
         return output.transpose(0, 2, 1, 3).reshape(B, L, -1)
 
 
+def empty_cache(attentions: Sequence[Attention], window: int | None) -> TreeCache:
+    """Return an empty KV cache for the layers of a head; see `EagleHead.make_cache`."""
+    if not window:
+        return TreeCache([KVCache() for _ in attentions])
+    # A layer that was trained with a window of its own has never seen the first tokens stay.
+    sinks = [SINKS if attention.window is None else 0 for attention in attentions]
+    return TreeCache(
+        [MovingSinkKVCache(a.rope, window, n) for a, n in zip(attentions, sinks, strict=True)]
+    )
+
+
 class MLP(nn.Module):
     """The gated MLP of a decoder layer (SwiGLU)."""
 
@@ -282,12 +293,7 @@ class EagleHead(nn.Module):
         Raises:
             EagleError: if the window is too short.
         """
-        if not window:
-            return TreeCache([KVCache() for _ in self.layers])
-        kinds = zip(self.layers, self.config.sliding_windows, strict=True)
-        # A layer that was trained with a window of its own has never seen the first tokens stay.
-        sinks = [(layer.self_attn.rope, SINKS if own is None else 0) for layer, own in kinds]
-        return TreeCache([MovingSinkKVCache(rope, window, n) for rope, n in sinks])
+        return empty_cache([layer.self_attn for layer in self.layers], window)
 
     def fuse(self, taps: mx.array) -> mx.array:
         """Turn taps [B, L, A * D], shallowest first, into hidden states [B, L, h]."""

@@ -11,9 +11,11 @@ from mlx_eagle.errors import CheckpointError
 from mlx_eagle.files.json_files import read_json
 from mlx_eagle.files.quoting import one_line, quote_value
 from mlx_eagle.files.safetensors import read_tensors
+from mlx_eagle.heads.block import BlockHead
 from mlx_eagle.heads.config import (
     FORMAT_VERSION,
     MODEL_TYPE,
+    BlockConfig,
     HeadConfig,
     MedusaConfig,
     MtpConfig,
@@ -23,7 +25,7 @@ from mlx_eagle.heads.medusa import MedusaHead
 from mlx_eagle.heads.mtp import MtpHead
 from mlx_eagle.heads.ngram import JoinedHead, NgramHead
 
-Head = EagleHead | MedusaHead
+Head = EagleHead | MedusaHead | BlockHead
 AnyHead = Head | NgramHead | JoinedHead  # whatever an engine drafts with
 
 # By the algorithm of a configuration: what reads it, and the network.
@@ -33,6 +35,8 @@ HEADS: dict[str, tuple[Any, Any]] = {
     "p-eagle": (HeadConfig, EagleHead),
     "medusa": (MedusaConfig, MedusaHead),
     "mtp": (MtpConfig, MtpHead),
+    "dflash": (BlockConfig, BlockHead),
+    "dspark": (BlockConfig, BlockHead),
 }
 
 

@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 
 from mlx_eagle.errors import EagleError
 from mlx_eagle.files.quoting import listed
-from mlx_eagle.heads.config import ALGORITHMS
+from mlx_eagle.heads.config import ALGORITHMS, PARALLEL
 from mlx_eagle.heads.load import Head, load_head
 from mlx_eagle.hub.head_choice import prepare_head
 from mlx_eagle.training.new_head import head_taps, make_head, unfreeze_weights
@@ -65,7 +65,7 @@ def _refuse_untrainable(head: Head, recipe: Recipe, read: ReadTarget) -> None:
             "was before (of a training, its folder head-full), or convert it with --head-bits none"
         )
     config, sizes = head.config, read.sizes
-    if config.algorithm in ("p-eagle", "mtp"):
+    if config.algorithm in (*PARALLEL, "mtp"):
         raise EagleError(
             f"{recipe.start} is a {ALGORITHMS[config.algorithm]}, which is not trained here; "
             "EAGLE-3, EAGLE-1 and Medusa heads are"

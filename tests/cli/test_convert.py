@@ -217,13 +217,13 @@ def test_published_head_and_target_are_described(fixtures: Path) -> None:
 
 
 def test_head_that_cannot_be_converted_is_described_with_the_reason(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"dflash_config": {}}))
+    (tmp_path / "config.json").write_text(json.dumps({"speculators_model_type": "dflash2"}))
     file = str(tmp_path / "model.safetensors")
     mx.save_safetensors(file, {"0.0.linear.weight": mx.ones((2, 2))})
     facts = describe_folder(tmp_path)
     assert facts["convertible"] is False
-    assert facts["kind"].startswith("block-diffusion drafter")
-    assert "denoises a block" in facts["reason"]
+    assert facts["kind"] == "DFlash 2 block head"
+    assert "selector of candidates" in facts["reason"]
     (tmp_path / "config.json").write_text("{}")
     mx.save_safetensors(file, {"midlayer.mlp.up_proj.weight": mx.ones((2, 2))})
     assert "missing norm.weight" in describe_folder(tmp_path)["reason"]
@@ -293,7 +293,7 @@ def test_fact_can_be_decided_by_hand(fixtures: Path, tmp_path: Path) -> None:
         ("taps=true", "taps are list (set by the user)"),
         ("norm_output=1", "norm_output is 1"),
         ("rope_theta=-1", "rope_theta is -1"),
-        ("mask_token_id=3", "needs a mask_token_id of the target, for P-EAGLE alone"),
+        ("mask_token_id=3", "needs a mask_token_id of the target, if it drafts in"),
         ("rope_theta=1e300", "rope_theta is 1e+300"),
         ('rope_scaling={"rope_type":"yarn"}', "lacks factor"),
         ("hidden_size=7", "hidden_size cannot be set; what can be is"),

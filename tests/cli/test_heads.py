@@ -43,7 +43,7 @@ def test_with_a_target_its_heads_stand_in_columns_best_first(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "Qwen/Qwen3-4B"
     heads = known_heads("Qwen/Qwen3-4B")
-    assert [line.split()[0] for line in lines[1:3]] == [head.repo for head in heads]
+    assert [line.split()[0] for line in lines[1 : 1 + len(heads)]] == [h.repo for h in heads]
     assert lines[1].split()[:4] == [heads[0].repo, "AngelSlim", "recommended", "2.50"]
     assert lines[1].index(" AngelSlim ") == lines[2].index(" DeepSpec ")
     assert all(defect in lines[1] for defect in heads[0].defects)

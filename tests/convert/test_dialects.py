@@ -41,6 +41,14 @@ HEAD = {
     "lm_head.weight": info(DRAFT, H),
 }
 LAYERS = {name.replace("midlayer.", "layers.0."): tensor for name, tensor in HEAD.items()}
+BLOCK = {
+    name.replace(".0.hidden_norm", ".0.input_layernorm"): info(*tensor.shape[:1], H)
+    if tensor.shape == (tensor.shape[0], 2 * H)
+    else tensor
+    for name, tensor in LAYERS.items()
+    if "lm_head" not in name
+} | {"hidden_norm.weight": info(H)}
+BIAS = {"markov_head.markov_w1.weight": info(9, 4), "markov_head.markov_w2.weight": info(9, 4)}
 NORMS = {f"fc_norm.{i}.weight": info(H) for i in range(3)}
 
 # What each publisher's heads are told by: a configuration, tensors, and the dialect.
@@ -85,18 +93,65 @@ PUBLISHERS: dict[str, tuple[dict[str, Any], dict[str, TensorInfo], Dialect]] = {
         {"fc.weight": info(H, 2 * H), "layers.0.self_attn.q_proj.weight": info(H, H)},
         dialects.EAGLE,
     ),
+    "z-lab block": ({"dflash_config": {}}, BLOCK, dialects.DFLASH),
+    "block, by tensors": ({"block_size": 16}, BLOCK, dialects.DFLASH),
+    "dspark": ({"dflash_config": {}}, BLOCK | BIAS, dialects.DSPARK),
+    "deepspec block": ({"architectures": ["Qwen3DSparkModel"]}, BLOCK, dialects.DEEPSPEC_BLOCK),
+    "speculators dflash": (
+        {"speculators_model_type": "dflash"},
+        BLOCK,
+        dialects.SPECULATORS_DFLASH,
+    ),
+    "speculators dspark": (
+        {"speculators_model_type": "dspark"},
+        BLOCK | BIAS,
+        dialects.SPECULATORS_DSPARK,
+    ),
     "medusa": ({}, {"0.0.linear.weight": info(H, H)}, dialects.MEDUSA),
     "medusa, wrapped": ({}, {"medusa_head.0.0.linear.weight": info(H, H)}, dialects.MEDUSA),
     "medusa, by config": ({"medusa_num_heads": 2}, HEAD, dialects.MEDUSA),
 }
 # What is known and refused: configuration, tensors, and words of the reason.
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, TensorInfo], str]] = {
-    "dflash": ({"dflash_config": {}}, HEAD, "denoises a block"),
-    "block size": ({"block_size": 16}, LAYERS, "denoises a block"),
-    "dspark": ({"architectures": ["DSparkModel"]}, LAYERS, "denoises a block"),
-    "speculators dflash": ({"speculators_model_type": "dflash"}, LAYERS, "denoises a block"),
-    "speculators eagle": ({"speculators_model_type": "eagle"}, LAYERS, "only the types eagle3"),
-    "speculators list": ({"speculators_model_type": [1]}, LAYERS, "only the types eagle3"),
+    "dflash 2": ({"model_type": "dflash2"}, BLOCK, "grouped dynamic convolutions"),
+    "dflash 2, by tensors": (
+        {"block_size": 8},
+        BLOCK | {"candidate_selector.hidden_projection.weight": info(4, H)},
+        "selector of candidates",
+    ),
+    "speculators dflash 2": ({"speculators_model_type": "dflash2"}, BLOCK, "selector of"),
+    "domino": ({"dflash_config": {"projector_type": "domino"}}, BLOCK, "recurrent correction"),
+    "stages": (
+        {"architectures": ["DeepseekV41DSpark"]},
+        {"mtp.0.main_proj.weight": info(H, 3 * H)},
+        "layers of that target",
+    ),
+    "gemma 4 block": ({"architectures": ["Gemma4DSparkModel"]}, BLOCK, "are Gemma 4's"),
+    "gated block": (
+        {"block_size": 8},
+        BLOCK | {"layers.0.self_attn.q_proj.weight": info(2 * QUERIES, H)},
+        "needs a gate",
+    ),
+    "fp8 block": (
+        {"dflash_config": {}, "quantization_config": {"quant_method": "fp8"}},
+        BLOCK,
+        "16-bit head",
+    ),
+    "gemma 4 assistant": (
+        {"model_type": "gemma4_assistant"},
+        {"pre_projection.weight": info(H, 2 * H)},
+        "target's own keys and values",
+    ),
+    "speculators eagle": (
+        {"speculators_model_type": "eagle"},
+        LAYERS,
+        "only the types eagle3, peagle, dflash, dspark",
+    ),
+    "speculators list": (
+        {"speculators_model_type": [1]},
+        LAYERS,
+        "only the types eagle3, peagle, dflash, dspark",
+    ),
     "speculators mtp": ({"speculators_model_type": "mtp"}, LAYERS, "layer of its target"),
     "mtp": ({}, {"mtp.fc.weight": info(H, 2 * H)}, "layer of its target"),
     "mla": (
@@ -170,6 +225,7 @@ def test_all_sizes_come_from_shapes() -> None:
         "head_dim": 0,
         "n_layers": 1,
         "parts": None,
+        "rank": 0,
     }
     assert sizes.parts == set(LAYERS)
 

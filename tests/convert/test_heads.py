@@ -306,8 +306,8 @@ def test_rope_of_the_configuration_is_kept(
 
 
 def test_other_kinds_of_heads_are_refused_by_name(convert: Callable[..., Any]) -> None:
-    with pytest.raises(CheckpointError, match="drafter .* not supported: it denoises a block"):
-        convert({"dflash_config": {}})
+    with pytest.raises(CheckpointError, match="DFlash 2 block head, not supported: it needs"):
+        convert({"dflash_config": {}, "model_type": "dflash2"})
 
 
 def test_targets_and_converted_heads_are_not_taken_for_heads(

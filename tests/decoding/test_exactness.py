@@ -23,9 +23,13 @@ from mlx_eagle.decoding.loop import rounds
 from mlx_eagle.decoding.prefill import prefill
 from mlx_eagle.decoding.rounds import Decoder
 from mlx_eagle.drafters.base import Drafter, Lookup
+from mlx_eagle.drafters.block import BlockDrafter
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.drafters.joined import JoinedDrafter
+from mlx_eagle.drafters.markov import MarkovDrafter
 from mlx_eagle.drafters.ngram import NgramDrafter
+from mlx_eagle.heads.block import BlockHead
+from mlx_eagle.heads.config import BlockConfig
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import Costs, LiveCosts
@@ -49,7 +53,16 @@ MACHINES = {
     "planner, waits dear": Costs((0,), FREE, (1.0,), tuple(0.4 * d for d in range(1, 9)), 0.39),
 }
 POLICIES = (*SHAPES, *MACHINES)
-DRAFTERS = ("real head", "random head", "always wrong", "oracle", "n-gram", "head and n-gram")
+DRAFTERS = (
+    "real head",
+    "random head",
+    "always wrong",
+    "oracle",
+    "n-gram",
+    "head and n-gram",
+    "random block",
+    "biased block",
+)
 # Prompts that policies share by default: each is decoded by mlx-lm once.
 N_PROMPTS = 4
 MOST_TOKENS = 24
@@ -89,11 +102,25 @@ def random_head(engine: Any) -> EagleHead:
     return head
 
 
+@pytest.fixture(scope="module")
+def block_heads(engine: Any) -> dict[str, BlockHead]:
+    """Random heads that draft a block, without and with DSpark's bias."""
+    facts = engine.head.config.to_dict() | {"algorithm": "dflash", "mask_token_id": 1}
+    facts |= {"draft_vocab_size": VOCABULARY, "own_embedding": False, "own_lm_head": False}
+    facts |= {"num_hidden_layers": 2, "sliding_windows": [16, None]}
+    facts |= {"causal_layers": [True, False], "window_from_root": False, "attention_sinks": False}
+    facts |= {"block_size": 11, "root_predicts": True, "markov": "none", "markov_rank": None}
+    biased = {"algorithm": "dspark", "markov": "rnn", "markov_rank": 16}
+    mx.random.seed(8)
+    kinds = {"random block": facts, "biased block": facts | biased}
+    return {name: BlockHead(BlockConfig.from_dict(kind)) for name, kind in kinds.items()}
+
+
 def combinations(extent: str) -> Iterator[tuple[int, str, str]]:
     """(prompt, drafter, policy): each policy with two drafters, or with all on all prompts."""
     if extent == "quick":
         for index, policy in enumerate(POLICIES):
-            for drafter in (DRAFTERS[0], DRAFTERS[1 + index % 5]):
+            for drafter in (DRAFTERS[0], DRAFTERS[1 + index % (len(DRAFTERS) - 1)]):
                 yield index % N_PROMPTS, drafter, policy
         return
     for index, (turn, drafter) in product(range(60), enumerate(DRAFTERS)):
@@ -126,6 +153,7 @@ def test_tokens_and_cache_are_those_of_mlx_lm(
     engine: Any,
     plain: Callable[..., Any],
     random_head: EagleHead,
+    block_heads: dict[str, BlockHead],
     prompts: list[str],
     request: pytest.FixtureRequest,
 ) -> None:
@@ -143,6 +171,8 @@ def test_tokens_and_cache_are_those_of_mlx_lm(
         "oracle": lambda: ScriptedDrafter(truth, always_right, VOCABULARY),
         "n-gram": lambda: NgramDrafter(VOCABULARY, 255),
         "head and n-gram": lambda: JoinedDrafter(EagleDrafter(engine.head, engine.target)),
+        "random block": lambda: BlockDrafter(block_heads["random block"], engine.target),
+        "biased block": lambda: MarkovDrafter(block_heads["biased block"], engine.target),
     }[drafter_name]()
     decoder = Decoder(
         engine.target, engine.target.make_cache(), drafter, TokenSelector(SeededSampler())

@@ -212,7 +212,7 @@ def test_a_folder_that_is_no_converted_head_says_how_to_convert(tmp_path: Path) 
         ({"rope_dims": 16}, "no more than head_dim"),
         ({"sliding_windows": []}, "needs sliding_windows for every layer"),
         ({"num_attention_heads": 5}, "needs query heads in equal groups"),
-        ({"mask_token_id": 3}, "needs a mask_token_id of the target, for P-EAGLE alone"),
+        ({"mask_token_id": 3}, "needs a mask_token_id of the target, if it drafts in"),
         ({"algorithm": "p-eagle"}, "needs a mask_token_id of the target"),
         ({"fuse_taps": False}, "needs one tap without fc"),
         ({"format_version": 1}, "another version of mlx-eagle"),
