@@ -12,9 +12,9 @@ from mlx_eagle.calibration.kernels import Kernels
 from mlx_eagle.calibration.planners import Calibration, Planners, measure_costs
 from mlx_eagle.calibration.store import Records
 from mlx_eagle.drafters.base import Drafter
-from mlx_eagle.drafters.make import make_drafter
+from mlx_eagle.drafters.make import AnyHead, make_drafter
 from mlx_eagle.errors import EagleError
-from mlx_eagle.heads.load import Head
+from mlx_eagle.heads.draft_model import DraftModel
 from mlx_eagle.hub.download import to_stderr
 from mlx_eagle.sampling.grammar import Vocabulary
 from mlx_eagle.session.limits import Limits, bytes_per_row
@@ -65,7 +65,7 @@ class Engine:
         self,
         target: Target,
         tokenizer: Any,
-        head: Head | None,
+        head: AnyHead | None,
         info: EngineInfo,
         planners: Planners | None = None,
         limits: Limits | None = None,
@@ -124,7 +124,7 @@ class Engine:
     def _variant(self, kv: KVOptions) -> "Engine":
         """Return an engine with the same weights and other caches."""
         target = with_caches(self.target, kv)
-        limits = self.limits._replace(bytes_per_row=bytes_per_row(target))
+        limits = self.limits._replace(bytes_per_row=bytes_per_row(target, self.head))
         known = self.planners
         # What rounds cost with such a cache is learnt apart, and not put on record as this one's.
         planners = Planners(
@@ -144,6 +144,8 @@ class Engine:
     def identity(self) -> dict[str, str]:
         """What a saved conversation must have been computed with."""
         head = identify(self.head) if self.head is not None else "none"
+        if isinstance(self.head, DraftModel):
+            head = f"draft model {head}"
         return {
             "target": identify(self.target.model),
             "head": head,

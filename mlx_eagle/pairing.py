@@ -3,14 +3,15 @@
 A head that does not work leaves nothing on the target.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.nn as nn
 
 from mlx_eagle.cache.options import WHOLE, KVOptions
-from mlx_eagle.drafters.make import check_fit
+from mlx_eagle.drafters.make import AnyHead, check_fit
 from mlx_eagle.errors import EagleError, UnsupportedTargetError
-from mlx_eagle.heads.load import Head, load_head
+from mlx_eagle.heads.draft_model import load_draft_model
+from mlx_eagle.heads.load import load_head
 from mlx_eagle.hub.head_choice import HeadChoice
 from mlx_eagle.speculation import ON, Speculation
 from mlx_eagle.target.self_check import check_kv_options, check_tree_verification
@@ -21,11 +22,28 @@ class Pair(NamedTuple):
     """A target, perhaps a head for it, and whether there is speculation."""
 
     target: Target
-    head: Head | None
+    head: AnyHead | None
     status: Speculation
 
 
-def pair_up(network: nn.Module, choice: HeadChoice, kv: KVOptions = WHOLE) -> Pair:
+class Company(NamedTuple):
+    """What a head that is a model itself must suit.
+
+    Attributes:
+        tokenizer: the target's.
+        dtype: in which the target computes, as `LoadOptions` has it.
+    """
+
+    tokenizer: Any = None
+    dtype: str | None = None
+
+
+ALONE = Company()
+
+
+def pair_up(
+    network: nn.Module, choice: HeadChoice, kv: KVOptions = WHOLE, company: Company = ALONE
+) -> Pair:
     """Return the target, and its head if there is one that works.
 
     A head that does not work leaves nothing on the target.
@@ -34,30 +52,32 @@ def pair_up(network: nn.Module, choice: HeadChoice, kv: KVOptions = WHOLE) -> Pa
         network: the target as mlx-lm loads it.
         choice: which head, and whether the user named it.
         kv: what the target's caches keep.
+        company: for draft models.
 
     Raises:
         EagleError: if a head that the user named does not work with the target, or the target not
             with such caches.
     """
-    pair = _pair_up(network, choice)
+    pair = _pair_up(network, choice, company)
     pair.target.kv = kv
     check_kv_options(pair.target)
     return pair
 
 
-def pair_again(target: Target, choice: HeadChoice) -> Pair:
+def pair_again(target: Target, choice: HeadChoice, company: Company = ALONE) -> Pair:
     """Return a target that is in use, and another head for it, which the user named.
 
     Args:
         target: with its hooks and caches, which it keeps.
         choice: which head.
+        company: for draft models.
 
     Raises:
         EagleError: if there is none, or it does not work with the target.
     """
     if choice.folder is None:
         return Pair(target, None, Speculation.off(choice.reason))
-    head = load_head(choice.folder)
+    head = _load(choice, company)
     twin = target.twin(head.config.taps)
     twin.kv = WHOLE  # in which trees are checked exactly
     twin = _checked(twin, head)
@@ -66,12 +86,20 @@ def pair_again(target: Target, choice: HeadChoice) -> Pair:
     return Pair(twin, head, ON)
 
 
-def _pair_up(network: nn.Module, choice: HeadChoice) -> Pair:
+def _load(choice: HeadChoice, company: Company) -> AnyHead:
+    """Return the head that was chosen."""
+    assert choice.folder is not None, "there is one"
+    if choice.is_draft_model:
+        return load_draft_model(choice.folder, company.tokenizer, company.dtype)
+    return load_head(choice.folder)
+
+
+def _pair_up(network: nn.Module, choice: HeadChoice, company: Company) -> Pair:
     """Do what `pair_up` does, with caches that keep everything."""
     if choice.folder is None:
         return Pair(_without_head(network), None, Speculation.off(choice.reason))
     try:
-        head = load_head(choice.folder)
+        head = _load(choice, company)
         return Pair(_with_head(network, head), head, ON)
     except EagleError as error:
         if choice.is_named:
@@ -80,12 +108,12 @@ def _pair_up(network: nn.Module, choice: HeadChoice) -> Pair:
         return Pair(_without_head(network), None, Speculation.off(reason))
 
 
-def _with_head(network: nn.Module, head: Head) -> Target:
+def _with_head(network: nn.Module, head: AnyHead) -> Target:
     """Return the target, tapped for the head; a target that cannot verify trees is refused."""
     return _checked(Target(network, head.config.taps), head)
 
 
-def _checked(target: Target, head: Head) -> Target:
+def _checked(target: Target, head: AnyHead) -> Target:
     """Return a target that fits the head and verifies trees; another one is refused."""
     try:
         check_fit(head, target)

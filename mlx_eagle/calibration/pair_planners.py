@@ -8,9 +8,8 @@ import mlx.core as mx
 from mlx_eagle.calibration.head_health import HeadWatch
 from mlx_eagle.calibration.planners import Planners, find_costs
 from mlx_eagle.calibration.store import Identity, Records, this_machine
-from mlx_eagle.drafters.make import make_drafter
+from mlx_eagle.drafters.make import AnyHead, make_drafter
 from mlx_eagle.files.folders import cache_folder
-from mlx_eagle.heads.load import Head
 from mlx_eagle.hub.head_choice import fingerprint
 from mlx_eagle.target.load import precision
 from mlx_eagle.target.target import Target
@@ -18,7 +17,7 @@ from mlx_eagle.target.target import Target
 
 def planners_of_pair(
     target: Target,
-    head: Head,
+    head: AnyHead,
     records: Records,
     remedy: str,
     *,
@@ -31,19 +30,20 @@ def planners_of_pair(
         target: the target that verifies.
         head: the head that drafts for it.
         records: of the pair.
-        remedy: the command that finds out why the head drafts badly.
+        remedy: the command that finds out why the head drafts badly; "" for one that cannot be
+            run wrongly.
         may_measure: False takes published costs where none are on record.
         report: called with (steps done, steps in all) if costs are measured.
     """
     drafter = make_drafter(head, target)
     costs = find_costs(target, drafter, records, report, may_measure=may_measure)
-    watch = HeadWatch(remedy)
+    watch = HeadWatch(remedy) if remedy else None
     return Planners(costs, head.max_depth, records, watch, chains_only=target.chains_only)
 
 
 def records_of_pair(
     target: Target,
-    head: Head,
+    head: AnyHead,
     target_folder: Path,
     head_folder: Path,
     *,

@@ -60,6 +60,17 @@ class Drafter(Protocol):
 
 
 @runtime_checkable
+class ReadsText(Protocol):
+    """What a drafter offers besides, if it reads the text itself.
+
+    `observe` brings the token after each committed one, and so every token but the first.
+    """
+
+    def begin(self, token: mx.array) -> None:
+        """Take in the first token [1] int32 of a text, before anything is observed."""
+
+
+@runtime_checkable
 class Restorable(Protocol):
     """What a drafter offers besides, if what it has observed can be copied and written to a file.
 

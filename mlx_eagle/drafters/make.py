@@ -6,12 +6,16 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_eagle.drafters.base import Drafter
+from mlx_eagle.drafters.draft_model import DraftModelDrafter
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.drafters.medusa import MedusaDrafter
 from mlx_eagle.drafters.p_eagle import PEagleDrafter
 from mlx_eagle.errors import CheckpointError
+from mlx_eagle.heads.draft_model import DraftModel
 from mlx_eagle.heads.load import Head
 from mlx_eagle.target.target import Target
+
+AnyHead = Head | DraftModel
 
 # By the algorithm of a head's configuration: what drafts with it.
 DRAFTERS: dict[str, Callable[[Any, Target, int | None], Drafter]] = {
@@ -19,15 +23,20 @@ DRAFTERS: dict[str, Callable[[Any, Target, int | None], Drafter]] = {
     "eagle3": EagleDrafter,
     "p-eagle": PEagleDrafter,
     "medusa": MedusaDrafter,
+    "draft-model": DraftModelDrafter,
 }
 
 
-def check_fit(head: Head, target: Target) -> None:
+def check_fit(head: AnyHead, target: Target) -> None:
     """Give the head the target's type, after checking that they belong together.
+
+    A draft model needs nothing but the target's tokens, which were compared when it was loaded.
 
     Raises:
         CheckpointError: if sizes differ.
     """
+    if isinstance(head, DraftModel):
+        return
     config, sample = head.config, target.embedding(mx.array([0]))
     vocab, hidden = target.vocab_size, sample.shape[-1]
     found = {"hidden size": (config.target_hidden_size, hidden)}
@@ -43,7 +52,7 @@ def check_fit(head: Head, target: Target) -> None:
     head.set_dtype(sample.dtype)
 
 
-def make_drafter(head: Head, target: Target, window: int | None = None) -> Drafter:
+def make_drafter(head: AnyHead, target: Target, window: int | None = None) -> Drafter:
     """Return a drafter with an empty cache of its own.
 
     Args:

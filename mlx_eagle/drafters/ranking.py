@@ -6,6 +6,7 @@ below them, so no child is kept without its parent, not even where a log-probabi
 Everything here is lazy: nothing is copied to the host.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -30,6 +31,47 @@ class Candidates(NamedTuple):
     parents: mx.array
     scores: mx.array
     depths: mx.array
+
+
+Children = tuple[mx.array, mx.array]  # log-probabilities and target ids, [R, k] each
+Step = Callable[[mx.array, mx.array, mx.array], Children]
+
+
+def expand(first: Children, step: Step, shape: TreeShape) -> Candidates:
+    """Score `shape.n_candidates` nodes, level by level (EAGLE-2, section 4.1).
+
+    Every one of the best `width` nodes of a level is given `width` children.
+
+    Args:
+        first: the root's children; R is 1.
+        step: returns the children of a level's expanded nodes, R = `width` of them. It is called
+            with their tokens [R]; the places [R] of their parents among the expanded nodes of the
+            level before, which are 0 below the root; and [R, M] bool, which of all M nodes that
+            were expanded so far each one sees, those of this level being the last.
+        shape: how deep and wide.
+    """
+    k = shape.width
+    log_probs, tokens = (part.reshape(-1) for part in first)
+    levels = [Candidates(tokens, mx.full((k,), -1), log_probs, mx.full((k,), 1))]
+    made, frontier = 0, mx.arange(k)  # frontier: which of the newest level are expanded
+    seen: mx.array | None = None
+    for depth in range(1, shape.depth):
+        level, above = levels[-1], frontier // k
+        seen = _extend_seen(seen, above, k)
+        log_probs, tokens = step(level.tokens[frontier], above, seen)
+        scores = (level.scores[frontier][:, None] + log_probs).reshape(-1)
+        parents = mx.repeat(made + frontier, k)
+        made += level.tokens.shape[0]
+        depths = mx.full((k * k,), depth + 1)
+        levels.append(Candidates(tokens.reshape(-1), parents, scores, depths))
+        frontier = best(scores, k)
+    return join(levels)
+
+
+def _extend_seen(seen: mx.array | None, parents: mx.array, k: int) -> mx.array:
+    """Return [k, rows + k]: the drafted rows that k new rows see, themselves included."""
+    own = mx.eye(k, dtype=mx.bool_)
+    return own if seen is None else mx.concatenate([seen[parents], own], axis=1)
 
 
 def join(levels: list[Candidates]) -> Candidates:

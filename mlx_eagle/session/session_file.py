@@ -122,8 +122,8 @@ def read_session(path: Path, identity: Mapping[str, str], prefix: CachedPrefix) 
     for what, expected in identity.items():
         if (found := about.identity.get(what, "none")) != expected:
             raise EagleError(
-                f"{path.name} was saved with another {what} ({found[:12]}, this one is "
-                f"{expected[:12]}); load the one that it was saved with"
+                f"{path.name} was saved with another {what} ({_short(found)}, this one is "
+                f"{_short(expected)}); load the one that it was saved with"
             )
     try:
         _fill(prefix, arrays, facts)
@@ -131,6 +131,12 @@ def read_session(path: Path, identity: Mapping[str, str], prefix: CachedPrefix) 
         prefix.reset()
         raise EagleError(f"{path.name} is damaged: {error}") from error
     return about
+
+
+def _short(identity: str) -> str:
+    """Return an identity as messages show it: of a digest the beginning."""
+    *words, last = identity[:80].split()
+    return " ".join([*words, last[:12]])
 
 
 def _load(path: Path) -> tuple[dict[str, mx.array], dict[str, Any]]:
