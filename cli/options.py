@@ -30,8 +30,9 @@ MODEL_OPTIONS = [
     click.option(
         "--head",
         metavar="HEAD",
-        help="Draft head: a folder, or owner/name on the hub; `none` for no head. Default: that of "
-        "the pair, or the one that `mlx-eagle heads MODEL` lists first.",
+        help="Draft head: a folder, or owner/name on the hub; `none` for no head; `draft:NAME` for "
+        "a small model that drafts, named as targets are. Default: that of the pair, or the one "
+        "that `mlx-eagle heads MODEL` lists first.",
     ),
 ]
 GIVEN = "mlx_eagle.given"  # in a context's meta

@@ -18,6 +18,7 @@ from mlx_eagle.bench.metrics import ALL, Alphas, Sample
 from mlx_eagle.bench.prompts import BenchPrompt
 from mlx_eagle.doctor.score import Evidence, draft_hits
 from mlx_eagle.engine import Engine
+from mlx_eagle.heads.load import Head
 
 STEPS = 6  # n from 0 to 5
 
@@ -49,7 +50,9 @@ def score_answers(
         kept: scores of this run that are there already, and where new ones are kept.
     """
     plain = [s for s in samples if s.contestant == contestants[0].name and s.repeat == 0]
-    turns = [(engine, sample) for engine in engines_of(contestants) for sample in plain]
+    # A draft model reads texts by itself: its chains tell how well it drafts.
+    engines = [engine for engine in engines_of(contestants) if engine.target.taps]
+    turns = [(engine, sample) for engine in engines for sample in plain]
     scores = []
     for done, (engine, sample) in enumerate(turns):
         report(done, len(turns))
@@ -68,7 +71,7 @@ def score_answers(
 def _score(engine: Engine, prompt: list[int], answer: list[int]) -> tuple[list[int], list[int]]:
     """Return, by step, at how many positions of an answer the head is right, and of how many."""
     head, target = engine.head, engine.target
-    assert head is not None, "a contestant that drafts has a head"
+    assert isinstance(head, Head), "what reads taps is a head"
     tokens = [*prompt, *answer]
     taps = target.extend(mx.array(tokens[:-1], dtype=mx.int32), target.make_cache())
     assert taps is not None, "a target with a head is tapped"

@@ -13,7 +13,7 @@ FORMS = {
     "auto": "every round's tree as the engine chooses",
     "chain:N": "a chain of N tokens every round",
     "tree:DxWxN": "a tree D deep and W wide with N nodes every round",
-    "head:HEAD": "another head for the same target, in a folder or on the hub",
+    "head:HEAD": "another head for the same target, in a folder or on the hub, or draft:NAME",
     "draft-model:MODEL[:N]": "mlx-lm's speculative decoding with a small model; N tokens, else 2",
     STOCK: "mlx-lm's own plain decoding",
 }

@@ -68,9 +68,9 @@ def choose_head(
     notify = notify or to_stderr
     if head == NO_HEAD:
         return HeadChoice(None, reason="no head was wanted")
-    if (source := draft_model_of(head)) is not None:
-        folder = _find_model(source, progress, notify)
-        return HeadChoice(folder, str(head), is_named=True, is_draft_model=True)
+    if (name := draft_model_of(head)) is not None:
+        found = _find_model(name, progress, notify)
+        return HeadChoice(found, str(head), is_named=True, is_draft_model=True)
     if head is not None:
         source = fetch(head, progress=progress, notify=notify)
         return HeadChoice(prepare_head(source, folder, notify=notify), str(head), is_named=True)

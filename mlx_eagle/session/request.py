@@ -108,9 +108,9 @@ def _can_drop(prompt: Prompt) -> bool:
 def _check_tree(tree: TreeShape, drafter: Drafter) -> None:
     """Refuse trees that the drafter cannot make."""
     if tree.width > drafter.max_width:
+        most = f"among {drafter.max_width} tokens" if drafter.max_width > 1 else "chains only"
         raise EagleError(
-            f"a tree of width {tree.width} was asked for, but the head proposes among "
-            f"{drafter.max_width} tokens"
+            f"a tree of width {tree.width} was asked for, but the head proposes {most}"
         )
     if tree.depth > drafter.max_depth:
         raise EagleError(

@@ -23,7 +23,9 @@ from mlx_eagle.decoding.loop import rounds
 from mlx_eagle.decoding.prefill import prefill
 from mlx_eagle.decoding.rounds import Decoder
 from mlx_eagle.drafters.base import Drafter
+from mlx_eagle.drafters.draft_model import DraftModelDrafter
 from mlx_eagle.drafters.eagle import EagleDrafter
+from mlx_eagle.heads.draft_model import DraftModel
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import Costs, LiveCosts
@@ -46,7 +48,7 @@ MACHINES = {
     "planner, waits dear": Costs((0,), FREE, (1.0,), tuple(0.4 * d for d in range(1, 9)), 0.39),
 }
 POLICIES = (*SHAPES, *MACHINES)
-DRAFTERS = ("real head", "random head", "always wrong", "oracle")
+DRAFTERS = ("real head", "random head", "draft model", "always wrong", "oracle")
 # Prompts that policies share by default: each is decoded by mlx-lm once.
 N_PROMPTS = 4
 MOST_TOKENS = 24
@@ -83,11 +85,20 @@ def random_head(engine: Any) -> EagleHead:
     return head
 
 
+@pytest.fixture(scope="module")
+def draft_model(fixtures: Path) -> DraftModel:
+    """The target's own first layers, which often say what all of them say."""
+    model, _ = stock_load(str(fixtures / "pydoc-llama"))
+    model.set_dtype(mx.float32)
+    model.model.layers = model.model.layers[:6]
+    return DraftModel(model)
+
+
 def combinations(extent: str) -> Iterator[tuple[int, str, str]]:
     """(prompt, drafter, policy): each policy with two drafters, or with all on all prompts."""
     if extent == "quick":
         for index, policy in enumerate(POLICIES):
-            for drafter in (DRAFTERS[0], DRAFTERS[1 + index % 3]):
+            for drafter in (DRAFTERS[0], DRAFTERS[1 + index % 4]):
                 yield index % N_PROMPTS, drafter, policy
         return
     for index, (turn, drafter) in product(range(60), enumerate(DRAFTERS)):
@@ -120,6 +131,7 @@ def test_tokens_and_cache_are_those_of_mlx_lm(
     engine: Any,
     plain: Callable[..., Any],
     random_head: EagleHead,
+    draft_model: DraftModel,
     prompts: list[str],
     request: pytest.FixtureRequest,
 ) -> None:
@@ -133,6 +145,7 @@ def test_tokens_and_cache_are_those_of_mlx_lm(
     drafter: Drafter = {
         "real head": lambda: EagleDrafter(engine.head, engine.target),
         "random head": lambda: EagleDrafter(random_head, engine.target),
+        "draft model": lambda: DraftModelDrafter(draft_model, engine.target),
         "always wrong": lambda: ScriptedDrafter(truth, always_wrong, VOCABULARY),
         "oracle": lambda: ScriptedDrafter(truth, always_right, VOCABULARY),
     }[drafter_name]()
@@ -154,6 +167,8 @@ def test_tokens_and_cache_are_those_of_mlx_lm(
         assert mx.array_equal(ours.values[..., :held, :], theirs.values[..., :held, :])
     if drafter_name == "always wrong":
         assert accepted == 0
+    if drafter_name == "draft model" and policy_name in SHAPES:
+        assert accepted > 0
     if drafter_name == "oracle":  # a planner may find on this machine that little of it pays
         assert accepted >= (n // 2 if policy_name in SHAPES else 1)
 
