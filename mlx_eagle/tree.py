@@ -45,6 +45,8 @@ class DraftTree:
         log_probs: [N] float32, the drafter's log-probability of the path from the root.
         max_depth: a bound on `depths` that is known without reading them.
         is_chain: True if every node is the only child of the node before it.
+        draft_log_probs: [N, W] float32, by which the children of every node were drawn; None where
+            they were not drawn but chosen.
     """
 
     tokens: mx.array
@@ -53,6 +55,7 @@ class DraftTree:
     log_probs: mx.array
     max_depth: int
     is_chain: bool
+    draft_log_probs: mx.array | None = None
 
     @classmethod
     def chain(cls, tokens: mx.array, log_probs: mx.array | None = None) -> "DraftTree":

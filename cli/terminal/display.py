@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from mlx_eagle.sampling.options import MATCH
+
 if TYPE_CHECKING:
     from mlx_eagle.decoding.stats import GenerationStats
     from mlx_eagle.engine import EngineInfo
@@ -239,7 +241,9 @@ def details(stats: "GenerationStats") -> str:
     }
     if stats.drafted:
         by_depth = " ".join(f"{share:.2f}" for share in stats.acceptance_by_depth)
-        rows |= {"drafted": f"{stats.drafted}, accepted {stats.accepted}", "by depth": by_depth}
+        rule = "" if stats.acceptance_rule == MATCH else f" by {stats.acceptance_rule}"
+        drafted = f"{stats.drafted}, accepted{rule} {stats.accepted}"
+        rows |= {"drafted": drafted, "by depth": by_depth}
     rows |= {
         "time": f"draft {_seconds(stats.draft_seconds)}, verify "
         f"{_seconds(stats.verify_seconds)}, host {_seconds(stats.host_seconds)}",

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from mlx_eagle.sampling.options import ACCEPTANCE, MATCH
 from mlx_eagle.tree import TreeShape
 
 STOCK = "mlx-lm"  # its own plain decoding
@@ -15,6 +16,7 @@ FORMS = {
     "tree:DxWxN": "a tree D deep and W wide with N nodes every round",
     "head:HEAD": "another head for the same target, in a folder or on the hub, or draft:NAME",
     "draft-model:MODEL[:N]": "mlx-lm's speculative decoding with a small model; N tokens, else 2",
+    "ratio:SPEC": "one of these whose drafts are accepted by ratio (see --acceptance)",
     STOCK: "mlx-lm's own plain decoding",
 }
 
@@ -28,6 +30,7 @@ class Spec(NamedTuple):
         shape: of a chain or tree.
         source: the head or draft model.
         n_draft: tokens that a draft model drafts per round.
+        rule: by which drafts are accepted where tokens are drawn.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Spec(NamedTuple):
     shape: TreeShape | None = None
     source: str = ""
     n_draft: int = 0
+    rule: str = MATCH
 
     @property
     def needs_head(self) -> bool:
@@ -59,6 +63,8 @@ def parse_spec(name: str) -> Spec:
             return Spec(name, kind, TreeShape(depth, width, nodes))
         if kind == "head" and rest:
             return Spec(name, kind, source=rest)
+        if kind in ACCEPTANCE:
+            return _parse_rule(name, kind, rest)
         if kind == "draft-model" and rest:
             return _parse_draft_model(name, rest)
     except ValueError as error:
@@ -73,6 +79,14 @@ def parse_specs(names: tuple[str, ...]) -> list[Spec]:
         ValueError: if a name means nothing.
     """
     return [parse_spec(name) for name in dict.fromkeys((PLAIN, *(names or ("auto",))))]
+
+
+def _parse_rule(name: str, rule: str, rest: str) -> Spec:
+    """Return the specification of a contestant of ours that accepts by another rule."""
+    spec = parse_spec(rest)
+    if not spec.needs_head and spec.kind != "head":
+        raise ValueError(f"{rest} does not draft through our own loop")
+    return spec._replace(name=name, rule=rule)
 
 
 def _parse_draft_model(name: str, rest: str) -> Spec:

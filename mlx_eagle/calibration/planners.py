@@ -1,7 +1,8 @@
 """The planners of an engine, and the records that they start from and keep.
 
 Greedy and sampled decoding have a planner each, because fewer drafts are accepted where tokens are
-drawn, and live costs each, because drawing them takes time of its own in every round.
+drawn, and live costs each, because drawing them takes time of its own in every round. So has each
+rule by which drafts are accepted.
 """
 
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from mlx_eagle.errors import EagleError
 from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import Costs, LiveCosts
 from mlx_eagle.planner.planner import CHILDREN, Planner
+from mlx_eagle.sampling.options import MATCH, RATIO
 from mlx_eagle.speculation import ON, Speculation
 from mlx_eagle.target.target import Target
 
@@ -102,14 +104,17 @@ class Planners:
         self._planners: dict[str, Planner] = {}
         self._kept_at = 0
 
-    def planner(self, temperature: float) -> Planner:
-        """Return the planner for a temperature; 0 is greedy."""
-        kind = SAMPLED if temperature else GREEDY
+    def planner(self, temperature: float, rule: str = MATCH) -> Planner:
+        """Return the planner for a temperature, 0 being greedy, and a rule of acceptance."""
+        kind = (SAMPLED if rule == MATCH else rule) if temperature else GREEDY
         if kind not in self._planners:
             known = self.records.acceptance(kind) if self.records else Acceptance()
             measured = self.calibration
             costs = LiveCosts(measured.costs, is_measured=measured.is_measured)
-            self._planners[kind] = Planner(costs, known, self.max_depth, self._n_children)
+            # A draft that is drawn must not be looked at before it is verified.
+            n_children = 1 if kind == RATIO else self._n_children
+            planner = Planner(costs, known, self.max_depth, n_children, checks=kind != RATIO)
+            self._planners[kind] = planner
         return self._planners[kind]
 
     def outlook(self, context: int) -> Speculation:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from mlx_eagle.planner.policy import Review
+from mlx_eagle.sampling.options import MATCH
 from mlx_eagle.speculation import ON, Speculation
 
 
@@ -86,6 +87,7 @@ class GenerationStats:
     a line for the user, once, where a head drafts so badly that it must be run wrongly. `planned`
     is None where no planner was asked. `ended_by` says what was full if an answer ended before
     `max_tokens`; `status` says whether anything was drafted, and `speculation` the same in words;
+    `acceptance_rule` is that of `GenerationOptions.acceptance`;
     `dropped_messages` were left out of the prompt because they did not fit. `seed` gives the same
     text again; None where nothing was drawn by one.
     """
@@ -107,6 +109,7 @@ class GenerationStats:
     ended_by: str = ""
     dropped_messages: int = 0
     seed: int | None = None
+    acceptance_rule: str = MATCH
     planned: Planned | None = None
 
     @property

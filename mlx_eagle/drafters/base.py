@@ -5,6 +5,8 @@ from typing import Protocol, Self, runtime_checkable
 
 import mlx.core as mx
 
+from mlx_eagle.sampling.ratio import RatioSampler
+from mlx_eagle.static_tree import StaticTree
 from mlx_eagle.tree import DraftTree, TreeShape
 
 Level = tuple[mx.array, mx.array]  # log-probabilities and target ids, [K] each, likeliest first
@@ -68,6 +70,14 @@ class ReadsText(Protocol):
 
     def begin(self, token: mx.array) -> None:
         """Take in the first token [1] int32 of a text, before anything is observed."""
+
+
+@runtime_checkable
+class Draws(Protocol):
+    """What a drafter offers besides, if it can draw its drafts instead of choosing them."""
+
+    def draw(self, root: mx.array, tree: StaticTree, sampler: RatioSampler) -> DraftTree:
+        """Propose a tree of this structure below `root` [1], by draws; see `sampling/ratio.py`."""
 
 
 @runtime_checkable

@@ -13,8 +13,11 @@ import mlx.core as mx
 
 from mlx_eagle.cache.kv import OpenRows
 from mlx_eagle.drafters.base import Level
+from mlx_eagle.drafters.drawn import Seen, draw_tree
 from mlx_eagle.drafters.ranking import expand, likeliest, to_tree
 from mlx_eagle.heads.draft_model import DraftModel
+from mlx_eagle.sampling.ratio import RatioSampler
+from mlx_eagle.static_tree import StaticTree
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, DraftTree, TreeShape
 
@@ -86,6 +89,21 @@ class DraftModelDrafter:
         candidates = expand(self._likeliest(self._after_root(), k), children, shape)
         self.cache.commit([])  # forget the drafted rows
         return to_tree(root, candidates, shape)
+
+    def draw(self, root: mx.array, tree: StaticTree, sampler: RatioSampler) -> DraftTree:
+        """Propose a tree of this structure below `root` [1], by draws."""
+        newest, depths = self._after_root()[:, : self._n_tokens], list[int]()
+
+        def forward(tokens: mx.array, seen: Seen) -> mx.array:
+            depths.extend(sum(row) - 1 for row in seen)  # ancestors that were given before
+            if len(seen) > 1 or not all(seen[0]):
+                columns = self.cache.rows + mx.array(depths)
+                self.cache.expect(OpenRows(columns[-len(seen) :], columns, mx.array(seen)))
+            return self.model(tokens, self.cache)[:, : self._n_tokens]
+
+        drawn = draw_tree(root, tree, sampler, newest, self.rows, forward)
+        self.cache.commit([])  # forget the drafted rows
+        return drawn
 
     def greedy_path(self, k: int, depth: int) -> Generator[Level]:
         """Yield the k likeliest children of the likeliest node: one row of the model per level."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from mlx_eagle.option import Number, Whole, check_options, fill_defaults, option
 
+MATCH, RATIO = "match", "ratio"
+ACCEPTANCE = (MATCH, RATIO)  # rules by which drafts are accepted where tokens are drawn
 COLDEST = 1e-6  # temperature; below it float32 has no room for the scores
 
 

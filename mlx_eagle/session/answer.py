@@ -16,8 +16,10 @@ from mlx_eagle.decoding.loop import rounds
 from mlx_eagle.decoding.prefill import prefill_steps
 from mlx_eagle.decoding.rounds import Decoder
 from mlx_eagle.decoding.stats import GenerationStats, Planned
+from mlx_eagle.drafters.drawn import DrawnDrafts
 from mlx_eagle.planner.planner import Planner
 from mlx_eagle.planner.policy import FixedShape, Policy
+from mlx_eagle.sampling.ratio import RatioSampler
 from mlx_eagle.session.detokenize import TextStream
 from mlx_eagle.session.prefix import CachedPrefix
 from mlx_eagle.session.prompt import Message
@@ -50,6 +52,7 @@ class Answering:
         status = engine.info.status
         self._stats = GenerationStats(prompt_tokens=len(request.ids), status=status)
         self._stats.dropped_messages, self._stats.seed = request.n_dropped, request.seed
+        self._stats.acceptance_rule = request.options.rule
         self._text = ""  # of the answer, as far as it was given
 
     def message(self) -> Message:
@@ -144,6 +147,8 @@ class Answering:
         prefix, request = self._prefix, self._request
         prefix.reuse(request.ids, speculate)
         drafter = prefix.drafter if speculate else None
+        if drafter is not None and isinstance(request.sampler, RatioSampler):
+            drafter = DrawnDrafts(drafter, request.sampler)
         return Decoder(self._engine.target, prefix.cache, drafter, request.selector)
 
     def _read(self, decoder: Decoder) -> bool:
@@ -186,7 +191,8 @@ class Answering:
         """Return the planner, or None where no tree could pay."""
         stats, prefix, planners = self._stats, self._prefix, self._planners
         n_tokens = stats.prompt_tokens
-        planner = planners.planner(0.0 if self._request.options.is_greedy else 1.0)
+        options = self._request.options
+        planner = planners.planner(0.0 if options.is_greedy else 1.0, options.rule)
         stats.planned = Planned(planners.calibration.source, planner.costs.plain(n_tokens))
         if prefix.outlook.is_on or prefix.judged_by is not planners:
             prefix.outlook, prefix.judged_by = planners.outlook(n_tokens), planners

@@ -22,7 +22,7 @@ from mlx_eagle.option import (
     option,
     options_of,
 )
-from mlx_eagle.sampling.options import SamplingOptions
+from mlx_eagle.sampling.options import ACCEPTANCE, MATCH, SamplingOptions
 from mlx_eagle.tree_shape import TreeShape
 
 if TYPE_CHECKING:
@@ -60,6 +60,10 @@ class GenerationOptions(SamplingOptions):
         speculate: False decodes plainly, through the same loop.
         ignore_eos: go on to `max_tokens` whatever the model says.
         tree: the shape of every round's tree; None leaves the choice to the planner.
+        acceptance: which drafts are accepted where tokens are drawn. "match": those that the
+            target's own draw is, so that drafting does not change the text of a seed. "ratio":
+            by the ratio of the probabilities of target and draft model, whose drafts are drawn;
+            the text has the target's distribution, and for a seed it depends on the trees too.
         logprobs: let every response carry the log-probabilities its token was chosen from.
         prefill_step_size: prompt tokens per forward.
         progress: called with (prompt tokens done, prompt tokens in all) during prefill.
@@ -154,6 +158,13 @@ class GenerationOptions(SamplingOptions):
         short="tree",
         unset="auto",
     )
+    acceptance: str = option(
+        MATCH,
+        "Which drafts are accepted where tokens are drawn: match, those that the target draws "
+        "itself; ratio, by the ratio of the probabilities of target and draft model.",
+        Choice(ACCEPTANCE),
+        "drafting",
+    )
     logprobs: bool = False
     prefill_step_size: int = 2048
     progress: Callable[[int, int], None] | None = None
@@ -195,6 +206,11 @@ class GenerationOptions(SamplingOptions):
             raise ValueError("json_schema and regex were both given; an answer follows one")
         if self.ignore_eos and (self.json_schema is not None or self.regex is not None):
             raise ValueError("ignore_eos was given with a grammar, whose answers end by themselves")
+        if self.sampler is not None and self.acceptance != MATCH:
+            raise ValueError(
+                f"sampler and acceptance {self.acceptance!r} were both given; a sampler gives no "
+                "probabilities to accept by"
+            )
         if self.sampler is not None:
             own = vars(SamplingOptions())
             given = [name for name, default in own.items() if getattr(self, name) != default]
@@ -221,6 +237,11 @@ class GenerationOptions(SamplingOptions):
     def is_greedy(self) -> bool:
         """Whether the likeliest token is taken, as far as it can be known."""
         return self.temperature == 0 and self.sampler is None
+
+    @property
+    def rule(self) -> str:
+        """By which rule drafts are accepted: where nothing is drawn, all of them are "match"."""
+        return MATCH if self.is_greedy else self.acceptance
 
     @property
     def sampling(self) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from mlx_eagle.drafters.base import Drafter
+from mlx_eagle.drafters.base import Drafter, Draws
 from mlx_eagle.errors import EagleError
+from mlx_eagle.sampling.options import RATIO
 from mlx_eagle.sampling.samplers import Sampler, SeededSampler
 from mlx_eagle.sampling.token_selector import TokenSelector
 from mlx_eagle.session.limits import Budget
@@ -28,6 +29,7 @@ class Request(NamedTuple):
         budget: how many tokens it may take; None: unbounded.
         n_dropped: messages that were left out because they did not fit.
         selector: chooses the tokens of the answer.
+        sampler: by which it draws them.
         seed: of the draws; None where nothing is drawn, or a sampler made for mlx-lm draws.
         begun: what the answer continues: an answer that the messages begin, or an opened thought.
     """
@@ -37,6 +39,7 @@ class Request(NamedTuple):
     budget: Budget | None
     n_dropped: int
     selector: TokenSelector
+    sampler: Sampler
     seed: int | None
     begun: str
 
@@ -65,13 +68,15 @@ def check_request(
     if options.tree is not None and prefix.drafter is not None:
         engine.target.check_shape(options.tree)
         _check_tree(options.tree, prefix.drafter)
+    if options.speculate and options.rule == RATIO and prefix.drafter is not None:
+        check_draws(engine.info.head, prefix.drafter)
     if vocab_size is not None:
         options.check_bias(vocab_size)
     constraint = make_constraint(options, engine)
     sampler, processors = make_sampler(options), make_processors(options)
     selector = TokenSelector(sampler, processors, constraint, ids[:-1])
     begun = engine.answer_format.begun(ids, prompt if is_messages(prompt) else ())
-    return Request(ids, options, budget, n_dropped, selector, _seed(sampler), begun)
+    return Request(ids, options, budget, n_dropped, selector, sampler, _seed(sampler), begun)
 
 
 def _seed(sampler: Sampler) -> int | None:
@@ -103,6 +108,19 @@ def _fit(
 def _can_drop(prompt: Prompt) -> bool:
     """Say whether a prompt has turns that could be left out."""
     return is_messages(prompt) and any(turns_dropped(prompt))
+
+
+def check_draws(name: str, drafter: Drafter | None) -> None:
+    """Refuse the rule of ratios for drafts that are not drawn.
+
+    Raises:
+        EagleError: saying what to do instead.
+    """
+    if not isinstance(drafter, Draws):
+        raise EagleError(
+            f"acceptance is 'ratio', but the drafts of {name or 'this head'} are chosen, not "
+            "drawn: give a draft model (--head draft:NAME), or accept by 'match'"
+        )
 
 
 def _check_tree(tree: TreeShape, drafter: Drafter) -> None:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from mlx_lm.sample_utils import make_logits_processors
 
 from mlx_eagle.sampling.grammar import Constraint, Grammar
+from mlx_eagle.sampling.options import RATIO
+from mlx_eagle.sampling.ratio import RatioSampler
 from mlx_eagle.sampling.samplers import Sampler, SeededSampler, StockSampler
 from mlx_eagle.sampling.token_selector import LogitsProcessor
 from mlx_eagle.session.options import GenerationOptions
@@ -17,6 +19,8 @@ def make_sampler(options: GenerationOptions) -> Sampler:
     """Return what chooses tokens from logits."""
     if options.sampler is not None:
         return StockSampler(options.sampler)
+    if options.rule == RATIO:
+        return RatioSampler(**options.sampling)
     return SeededSampler(**options.sampling)
 
 

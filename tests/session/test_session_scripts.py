@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,26 @@ import mlx.nn as nn
 import pytest
 
 from doubles import Letters, make_drafted_engine, make_engine, perturbed
+from mlx_eagle.drafters.base import Draws
 from mlx_eagle.engine import Engine
 from mlx_eagle.heads.config import HeadConfig
+from mlx_eagle.sampling.options import ACCEPTANCE, MATCH
 from mlx_eagle.tree import PLAIN, TreeShape
 
 WORDS = ["why", "say it again", "no.", "a longer question, with commas, and words", "x"]
 
 
-def settings(rng: random.Random, trees: list[Any]) -> dict[str, Any]:
+def settings(
+    rng: random.Random, trees: list[Any], rules: Sequence[str] = (MATCH,)
+) -> dict[str, Any]:
     """Random options; the seed too may change from turn to turn."""
     chosen: dict[str, Any] = {"max_tokens": rng.randint(1, 9), "seed": rng.randint(0, 5)}
     chosen["tree"] = rng.choice(trees)
     if rng.random() < 0.5:
         chosen["temperature"] = rng.choice([0.6, 1.0, 1.4])
+    # By ratio a text depends on the trees, and so on what a planner has learnt.
+    if len(rules) > 1 and chosen["tree"] is not None:
+        chosen["acceptance"] = rng.choice(rules)
     if rng.random() < 0.3:
         chosen["repetition_penalty"] = 1.5
     if rng.random() < 0.2:
@@ -39,8 +46,9 @@ class Script:
     def __init__(self, engine: Engine, seed: int, folder: Path, trees: list[Any]) -> None:
         self.engine, self.folder, self.trees = engine, folder, trees
         self.rng = random.Random(seed)
+        self.rules = ACCEPTANCE if isinstance(engine.make_drafter(), Draws) else (MATCH,)
         self.session = engine.session(self.rng.choice([None, "be brief"]))
-        list(self.session.ask("hello", **settings(self.rng, trees)))
+        list(self.session.ask("hello", **self.options()))
 
     def run(self, n_steps: int) -> None:
         steps: list[Callable[[], None]] = [
@@ -51,7 +59,7 @@ class Script:
             self.rng.choice(steps)()
 
     def options(self) -> dict[str, Any]:
-        return settings(self.rng, self.trees)
+        return settings(self.rng, self.trees, self.rules)
 
     def append(self) -> None:
         list(self.session.ask(self.rng.choice(WORDS), **self.options()))
@@ -119,7 +127,7 @@ N_SCRIPTS = {
 }
 # A target and what drafts for it: itself changed a little, a window of 8, a recurrent model.
 DRAFTED = {
-    ("qwen3", "qwen3"): (4, 100),
+    ("qwen3", "qwen3"): (6, 100),
     ("llama", "gemma3_text"): (2, 60),
     ("llama", "lfm2"): (3, 60),
     ("lfm2", "llama"): (2, 60),
