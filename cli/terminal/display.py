@@ -242,7 +242,8 @@ def details(stats: "GenerationStats") -> str:
     if stats.drafted:
         by_depth = " ".join(f"{share:.2f}" for share in stats.acceptance_by_depth)
         rule = "" if stats.acceptance_rule == MATCH else f" by {stats.acceptance_rule}"
-        drafted = f"{stats.drafted}, accepted{rule} {stats.accepted}"
+        lossy = " (lossy)" if stats.is_lossy else ""
+        drafted = f"{stats.drafted}, accepted{rule} {stats.accepted}{lossy}"
         rows |= {"drafted": drafted, "by depth": by_depth}
     rows |= {
         "time": f"draft {_seconds(stats.draft_seconds)}, verify "

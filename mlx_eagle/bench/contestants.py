@@ -99,7 +99,7 @@ def make_contestant(
         check_draws(engine.info.head, engine.make_drafter())
     options = {"acceptance": spec.rule, **({"tree": spec.shape} if spec.shape else {})}
     same_draws = spec.rule == MATCH
-    return Contestant(spec.name, partial(_generate, engine, options), same_draws, engine)
+    return Contestant(spec.title, partial(_generate, engine, options), same_draws, engine)
 
 
 def _load_draft_model(folder: Path, engine: Engine) -> Any:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from mlx_eagle.sampling.options import ACCEPTANCE, MATCH
+from mlx_eagle.sampling.options import ACCEPTANCE, MATCH, TYPICAL
 from mlx_eagle.tree import TreeShape
 
 STOCK = "mlx-lm"  # its own plain decoding
@@ -17,6 +17,7 @@ FORMS = {
     "head:HEAD": "another head for the same target, in a folder or on the hub, or draft:NAME",
     "draft-model:MODEL[:N]": "mlx-lm's speculative decoding with a small model; N tokens, else 2",
     "ratio:SPEC": "one of these whose drafts are accepted by ratio (see --acceptance)",
+    "typical:SPEC": "the same by typical acceptance, which is lossy",
     STOCK: "mlx-lm's own plain decoding",
 }
 
@@ -39,6 +40,11 @@ class Spec(NamedTuple):
     source: str = ""
     n_draft: int = 0
     rule: str = MATCH
+
+    @property
+    def title(self) -> str:
+        """What tables call it."""
+        return f"{self.name} (lossy)" if self.rule == TYPICAL else self.name
 
     @property
     def needs_head(self) -> bool:

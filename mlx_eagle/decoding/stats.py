@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from mlx_eagle.planner.policy import Review
-from mlx_eagle.sampling.options import MATCH
+from mlx_eagle.sampling.options import MATCH, TYPICAL
 from mlx_eagle.speculation import ON, Speculation
 
 
@@ -113,6 +113,11 @@ class GenerationStats:
     planned: Planned | None = None
 
     @property
+    def is_lossy(self) -> bool:
+        """Whether the text may differ in distribution from the target's own."""
+        return self.acceptance_rule == TYPICAL and self.drafted > 0
+
+    @property
     def speculation(self) -> str:
         """Whether anything was drafted: "on", or "off: reason"."""
         return str(self.status)
@@ -156,6 +161,7 @@ class GenerationStats:
         del fields["status"]
         return fields | {
             "speculation": self.speculation,
+            "is_lossy": self.is_lossy,
             "rounds": self.rounds,
             "accepted": self.accepted,
             "acceptance_length": self.acceptance_length,

@@ -19,6 +19,7 @@ from mlx_eagle.decoding.stats import GenerationStats, Planned
 from mlx_eagle.drafters.drawn import DrawnDrafts
 from mlx_eagle.planner.planner import Planner
 from mlx_eagle.planner.policy import FixedShape, Policy
+from mlx_eagle.sampling.options import LOSSY
 from mlx_eagle.sampling.ratio import RatioSampler
 from mlx_eagle.session.detokenize import TextStream
 from mlx_eagle.session.prefix import CachedPrefix
@@ -211,3 +212,5 @@ class Answering:
         if planners.watch is not None:
             stats.advice = planners.watch.advise(stats)
         stats.advice = self._engine.target.few_rows.take_advice() or stats.advice
+        if stats.is_lossy:
+            stats.advice = LOSSY

@@ -64,6 +64,8 @@ class GenerationOptions(SamplingOptions):
             target's own draw is, so that drafting does not change the text of a seed. "ratio":
             by the ratio of the probabilities of target and draft model, whose drafts are drawn;
             the text has the target's distribution, and for a seed it depends on the trees too.
+            "typical": what the target finds likely enough (Medusa), which is lossy: the text does
+            not have the target's distribution.
         logprobs: let every response carry the log-probabilities its token was chosen from.
         prefill_step_size: prompt tokens per forward.
         progress: called with (prompt tokens done, prompt tokens in all) during prefill.
@@ -161,7 +163,8 @@ class GenerationOptions(SamplingOptions):
     acceptance: str = option(
         MATCH,
         "Which drafts are accepted where tokens are drawn: match, those that the target draws "
-        "itself; ratio, by the ratio of the probabilities of target and draft model.",
+        "itself; ratio, by the ratio of the probabilities of target and draft model; typical, what "
+        "the target finds likely enough, which is lossy.",
         Choice(ACCEPTANCE),
         "drafting",
     )

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 from mlx_lm.sample_utils import make_logits_processors
 
 from mlx_eagle.sampling.grammar import Constraint, Grammar
-from mlx_eagle.sampling.options import RATIO
+from mlx_eagle.sampling.options import MATCH, RATIO, TYPICAL
 from mlx_eagle.sampling.ratio import RatioSampler
 from mlx_eagle.sampling.samplers import Sampler, SeededSampler, StockSampler
 from mlx_eagle.sampling.token_selector import LogitsProcessor
+from mlx_eagle.sampling.typical import TypicalSampler
 from mlx_eagle.session.options import GenerationOptions
 
 if TYPE_CHECKING:
@@ -19,9 +20,8 @@ def make_sampler(options: GenerationOptions) -> Sampler:
     """Return what chooses tokens from logits."""
     if options.sampler is not None:
         return StockSampler(options.sampler)
-    if options.rule == RATIO:
-        return RatioSampler(**options.sampling)
-    return SeededSampler(**options.sampling)
+    kinds = {MATCH: SeededSampler, RATIO: RatioSampler, TYPICAL: TypicalSampler}
+    return kinds[options.rule](**options.sampling)
 
 
 def make_processors(options: GenerationOptions) -> list[LogitsProcessor]:
