@@ -15,6 +15,7 @@ from mlx_eagle.cli.option_types import OrWord, reading
 from mlx_eagle.load_options import LoadOptions
 from mlx_eagle.option import Option, Switch, Texts, options_of
 from mlx_eagle.session.options import GenerationOptions
+from mlx_eagle.static_tree import Tree
 from mlx_eagle.tree_shape import MAX_SIZE, TreeShape
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -174,8 +175,8 @@ def taken(options: dict[str, Any], owner: type[Any]) -> dict[str, Any]:
 
 
 def _one_tree(
-    tree: TreeShape | None, depth: int | None, width: int | None, nodes: int | None
-) -> TreeShape | None:
+    tree: Tree | None, depth: int | None, width: int | None, nodes: int | None
+) -> Tree | None:
     """Return the tree that was asked for, in either form; None leaves the choice to the planner.
 
     Raises:

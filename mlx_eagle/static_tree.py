@@ -17,9 +17,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from mlx_eagle.tree_shape import TreeShape
+from mlx_eagle.tree_shape import MAX_NODES, TreeShape
 
 Path = tuple[int, ...]
+
+# Trees that were published, by how many children their inner nodes have; those that are not named
+# have none. mc_sim_7b_63 is Medusa's for Vicuna 7B, from the accuracies of its heads.
+PUBLISHED: dict[str, dict[Path, int]] = {
+    "mc_sim_7b_63": {
+        (): 10,
+        **{(0,): 10, (1,): 7, (2,): 3, (3,): 2},
+        **{(rank,): 1 for rank in range(4, 10)},
+        **{(0, 0): 10, (0, 1): 3, (0, 2): 2},
+        **{(0, rank): 1 for rank in range(3, 8)},
+        **{(1, 0): 2, (2, 0): 1, (0, 0, 0): 2},
+    },
+}
+MEASURED = "static:"  # stands before the nodes of a tree that is built from what was measured
 
 # Of tokens that are drawn without replacement: how often the first one is taken by the target, and
 # how often each further one where those before it were not.
@@ -33,9 +47,11 @@ class StaticTree:
     Attributes:
         paths: of every node, the ranks from the root to it; its parent and the siblings of lower
             rank are there as well.
+        text: what users call it.
     """
 
     paths: tuple[Path, ...]
+    text: str = "static"
 
     @classmethod
     def of(cls, paths: Sequence[Sequence[int]]) -> "StaticTree":
@@ -45,6 +61,12 @@ class StaticTree:
             for depth, rank in enumerate(path):
                 needed |= {(*path[:depth], lower) for lower in range(rank + 1)}
         return cls(tuple(sorted(needed, key=lambda path: (len(path), path))))
+
+    @classmethod
+    def published(cls, name: str) -> "StaticTree":
+        """Return the tree that was published under a name."""
+        paths = [(*path, rank) for path, n in PUBLISHED[name].items() for rank in range(n)]
+        return cls(cls.of(paths).paths, name)
 
     @classmethod
     def likeliest(cls, accuracies: Sequence[Sequence[float]], nodes: int) -> "StaticTree":
@@ -90,11 +112,6 @@ class StaticTree:
         """Ranks that are used at most."""
         return 1 + max(path[-1] for path in self.paths)
 
-    @property
-    def text(self) -> str:
-        """The tree in short."""
-        return f"static, {len(self.paths)} nodes, {self.depth} deep"
-
     @cached_property
     def parents(self) -> list[int]:
         """The parent of every node, the root being node 0 and its own parent."""
@@ -122,3 +139,39 @@ class StaticTree:
             for path in self.paths
         )
         return 1 + sum(rates)
+
+
+@dataclass(frozen=True)
+class MeasuredTree:
+    """The likeliest tree of so many nodes, by accuracies that `mlx-eagle calibrate` measures."""
+
+    nodes: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.nodes <= MAX_NODES:
+            raise ValueError(f"a static tree has 1 to {MAX_NODES} nodes, not {self.nodes}")
+
+    @property
+    def text(self) -> str:
+        """What users call it."""
+        return f"{MEASURED}{self.nodes}"
+
+
+Shape = TreeShape | StaticTree  # what a round can draft
+Tree = Shape | MeasuredTree  # what can be asked for
+
+
+def parse_tree(text: str) -> Tree:
+    """Return the tree that a user wrote: sizes, a published name, or `static:63`.
+
+    Raises:
+        ValueError: if it is none; its message says why.
+    """
+    if text in PUBLISHED:
+        return StaticTree.published(text)
+    if not text.startswith(MEASURED):
+        return TreeShape.parse(text)
+    nodes = text.removeprefix(MEASURED)
+    if not (nodes.isascii() and nodes.isdigit()):
+        raise ValueError(f"{text!r} is no tree; write static:N, such as static:16")
+    return MeasuredTree(int(nodes))

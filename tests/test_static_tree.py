@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlx_eagle import static_tree
-from mlx_eagle.static_tree import StaticTree
+from mlx_eagle.static_tree import StaticTree, parse_tree
 from mlx_eagle.tree import check_structure
 from mlx_eagle.tree_shape import TreeShape
 
@@ -50,3 +50,11 @@ def test_structure_and_shape_agree(shape: TreeShape) -> None:
 
 def test_parents_and_siblings_that_a_node_needs_come_with_it() -> None:
     assert StaticTree.of([(1, 0)]).paths == ((0,), (1,), (1, 0))
+
+
+def test_what_users_write_is_read_and_written_alike() -> None:
+    for text in ("4x2x8", "mc_sim_7b_63", "static:16"):
+        assert parse_tree(text).text == text
+    for text in ("static:", "static:0", "static:999", "mc_sim"):
+        with pytest.raises(ValueError, match="tree"):
+            parse_tree(text)

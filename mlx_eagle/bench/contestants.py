@@ -22,6 +22,7 @@ from mlx_eagle.errors import EagleError
 from mlx_eagle.sampling.options import MATCH, RATIO
 from mlx_eagle.session.request import check_draws
 from mlx_eagle.speculation import ON, Speculation
+from mlx_eagle.static_tree import Shape
 from mlx_eagle.target.load import load_target
 
 
@@ -93,7 +94,7 @@ def make_contestant(
             f"{spec.name} drafts with a head, and there is none (speculation is "
             f"{engine.info.speculation}); name one with --head, or compare others: --compare mlx-lm"
         )
-    if spec.shape:
+    if isinstance(spec.shape, Shape):
         engine.target.check_shape(spec.shape)
     if spec.rule == RATIO:
         check_draws(engine.info.head, engine.make_drafter())

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from mlx_eagle.sampling.options import ACCEPTANCE, MATCH, TYPICAL
+from mlx_eagle.static_tree import MEASURED, PUBLISHED, Tree, parse_tree
 from mlx_eagle.tree import TreeShape
 
 STOCK = "mlx-lm"  # its own plain decoding
@@ -13,7 +14,8 @@ FORMS = {
     PLAIN: "this target without drafting, through the same loop",
     "auto": "every round's tree as the engine chooses",
     "chain:N": "a chain of N tokens every round",
-    "tree:DxWxN": "a tree D deep and W wide with N nodes every round",
+    "tree:DxWxN": "a tree D deep and W wide with N nodes every round; of Medusa heads also "
+    "mc_sim_7b_63 or static:N",
     "head:HEAD": "another head for the same target, in a folder or on the hub, or draft:NAME",
     "draft-model:MODEL[:N]": "mlx-lm's speculative decoding with a small model; N tokens, else 2",
     "ratio:SPEC": "one of these whose drafts are accepted by ratio (see --acceptance)",
@@ -36,7 +38,7 @@ class Spec(NamedTuple):
 
     name: str
     kind: str
-    shape: TreeShape | None = None
+    shape: Tree | None = None
     source: str = ""
     n_draft: int = 0
     rule: str = MATCH
@@ -65,6 +67,8 @@ def parse_spec(name: str) -> Spec:
         if kind == "chain":
             return Spec(name, kind, TreeShape.chain(_count(rest)))
         if kind == "tree":
+            if rest in PUBLISHED or rest.startswith(MEASURED):
+                return Spec(name, kind, parse_tree(rest))
             depth, width, nodes = (_count(part) for part in rest.split("x"))
             return Spec(name, kind, TreeShape(depth, width, nodes))
         if kind == "head" and rest:

@@ -17,6 +17,7 @@ from mlx_eagle.planner.cost_model import Costs, LiveCosts
 from mlx_eagle.planner.planner import CHILDREN, Planner
 from mlx_eagle.sampling.options import MATCH, RATIO
 from mlx_eagle.speculation import ON, Speculation
+from mlx_eagle.static_tree import MeasuredTree, StaticTree
 from mlx_eagle.target.target import Target
 
 GREEDY, SAMPLED = "greedy", "sampled"
@@ -84,6 +85,10 @@ class Planners:
         records: where acceptance is kept between runs; None: nowhere.
         watch: notices a head that is of no use; None: nobody does.
         chains_only: whether the target verifies chains only.
+
+    Attributes:
+        ranks: by depth, how often the head's token of each rank is right; None if that was not
+            measured.
     """
 
     WORTH_KEEPING = 32  # rounds
@@ -100,6 +105,7 @@ class Planners:
         self.calibration = calibration
         self.max_depth, self.records, self.watch = max_depth, records, watch
         self.chains_only = chains_only
+        self.ranks = records.ranks() if records else None
         self._n_children = 1 if chains_only else CHILDREN
         self._planners: dict[str, Planner] = {}
         self._kept_at = 0
@@ -116,6 +122,20 @@ class Planners:
             planner = Planner(costs, known, self.max_depth, n_children, checks=kind != RATIO)
             self._planners[kind] = planner
         return self._planners[kind]
+
+    def measured_tree(self, tree: MeasuredTree) -> StaticTree:
+        """Return the likeliest tree of so many nodes.
+
+        Raises:
+            EagleError: if nothing was measured to build it from.
+        """
+        if self.ranks is None:
+            raise EagleError(
+                f"the tree {tree.text} is built from how often each rank of Medusa heads is right, "
+                "which was not measured for this pair yet: run mlx-eagle calibrate, or give a "
+                "published tree (mc_sim_7b_63)"
+            )
+        return StaticTree(StaticTree.likeliest(self.ranks, tree.nodes).paths, tree.text)
 
     def outlook(self, context: int) -> Speculation:
         """Say whether any tree could pay with `context` cached tokens, were the head perfect."""

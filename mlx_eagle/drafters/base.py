@@ -81,6 +81,14 @@ class Draws(Protocol):
 
 
 @runtime_checkable
+class DraftsStatic(Protocol):
+    """What a drafter offers besides, if it can draft trees of a fixed structure."""
+
+    def draft_static(self, root: mx.array, tree: StaticTree) -> DraftTree:
+        """Propose a tree of this structure below `root` [1]."""
+
+
+@runtime_checkable
 class Restorable(Protocol):
     """What a drafter offers besides, if what it has observed can be copied and written to a file.
 

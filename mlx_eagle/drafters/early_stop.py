@@ -12,9 +12,10 @@ from itertools import accumulate, islice
 import mlx.core as mx
 import numpy as np
 
-from mlx_eagle.drafters.base import Drafter
+from mlx_eagle.drafters.base import Drafter, DraftsStatic
 from mlx_eagle.planner.planner import CHILDREN
 from mlx_eagle.planner.policy import ConfidenceCheck, Level, Node, Plan
+from mlx_eagle.static_tree import StaticTree
 from mlx_eagle.tree import PLAIN, DraftTree
 
 
@@ -22,6 +23,9 @@ def draft_as_planned(drafter: Drafter | None, root: mx.array, plan: Plan) -> Dra
     """Return the tree of a round below `root` [1]: of a fixed shape, or as a check decides."""
     if drafter is None or plan.shape == PLAIN:
         return DraftTree.chain(root)
+    if isinstance(plan.shape, StaticTree):
+        assert isinstance(drafter, DraftsStatic), "a request for other drafters is refused"
+        return drafter.draft_static(root, plan.shape)
     if plan.check is None:
         return drafter.draft(root, plan.shape)
     levels = draft_with_checks(

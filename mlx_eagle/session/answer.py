@@ -28,6 +28,7 @@ from mlx_eagle.session.request import Request
 from mlx_eagle.session.responses import Ends, Responses, responses
 from mlx_eagle.session.wired import wired
 from mlx_eagle.speculation import ON, Speculation
+from mlx_eagle.static_tree import Shape
 from mlx_eagle.tree import PLAIN
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ class Answering:
             stats.status = Speculation.off("not asked for")
         elif options.tree == PLAIN:
             stats.status = Speculation.off("the tree has no nodes")
-        elif prefix.drafter is not None and options.tree is not None:
+        elif prefix.drafter is not None and isinstance(options.tree, Shape):
             stats.status = ON
             return FixedShape(options.tree)
         elif prefix.drafter is not None:

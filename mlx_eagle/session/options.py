@@ -23,7 +23,7 @@ from mlx_eagle.option import (
     options_of,
 )
 from mlx_eagle.sampling.options import ACCEPTANCE, MATCH, SamplingOptions
-from mlx_eagle.tree_shape import TreeShape
+from mlx_eagle.static_tree import Tree
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -59,7 +59,8 @@ class GenerationOptions(SamplingOptions):
             "truncate" by leaving out the oldest turns, which the statistics count.
         speculate: False decodes plainly, through the same loop.
         ignore_eos: go on to `max_tokens` whatever the model says.
-        tree: the shape of every round's tree; None leaves the choice to the planner.
+        tree: the shape of every round's tree; None leaves the choice to the planner. Medusa heads
+            draft trees of a fixed structure too (`StaticTree`, `MeasuredTree`).
         acceptance: which drafts are accepted where tokens are drawn. "match": those that the
             target's own draw is, so that drafting does not change the text of a seed. "ratio":
             by the ratio of the probabilities of target and draft model, whose drafts are drawn;
@@ -151,10 +152,11 @@ class GenerationOptions(SamplingOptions):
         "length",
         in_chat=False,
     )
-    tree: TreeShape | None = option(
+    tree: Tree | None = option(
         None,
-        "Draft this tree every round: depth, width, drafted tokens; 4 is a chain. Default: what "
-        "pays best.",
+        "Draft this tree every round: depth, width, drafted tokens; 4 is a chain. Of Medusa "
+        "heads also mc_sim_7b_63, or static:N from what calibrate measured. Default: what pays "
+        "best.",
         TreeSizes(),
         "drafting",
         short="tree",

@@ -1,8 +1,9 @@
 """A request, checked before anything runs, so that what is refused loses nothing."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from mlx_eagle.drafters.base import Drafter, Draws
+from mlx_eagle.drafters.base import Drafter, DraftsStatic, Draws
 from mlx_eagle.errors import EagleError
 from mlx_eagle.sampling.options import RATIO
 from mlx_eagle.sampling.samplers import Sampler, SeededSampler
@@ -12,7 +13,7 @@ from mlx_eagle.session.options import GenerationOptions
 from mlx_eagle.session.prefix import CachedPrefix
 from mlx_eagle.session.prompt import Prompt, Template, check_ids, encode, is_messages, turns_dropped
 from mlx_eagle.session.selector import make_constraint, make_processors, make_sampler
-from mlx_eagle.tree import TreeShape
+from mlx_eagle.static_tree import MeasuredTree, Shape, StaticTree
 
 if TYPE_CHECKING:
     from mlx_eagle.engine import Engine
@@ -65,7 +66,9 @@ def check_request(
     check_ids(ids, vocab_size)
     if budget is not None:
         budget.check(len(ids), _can_drop(prompt) and options.overflow == "refuse")
-    if options.tree is not None and prefix.drafter is not None:
+    if isinstance(options.tree, MeasuredTree) and prefix.drafter is not None:
+        options = replace(options, tree=engine.planners.measured_tree(options.tree))
+    if isinstance(options.tree, Shape) and prefix.drafter is not None:
         engine.target.check_shape(options.tree)
         _check_tree(options.tree, prefix.drafter)
     if options.speculate and options.rule == RATIO and prefix.drafter is not None:
@@ -123,8 +126,13 @@ def check_draws(name: str, drafter: Drafter | None) -> None:
         )
 
 
-def _check_tree(tree: TreeShape, drafter: Drafter) -> None:
+def _check_tree(tree: Shape, drafter: Drafter) -> None:
     """Refuse trees that the drafter cannot make."""
+    if isinstance(tree, StaticTree) and not isinstance(drafter, DraftsStatic):
+        raise EagleError(
+            f"the tree {tree.text} has a fixed structure, which is for Medusa heads; give sizes, "
+            "such as 4x2x8"
+        )
     if tree.width > drafter.max_width:
         most = f"among {drafter.max_width} tokens" if drafter.max_width > 1 else "chains only"
         raise EagleError(
