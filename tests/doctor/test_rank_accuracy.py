@@ -23,6 +23,7 @@ from mlx_eagle.speculation import ON
 from mlx_eagle.static_tree import MeasuredTree, StaticTree
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree_shape import TreeShape
+from tiny_models import build_target
 
 PROMPT = [5, 9, 17]
 
@@ -38,9 +39,7 @@ class Encoding(NoText):
 
 @pytest.fixture(scope="module")
 def medusa() -> Engine:
-    """Random Medusa heads that use the output layer of a tiny target, which often repeats itself."""
-    from tiny_models import build_target
-
+    """Random Medusa heads that use the output layer of a tiny target."""
     sizes = dict.fromkeys(("hidden_size", "target_hidden_size"), 64)
     words = dict.fromkeys(("target_vocab_size", "draft_vocab_size"), 128)
     config = MedusaConfig(
