@@ -77,7 +77,7 @@ def check_counts(counts: np.ndarray, expected: np.ndarray) -> None:
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_the_text_has_the_targets_distribution(name: str, is_quick: bool) -> None:
-    n = 500 if is_quick else 20000
+    n = 250 if is_quick else 20000
     counts, n_accepted = pairs(n, SHAPES[name])
     probs = softmax(TARGET)
     check_counts(counts, probs[0][:, None] * probs)
@@ -101,7 +101,7 @@ def test_filters_hold_for_both(name: str, options: dict[str, Any]) -> None:
 def test_siblings_are_tried_against_what_is_left_by_the_formula() -> None:
     """The worked example, and a third token: every outcome of a tree of two siblings by hand."""
     p, q = np.array([0.5, 0.2, 0.3]), np.array([0.1, 0.6, 0.3])
-    n, counts = 300, np.zeros(3)
+    n, counts = 200, np.zeros(3)
     shape = StaticTree.of([(0,), (1,)])
     for seed in range(n):
         sampler = RatioSampler(temperature=1.0, seed=seed)

@@ -127,9 +127,9 @@ N_SCRIPTS = {
 }
 # A target and what drafts for it: itself changed a little, a window of 8, a recurrent model.
 DRAFTED = {
-    ("qwen3", "qwen3"): (6, 100),
+    ("qwen3", "qwen3"): (3, 100),
     ("llama", "gemma3_text"): (2, 60),
-    ("llama", "lfm2"): (3, 60),
+    ("llama", "lfm2"): (2, 60),
     ("lfm2", "llama"): (2, 60),
 }
 
