@@ -38,6 +38,8 @@ Contestants for --compare; plain decoding always takes part:
   chain:3               a chain of three tokens every round
   tree:4x2x8            a tree 4 deep and 2 wide with 8 nodes every round
   head:HEAD             another head for the same target: a folder, or owner/name on the hub
+  head:draft:NAME       a small model that drafts, through our own loop
+  ratio:head:draft:NAME the same, its drafts drawn and accepted by ratio where --temp is not 0
   draft-model:MODEL:2   mlx-lm's speculative decoding: a small model drafts 2 tokens a round
   mlx-lm                mlx-lm's own plain decoding
 """

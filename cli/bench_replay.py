@@ -57,7 +57,7 @@ def _ways(
             "here: give --compare auto, chain:N, tree:DxWxN or head:HEAD"
         )
     plain = Way(contestants[0].name, engine, {"speculate": False})
-    return plain, Way.drafting(other.name, other.engine, spec.shape)
+    return plain, Way.drafting(other.name, other.engine, spec.shape, spec.rule)
 
 
 def _play(

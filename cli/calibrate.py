@@ -89,8 +89,18 @@ def report(engine: "Engine", found: "Calibration") -> str:
         "waiting": f"{1e3 * costs.sync:.2f} ms to read something back",
     }
     parts = [table(about), curve(costs), gains(costs, engine.planners.max_depth)]
+    if engine.planners.ranks is not None:
+        parts.append(ranks(engine.planners.ranks))
     tried = engine.kernels.found if engine.kernels else None
     return "\n\n".join([*parts, kernels(tried)] if tried is not None else parts)
+
+
+def ranks(accuracies: list[list[float]]) -> str:
+    """Return how often each rank of Medusa heads is right, a line per depth."""
+    lines = ["  how often the 1st, 2nd, ... token of a depth is right (--tree static:N):"]
+    for depth, shares in enumerate(accuracies, start=1):
+        lines.append(f"  {depth:>4}  {' '.join(f'{share:.2f}' for share in shares)}")
+    return "\n".join(lines)
 
 
 def kernels(found: "Found") -> str:

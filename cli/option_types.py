@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import click
 
 from mlx_eagle import option
-from mlx_eagle.tree_shape import TreeShape
+from mlx_eagle.static_tree import parse_tree
 
 GIGABYTE = 1_000_000_000  # bytes
 
@@ -162,14 +162,14 @@ class SchemaFile(click.Path):
 
 
 class TreeSizes(click.types.StringParamType):
-    """The sizes of a draft tree: 4x2x8."""
+    """A draft tree: 4x2x8, static:16 or mc_sim_7b_63."""
 
     name = "tree"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Parse the sizes, or fail with the reason."""
         try:
-            return TreeShape.parse(value)
+            return parse_tree(value)
         except ValueError as error:
             self.fail(f"{error}.", param, ctx)
 

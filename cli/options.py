@@ -15,6 +15,7 @@ from mlx_eagle.cli.option_types import OrWord, reading
 from mlx_eagle.load_options import LoadOptions
 from mlx_eagle.option import Option, Switch, Texts, options_of
 from mlx_eagle.session.options import GenerationOptions
+from mlx_eagle.static_tree import Tree
 from mlx_eagle.tree_shape import MAX_SIZE, TreeShape
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -30,9 +31,10 @@ MODEL_OPTIONS = [
     click.option(
         "--head",
         metavar="HEAD",
-        help="Draft head: a folder, or owner/name on the hub; `none` for no head; `ngram` to look "
-        "up in the text instead, HEAD+ngram (+ngram alone for the default) to do both. Default: "
-        "that of the pair, or the one that `mlx-eagle heads MODEL` lists first.",
+        help="Draft head: a folder, or owner/name on the hub; `none` for no head; `draft:NAME` for "
+        "a small model that drafts, named as targets are; `ngram` to look up in the text instead, "
+        "HEAD+ngram (+ngram alone for the default) to do both. Default: that of the pair, or the "
+        "one that `mlx-eagle heads MODEL` lists first.",
     ),
 ]
 GIVEN = "mlx_eagle.given"  # in a context's meta
@@ -174,8 +176,8 @@ def taken(options: dict[str, Any], owner: type[Any]) -> dict[str, Any]:
 
 
 def _one_tree(
-    tree: TreeShape | None, depth: int | None, width: int | None, nodes: int | None
-) -> TreeShape | None:
+    tree: Tree | None, depth: int | None, width: int | None, nodes: int | None
+) -> Tree | None:
     """Return the tree that was asked for, in either form; None leaves the choice to the planner.
 
     Raises:

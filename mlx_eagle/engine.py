@@ -1,6 +1,7 @@
 """`Engine`: a target, perhaps with a head, ready to generate; `loading.py` makes one."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +16,7 @@ from mlx_eagle.drafters.base import Drafter
 from mlx_eagle.drafters.make import make_drafter
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.load import AnyHead
+from mlx_eagle.heads.medusa import MedusaHead
 from mlx_eagle.heads.ngram import sources_of
 from mlx_eagle.hub.download import to_stderr
 from mlx_eagle.planner.policy import Sources
@@ -133,7 +135,7 @@ class Engine:
     def _variant(self, kv: KVOptions) -> "Engine":
         """Return an engine with the same weights and other caches."""
         target = with_caches(self.target, kv)
-        limits = self.limits._replace(bytes_per_row=bytes_per_row(target))
+        limits = self.limits._replace(bytes_per_row=bytes_per_row(target, self.head))
         known = self.planners
         # What rounds cost with such a cache is learnt apart, and not put on record as this one's.
         planners = Planners(
@@ -191,10 +193,28 @@ class Engine:
             records = known.records
             records = records.with_kernels(self.target.few_rows.identity) if records else None
             costs = measure_costs(self.target, drafter, records, report)
+            ranks = self._measure_ranks(records)
         self._take_costs(costs, records)
         for variant in self._variants.values():
             variant._take_costs(costs, variant.planners.records)
+        for engine in (self, *self._variants.values()):
+            engine.planners.ranks = ranks
         return costs
+
+    def _measure_ranks(self, records: Records | None) -> list[list[float]] | None:
+        """Measure how often each rank of Medusa heads is right, and keep it for later runs."""
+        if not isinstance(self.head, MedusaHead):
+            return None
+        # Only for such heads: what the doctor needs takes a second to import.
+        from mlx_eagle.doctor.doctor import write_texts
+        from mlx_eagle.doctor.rank_accuracy import rank_accuracies
+
+        texts = write_texts(self.target, self.tokenizer, lambda *_: None)
+        ranks = rank_accuracies(self.head, self.target, texts)
+        if records is not None:
+            with suppress(EagleError):  # they hold for this run then
+                records.save_ranks(ranks)
+        return ranks
 
     def _take_costs(self, costs: Calibration, records: Records | None) -> None:
         """Plan by other costs from now on."""

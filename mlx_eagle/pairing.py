@@ -3,13 +3,14 @@
 A head that does not work leaves nothing on the target.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.nn as nn
 
 from mlx_eagle.cache.options import WHOLE, KVOptions
 from mlx_eagle.drafters.make import check_fit
 from mlx_eagle.errors import EagleError, UnsupportedTargetError
+from mlx_eagle.heads.draft_model import load_draft_model
 from mlx_eagle.heads.load import AnyHead, load_head
 from mlx_eagle.heads.ngram import JoinedHead, NgramHead
 from mlx_eagle.hub.head_choice import HeadChoice
@@ -26,7 +27,24 @@ class Pair(NamedTuple):
     status: Speculation
 
 
-def pair_up(network: nn.Module, choice: HeadChoice, kv: KVOptions = WHOLE) -> Pair:
+class Company(NamedTuple):
+    """What a head that is a model itself must suit.
+
+    Attributes:
+        tokenizer: the target's.
+        dtype: in which the target computes, as `LoadOptions` has it.
+    """
+
+    tokenizer: Any = None
+    dtype: str | None = None
+
+
+ALONE = Company()
+
+
+def pair_up(
+    network: nn.Module, choice: HeadChoice, kv: KVOptions = WHOLE, company: Company = ALONE
+) -> Pair:
     """Return the target, and its head if there is one that works.
 
     A head that does not work leaves nothing on the target.
@@ -35,30 +53,32 @@ def pair_up(network: nn.Module, choice: HeadChoice, kv: KVOptions = WHOLE) -> Pa
         network: the target as mlx-lm loads it.
         choice: which head, and whether the user named it.
         kv: what the target's caches keep.
+        company: for draft models.
 
     Raises:
         EagleError: if a head that the user named does not work with the target, or the target not
             with such caches.
     """
-    pair = _pair_up(network, choice)
+    pair = _pair_up(network, choice, company)
     pair.target.kv = kv
     check_kv_options(pair.target)
     return pair
 
 
-def pair_again(target: Target, choice: HeadChoice) -> Pair:
+def pair_again(target: Target, choice: HeadChoice, company: Company = ALONE) -> Pair:
     """Return a target that is in use, and another head for it, which the user named.
 
     Args:
         target: with its hooks and caches, which it keeps.
         choice: which head.
+        company: for draft models.
 
     Raises:
         EagleError: if there is none, or it does not work with the target.
     """
     if not choice.drafts:
         return Pair(target, None, Speculation.off(choice.reason))
-    head = read_head(choice)
+    head = read_head(choice, company)
     twin = target.twin(head.config.taps)
     twin.kv = WHOLE  # in which trees are checked exactly
     twin = _checked(twin, head)
@@ -67,30 +87,32 @@ def pair_again(target: Target, choice: HeadChoice) -> Pair:
     return Pair(twin, head, ON)
 
 
-def _pair_up(network: nn.Module, choice: HeadChoice) -> Pair:
+def read_head(choice: HeadChoice, company: Company) -> AnyHead:
+    """Return what a choice drafts with.
+
+    Raises:
+        EagleError: if the folder is not a converted head, or the model cannot draft for the target.
+    """
+    if choice.folder is None:
+        return NgramHead()
+    if choice.is_draft_model:
+        return load_draft_model(choice.folder, company.tokenizer, company.dtype)
+    head = load_head(choice.folder)
+    return JoinedHead(head) if choice.has_lookup else head
+
+
+def _pair_up(network: nn.Module, choice: HeadChoice, company: Company) -> Pair:
     """Do what `pair_up` does, with caches that keep everything."""
     if not choice.drafts:
         return Pair(_without_head(network), None, Speculation.off(choice.reason))
     try:
-        head = read_head(choice)
+        head = read_head(choice, company)
         return Pair(_with_head(network, head), head, ON)
     except EagleError as error:
         if choice.is_named:
             raise
         reason = f"{choice.name}: {error}"
         return Pair(_without_head(network), None, Speculation.off(reason))
-
-
-def read_head(choice: HeadChoice) -> AnyHead:
-    """Return what a choice drafts with.
-
-    Raises:
-        CheckpointError: if the folder is not a converted head.
-    """
-    if choice.folder is None:
-        return NgramHead()
-    head = load_head(choice.folder)
-    return JoinedHead(head) if choice.has_lookup else head
 
 
 def _with_head(network: nn.Module, head: AnyHead) -> Target:

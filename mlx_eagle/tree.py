@@ -46,6 +46,8 @@ class DraftTree:
         max_depth: a bound on `depths` that is known without reading them.
         is_chain: True if every node is the only child of the node before it.
         sources: by node without the root, what proposed it, where that is more than one head.
+        draft_log_probs: [N, W] float32, by which the children of every node were drawn; None where
+            they were not drawn but chosen.
     """
 
     tokens: mx.array
@@ -55,6 +57,7 @@ class DraftTree:
     max_depth: int
     is_chain: bool
     sources: tuple[str, ...] = ()
+    draft_log_probs: mx.array | None = None
 
     @classmethod
     def chain(cls, tokens: mx.array, log_probs: mx.array | None = None) -> "DraftTree":

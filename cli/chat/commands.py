@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 VALUES: dict[str, Complete] = {
     name: values_of(option) for name, option in setting_actions.SETTINGS.items()
 }
-HELP_COLUMN, HELP_WIDTH = 30, 86  # of what a setting means, in the list of settings
+HELP_COLUMN, HELP_WIDTH = 32, 86  # of what a setting means, in the list of settings
 SHORT = "short for /set"
 
 

@@ -29,6 +29,7 @@ from mlx_eagle.cli.terminal.answer import Answer
 from mlx_eagle.cli.terminal.display import TITLES, Loading, Prefill, about, note_on, printable
 from mlx_eagle.cli.terminal.views import Show, open_view
 from mlx_eagle.errors import EagleError
+from mlx_eagle.sampling.options import LOSSY, TYPICAL
 
 if TYPE_CHECKING:
     from mlx_eagle.cli.chat.engine_thread import Conversation
@@ -163,6 +164,8 @@ class Repl:
         self._take_recommended()
         self.print(self.about())
         self.print(note_on(self.conversation.wait(), self.conversation.source.model))
+        if self.settings.acceptance == TYPICAL:
+            self.note(LOSSY)
         self._announced = True
 
     def about(self) -> str:

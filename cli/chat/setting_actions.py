@@ -12,6 +12,7 @@ from mlx_eagle.cli.terminal.display import table
 from mlx_eagle.cli.terminal.views import Show
 from mlx_eagle.load_options import LoadOptions
 from mlx_eagle.option import Option, options_of
+from mlx_eagle.sampling.options import LOSSY, TYPICAL
 from mlx_eagle.session.options import GenerationOptions
 from mlx_eagle.speculation import ON
 
@@ -86,6 +87,8 @@ def change(repl: "Repl", name: str, text: str) -> None:
     if name in EXCLUSIVE and text and not takes_back(SETTINGS[name], text):
         names.append(EXCLUSIVE[name])
     repl.print(table({name: _text(repl, name) for name in names}))
+    if name == "acceptance" and repl.settings.acceptance == TYPICAL:
+        repl.note(LOSSY)
 
 
 def choose_show(repl: "Repl", rest: str) -> None:

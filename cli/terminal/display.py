@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from mlx_eagle.sampling.options import MATCH
+
 if TYPE_CHECKING:
     from mlx_eagle.decoding.stats import GenerationStats
     from mlx_eagle.engine import EngineInfo
@@ -239,7 +241,10 @@ def details(stats: "GenerationStats") -> str:
     }
     if stats.drafted:
         by_depth = " ".join(f"{share:.2f}" for share in stats.acceptance_by_depth)
-        rows |= {"drafted": f"{stats.drafted}, accepted {stats.accepted}", "by depth": by_depth}
+        rule = "" if stats.acceptance_rule == MATCH else f" by {stats.acceptance_rule}"
+        lossy = " (lossy)" if stats.is_lossy else ""
+        drafted = f"{stats.drafted}, accepted{rule} {stats.accepted}{lossy}"
+        rows |= {"drafted": drafted, "by depth": by_depth}
         if set(stats.by_source) != {"head"}:
             for source, (n_drafted, n_accepted) in stats.by_source.items():
                 rows[f"by {source}"] = f"{n_drafted}, accepted {n_accepted}"

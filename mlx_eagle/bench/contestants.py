@@ -19,7 +19,10 @@ from mlx_eagle.bench.specs import Spec
 from mlx_eagle.decoding.stats import GenerationStats
 from mlx_eagle.engine import Engine
 from mlx_eagle.errors import EagleError
+from mlx_eagle.sampling.options import MATCH, RATIO
+from mlx_eagle.session.request import check_draws
 from mlx_eagle.speculation import ON, Speculation
+from mlx_eagle.static_tree import Shape
 from mlx_eagle.target.load import load_target
 
 
@@ -91,10 +94,13 @@ def make_contestant(
             f"{spec.name} drafts with a head, and there is none (speculation is "
             f"{engine.info.speculation}); name one with --head, or compare others: --compare mlx-lm"
         )
-    if spec.shape:
+    if isinstance(spec.shape, Shape):
         engine.target.check_shape(spec.shape)
-    options = {"tree": spec.shape} if spec.shape else {}
-    return Contestant(spec.name, partial(_generate, engine, options), True, engine)
+    if spec.rule == RATIO:
+        check_draws(engine.info.head, engine.make_drafter())
+    options = {"acceptance": spec.rule, **({"tree": spec.shape} if spec.shape else {})}
+    same_draws = spec.rule == MATCH
+    return Contestant(spec.title, partial(_generate, engine, options), same_draws, engine)
 
 
 def _load_draft_model(folder: Path, engine: Engine) -> Any:

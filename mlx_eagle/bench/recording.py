@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from mlx_eagle.bench.contestants import Setting
 from mlx_eagle.engine import Engine
-from mlx_eagle.tree import TreeShape
+from mlx_eagle.sampling.options import MATCH
+from mlx_eagle.static_tree import Tree
 
 
 class Arrival(NamedTuple):
@@ -73,9 +74,9 @@ class Way(NamedTuple):
     options: dict[str, Any]
 
     @classmethod
-    def drafting(cls, name: str, engine: Engine, shape: TreeShape | None) -> "Way":
+    def drafting(cls, name: str, engine: Engine, shape: Tree | None, rule: str = MATCH) -> "Way":
         """Return the way that drafts trees of a shape; None leaves every round's to the engine."""
-        return cls(name, engine, {"tree": shape} if shape else {})
+        return cls(name, engine, {"acceptance": rule} | ({"tree": shape} if shape else {}))
 
 
 def record(

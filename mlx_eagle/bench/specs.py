@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from mlx_eagle.sampling.options import ACCEPTANCE, MATCH, TYPICAL
+from mlx_eagle.static_tree import MEASURED, PUBLISHED, Tree, parse_tree
 from mlx_eagle.tree import TreeShape
 
 STOCK = "mlx-lm"  # its own plain decoding
@@ -12,9 +14,13 @@ FORMS = {
     PLAIN: "this target without drafting, through the same loop",
     "auto": "every round's tree as the engine chooses",
     "chain:N": "a chain of N tokens every round",
-    "tree:DxWxN": "a tree D deep and W wide with N nodes every round",
-    "head:HEAD": "another head for the same target, in a folder or on the hub; ngram, HEAD+ngram",
+    "tree:DxWxN": "a tree D deep and W wide with N nodes every round; of Medusa heads also "
+    "mc_sim_7b_63 or static:N",
+    "head:HEAD": "another head for the same target, in a folder or on the hub; draft:NAME, ngram, "
+    "HEAD+ngram",
     "draft-model:MODEL[:N]": "mlx-lm's speculative decoding with a small model; N tokens, else 2",
+    "ratio:SPEC": "one of these whose drafts are accepted by ratio (see --acceptance)",
+    "typical:SPEC": "the same by typical acceptance, which is lossy",
     STOCK: "mlx-lm's own plain decoding",
 }
 
@@ -28,13 +34,20 @@ class Spec(NamedTuple):
         shape: of a chain or tree.
         source: the head or draft model.
         n_draft: tokens that a draft model drafts per round.
+        rule: by which drafts are accepted where tokens are drawn.
     """
 
     name: str
     kind: str
-    shape: TreeShape | None = None
+    shape: Tree | None = None
     source: str = ""
     n_draft: int = 0
+    rule: str = MATCH
+
+    @property
+    def title(self) -> str:
+        """What tables call it."""
+        return f"{self.name} (lossy)" if self.rule == TYPICAL else self.name
 
     @property
     def needs_head(self) -> bool:
@@ -55,10 +68,14 @@ def parse_spec(name: str) -> Spec:
         if kind == "chain":
             return Spec(name, kind, TreeShape.chain(_count(rest)))
         if kind == "tree":
+            if rest in PUBLISHED or rest.startswith(MEASURED):
+                return Spec(name, kind, parse_tree(rest))
             depth, width, nodes = (_count(part) for part in rest.split("x"))
             return Spec(name, kind, TreeShape(depth, width, nodes))
         if kind == "head" and rest:
             return Spec(name, kind, source=rest)
+        if kind in ACCEPTANCE:
+            return _parse_rule(name, kind, rest)
         if kind == "draft-model" and rest:
             return _parse_draft_model(name, rest)
     except ValueError as error:
@@ -73,6 +90,14 @@ def parse_specs(names: tuple[str, ...]) -> list[Spec]:
         ValueError: if a name means nothing.
     """
     return [parse_spec(name) for name in dict.fromkeys((PLAIN, *(names or ("auto",))))]
+
+
+def _parse_rule(name: str, rule: str, rest: str) -> Spec:
+    """Return the specification of a contestant of ours that accepts by another rule."""
+    spec = parse_spec(rest)
+    if not spec.needs_head and spec.kind != "head":
+        raise ValueError(f"{rest} does not draft through our own loop")
+    return spec._replace(name=name, rule=rule)
 
 
 def _parse_draft_model(name: str, rest: str) -> Spec:

@@ -56,8 +56,8 @@ class WindowKVCache(KVCache):
         window = window_size or self.window
         if self.open_rows is not None:
             return _branch_mask(self.open_rows, self.lowest, self.rows, window)
-        offset = self.rows - self.lowest
-        if n == 1 and window >= self.window:
+        offset = self.rows + self.pending - self.lowest
+        if n == 1 and window >= self.window and not self.pending:
             return None
         limit = window if offset + n > window else None
         return _sequence_mask(n, offset, return_array, limit)

@@ -11,7 +11,7 @@ from mlx_eagle.calibration.store import Identity, Records, this_machine
 from mlx_eagle.drafters.make import make_drafter
 from mlx_eagle.files.folders import cache_folder
 from mlx_eagle.heads.load import AnyHead
-from mlx_eagle.heads.ngram import NgramHead, sources_of
+from mlx_eagle.heads.ngram import sources_of
 from mlx_eagle.hub.head_choice import fingerprint
 from mlx_eagle.target.load import precision
 from mlx_eagle.target.target import Target
@@ -32,13 +32,14 @@ def planners_of_pair(
         target: the target that verifies.
         head: the head that drafts for it.
         records: of the pair.
-        remedy: the command that finds out why the head drafts badly.
+        remedy: the command that finds out why the head drafts badly; "" for one that cannot be
+            run wrongly.
         may_measure: False takes published costs where none are on record.
         report: called with (steps done, steps in all) if costs are measured.
     """
     drafter = make_drafter(head, target)
     costs = find_costs(target, drafter, records, report, may_measure=may_measure)
-    watch = None if isinstance(head, NgramHead) else HeadWatch(remedy)
+    watch = HeadWatch(remedy) if remedy else None
     chains_only, sources = target.chains_only, sources_of(head)
     return Planners(costs, head.max_depth, records, watch, chains_only=chains_only, sources=sources)
 

@@ -1,7 +1,8 @@
 """The planners of an engine, and the records that they start from and keep.
 
 Greedy and sampled decoding have a planner each, because fewer drafts are accepted where tokens are
-drawn, and live costs each, because drawing them takes time of its own in every round.
+drawn, and live costs each, because drawing them takes time of its own in every round. So has each
+rule by which drafts are accepted.
 """
 
 from typing import NamedTuple
@@ -16,7 +17,9 @@ from mlx_eagle.planner.cost_model import Costs, LiveCosts
 from mlx_eagle.planner.lookup_planner import LookupPlanner
 from mlx_eagle.planner.planner import CHILDREN, Planner
 from mlx_eagle.planner.policy import Sources
+from mlx_eagle.sampling.options import MATCH, RATIO
 from mlx_eagle.speculation import ON, Speculation
+from mlx_eagle.static_tree import MeasuredTree, StaticTree
 from mlx_eagle.target.target import Target
 
 GREEDY, SAMPLED = "greedy", "sampled"
@@ -86,6 +89,10 @@ class Planners:
         watch: notices a head that is of no use; None: nobody does.
         chains_only: whether the target verifies chains only.
         sources: where drafted tokens come from.
+
+    Attributes:
+        ranks: by depth, how often the head's token of each rank is right; None if that was not
+            measured.
     """
 
     WORTH_KEEPING = 32  # rounds
@@ -103,31 +110,49 @@ class Planners:
         self.calibration, self.sources = calibration, sources
         self.max_depth, self.records, self.watch = max_depth, records, watch
         self.chains_only = chains_only
+        self.ranks = records.ranks() if records else None
         self._n_children = 1 if chains_only else CHILDREN
         self._planners: dict[str, Planner] = {}
         self._kept_at = 0
 
-    def planner(self, temperature: float) -> Planner:
-        """Return the planner for a temperature; 0 is greedy."""
-        kind = SAMPLED if temperature else GREEDY
+    def planner(self, temperature: float, rule: str = MATCH) -> Planner:
+        """Return the planner for a temperature, 0 being greedy, and a rule of acceptance."""
+        kind = (SAMPLED if rule == MATCH else rule) if temperature else GREEDY
         if kind not in self._planners:
             self._planners[kind] = self._make(kind)
         return self._planners[kind]
 
     def _make(self, kind: str) -> Planner:
         """Return a new planner for a way of choosing tokens."""
-        measured, known, n = self.calibration, self._acceptance(kind), self._n_children
+        # A draft that is drawn must not be looked at before it is verified.
+        draws = kind == RATIO
+        n = 1 if draws else self._n_children
+        measured, known = self.calibration, self._acceptance(kind)
         costs, depth = measured.costs, self.max_depth
         if not self.sources.head:
             costs, depth = costs.without_drafting(), 0
         live = LiveCosts(costs, is_measured=measured.is_measured)
         if self.sources.lookup:
             return LookupPlanner(live, known, self._acceptance(kind + LOOKUP), depth, n)
-        return Planner(live, known, depth, n)
+        return Planner(live, known, depth, n, checks=not draws)
 
     def _acceptance(self, kind: str) -> Acceptance:
         """Return what is on record of a kind, if only a prior."""
         return self.records.acceptance(kind) if self.records else Acceptance()
+
+    def measured_tree(self, tree: MeasuredTree) -> StaticTree:
+        """Return the likeliest tree of so many nodes.
+
+        Raises:
+            EagleError: if nothing was measured to build it from.
+        """
+        if self.ranks is None:
+            raise EagleError(
+                f"the tree {tree.text} is built from how often each rank of Medusa heads is right, "
+                "which was not measured for this pair yet: run mlx-eagle calibrate, or give a "
+                "published tree (mc_sim_7b_63)"
+            )
+        return StaticTree(StaticTree.likeliest(self.ranks, tree.nodes).paths, tree.text)
 
     def outlook(self, context: int) -> Speculation:
         """Say whether any tree could pay with `context` cached tokens, were the head perfect."""

@@ -25,6 +25,13 @@ VERSION = 1  # of the files; others are ignored
 KERNELS = "few-row kernels"  # what costs depend on beside machine and pair
 
 
+RANKS = "ranks"  # among the ways of choosing tokens
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, float | int) and 0 <= value <= 1
+
+
 class Identity(NamedTuple):
     """What costs and acceptance depend on.
 
@@ -93,6 +100,24 @@ class Records:
             return Acceptance.from_dict(fields[kind]) if fields else Acceptance()
         except (EagleError, KeyError):
             return Acceptance()
+
+    def ranks(self) -> list[list[float]] | None:
+        """Return how often each rank is right, by depth, if that was measured."""
+        found = (read_record(self.acceptance_file) or {}).get(RANKS)
+        is_table = isinstance(found, list) and all(
+            isinstance(ranks, list) and ranks and all(_is_share(share) for share in ranks)
+            for ranks in found
+        )
+        return found if found and is_table else None
+
+    def save_ranks(self, ranks: list[list[float]]) -> None:
+        """Store how often each rank is right, by depth.
+
+        Raises:
+            EagleError: if the folder cannot be written to.
+        """
+        fields = read_record(self.acceptance_file) or {"pair": dict(self.identity.pair)}
+        write_record(self.acceptance_file, fields | {RANKS: ranks})
 
     def save_acceptance(self, kinds: Mapping[str, Acceptance]) -> None:
         """Store what is known, by way of choosing tokens; other ways stay as they are.

@@ -8,6 +8,7 @@ from collections.abc import Generator, Sequence
 import mlx.core as mx
 
 from mlx_eagle.decoding.rounds import Decoder
+from mlx_eagle.drafters.base import ReadsText
 
 PREFILL_STEP = 2048  # tokens per prefill chunk, as in mlx-lm
 
@@ -34,6 +35,8 @@ def prefill_steps(
     target, cache, drafter = decoder.target, decoder.cache, decoder.drafter
     ids = mx.array(list(prompt), dtype=mx.int32)
     last = len(prompt) - 1
+    if isinstance(drafter, ReadsText) and cache.rows == 0:
+        drafter.begin(ids[:1])
     yield cache.rows
     while cache.rows < last:
         # Cut at multiples, or a prompt of which a part is held would be read in other pieces.

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from mlx_eagle.planner.policy import Review
+from mlx_eagle.sampling.options import MATCH, TYPICAL
 from mlx_eagle.speculation import ON, Speculation
 
 
@@ -91,7 +92,8 @@ class GenerationStats:
     same in words; `stop_string` is the one that ended the answer, "" if none did;
     `dropped_messages` were left out of the prompt because they did not fit. `seed` gives the
     same text again; None where nothing was drawn by one. `by_source` counts drafted and
-    accepted tokens by what proposed them: "head", "n-gram".
+    accepted tokens by what proposed them: "head", "n-gram"; `acceptance_rule` is that of
+    `GenerationOptions.acceptance`.
     """
 
     prompt_tokens: int = 0
@@ -113,7 +115,13 @@ class GenerationStats:
     stop_string: str = ""
     dropped_messages: int = 0
     seed: int | None = None
+    acceptance_rule: str = MATCH
     planned: Planned | None = None
+
+    @property
+    def is_lossy(self) -> bool:
+        """Whether the text may differ in distribution from the target's own."""
+        return self.acceptance_rule == TYPICAL and self.drafted > 0
 
     @property
     def speculation(self) -> str:
@@ -159,6 +167,7 @@ class GenerationStats:
         del fields["status"]
         return fields | {
             "speculation": self.speculation,
+            "is_lossy": self.is_lossy,
             "rounds": self.rounds,
             "accepted": self.accepted,
             "acceptance_length": self.acceptance_length,

@@ -124,8 +124,13 @@ def _texts_of(
     loaded, tokenizer = load_target(folder, adapter=adapter)
     tapped = Target(loaded.network, boundaries_to_tap(config))
     check_fit(head, tapped)
+    return tapped, write_texts(tapped, tokenizer, progress)
+
+
+def write_texts(target: Target, tokenizer: Any, progress: Progress) -> list[Evidence]:
+    """Return texts that a tapped target writes, by which heads are measured."""
     prompts = [_encode(tokenizer, prompt) for prompt in PROMPTS]
-    return tapped, record_evidence(tapped, prompts, N_TOKENS, progress)
+    return record_evidence(target, prompts, N_TOKENS, progress)
 
 
 def repair_head(folder: Path, diagnosis: Diagnosis) -> None:

@@ -6,6 +6,8 @@ from typing import Protocol, Self, runtime_checkable
 import mlx.core as mx
 
 from mlx_eagle.planner.policy import Level as NodeChildren
+from mlx_eagle.sampling.ratio import RatioSampler
+from mlx_eagle.static_tree import StaticTree
 from mlx_eagle.tree import DraftTree, TreeShape
 
 Level = tuple[mx.array, mx.array]  # log-probabilities and target ids, [K] each, likeliest first
@@ -75,6 +77,33 @@ class Lookup(Protocol):
 
     def draft_alone(self, root: mx.array, shape: TreeShape) -> DraftTree:
         """Propose a tree below `root` [1] without looking anything up."""
+
+
+@runtime_checkable
+class ReadsText(Protocol):
+    """What a drafter offers besides, if it reads the text itself.
+
+    `observe` brings the token after each committed one, and so every token but the first.
+    """
+
+    def begin(self, token: mx.array) -> None:
+        """Take in the first token [1] int32 of a text, before anything is observed."""
+
+
+@runtime_checkable
+class Draws(Protocol):
+    """What a drafter offers besides, if it can draw its drafts instead of choosing them."""
+
+    def draw(self, root: mx.array, tree: StaticTree, sampler: RatioSampler) -> DraftTree:
+        """Propose a tree of this structure below `root` [1], by draws; see `sampling/ratio.py`."""
+
+
+@runtime_checkable
+class DraftsStatic(Protocol):
+    """What a drafter offers besides, if it can draft trees of a fixed structure."""
+
+    def draft_static(self, root: mx.array, tree: StaticTree) -> DraftTree:
+        """Propose a tree of this structure below `root` [1]."""
 
 
 @runtime_checkable

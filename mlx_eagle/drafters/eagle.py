@@ -13,7 +13,7 @@ import mlx.core as mx
 from mlx_eagle.cache.kv import OpenRows
 from mlx_eagle.drafters.base import Level
 from mlx_eagle.drafters.cached import CachedDrafter
-from mlx_eagle.drafters.ranking import Candidates, best, join, likeliest, to_tree
+from mlx_eagle.drafters.ranking import Candidates, Children, expand, likeliest, to_tree
 from mlx_eagle.heads.eagle import EagleHead, HeadOutput
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, DraftTree, TreeShape
@@ -72,23 +72,15 @@ class EagleDrafter(CachedDrafter):
 
     def _expand(self, newest: HeadOutput, shape: TreeShape) -> Candidates:
         """Score `shape.n_candidates` nodes, level by level."""
-        k = shape.width
-        scores, tokens = self._children(newest, mx.zeros((1,)), k)
-        levels = [Candidates(tokens, mx.full((k,), -1), scores, mx.full((k,), 1))]
-        made, frontier = 0, mx.arange(k)  # frontier: which of the newest level are expanded
-        feedback = mx.broadcast_to(newest.feedback, (1, k, newest.feedback.shape[2]))
-        seen: mx.array | None = None  # [k, drafted rows] bool: each frontier node's own ancestors
-        for depth in range(1, shape.depth):
-            level = levels[-1]
-            seen = _extend_seen(seen, frontier // k, k)
-            out = self._step(feedback, level.tokens[frontier], seen)
-            scores, tokens = self._children(out, level.scores[frontier], k)
-            parents = mx.repeat(made + frontier, k)
-            made += level.tokens.shape[0]
-            levels.append(Candidates(tokens, parents, scores, mx.full((k * k,), depth + 1)))
-            frontier = best(scores, k)
-            feedback = out.feedback[:, frontier // k]
-        return join(levels)
+        feedback, k = newest.feedback, shape.width
+
+        def children(tokens: mx.array, above: mx.array, seen: mx.array) -> Children:
+            nonlocal feedback
+            out = self._step(feedback[:, above], tokens, seen)
+            feedback = out.feedback
+            return self._children(out, k)
+
+        return expand(self._children(newest, k), children, shape)
 
     def _step(self, feedback: mx.array, tokens: mx.array, seen: mx.array) -> HeadOutput:
         """Run the head over one level: feedback [1, k, h] of the parents, tokens [k]."""
@@ -99,19 +91,7 @@ class EagleDrafter(CachedDrafter):
             self.cache.expect(OpenRows(columns[-k:], columns, seen))
         return self.head(feedback, self.embed(tokens[None]), self.cache)
 
-    def _children(self, out: HeadOutput, scores: mx.array, k: int) -> tuple[mx.array, mx.array]:
-        """Return path scores and target ids, [R * k] each, of the k likeliest children.
-
-        Args:
-            out: of R nodes, [1, R, h].
-            scores: [R] path scores of these nodes.
-            k: children per node.
-        """
+    def _children(self, out: HeadOutput, k: int) -> Children:
+        """Return the k likeliest children of R nodes, by the head's output [1, R, h]."""
         log_probs, ids = likeliest(self.unembed(out.normed)[0], k)
-        return (scores[:, None] + log_probs).reshape(-1), self.head.draft_to_target[ids.reshape(-1)]
-
-
-def _extend_seen(seen: mx.array | None, parents: mx.array, k: int) -> mx.array:
-    """Return [k, rows + k]: the drafted rows that k new rows see, themselves included."""
-    own = mx.eye(k, dtype=mx.bool_)
-    return own if seen is None else mx.concatenate([seen[parents], own], axis=1)
+        return log_probs, self.head.draft_to_target[ids]

@@ -15,9 +15,10 @@ from typing import cast
 import mlx.core as mx
 import numpy as np
 
-from mlx_eagle.drafters.base import Drafter, Lookup
+from mlx_eagle.drafters.base import Drafter, DraftsStatic, Lookup
 from mlx_eagle.planner.planner import CHILDREN
 from mlx_eagle.planner.policy import ROOT, Level, LevelCheck, Node, Plan
+from mlx_eagle.static_tree import StaticTree
 from mlx_eagle.tree import PLAIN, DraftTree
 
 
@@ -25,6 +26,9 @@ def draft_as_planned(drafter: Drafter | None, root: mx.array, plan: Plan) -> Dra
     """Return the tree of a round below `root` [1]: of a fixed shape, or as a check decides."""
     if drafter is None or plan.shape == PLAIN:
         return DraftTree.chain(root)
+    if isinstance(plan.shape, StaticTree):
+        assert isinstance(drafter, DraftsStatic), "a request for other drafters is refused"
+        return drafter.draft_static(root, plan.shape)
     check, shape = plan.check, plan.shape
     if check is None:
         return drafter.draft(root, shape)

@@ -7,6 +7,7 @@ import mlx.core as mx
 
 from mlx_eagle.drafters.base import Drafter
 from mlx_eagle.drafters.block import BlockDrafter
+from mlx_eagle.drafters.draft_model import DraftModelDrafter
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.drafters.joined import JoinedDrafter
 from mlx_eagle.drafters.markov import MarkovDrafter
@@ -14,6 +15,7 @@ from mlx_eagle.drafters.medusa import MedusaDrafter
 from mlx_eagle.drafters.ngram import NgramDrafter
 from mlx_eagle.drafters.p_eagle import PEagleDrafter
 from mlx_eagle.errors import CheckpointError
+from mlx_eagle.heads.draft_model import DraftModel
 from mlx_eagle.heads.load import AnyHead
 from mlx_eagle.heads.ngram import JoinedHead, NgramHead
 from mlx_eagle.target.target import Target
@@ -27,16 +29,19 @@ DRAFTERS: dict[str, Callable[[Any, Target, int | None], Drafter]] = {
     "mtp": EagleDrafter,
     "dflash": BlockDrafter,
     "dspark": MarkovDrafter,
+    "draft-model": DraftModelDrafter,
 }
 
 
 def check_fit(head: AnyHead, target: Target) -> None:
     """Give the head the target's type, after checking that they belong together.
 
+    A draft model needs nothing but the target's tokens, which were compared when it was loaded.
+
     Raises:
         CheckpointError: if sizes differ.
     """
-    if isinstance(head, NgramHead):
+    if isinstance(head, NgramHead | DraftModel):
         return
     if isinstance(head, JoinedHead):
         head = head.head

@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from mlx_eagle.drafters.base import Level
 from mlx_eagle.drafters.block import BlockDrafter
-from mlx_eagle.drafters.ranking import Candidates, Children, Frontier, expand, likeliest
+from mlx_eagle.drafters.ranking import Candidates, Children, Frontier, expand_levels, likeliest
 from mlx_eagle.heads.block import BlockHead
 from mlx_eagle.tree import TreeShape
 
@@ -75,7 +75,7 @@ class MarkovDrafter(BlockDrafter):
     def _expand(self, root: mx.array, shape: TreeShape) -> Candidates:
         """Score `shape.n_candidates` nodes."""
         k, depth = shape.width, shape.depth
-        return expand(self._levels(root, k, depth), root, depth, k)
+        return expand_levels(self._levels(root, k, depth), root, depth, k)
 
     def _levels(self, root: mx.array, k: int, depth: int) -> _Levels:
         """Return what gives the children of nodes below `root` [1]."""

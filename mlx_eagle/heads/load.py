@@ -20,13 +20,14 @@ from mlx_eagle.heads.config import (
     MedusaConfig,
     MtpConfig,
 )
+from mlx_eagle.heads.draft_model import DraftModel
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.heads.medusa import MedusaHead
 from mlx_eagle.heads.mtp import MtpHead
 from mlx_eagle.heads.ngram import JoinedHead, NgramHead
 
 Head = EagleHead | MedusaHead | BlockHead
-AnyHead = Head | NgramHead | JoinedHead  # whatever an engine drafts with
+AnyHead = Head | NgramHead | JoinedHead | DraftModel  # whatever an engine drafts with
 
 # By the algorithm of a configuration: what reads it, and the network.
 HEADS: dict[str, tuple[Any, Any]] = {

@@ -2,7 +2,7 @@
 
 Head i predicts the token i + 2 positions after the hidden state, i.e. i + 1 after the root, from
 the hidden state alone: what stands between is not an input (arXiv 2401.10774, section 2.1). Its
-typical acceptance is not used here: the target decides, as for every drafter.
+typical acceptance is a rule of its own (`sampling/typical.py`), for all drafters alike.
 """
 
 from typing import Any

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import mlx.nn as nn
 
+from mlx_eagle.heads.block import BlockHead
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.heads.medusa import MedusaHead
 from mlx_eagle.planner.policy import Sources
@@ -43,7 +44,7 @@ class NgramHead(nn.Module):
 class JoinedHead(nn.Module):
     """A head, and lookup whose branches join its tree."""
 
-    def __init__(self, head: EagleHead | MedusaHead) -> None:
+    def __init__(self, head: EagleHead | MedusaHead | BlockHead) -> None:
         super().__init__()
         self.head = head
         self.config = NgramConfig("joined", tuple(head.config.taps))

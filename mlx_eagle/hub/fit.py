@@ -12,7 +12,7 @@ from mlx_eagle.cache.estimate import device_memory, estimated_cache_bytes, numbe
 from mlx_eagle.errors import EagleError, HubError
 from mlx_eagle.files.json_files import language_config, read_json
 from mlx_eagle.hub.download import Listing, Notify, fetch, list_files
-from mlx_eagle.hub.head_choice import AND_NGRAM, NGRAM, NO_HEAD
+from mlx_eagle.hub.head_choice import AND_NGRAM, NGRAM, NO_HEAD, draft_model_of
 from mlx_eagle.hub.known_heads import default_head
 from mlx_eagle.hub.native_mtp import OWN
 from mlx_eagle.load_options import LoadOptions
@@ -76,9 +76,12 @@ def foresee(
     Raises:
         EagleError: if it cannot be found out.
     """
-    config = read_json(fetch(model, only=["config.json"]) / "config.json")
+    config = _config_of(model)
     files = files or list_files(model)
-    drafter = list_files(head) if (head := _head_of(model, head)) else None
+    draft_model = draft_model_of(head)
+    # Every conversation has a cache of each model.
+    configs = [config, *([_config_of(draft_model)] if draft_model else [])]
+    drafter = list_files(head) if (head := draft_model or _head_of(model, head)) else None
     memory = options.memory_limit or device_memory()
     weights = int(weight_bytes(files.sizes) * _growth(config, options))
     n_head = weight_bytes(drafter.sizes) if drafter else 0
@@ -86,7 +89,7 @@ def foresee(
     room = memory - weights - n_head
 
     def cache(n_tokens: int) -> int:
-        return estimated_cache_bytes(config, n_tokens, options)
+        return sum(estimated_cache_bytes(each, n_tokens, options) for each in configs)
 
     return Fit(
         download=files.missing + (drafter.missing if drafter else 0),
@@ -134,6 +137,11 @@ def _head_of(model: str | Path, head: str | Path | None) -> str | Path | None:
         return known.repo
     # The layer of the target itself is found once its files are here.
     return None if head in (NO_HEAD, OWN) else head
+
+
+def _config_of(model: str | Path) -> dict[str, Any]:
+    """Return a model's configuration, of which nothing else is fetched."""
+    return read_json(fetch(model, only=["config.json"]) / "config.json")
 
 
 def weight_bytes(sizes: Mapping[str, int]) -> int:

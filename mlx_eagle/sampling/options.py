@@ -7,6 +7,12 @@ from dataclasses import dataclass
 
 from mlx_eagle.option import Number, Whole, check_options, fill_defaults, option
 
+MATCH, RATIO, TYPICAL = "match", "ratio", "typical"
+ACCEPTANCE = (MATCH, RATIO, TYPICAL)  # rules by which drafts are accepted where tokens are drawn
+LOSSY = (
+    "drafts are accepted by 'typical', which is lossy: the text does not keep the target's "
+    "distribution (acceptance 'match' does)"
+)
 COLDEST = 1e-6  # temperature; below it float32 has no room for the scores
 
 

@@ -61,21 +61,32 @@ class SeededSampler(SamplingOptions):
             # mlx-lm takes the argmax after this subtraction, which makes ties in 16 bits.
             normalizer = mx.logsumexp(logits, axis=-1, keepdims=True)
             chosen = mx.argmax(logits - normalizer, axis=-1).astype(mx.int32)
-            return _if_finite(normalizer, chosen)
+            return if_finite(normalizer, chosen)
         logits = logits.astype(mx.float32)
-        scores = self._filtered(logits)
-        # The largest is 0, so that the coldest draw still has one finite score.
-        scores = (scores - scores.max(axis=-1, keepdims=True)) / self.temperature
-        noise = [self._noise(offset + d, logits.shape[-1]) for d in range(tree.max_depth + 1)]
-        scores = scores + mx.stack(noise)[tree.depths]  # [N, V]
-        chosen = mx.argmax(scores, axis=-1).astype(mx.int32)
-        return _if_finite(mx.logsumexp(logits, axis=-1, keepdims=True), chosen)
+        chosen = self.drawn(self._scores(logits), tree, offset)
+        return if_finite(mx.logsumexp(logits, axis=-1, keepdims=True), chosen)
+
+    def drawn(self, scores: mx.array, tree: DraftTree, offset: int) -> mx.array:
+        """Draw the token [N] after every node by log-probabilities [N, V] up to a constant."""
+        noise = [self._noise(offset + d, scores.shape[-1]) for d in range(tree.max_depth + 1)]
+        return mx.argmax(scores + mx.stack(noise)[tree.depths], axis=-1).astype(mx.int32)
+
+    def log_probs(self, logits: mx.array) -> mx.array:
+        """Return the log-probabilities [N, V] of a draw from logits [N, V], in float32."""
+        scores = self._scores(logits.astype(mx.float32))
+        return scores - mx.logsumexp(scores, axis=-1, keepdims=True)
 
     def commit(self, path: Sequence[int]) -> None:
         """Nothing to do: a draw depends on its position alone."""
 
     def rewind(self, n: int) -> None:
         """Nothing to do, as for `commit`."""
+
+    def _scores(self, logits: mx.array) -> mx.array:
+        """Return log-probabilities [N, V] of a draw, up to a constant, filtered and tempered."""
+        scores = self._filtered(logits)
+        # The largest is 0, so that the coldest draw still has one finite score.
+        return (scores - scores.max(axis=-1, keepdims=True)) / self.temperature
 
     def _filtered(self, logits: mx.array) -> mx.array:
         """Return log-probabilities [N, V], -inf where a filter removes the token."""
@@ -122,7 +133,7 @@ class StockSampler:
         _set_random_state(before)
         chosen = mx.concatenate(tokens).astype(mx.int32)
         chosen = mx.where((chosen >= 0) & (chosen < logits.shape[-1]), chosen, NO_TOKEN)
-        return _if_finite(normalizer, chosen)
+        return if_finite(normalizer, chosen)
 
     def commit(self, path: Sequence[int]) -> None:
         """Leave mlx's generator as the call for the last accepted node left it."""
@@ -144,7 +155,7 @@ class StockSampler:
         return token.reshape(1)
 
 
-def _if_finite(normalizer: mx.array, chosen: mx.array) -> mx.array:
+def if_finite(normalizer: mx.array, chosen: mx.array) -> mx.array:
     """Return tokens [N], or NO_NUMBERS for rows whose logarithm of a sum [N, 1] is NaN or infinite.
 
     It is -inf where no token is allowed, which is the grammar's matter.

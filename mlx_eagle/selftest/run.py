@@ -16,6 +16,7 @@ from mlx_eagle.errors import EagleError
 from mlx_eagle.selftest.caches import CacheCheck, check_caches
 from mlx_eagle.selftest.kernels import KernelLook, look_at_kernels
 from mlx_eagle.selftest.memory import MemoryLook, piles_up, watch_memory
+from mlx_eagle.tree_shape import TreeShape
 
 TREES = ("auto", "chain:4", "tree:4x2x6", "tree:5x4x15")
 CHAINS = ("auto", "chain:2", "chain:4", "chain:6")
@@ -131,7 +132,7 @@ def _contestants(engine: Engine) -> list[Contestant]:
     assert engine.head is not None, "checked before"
     specs = parse_specs(("plain", *(CHAINS if engine.target.chains_only else TREES)))
     deepest = engine.head.max_depth
-    fitting = [spec for spec in specs if spec.shape is None or spec.shape.depth <= deepest]
+    fitting = [s for s in specs if not isinstance(s.shape, TreeShape) or s.shape.depth <= deepest]
 
     def no_other(*_: Any) -> Any:
         raise AssertionError("no other model takes part")

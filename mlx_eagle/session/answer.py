@@ -16,8 +16,11 @@ from mlx_eagle.decoding.loop import rounds
 from mlx_eagle.decoding.prefill import prefill_steps
 from mlx_eagle.decoding.rounds import Decoder
 from mlx_eagle.decoding.stats import GenerationStats, Planned
+from mlx_eagle.drafters.drawn import DrawnDrafts
 from mlx_eagle.planner.planner import Planner
 from mlx_eagle.planner.policy import FixedShape, Policy
+from mlx_eagle.sampling.options import LOSSY
+from mlx_eagle.sampling.ratio import RatioSampler
 from mlx_eagle.session.detokenize import TextStream
 from mlx_eagle.session.prefix import CachedPrefix
 from mlx_eagle.session.prompt import Message
@@ -25,6 +28,7 @@ from mlx_eagle.session.request import Request
 from mlx_eagle.session.responses import Ends, Responses, responses
 from mlx_eagle.session.wired import wired
 from mlx_eagle.speculation import ON, Speculation
+from mlx_eagle.static_tree import Shape
 from mlx_eagle.tree import PLAIN
 
 if TYPE_CHECKING:
@@ -50,6 +54,7 @@ class Answering:
         status = engine.info.status
         self._stats = GenerationStats(prompt_tokens=len(request.ids), status=status)
         self._stats.dropped_messages, self._stats.seed = request.n_dropped, request.seed
+        self._stats.acceptance_rule = request.options.rule
         self._text = ""  # of the answer, as far as it was given
 
     def message(self) -> Message:
@@ -145,6 +150,8 @@ class Answering:
         prefix.reuse(request.ids, speculate)
         self._make_room()
         drafter = prefix.drafter if speculate else None
+        if drafter is not None and isinstance(request.sampler, RatioSampler):
+            drafter = DrawnDrafts(drafter, request.sampler)
         return Decoder(self._engine.target, prefix.cache, drafter, request.selector)
 
     def _make_room(self) -> None:
@@ -187,7 +194,7 @@ class Answering:
             stats.status = Speculation.off("not asked for")
         elif options.tree == PLAIN:
             stats.status = Speculation.off("the tree has no nodes")
-        elif prefix.drafter is not None and options.tree is not None:
+        elif prefix.drafter is not None and isinstance(options.tree, Shape):
             stats.status = ON
             return FixedShape(options.tree)
         elif prefix.drafter is not None:
@@ -198,7 +205,8 @@ class Answering:
         """Return the planner, or None where no tree could pay."""
         stats, prefix, planners = self._stats, self._prefix, self._planners
         n_tokens = stats.prompt_tokens
-        planner = planners.planner(0.0 if self._request.options.is_greedy else 1.0)
+        options = self._request.options
+        planner = planners.planner(0.0 if options.is_greedy else 1.0, options.rule)
         stats.planned = Planned(planners.calibration.source, planner.costs.plain(n_tokens))
         if prefix.outlook.is_on or prefix.judged_by is not planners:
             prefix.outlook, prefix.judged_by = planners.outlook(n_tokens), planners
@@ -217,3 +225,5 @@ class Answering:
         if planners.watch is not None:
             stats.advice = planners.watch.advise(stats)
         stats.advice = self._engine.target.few_rows.take_advice() or stats.advice
+        if stats.is_lossy:
+            stats.advice = LOSSY

@@ -15,7 +15,9 @@ from mlx_eagle.cache.stock import StockCache
 from mlx_eagle.cache.window import WindowKVCache
 from mlx_eagle.errors import EagleError
 from mlx_eagle.files.json_files import language_config, read_count, read_number
+from mlx_eagle.heads.draft_model import DraftModel
 from mlx_eagle.target.rotation import layer_facts
+from mlx_eagle.target.self_check import with_caches
 from mlx_eagle.target.target import Target
 
 UNBOUNDED = 1 << 40  # rows
@@ -52,8 +54,8 @@ class Limits(NamedTuple):
     Attributes:
         max_context: tokens; None where the model does not say.
         memory: bytes that the process may use on the device.
-        bytes_per_row: by layer of the target's cache, the bytes of a row and the most rows that
-            it keeps (None: all); empty where it is not known.
+        bytes_per_row: by layer of the caches of target and draft model, the bytes of a row and the
+            most rows that it keeps (None: all); empty where it is not known.
         head_window: tokens that the head attends to; 0 for all.
     """
 
@@ -63,7 +65,7 @@ class Limits(NamedTuple):
     head_window: int = 0
 
     def cache_bytes(self, rows: int) -> int:
-        """Return what so many rows take in the target's cache."""
+        """Return what so many rows take in these caches."""
         return sum(
             size * (rows if most is None else min(rows, most)) for size, most in self.bytes_per_row
         )
@@ -110,11 +112,26 @@ def _stretched(config: dict[str, Any], stated: int) -> int:
     return int(trained * read_number(facts, "factor", 1.0))
 
 
-def bytes_per_row(target: Target) -> tuple[tuple[int, int | None], ...]:
-    """Return, by layer of a target's cache, the bytes of a row and the most rows that it keeps.
+LayerSizes = tuple[tuple[int, int | None], ...]
+
+
+def bytes_per_row(target: Target, head: object = None) -> LayerSizes:
+    """Return, by layer of all caches that grow, the bytes of a row and the most rows that it keeps.
 
     Recurrent states do not grow; for mlx-lm's own caches it is not known.
+
+    Args:
+        target: whose cache every conversation has.
+        head: what drafts; heads have a window, draft models keep what the target does.
     """
+    own = _layer_sizes(target)
+    if isinstance(head, DraftModel):
+        return (*own, *_layer_sizes(with_caches(head.model, target.kv)))
+    return own
+
+
+def _layer_sizes(target: Target) -> LayerSizes:
+    """Return the bytes of a row, and the most rows, of every layer of a model's cache."""
     cache = target.make_cache()
     if isinstance(cache, StockCache):
         return ()

@@ -22,8 +22,8 @@ from mlx_eagle.option import (
     option,
     options_of,
 )
-from mlx_eagle.sampling.options import SamplingOptions
-from mlx_eagle.tree_shape import TreeShape
+from mlx_eagle.sampling.options import ACCEPTANCE, MATCH, SamplingOptions
+from mlx_eagle.static_tree import Tree
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -64,7 +64,14 @@ class GenerationOptions(SamplingOptions):
             "truncate" by leaving out the oldest turns, which the statistics count.
         speculate: False decodes plainly, through the same loop.
         ignore_eos: go on to `max_tokens` whatever the model says.
-        tree: the shape of every round's tree; None leaves the choice to the planner.
+        tree: the shape of every round's tree; None leaves the choice to the planner. Medusa heads
+            draft trees of a fixed structure too (`StaticTree`, `MeasuredTree`).
+        acceptance: which drafts are accepted where tokens are drawn. "match": those that the
+            target's own draw is, so that drafting does not change the text of a seed. "ratio":
+            by the ratio of the probabilities of target and draft model, whose drafts are drawn;
+            the text has the target's distribution, and for a seed it depends on the trees too.
+            "typical": what the target finds likely enough (Medusa), which is lossy: the text does
+            not have the target's distribution.
         logprobs: let every response carry the log-probabilities its token was chosen from.
         prefill_step_size: prompt tokens per forward.
         progress: called with (prompt tokens done, prompt tokens in all) during prefill.
@@ -153,14 +160,23 @@ class GenerationOptions(SamplingOptions):
         "length",
         in_chat=False,
     )
-    tree: TreeShape | None = option(
+    tree: Tree | None = option(
         None,
-        "Draft this tree every round: depth, width, drafted tokens; 4 is a chain. Default: what "
-        "pays best.",
+        "Draft this tree every round: depth, width, drafted tokens; 4 is a chain. Of Medusa "
+        "heads also mc_sim_7b_63, or static:N from what calibrate measured. Default: what pays "
+        "best.",
         TreeSizes(),
         "drafting",
         short="tree",
         unset="auto",
+    )
+    acceptance: str = option(
+        MATCH,
+        "Which drafts are accepted where tokens are drawn: match, those that the target draws "
+        "itself; ratio, by the ratio of the probabilities of target and draft model; typical, what "
+        "the target finds likely enough, which is lossy.",
+        Choice(ACCEPTANCE),
+        "drafting",
     )
     logprobs: bool = False
     prefill_step_size: int = 2048
@@ -203,6 +219,11 @@ class GenerationOptions(SamplingOptions):
             raise ValueError("json_schema and regex were both given; an answer follows one")
         if self.ignore_eos and (self.json_schema is not None or self.regex is not None):
             raise ValueError("ignore_eos was given with a grammar, whose answers end by themselves")
+        if self.sampler is not None and self.acceptance != MATCH:
+            raise ValueError(
+                f"sampler and acceptance {self.acceptance!r} were both given; a sampler gives no "
+                "probabilities to accept by"
+            )
         if self.sampler is not None:
             own = vars(SamplingOptions())
             given = [name for name, default in own.items() if getattr(self, name) != default]
@@ -229,6 +250,11 @@ class GenerationOptions(SamplingOptions):
     def is_greedy(self) -> bool:
         """Whether the likeliest token is taken, as far as it can be known."""
         return self.temperature == 0 and self.sampler is None
+
+    @property
+    def rule(self) -> str:
+        """By which rule drafts are accepted: where nothing is drawn, all of them are "match"."""
+        return MATCH if self.is_greedy else self.acceptance
 
     @property
     def sampling(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from mlx_eagle.cache.kv import KVCache
 from mlx_eagle.cache.model_cache import AnyCache, TreeCache
-from mlx_eagle.drafters.base import Drafter, Restorable
+from mlx_eagle.drafters.base import Drafter, ReadsText, Restorable
 from mlx_eagle.session.prefix_cache import Hit
 from mlx_eagle.speculation import ON
 
@@ -187,9 +187,12 @@ class CachedPrefix:
     def _sample(self) -> "CachedPrefix":
         """Return a prefix of one row, which is never computed: it shows shapes and types."""
         sample = CachedPrefix(self._engine)
-        taps = self._engine.target.extend(mx.array([0]), sample.cache)
+        token = mx.array([0], dtype=mx.int32)
+        taps = self._engine.target.extend(token, sample.cache)
+        if isinstance(sample.drafter, ReadsText):
+            sample.drafter.begin(token)
         if sample.drafter is not None:
-            sample.drafter.observe(taps, mx.array([0]))
+            sample.drafter.observe(taps, token)
         return sample
 
 

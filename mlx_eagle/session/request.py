@@ -1,9 +1,11 @@
 """A request, checked before anything runs, so that what is refused loses nothing."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from mlx_eagle.drafters.base import Drafter
+from mlx_eagle.drafters.base import Drafter, DraftsStatic, Draws
 from mlx_eagle.errors import EagleError
+from mlx_eagle.sampling.options import RATIO
 from mlx_eagle.sampling.samplers import Sampler, SeededSampler
 from mlx_eagle.sampling.token_selector import TokenSelector
 from mlx_eagle.session.limits import Budget
@@ -19,7 +21,7 @@ from mlx_eagle.session.prompt import (
     turns_dropped,
 )
 from mlx_eagle.session.selector import make_constraint, make_processors, make_sampler
-from mlx_eagle.tree import TreeShape
+from mlx_eagle.static_tree import MeasuredTree, Shape, StaticTree
 
 if TYPE_CHECKING:
     from mlx_eagle.engine import Engine
@@ -36,6 +38,7 @@ class Request(NamedTuple):
         budget: how many tokens it may take; None: unbounded.
         n_dropped: messages that were left out because they did not fit.
         selector: chooses the tokens of the answer.
+        sampler: by which it draws them.
         seed: of the draws; None where nothing is drawn, or a sampler made for mlx-lm draws.
         begun: what the answer continues: an answer that the messages begin, or an opened thought.
     """
@@ -45,6 +48,7 @@ class Request(NamedTuple):
     budget: Budget | None
     n_dropped: int
     selector: TokenSelector
+    sampler: Sampler
     seed: int | None
     begun: str
 
@@ -70,16 +74,20 @@ def check_request(
     check_ids(ids, vocab_size)
     if budget is not None:
         budget.check(len(ids), _can_drop(prompt) and options.overflow == "refuse")
-    if options.tree is not None and prefix.drafter is not None:
+    if isinstance(options.tree, MeasuredTree) and prefix.drafter is not None:
+        options = replace(options, tree=engine.planners.measured_tree(options.tree))
+    if isinstance(options.tree, Shape) and prefix.drafter is not None:
         engine.target.check_shape(options.tree)
         _check_tree(options.tree, prefix.drafter)
+    if options.speculate and options.rule == RATIO and prefix.drafter is not None:
+        check_draws(engine.info.head, prefix.drafter)
     if vocab_size is not None:
         options.check_bias(vocab_size)
     begun = engine.answer_format.begun(ids, messages_of(prompt))
     constraint = make_constraint(options, engine, begun)
     sampler, processors = make_sampler(options), make_processors(options)
     selector = TokenSelector(sampler, processors, constraint, ids[:-1])
-    return Request(ids, options, budget, n_dropped, selector, _seed(sampler), begun)
+    return Request(ids, options, budget, n_dropped, selector, sampler, _seed(sampler), begun)
 
 
 def _seed(sampler: Sampler) -> int | None:
@@ -113,12 +121,30 @@ def _can_drop(prompt: Prompt) -> bool:
     return is_messages(prompt) and any(turns_dropped(prompt))
 
 
-def _check_tree(tree: TreeShape, drafter: Drafter) -> None:
-    """Refuse trees that the drafter cannot make."""
-    if tree.width > drafter.max_width:
+def check_draws(name: str, drafter: Drafter | None) -> None:
+    """Refuse the rule of ratios for drafts that are not drawn.
+
+    Raises:
+        EagleError: saying what to do instead.
+    """
+    if not isinstance(drafter, Draws):
         raise EagleError(
-            f"a tree of width {tree.width} was asked for, but the head proposes among "
-            f"{drafter.max_width} tokens"
+            f"acceptance is 'ratio', but the drafts of {name or 'this head'} are chosen, not "
+            "drawn: give a draft model (--head draft:NAME), or accept by 'match'"
+        )
+
+
+def _check_tree(tree: Shape, drafter: Drafter) -> None:
+    """Refuse trees that the drafter cannot make."""
+    if isinstance(tree, StaticTree) and not isinstance(drafter, DraftsStatic):
+        raise EagleError(
+            f"the tree {tree.text} has a fixed structure, which is for Medusa heads; give sizes, "
+            "such as 4x2x8"
+        )
+    if tree.width > drafter.max_width:
+        most = f"among {drafter.max_width} tokens" if drafter.max_width > 1 else "chains only"
+        raise EagleError(
+            f"a tree of width {tree.width} was asked for, but the head proposes {most}"
         )
     if tree.depth > drafter.max_depth:
         raise EagleError(

@@ -9,9 +9,12 @@ from mlx_eagle.answers.sections import Kind
 from mlx_eagle.answers.tool_calls import tool_name, writes_json
 from mlx_eagle.errors import EagleError
 from mlx_eagle.sampling.grammar import JSON_SCHEMA, REMEDIES, Grammar, Vocabulary
+from mlx_eagle.sampling.options import MATCH, RATIO, TYPICAL
+from mlx_eagle.sampling.ratio import RatioSampler
 from mlx_eagle.sampling.samplers import Sampler, SeededSampler, StockSampler
 from mlx_eagle.sampling.token_selector import LogitsProcessor, TreeConstraint
 from mlx_eagle.sampling.tool_grammar import Marks, Mode, Plan, StagedConstraint, calls_grammar
+from mlx_eagle.sampling.typical import TypicalSampler
 from mlx_eagle.session.options import GenerationOptions
 
 if TYPE_CHECKING:
@@ -24,7 +27,8 @@ def make_sampler(options: GenerationOptions) -> Sampler:
     """Return what chooses tokens from logits."""
     if options.sampler is not None:
         return StockSampler(options.sampler)
-    return SeededSampler(**options.sampling)
+    kinds = {MATCH: SeededSampler, RATIO: RatioSampler, TYPICAL: TypicalSampler}
+    return kinds[options.rule](**options.sampling)
 
 
 def make_processors(options: GenerationOptions) -> list[LogitsProcessor]:

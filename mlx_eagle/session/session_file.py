@@ -23,6 +23,7 @@ from mlx_eagle.files.atomic import new_file
 from mlx_eagle.files.json_files import parse_json
 from mlx_eagle.files.quoting import one_line
 from mlx_eagle.files.safetensors import read_header
+from mlx_eagle.heads.draft_model import DraftModel
 from mlx_eagle.heads.load import AnyHead
 from mlx_eagle.heads.ngram import JoinedHead, NgramHead
 from mlx_eagle.session.prefix import CachedPrefix
@@ -68,6 +69,8 @@ def identify_head(head: AnyHead | None) -> str:
         return "none"
     if isinstance(head, NgramHead):
         return head.config.algorithm
+    if isinstance(head, DraftModel):
+        return f"draft model {identify(head)}"
     return f"ngram+{identify(head.head)}" if isinstance(head, JoinedHead) else identify(head)
 
 
@@ -133,8 +136,8 @@ def read_session(path: Path, identity: Mapping[str, str], prefix: CachedPrefix) 
     for what, expected in identity.items():
         if (found := about.identity.get(what, "none")) != expected:
             raise EagleError(
-                f"{path.name} was saved with another {what} ({found[:12]}, this one is "
-                f"{expected[:12]}); load the one that it was saved with"
+                f"{path.name} was saved with another {what} ({_short(found)}, this one is "
+                f"{_short(expected)}); load the one that it was saved with"
             )
     try:
         _fill(prefix, arrays, facts)
@@ -142,6 +145,12 @@ def read_session(path: Path, identity: Mapping[str, str], prefix: CachedPrefix) 
         prefix.reset()
         raise EagleError(f"{path.name} is damaged: {error}") from error
     return about
+
+
+def _short(identity: str) -> str:
+    """Return an identity as messages show it: of a digest the beginning."""
+    *words, last = identity[:80].split()
+    return " ".join([*words, last[:12]])
 
 
 def _load(path: Path) -> tuple[dict[str, mx.array], dict[str, Any]]:

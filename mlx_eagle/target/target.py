@@ -24,10 +24,11 @@ from mlx_eagle.cache.recurrent import RecurrentCache
 from mlx_eagle.cache.stock import StockCache
 from mlx_eagle.cache.window import WindowKVCache
 from mlx_eagle.errors import UnsupportedTargetError
+from mlx_eagle.static_tree import Shape
 from mlx_eagle.target.few_rows import FewRows
 from mlx_eagle.target.hooks import Undo, note_updates, wrap_method
 from mlx_eagle.target.positions import accept_node_positions, is_rope
-from mlx_eagle.tree import DraftTree, TreeShape
+from mlx_eagle.tree import DraftTree
 
 
 class Verified(NamedTuple):
@@ -183,7 +184,7 @@ class Target:
             self._row_layers.append((ids, known))
         return known
 
-    def check_shape(self, shape: TreeShape) -> None:
+    def check_shape(self, shape: Shape) -> None:
         """Refuse a shape that this target cannot verify.
 
         Raises:

@@ -24,12 +24,14 @@ from mlx_eagle.decoding.prefill import prefill
 from mlx_eagle.decoding.rounds import Decoder
 from mlx_eagle.drafters.base import Drafter, Lookup
 from mlx_eagle.drafters.block import BlockDrafter
+from mlx_eagle.drafters.draft_model import DraftModelDrafter
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.drafters.joined import JoinedDrafter
 from mlx_eagle.drafters.markov import MarkovDrafter
 from mlx_eagle.drafters.ngram import NgramDrafter
 from mlx_eagle.heads.block import BlockHead
 from mlx_eagle.heads.config import BlockConfig
+from mlx_eagle.heads.draft_model import DraftModel
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import Costs, LiveCosts
@@ -56,6 +58,7 @@ POLICIES = (*SHAPES, *MACHINES)
 DRAFTERS = (
     "real head",
     "random head",
+    "draft model",
     "always wrong",
     "oracle",
     "n-gram",
@@ -116,6 +119,15 @@ def block_heads(engine: Any) -> dict[str, BlockHead]:
     return {name: BlockHead(BlockConfig.from_dict(kind)) for name, kind in kinds.items()}
 
 
+@pytest.fixture(scope="module")
+def draft_model(fixtures: Path) -> DraftModel:
+    """The target's own first layers, which often say what all of them say."""
+    model, _ = stock_load(str(fixtures / "pydoc-llama"))
+    model.set_dtype(mx.float32)
+    model.model.layers = model.model.layers[:6]
+    return DraftModel(model)
+
+
 def combinations(extent: str) -> Iterator[tuple[int, str, str]]:
     """(prompt, drafter, policy): each policy with two drafters, or with all on all prompts."""
     if extent == "quick":
@@ -154,6 +166,7 @@ def test_tokens_and_cache_are_those_of_mlx_lm(
     plain: Callable[..., Any],
     random_head: EagleHead,
     block_heads: dict[str, BlockHead],
+    draft_model: DraftModel,
     prompts: list[str],
     request: pytest.FixtureRequest,
 ) -> None:
@@ -167,6 +180,7 @@ def test_tokens_and_cache_are_those_of_mlx_lm(
     drafter: Drafter = {
         "real head": lambda: EagleDrafter(engine.head, engine.target),
         "random head": lambda: EagleDrafter(random_head, engine.target),
+        "draft model": lambda: DraftModelDrafter(draft_model, engine.target),
         "always wrong": lambda: ScriptedDrafter(truth, always_wrong, VOCABULARY),
         "oracle": lambda: ScriptedDrafter(truth, always_right, VOCABULARY),
         "n-gram": lambda: NgramDrafter(VOCABULARY, 255),
@@ -193,6 +207,8 @@ def test_tokens_and_cache_are_those_of_mlx_lm(
         assert mx.array_equal(ours.values[..., :held, :], theirs.values[..., :held, :])
     if drafter_name == "always wrong":
         assert accepted == 0
+    if drafter_name == "draft model" and policy_name in SHAPES:
+        assert accepted > 0
     if drafter_name == "oracle":  # a planner may find on this machine that little of it pays
         assert accepted >= (n // 2 if policy_name in SHAPES else 1)
 

@@ -11,6 +11,7 @@ from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.drafters.base import Drafter, Level
 from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.heads.config import HeadConfig
+from mlx_eagle.heads.draft_model import DraftModel
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.heads.load import AnyHead
 from mlx_eagle.heads.ngram import JoinedHead, NgramHead, sources_of
@@ -182,6 +183,23 @@ def make_session(
     engine = Engine(target, NoText(), None, info, planners)
     engine.make_drafter = make_drafter or (lambda: None)
     return engine.session()
+
+
+def perturbed(model: nn.Module, share: float) -> nn.Module:
+    """Return a model with noise of this share on its weights: it often says what it said before."""
+    mx.random.seed(9)
+    for layer in model.layers:
+        for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            scale = share * mx.sqrt(mx.mean(linear.weight**2))
+            linear.weight = linear.weight + scale * mx.random.normal(linear.weight.shape)
+    mx.eval(model.parameters())
+    return model
+
+
+def make_drafted_engine(model: nn.Module, draft: nn.Module, tokenizer: Any) -> Engine:
+    """Return an engine of a tiny target for which another model drafts."""
+    info = EngineInfo("tiny", "", "draft:tiny", "", ON, "", False)
+    return Engine(Target(model), tokenizer, DraftModel(draft), info, Planners())
 
 
 HEADS: dict[str, Callable[[EagleHead], AnyHead]] = {

@@ -1,0 +1,189 @@
+"""Drafting with a small language model: a chain, or the tree that is likeliest by its own lights.
+
+Every token that is committed is read by the model too, and its rows stay in a cache of its own.
+Rows of drafted tokens come after them and are forgotten once a tree is drafted: the accepted ones
+are read again together with the target's own token, which takes one forward all the same.
+"""
+
+import copy
+from collections.abc import Generator
+from typing import Self
+
+import mlx.core as mx
+
+from mlx_eagle.cache.kv import OpenRows
+from mlx_eagle.drafters.base import Level
+from mlx_eagle.drafters.drawn import Seen, draw_tree
+from mlx_eagle.drafters.ranking import expand, likeliest, to_tree
+from mlx_eagle.heads.draft_model import DraftModel
+from mlx_eagle.sampling.ratio import RatioSampler
+from mlx_eagle.static_tree import StaticTree
+from mlx_eagle.target.target import Target
+from mlx_eagle.tree import PLAIN, DraftTree, TreeShape
+
+PIECE = 512  # tokens that are read in one forward
+FEW = 32  # of which the logits of all are computed, though those of the last are wanted
+TOKENS = "tokens"  # in a file
+
+
+class DraftModelDrafter:
+    """A draft model with its own cache, and the tokens that it is of.
+
+    The tokens are kept because not every cache can go back to any row: what of them it lacks after
+    a `trim` is read again with the next ones.
+    """
+
+    def __init__(self, model: DraftModel, target: Target, window: int | None = None) -> None:
+        assert not window, "a draft model attends to all tokens; loading refuses a window"
+        self.model, self.kv = model, target.kv
+        # Ids beyond the target's cannot be proposed; they pad the draft model's vocabulary.
+        self._n_tokens = min(model.vocab_size, target.vocab_size or model.vocab_size)
+        self.cache = model.make_cache(self.kv)
+        self._tokens = mx.zeros((0,), dtype=mx.int32)  # committed ones, the root included
+        self._newest: mx.array | None = None  # [1, W] logits after the root
+
+    @property
+    def max_width(self) -> int:
+        """The vocabulary; 1 where rows of the model cannot branch."""
+        return 1 if self.model.chains_only else self._n_tokens
+
+    @property
+    def max_depth(self) -> int:
+        """The model steps as often as it is asked to."""
+        return self.model.max_depth
+
+    @property
+    def rows(self) -> int:
+        """Committed tokens observed."""
+        return max(self._tokens.size - 1, 0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the model's KV cache."""
+        return self.cache.nbytes
+
+    @property
+    def buffers(self) -> list[mx.array]:
+        """The arrays to evaluate when the model must be up to date."""
+        return [*self.cache.buffers, self._tokens]
+
+    def begin(self, token: mx.array) -> None:
+        """Take in the first token [1] of a text."""
+        assert not self._tokens.size, "the text has begun"
+        self._tokens = token
+
+    def observe(self, taps: mx.array | None, next_tokens: mx.array) -> None:
+        """Read L committed tokens, next_tokens [L]; taps are not looked at."""
+        self._tokens = mx.concatenate([self._tokens, next_tokens])
+        self._read()
+
+    def draft(self, root: mx.array, shape: TreeShape) -> DraftTree:
+        """Propose the best `shape.nodes` nodes below `root` [1]."""
+        if shape == PLAIN:
+            return DraftTree.chain(root)
+        k = shape.width
+
+        def children(tokens: mx.array, above: mx.array, seen: mx.array) -> Level:
+            return self._likeliest(self._step(tokens, seen), k)
+
+        candidates = expand(self._likeliest(self._after_root(), k), children, shape)
+        self.cache.commit([])  # forget the drafted rows
+        return to_tree(root, candidates, shape)
+
+    def draw(self, root: mx.array, tree: StaticTree, sampler: RatioSampler) -> DraftTree:
+        """Propose a tree of this structure below `root` [1], by draws."""
+        newest, depths = self._after_root()[:, : self._n_tokens], list[int]()
+
+        def forward(tokens: mx.array, seen: Seen) -> mx.array:
+            depths.extend(sum(row) - 1 for row in seen)  # ancestors that were given before
+            if len(seen) > 1 or not all(seen[0]):
+                columns = self.cache.rows + mx.array(depths)
+                self.cache.expect(OpenRows(columns[-len(seen) :], columns, mx.array(seen)))
+            return self.model(tokens, self.cache)[:, : self._n_tokens]
+
+        drawn = draw_tree(root, tree, sampler, newest, self.rows, forward)
+        self.cache.commit([])  # forget the drafted rows
+        return drawn
+
+    def greedy_path(self, k: int, depth: int) -> Generator[Level]:
+        """Yield the k likeliest children of the likeliest node: one row of the model per level."""
+        logits = self._after_root()
+        try:
+            for level in range(depth):
+                log_probs, tokens = self._likeliest(logits, min(k, self._n_tokens))
+                yield log_probs[0], tokens[0]
+                if level + 1 < depth:
+                    logits = self.model(tokens[0, :1], self.cache)
+        finally:
+            self.cache.commit([])  # forget the drafted rows
+
+    def trim(self, rows: int) -> None:
+        """Forget everything after the first `rows` observed tokens."""
+        self._tokens, self._newest = self._tokens[: rows + 1], None
+        kept = self.cache.longest_restorable_prefix(min(self._tokens.size, self.cache.rows))
+        if kept:
+            self.cache.trim(kept)
+        else:
+            self.cache = self.model.make_cache(self.kv)
+
+    def fork(self) -> Self:
+        """Return a copy that shares the rows held so far."""
+        twin = copy.copy(self)
+        twin.cache = self.cache.fork()
+        return twin
+
+    def arrays(self) -> dict[str, mx.array]:
+        """Return the tokens [1, 1, n, 1], shaped as a cache's rows are, and the cache's rows."""
+        if not self._tokens.size:
+            return {}
+        self._read()
+        return {TOKENS: self._tokens[None, None, :, None], **self.cache.arrays()}
+
+    def restore(self, arrays: dict[str, mx.array], rows: int) -> None:
+        """Hold what `arrays` returned of a drafter with `rows` observed tokens.
+
+        Raises:
+            ValueError: if it is not what these rows need.
+        """
+        if not arrays and not rows:
+            return
+        held = {name: array for name, array in arrays.items() if name != TOKENS}
+        tokens = arrays.get(TOKENS)
+        if tokens is None or tokens.size != rows + 1:
+            raise ValueError(f"the draft model has no tokens for {rows} rows")
+        self.cache.restore(held, rows + 1)
+        self._tokens, self._newest = tokens.reshape(-1), None
+
+    def _read(self) -> None:
+        """Run the model over the tokens that its cache lacks."""
+        n = self._tokens.size
+        n_new = n - self.cache.rows
+        last = n - 1 if n_new > FEW else n
+        starts = [*range(self.cache.rows, last, PIECE), last]
+        for start, end in zip(starts, [*starts[1:], n], strict=True):
+            if start == end:
+                continue
+            logits = self.model(self._tokens[start:end], self.cache)
+            self.cache.commit(range(end - start))
+            self._newest = logits[-1:]
+        if n_new > FEW:
+            self.cache.checkpoint()  # the end of a prompt: a recurrent model can go back to it
+
+    def _after_root(self) -> mx.array:
+        """Return the logits [1, W] after the root."""
+        assert self._newest is not None, "observe a token before drafting"
+        return self._newest
+
+    def _likeliest(self, logits: mx.array, k: int) -> Level:
+        """Return the log-probabilities and tokens, [R, k] each, by logits [R, W]."""
+        log_probs, ids = likeliest(logits[:, : self._n_tokens], k)
+        return log_probs, ids.astype(mx.int32)
+
+    def _step(self, tokens: mx.array, seen: mx.array) -> mx.array:
+        """Run the model over one level: tokens [k], each of which sees its own of `seen` [k, M]."""
+        k, n_drafted = seen.shape
+        if k > 1:  # a chain's rows follow in sequence
+            levels = mx.repeat(mx.arange(n_drafted // k), k)
+            columns = self.cache.rows + levels
+            self.cache.expect(OpenRows(columns[-k:], columns, seen))
+        return self.model(tokens, self.cache)

@@ -1,0 +1,137 @@
+"""A draft model is any mlx-lm model with the target's tokens, read and refused by name."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+import mlx_eagle
+from command_line import run_here
+from mlx_eagle.errors import EagleError
+from mlx_eagle.heads.draft_model import DraftModel, check_same_tokens, load_draft_model
+from mlx_eagle.hub import head_choice
+from mlx_eagle.hub.fit import foresee
+from mlx_eagle.hub.packaged import DEMO
+from mlx_eagle.loading import load_with_head
+from mlx_eagle.session.limits import bytes_per_row
+from mlx_eagle.tree_shape import TreeShape
+
+TARGET = DEMO / "target"
+ITSELF = f"draft:{TARGET}"  # the best draft model there is, if not a quick one
+PROMPT = "def read(path):"
+
+
+@pytest.fixture(scope="module")
+def drafted() -> Any:
+    """The demo pair's target, which drafts for itself."""
+    return mlx_eagle.load(TARGET, ITSELF, calibrate=False)
+
+
+def test_a_token_that_differs_is_named() -> None:
+    words = {"a": 0, "b": 1, "c": 2}
+    check_same_tokens(dict(words), dict(words))
+    with pytest.raises(EagleError, match=r"other tokens .* id 1 is 'x' there and 'b' here"):
+        check_same_tokens({"a": 0, "x": 1, "c": 2}, words)
+    with pytest.raises(EagleError, match=r"id 2 is none there and 'c' here"):
+        check_same_tokens({"a": 0, "b": 1}, words)
+    with pytest.raises(EagleError, match=r"id 3 is 'd' there and none here"):
+        check_same_tokens(words | {"d": 3}, words)
+
+
+def test_as_many_tokens_are_not_enough(drafted: Any, tmp_path: Path) -> None:
+    """Two ids have changed places: the sizes are equal, and every draft would be nonsense."""
+    other = tmp_path / "other"
+    shutil.copytree(TARGET, other)
+    file = other / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    words = tokenizer["model"]["vocab"]
+    first, second = (word for word, id_ in words.items() if id_ in (300, 301))
+    words[first], words[second] = words[second], words[first]
+    file.write_text(json.dumps(tokenizer))
+    with pytest.raises(EagleError, match="other tokens than the target: id 300 is"):
+        load_draft_model(other, drafted.tokenizer)
+
+
+def test_a_draft_model_that_cannot_be_had_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EagleError, match="there is no folder"):
+        mlx_eagle.load(TARGET, f"draft:{tmp_path}/nowhere", calibrate=False)
+    with pytest.raises(EagleError, match="draft model attends to all tokens"):
+        mlx_eagle.load(TARGET, ITSELF, calibrate=False, head_window=64)
+
+
+def test_a_draft_model_is_named_as_targets_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders, hub repositories, GGUF files and packaged models all go through `fetch`."""
+    asked: list[str] = []
+
+    def fetch(name: str, **_: Any) -> Path:
+        asked.append(name)
+        return TARGET
+
+    monkeypatch.setattr(head_choice, "fetch", fetch)
+    for name in ("owner/model", "small.gguf", "ollama:small"):
+        choice = head_choice.choose_head(TARGET, f"draft:{name}", TARGET)
+        assert (choice.folder, choice.name, choice.is_named) == (TARGET, f"draft:{name}", True)
+        assert choice.is_draft_model
+    assert asked == ["owner/model", "small.gguf", "ollama:small"]
+    assert head_choice.choose_head(TARGET, "draft:demo", TARGET).folder == TARGET
+
+
+def test_the_text_is_that_of_plain_decoding_and_nearly_all_is_accepted(drafted: Any) -> None:
+    for options in ({}, {"temperature": 0.8, "seed": 3}):
+        want = drafted.generate(PROMPT, max_tokens=12, speculate=False, **options)
+        found = drafted.generate(PROMPT, max_tokens=12, tree=TreeShape.chain(3), **options)
+        assert found.tokens == want.tokens
+        if not options:
+            assert found.stats.acceptance_length > 3
+    assert drafted.info.head == ITSELF
+    assert drafted.info.head_precision == drafted.info.target_precision
+    assert drafted.info.remedy == "", "there is nothing that a doctor could find"
+
+
+def test_its_cache_counts_in_every_figure_of_memory(drafted: Any) -> None:
+    own = bytes_per_row(drafted.target)
+    assert drafted.limits.bytes_per_row == (*own, *own)
+    session = drafted.session()
+    list(session.ask("hello", max_tokens=2))
+    assert session.prefix.nbytes == 2 * session.prefix.cache.nbytes
+    alone, both = foresee(TARGET, "none"), foresee(TARGET, ITSELF)
+    assert (both.cache, both.head) == (2 * alone.cache, alone.weights)
+
+
+def test_a_draft_model_may_come_to_a_target_that_is_in_use(demo: Any) -> None:
+    engine = load_with_head(demo, None, ITSELF, calibrate=False)
+    assert isinstance(engine.head, DraftModel)
+    assert engine.target.model is demo.target.model
+    assert len(engine.limits.bytes_per_row) == 2 * len(demo.limits.bytes_per_row)
+    options = {"max_tokens": 6, "tree": TreeShape(2, 2, 4)}
+    assert engine.generate(PROMPT, **options).tokens == demo.generate(PROMPT, **options).tokens
+
+
+def test_a_conversation_of_another_drafter_is_refused_by_name(
+    drafted: Any, demo: Any, tmp_path: Path
+) -> None:
+    session = drafted.session()
+    list(session.ask("hello", max_tokens=3))
+    session.save(tmp_path / "saved")
+    again = drafted.load_session(tmp_path / "saved")
+    assert again.prefix.drafter.rows == session.prefix.drafter.rows > 0
+    with pytest.raises(EagleError, match=r"another head \(draft model \w{12}, this one is"):
+        demo.load_session(tmp_path / "saved")
+
+
+def test_the_command_line_takes_it() -> None:
+    command = ("generate", PROMPT, "--model", str(TARGET), "--head", ITSELF, "--tree", "3")
+    done = run_here(*command, "--max-tokens", "8", "--json", "--no-calibrate")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["accepted"] > 0
+
+
+def test_ids_that_only_pad_the_targets_vocabulary_can_be_read(tiny_target: Any) -> None:
+    draft = DraftModel(tiny_target("llama", vocab_size=100))
+    assert draft.vocab_size == 100
+    logits = draft(mx.array([99, 127, 500]), draft.make_cache())
+    assert mx.isfinite(logits).all()
