@@ -226,8 +226,9 @@ def test_specifications_say_what_takes_part() -> None:
     assert parse_spec("chain:3").shape == TreeShape.chain(3)
     assert parse_spec("tree:4x2x8").shape == TreeShape(4, 2, 8)
     assert parse_spec("head:owner/name@main").source == "owner/name@main"
-    assert parse_spec("draft-model:owner/name")[3:] == ("owner/name", 2)
-    assert parse_spec("draft-model:./a:b:5")[3:] == ("./a:b", 5)
+    assert parse_spec("ratio:chain:3").rule == "ratio"
+    assert parse_spec("draft-model:owner/name")[3:5] == ("owner/name", 2)
+    assert parse_spec("draft-model:./a:b:5")[3:5] == ("./a:b", 5)
 
 
 def test_plain_decoding_always_takes_part_once_and_first() -> None:

@@ -248,6 +248,7 @@ def test_options_reach_the_engine_under_its_names(engine: FakeEngine) -> None:
         "stop": ("x", "y"),
         "ignore_eos": False,
         "speculate": True,
+        "acceptance": "match",
     }
     run(["generate", "a", "--ignore-eos"])  # a grammar and this exclude each other
     assert engine.options["ignore_eos"] is True
