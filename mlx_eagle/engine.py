@@ -145,6 +145,7 @@ class Engine:
             chains_only=target.chains_only,
             sources=known.sources,
         )
+        planners.ranks = known.ranks
         variant = Engine(target, self.tokenizer, self.head, self.info, planners, limits)
         variant.template, variant.turn = self.template, self.turn
         return variant

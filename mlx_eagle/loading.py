@@ -15,6 +15,7 @@ from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.draft_model import DraftModel
+from mlx_eagle.heads.ngram import without_lookup
 from mlx_eagle.hub.download import Notify, Progress, fetch, to_stderr
 from mlx_eagle.hub.fit import fit_check
 from mlx_eagle.hub.head_choice import AND_NGRAM, HeadChoice, and_lookup, choose_head
@@ -66,8 +67,8 @@ def load(
             is installed, else the former.
         head: a head, converted or as published, in a folder or on the hub; None is the head that
             is known for the target, "none" is no head, `draft:NAME` a small model that drafts,
-            named as targets are; "ngram" is n-gram lookup in the text, which "+ngram" after a head,
-            or alone after the known one, joins to it.
+            named as targets are; "ngram" is n-gram lookup in the text, which "+ngram" after a
+            head, or alone after the known one, joins to it.
         progress: called with (phase, done, total): downloads in bytes, then "load" and
             "calibrate" in steps.
         notify: told in one line, beforehand, which known head is downloaded and how large it is,
@@ -226,7 +227,7 @@ def _head_window(pair: Pair, options: LoadOptions) -> int:
     """
     if options.head_window is None:
         return pair.head.default_window if pair.head else 0
-    if options.head_window and isinstance(pair.head, DraftModel):
+    if options.head_window and pair.head and isinstance(without_lookup(pair.head), DraftModel):
         raise EagleError(
             f"head_window is {options.head_window}, but a draft model attends to all tokens, as it "
             "was trained: leave it out (max_kv_size bounds target and draft model)"
@@ -238,12 +239,12 @@ def _describe_head(found: Found, pair: Pair) -> dict[str, Any]:
     """Return what a banner says of the head."""
     folders = quote(str(found.head.folder)), quote(str(found.folder))
     has_weights = pair.head is not None and found.head.folder is not None
-    remedy = "mlx-eagle doctor {} --target {} --fix".format(*folders)
+    has_doctor = has_weights and not found.head.is_draft_model
     return {
         "head": found.head.name if pair.head else "",
         "head_precision": precision(pair.head) if pair.head and has_weights else "",
         "status": pair.status,
-        "remedy": remedy if has_weights and not found.head.is_draft_model else "",
+        "remedy": "mlx-eagle doctor {} --target {} --fix".format(*folders) if has_doctor else "",
     }
 
 

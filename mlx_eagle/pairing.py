@@ -10,8 +10,8 @@ import mlx.nn as nn
 from mlx_eagle.cache.options import WHOLE, KVOptions
 from mlx_eagle.drafters.make import check_fit
 from mlx_eagle.errors import EagleError, UnsupportedTargetError
-from mlx_eagle.heads.draft_model import load_draft_model
-from mlx_eagle.heads.load import AnyHead, load_head
+from mlx_eagle.heads.draft_model import DraftModel, load_draft_model
+from mlx_eagle.heads.load import AnyHead, Head, load_head
 from mlx_eagle.heads.ngram import JoinedHead, NgramHead
 from mlx_eagle.hub.head_choice import HeadChoice
 from mlx_eagle.speculation import ON, Speculation
@@ -87,20 +87,6 @@ def pair_again(target: Target, choice: HeadChoice, company: Company = ALONE) -> 
     return Pair(twin, head, ON)
 
 
-def read_head(choice: HeadChoice, company: Company) -> AnyHead:
-    """Return what a choice drafts with.
-
-    Raises:
-        EagleError: if the folder is not a converted head, or the model cannot draft for the target.
-    """
-    if choice.folder is None:
-        return NgramHead()
-    if choice.is_draft_model:
-        return load_draft_model(choice.folder, company.tokenizer, company.dtype)
-    head = load_head(choice.folder)
-    return JoinedHead(head) if choice.has_lookup else head
-
-
 def _pair_up(network: nn.Module, choice: HeadChoice, company: Company) -> Pair:
     """Do what `pair_up` does, with caches that keep everything."""
     if not choice.drafts:
@@ -113,6 +99,26 @@ def _pair_up(network: nn.Module, choice: HeadChoice, company: Company) -> Pair:
             raise
         reason = f"{choice.name}: {error}"
         return Pair(_without_head(network), None, Speculation.off(reason))
+
+
+def read_head(choice: HeadChoice, company: Company = ALONE) -> AnyHead:
+    """Return what a choice drafts with.
+
+    Args:
+        choice: which is not to go without.
+        company: for draft models.
+
+    Raises:
+        EagleError: if the folder holds no converted head, or no draft model for this company.
+    """
+    if choice.folder is None:
+        return NgramHead()
+    head: Head | DraftModel
+    if choice.is_draft_model:
+        head = load_draft_model(choice.folder, company.tokenizer, company.dtype)
+    else:
+        head = load_head(choice.folder)
+    return JoinedHead(head) if choice.has_lookup else head
 
 
 def _with_head(network: nn.Module, head: AnyHead) -> Target:

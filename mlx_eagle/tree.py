@@ -45,9 +45,9 @@ class DraftTree:
         log_probs: [N] float32, the drafter's log-probability of the path from the root.
         max_depth: a bound on `depths` that is known without reading them.
         is_chain: True if every node is the only child of the node before it.
-        sources: by node without the root, what proposed it, where that is more than one head.
         draft_log_probs: [N, W] float32, by which the children of every node were drawn; None where
             they were not drawn but chosen.
+        sources: by node without the root, what proposed it, where that is more than one head.
     """
 
     tokens: mx.array
@@ -56,8 +56,8 @@ class DraftTree:
     log_probs: mx.array
     max_depth: int
     is_chain: bool
-    sources: tuple[str, ...] = ()
     draft_log_probs: mx.array | None = None
+    sources: tuple[str, ...] = ()
 
     @classmethod
     def chain(cls, tokens: mx.array, log_probs: mx.array | None = None) -> "DraftTree":

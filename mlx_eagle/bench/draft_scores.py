@@ -50,8 +50,7 @@ def score_answers(
         kept: scores of this run that are there already, and where new ones are kept.
     """
     plain = [s for s in samples if s.contestant == contestants[0].name and s.repeat == 0]
-    # What is looked up has no steps of its own to be scored, and a draft model reads texts by
-    # itself: its chains tell how well it drafts.
+    # Draft models read texts by themselves, and what is looked up has no steps: neither is scored.
     engines = [e for e in engines_of(contestants) if isinstance(e.head, Head)]
     turns = [(engine, sample) for engine in engines for sample in plain]
     scores = []

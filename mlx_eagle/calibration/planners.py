@@ -124,17 +124,17 @@ class Planners:
 
     def _make(self, kind: str) -> Planner:
         """Return a new planner for a way of choosing tokens."""
-        # A draft that is drawn must not be looked at before it is verified.
-        draws = kind == RATIO
-        n = 1 if draws else self._n_children
-        measured, known = self.calibration, self._acceptance(kind)
+        measured, known, n = self.calibration, self._acceptance(kind), self._n_children
         costs, depth = measured.costs, self.max_depth
         if not self.sources.head:
             costs, depth = costs.without_drafting(), 0
         live = LiveCosts(costs, is_measured=measured.is_measured)
         if self.sources.lookup:
+            assert kind != RATIO, "drafts that are looked up are not drawn: a request is refused"
             return LookupPlanner(live, known, self._acceptance(kind + LOOKUP), depth, n)
-        return Planner(live, known, depth, n, checks=not draws)
+        if kind == RATIO:  # a draft that is drawn must not be looked at before it is verified
+            return Planner(live, known, depth, n_children=1, checks=False)
+        return Planner(live, known, depth, n)
 
     def _acceptance(self, kind: str) -> Acceptance:
         """Return what is on record of a kind, if only a prior."""

@@ -92,7 +92,7 @@ class GenerationStats:
     same in words; `stop_string` is the one that ended the answer, "" if none did;
     `dropped_messages` were left out of the prompt because they did not fit. `seed` gives the
     same text again; None where nothing was drawn by one. `by_source` counts drafted and
-    accepted tokens by what proposed them: "head", "n-gram"; `acceptance_rule` is that of
+    accepted tokens by what proposed them: "head", "n-gram". `acceptance_rule` is that of
     `GenerationOptions.acceptance`.
     """
 

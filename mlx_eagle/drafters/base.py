@@ -63,23 +63,6 @@ class Drafter(Protocol):
 
 
 @runtime_checkable
-class Lookup(Protocol):
-    """What a drafter offers besides, if it can look continuations up instead of computing them."""
-
-    def lookup(self, depth: int, width: int, nodes: int) -> list[NodeChildren]:
-        """Return what the text suggests below the newest token, on the host; often nothing.
-
-        Args:
-            depth: most levels below the root.
-            width: most children of a node.
-            nodes: of all continuations the likeliest so many, parents before children.
-        """
-
-    def draft_alone(self, root: mx.array, shape: TreeShape) -> DraftTree:
-        """Propose a tree below `root` [1] without looking anything up."""
-
-
-@runtime_checkable
 class ReadsText(Protocol):
     """What a drafter offers besides, if it reads the text itself.
 
@@ -104,6 +87,23 @@ class DraftsStatic(Protocol):
 
     def draft_static(self, root: mx.array, tree: StaticTree) -> DraftTree:
         """Propose a tree of this structure below `root` [1]."""
+
+
+@runtime_checkable
+class Lookup(Protocol):
+    """What a drafter offers besides, if it can look continuations up instead of computing them."""
+
+    def lookup(self, depth: int, width: int, nodes: int) -> list[NodeChildren]:
+        """Return what the text suggests below the newest token, on the host; often nothing.
+
+        Args:
+            depth: most levels below the root.
+            width: most children of a node.
+            nodes: of all continuations the likeliest so many, parents before children.
+        """
+
+    def draft_alone(self, root: mx.array, shape: TreeShape) -> DraftTree:
+        """Propose a tree below `root` [1] without looking anything up."""
 
 
 @runtime_checkable

@@ -14,7 +14,7 @@ import mlx.core as mx
 from mlx_eagle.cache.kv import OpenRows
 from mlx_eagle.drafters.base import Level
 from mlx_eagle.drafters.drawn import Seen, draw_tree
-from mlx_eagle.drafters.ranking import expand, likeliest, to_tree
+from mlx_eagle.drafters.ranking import Frontier, expand, likeliest, to_tree
 from mlx_eagle.heads.draft_model import DraftModel
 from mlx_eagle.sampling.ratio import RatioSampler
 from mlx_eagle.static_tree import StaticTree
@@ -83,10 +83,10 @@ class DraftModelDrafter:
             return DraftTree.chain(root)
         k = shape.width
 
-        def children(tokens: mx.array, above: mx.array, seen: mx.array) -> Level:
-            return self._likeliest(self._step(tokens, seen), k)
+        def children(level: int, frontier: Frontier) -> Level:
+            return self._likeliest(self._step(frontier) if level else self._after_root(), k)
 
-        candidates = expand(self._likeliest(self._after_root(), k), children, shape)
+        candidates = expand(children, root, shape.depth, k)
         self.cache.commit([])  # forget the drafted rows
         return to_tree(root, candidates, shape)
 
@@ -179,11 +179,8 @@ class DraftModelDrafter:
         log_probs, ids = likeliest(logits[:, : self._n_tokens], k)
         return log_probs, ids.astype(mx.int32)
 
-    def _step(self, tokens: mx.array, seen: mx.array) -> mx.array:
-        """Run the model over one level: tokens [k], each of which sees its own of `seen` [k, M]."""
-        k, n_drafted = seen.shape
-        if k > 1:  # a chain's rows follow in sequence
-            levels = mx.repeat(mx.arange(n_drafted // k), k)
-            columns = self.cache.rows + levels
-            self.cache.expect(OpenRows(columns[-k:], columns, seen))
-        return self.model(tokens, self.cache)
+    def _step(self, frontier: Frontier) -> mx.array:
+        """Return the logits [F, W] after the nodes of one level."""
+        if frontier.tokens.shape[0] > 1:  # a chain's rows follow in sequence
+            self.cache.expect(frontier.open_rows(self.cache.rows))
+        return self.model(frontier.tokens, self.cache)

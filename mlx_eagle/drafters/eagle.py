@@ -10,10 +10,9 @@ from collections.abc import Generator
 
 import mlx.core as mx
 
-from mlx_eagle.cache.kv import OpenRows
 from mlx_eagle.drafters.base import Level
 from mlx_eagle.drafters.cached import CachedDrafter
-from mlx_eagle.drafters.ranking import Candidates, Children, expand, likeliest, to_tree
+from mlx_eagle.drafters.ranking import Candidates, Children, Frontier, expand, likeliest, to_tree
 from mlx_eagle.heads.eagle import EagleHead, HeadOutput
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, DraftTree, TreeShape
@@ -47,7 +46,7 @@ class EagleDrafter(CachedDrafter):
         if shape == PLAIN:
             return DraftTree.chain(root)
         assert self._newest is not None, "observe a token before drafting"
-        candidates = self._expand(self._newest, shape)
+        candidates = self._expand(root, self._newest, shape)
         self.cache.commit([])  # forget the drafted rows
         return to_tree(root, candidates, shape)
 
@@ -70,28 +69,21 @@ class EagleDrafter(CachedDrafter):
         super().restore(arrays, rows)
         self._newest = None
 
-    def _expand(self, newest: HeadOutput, shape: TreeShape) -> Candidates:
+    def _expand(self, root: mx.array, newest: HeadOutput, shape: TreeShape) -> Candidates:
         """Score `shape.n_candidates` nodes, level by level."""
-        feedback, k = newest.feedback, shape.width
+        out, k = newest, shape.width
 
-        def children(tokens: mx.array, above: mx.array, seen: mx.array) -> Children:
-            nonlocal feedback
-            out = self._step(feedback[:, above], tokens, seen)
-            feedback = out.feedback
-            return self._children(out, k)
+        def children(level: int, frontier: Frontier) -> Children:
+            nonlocal out
+            if level:
+                out = self._step(out.feedback[:, frontier.parents], frontier)
+            log_probs, ids = likeliest(self.unembed(out.normed)[0], k)
+            return log_probs, self.head.draft_to_target[ids]
 
-        return expand(self._children(newest, k), children, shape)
+        return expand(children, root, shape.depth, k)
 
-    def _step(self, feedback: mx.array, tokens: mx.array, seen: mx.array) -> HeadOutput:
-        """Run the head over one level: feedback [1, k, h] of the parents, tokens [k]."""
-        k, n_drafted = seen.shape
-        if k > 1:  # a chain's rows follow in sequence
-            levels = mx.repeat(mx.arange(n_drafted // k), k)
-            columns = self.cache.rows + levels
-            self.cache.expect(OpenRows(columns[-k:], columns, seen))
-        return self.head(feedback, self.embed(tokens[None]), self.cache)
-
-    def _children(self, out: HeadOutput, k: int) -> Children:
-        """Return the k likeliest children of R nodes, by the head's output [1, R, h]."""
-        log_probs, ids = likeliest(self.unembed(out.normed)[0], k)
-        return log_probs, self.head.draft_to_target[ids]
+    def _step(self, feedback: mx.array, frontier: Frontier) -> HeadOutput:
+        """Run the head over one level: feedback [1, F, h] of the parents."""
+        if frontier.tokens.shape[0] > 1:  # a chain's rows follow in sequence
+            self.cache.expect(frontier.open_rows(self.cache.rows))
+        return self.head(feedback, self.embed(frontier.tokens[None]), self.cache)

@@ -1,8 +1,9 @@
-"""A head's drafter, and n-gram lookup whose branches join its tree.
+"""The drafter of a head or draft model, and n-gram lookup whose branches join its tree.
 
 Where a planner decides, it is shown what was looked up before the head drafts, and says whether the
 head drafts beside it at all (`planner/round_plan.py`). A tree of a fixed shape holds the likeliest
-nodes of both, by their confidences, which takes reading the head's tree on the host.
+nodes of both, by their confidences, which takes reading the head's tree on the host. Trees of a
+fixed structure (`base.DraftsStatic`) and draws (`base.Draws`) are none of both, and not offered.
 """
 
 import copy
@@ -11,7 +12,7 @@ from typing import Self, cast
 
 import mlx.core as mx
 
-from mlx_eagle.drafters.base import Drafter, Restorable
+from mlx_eagle.drafters.base import Drafter, ReadsText, Restorable
 from mlx_eagle.drafters.base import Level as LazyLevel
 from mlx_eagle.drafters.early_stop import all_nodes, levels_to_tree
 from mlx_eagle.drafters.ngram import NgramDrafter
@@ -52,6 +53,11 @@ class JoinedDrafter:
     def buffers(self) -> Sequence[mx.array]:
         """The arrays to evaluate when the head must be up to date."""
         return self.head.buffers
+
+    def begin(self, token: mx.array) -> None:
+        """Let a drafter that reads the text itself take in its first token [1]."""
+        if isinstance(self.head, ReadsText):
+            self.head.begin(token)
 
     def observe(self, taps: mx.array | None, next_tokens: mx.array) -> None:
         """Let both take in L tokens: taps [L, A * D], next_tokens [L]."""

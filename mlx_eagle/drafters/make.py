@@ -17,7 +17,7 @@ from mlx_eagle.drafters.p_eagle import PEagleDrafter
 from mlx_eagle.errors import CheckpointError
 from mlx_eagle.heads.draft_model import DraftModel
 from mlx_eagle.heads.load import AnyHead
-from mlx_eagle.heads.ngram import JoinedHead, NgramHead
+from mlx_eagle.heads.ngram import JoinedHead, NgramHead, without_lookup
 from mlx_eagle.target.target import Target
 
 # By the algorithm of a head's configuration: what drafts with it.
@@ -26,10 +26,10 @@ DRAFTERS: dict[str, Callable[[Any, Target, int | None], Drafter]] = {
     "eagle3": EagleDrafter,
     "p-eagle": PEagleDrafter,
     "medusa": MedusaDrafter,
+    "draft-model": DraftModelDrafter,
     "mtp": EagleDrafter,
     "dflash": BlockDrafter,
     "dspark": MarkovDrafter,
-    "draft-model": DraftModelDrafter,
 }
 
 
@@ -41,10 +41,9 @@ def check_fit(head: AnyHead, target: Target) -> None:
     Raises:
         CheckpointError: if sizes differ.
     """
+    head = without_lookup(head)
     if isinstance(head, NgramHead | DraftModel):
         return
-    if isinstance(head, JoinedHead):
-        head = head.head
     config, sample = head.config, target.embedding(mx.array([0]))
     vocab, hidden = target.vocab_size, sample.shape[-1]
     found = {"hidden size": (config.target_hidden_size, hidden)}

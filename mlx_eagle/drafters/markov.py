@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from mlx_eagle.drafters.base import Level
 from mlx_eagle.drafters.block import BlockDrafter
-from mlx_eagle.drafters.ranking import Candidates, Children, Frontier, expand_levels, likeliest
+from mlx_eagle.drafters.ranking import Candidates, Children, Frontier, expand, likeliest
 from mlx_eagle.heads.block import BlockHead
 from mlx_eagle.tree import TreeShape
 
@@ -43,9 +43,9 @@ class _Levels:
         return self.logits[level] + bias
 
 
-def _only() -> mx.array:
-    """Return the parents of a frontier of one node."""
-    return mx.zeros((1,), dtype=mx.int32)
+def _only(token: mx.array) -> Frontier:
+    """Return the frontier of one node, its token [1]."""
+    return Frontier(token, mx.zeros((1,), dtype=mx.int32), mx.zeros((1, 0), dtype=mx.bool_))
 
 
 class MarkovDrafter(BlockDrafter):
@@ -55,11 +55,11 @@ class MarkovDrafter(BlockDrafter):
         """Yield the k likeliest children of the likeliest node; the first costs the block."""
         assert self._root is not None, "observe a token before drafting"
         levels = self._levels(self._root, min(k, self.max_width), depth)
-        frontier = Frontier(self._root, _only())
+        frontier = _only(self._root)
         for level in range(depth):
             log_probs, tokens = levels(level, frontier)
             yield log_probs[0], tokens[0]
-            frontier = Frontier(tokens[0, :1], _only())
+            frontier = _only(tokens[0, :1])
 
     def logits_along(self, root: mx.array, path: mx.array) -> mx.array:
         """Return the logits [depth, W] of the levels below `root`, biased along `path`."""
@@ -67,7 +67,7 @@ class MarkovDrafter(BlockDrafter):
         tokens = mx.concatenate([root, path])
         return mx.concatenate(
             [
-                levels.logits_of(level, Frontier(tokens[level : level + 1], _only()))
+                levels.logits_of(level, _only(tokens[level : level + 1]))
                 for level in range(tokens.size)
             ]
         )
@@ -75,7 +75,7 @@ class MarkovDrafter(BlockDrafter):
     def _expand(self, root: mx.array, shape: TreeShape) -> Candidates:
         """Score `shape.n_candidates` nodes."""
         k, depth = shape.width, shape.depth
-        return expand_levels(self._levels(root, k, depth), root, depth, k)
+        return expand(self._levels(root, k, depth), root, depth, k)
 
     def _levels(self, root: mx.array, k: int, depth: int) -> _Levels:
         """Return what gives the children of nodes below `root` [1]."""

@@ -18,7 +18,7 @@ from mlx_eagle.tree import TreeShape
 class PEagleDrafter(EagleDrafter):
     """A P-EAGLE head: masked rows after the newest token, one for each further depth."""
 
-    def _expand(self, newest: HeadOutput, shape: TreeShape) -> Candidates:
+    def _expand(self, root: mx.array, newest: HeadOutput, shape: TreeShape) -> Candidates:
         """Score `shape.n_candidates` nodes."""
         return independent_candidates(*self._all_depths(newest, shape.width, shape.depth))
 

@@ -7,11 +7,11 @@ Everything here is lazy: nothing is copied to the host.
 """
 
 from collections.abc import Callable
-from itertools import count
 from typing import NamedTuple
 
 import mlx.core as mx
 
+from mlx_eagle.cache.kv import OpenRows
 from mlx_eagle.tree import DraftTree, TreeShape
 
 CHUNK = 256  # logits of which the largest stands for all
@@ -34,45 +34,70 @@ class Candidates(NamedTuple):
     depths: mx.array
 
 
-Children = tuple[mx.array, mx.array]  # log-probabilities and target ids, [R, k] each
-Step = Callable[[mx.array, mx.array, mx.array], Children]
+class Frontier(NamedTuple):
+    """The F nodes of a level whose children are drafted next.
+
+    Attributes:
+        tokens: [F] int32 target ids.
+        parents: [F] int32, which nodes of the frontier before they are children of.
+        seen: [F, M] bool, which of the M nodes of all frontiers so far each one sees, those of its
+            own coming last; the root is not counted.
+    """
+
+    tokens: mx.array
+    parents: mx.array
+    seen: mx.array
+
+    def open_rows(self, rows: int) -> OpenRows:
+        """Return the drafted rows of all frontiers, F nodes each, in a cache of `rows` others."""
+        k, n_drafted = self.seen.shape
+        columns = rows + mx.repeat(mx.arange(n_drafted // k), k)
+        return OpenRows(columns[-k:], columns, self.seen)
 
 
-def expand(first: Children, step: Step, shape: TreeShape) -> Candidates:
-    """Score `shape.n_candidates` nodes, level by level (EAGLE-2, section 4.1).
+Children = tuple[mx.array, mx.array]  # log-probabilities and target ids, [F, k] each
 
-    Every one of the best `width` nodes of a level is given `width` children.
+
+def expand(
+    children: Callable[[int, Frontier], Children], root: mx.array, depth: int, k: int
+) -> Candidates:
+    """Return the candidates of a tree: of each level the best k nodes are expanded (EAGLE-2, 4.1).
 
     Args:
-        first: the root's children; R is 1.
-        step: returns the children of a level's expanded nodes, R = `width` of them. It is called
-            with their tokens [R]; the places [R] of their parents among the expanded nodes of the
-            level before, which are 0 below the root; and [R, M] bool, which of all M nodes that
-            were expanded so far each one sees, those of this level being the last.
-        shape: how deep and wide.
+        children: what gives the k likeliest children of a frontier, whose depth it is told; the
+            first one is the root.
+        root: [1] int32.
+        depth: levels.
+        k: nodes of a level that are expanded, and children of each.
     """
-    k = shape.width
-    log_probs, tokens = (part.reshape(-1) for part in first)
-    levels = [Candidates(tokens, mx.full((k,), -1), log_probs, mx.full((k,), 1))]
-    made, frontier = 0, mx.arange(k)  # frontier: which of the newest level are expanded
-    seen: mx.array | None = None
-    for depth in range(1, shape.depth):
-        level, above = levels[-1], frontier // k
-        seen = _extend_seen(seen, above, k)
-        log_probs, tokens = step(level.tokens[frontier], above, seen)
-        scores = (level.scores[frontier][:, None] + log_probs).reshape(-1)
-        parents = mx.repeat(made + frontier, k)
-        made += level.tokens.shape[0]
-        depths = mx.full((k * k,), depth + 1)
-        levels.append(Candidates(tokens.reshape(-1), parents, scores, depths))
-        frontier = best(scores, k)
+    levels: list[Candidates] = []
+    frontier = Frontier(root, mx.zeros((1,), dtype=mx.int32), mx.zeros((1, 0), dtype=mx.bool_))
+    scores, chosen, made = mx.zeros((1,)), mx.full((1,), -1), 0
+    for level in range(depth):
+        log_probs, tokens = children(level, frontier)
+        if levels:
+            made += levels[-1].tokens.shape[0]
+        n = tokens.size
+        levels.append(
+            Candidates(
+                tokens.reshape(-1),
+                mx.repeat(chosen, k),
+                (scores[:, None] + log_probs).reshape(-1),
+                mx.full((n,), level + 1),
+            )
+        )
+        best_ones = best(levels[-1].scores, k)
+        above = best_ones // k
+        frontier = Frontier(levels[-1].tokens[best_ones], above, _extend_seen(frontier, above))
+        scores, chosen = levels[-1].scores[best_ones], made + best_ones
     return join(levels)
 
 
-def _extend_seen(seen: mx.array | None, parents: mx.array, k: int) -> mx.array:
-    """Return [k, rows + k]: the drafted rows that k new rows see, themselves included."""
-    own = mx.eye(k, dtype=mx.bool_)
-    return own if seen is None else mx.concatenate([seen[parents], own], axis=1)
+def _extend_seen(before: Frontier, parents: mx.array) -> mx.array:
+    """Return [F, M + F]: the drafted nodes that F new ones see, themselves included."""
+    own = mx.eye(parents.shape[0], dtype=mx.bool_)
+    is_first = not before.seen.shape[1]
+    return own if is_first else mx.concatenate([before.seen[parents], own], axis=1)
 
 
 def join(levels: list[Candidates]) -> Candidates:
@@ -164,36 +189,4 @@ def independent_candidates(log_probs: mx.array, tokens: mx.array) -> Candidates:
         shape = (frontier.tokens.shape[0], k)
         return mx.broadcast_to(log_probs[level], shape), mx.broadcast_to(tokens[level], shape)
 
-    return expand_levels(children, tokens[0, :1], depth, k)
-
-
-class Frontier(NamedTuple):
-    """The F nodes of a level whose children are drafted next.
-
-    Attributes:
-        tokens: [F] int32 target ids; none are known of the root, which stands for itself.
-        parents: [F] int32, which nodes of the frontier before they are children of.
-    """
-
-    tokens: mx.array
-    parents: mx.array
-
-
-def expand_levels(
-    children: Callable[[int, Frontier], Children], root: mx.array, depth: int, k: int
-) -> Candidates:
-    """Return the candidates of a tree whose levels know their depth, as `expand` scores them.
-
-    Args:
-        children: what gives the k likeliest children of a frontier, whose depth it is told.
-        root: [1] int32.
-        depth: levels.
-        k: nodes of a level that are expanded, and children of each.
-    """
-    levels = count(1)
-
-    def step(tokens: mx.array, above: mx.array, seen: mx.array) -> Children:
-        return children(next(levels), Frontier(tokens, above))
-
-    first = children(0, Frontier(root, mx.zeros((1,), dtype=mx.int32)))
-    return expand(first, step, TreeShape(depth, k, depth))
+    return expand(children, tokens[0, :1], depth, k)

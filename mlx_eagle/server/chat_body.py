@@ -7,25 +7,18 @@ from pydantic import Field
 from mlx_eagle.answers.history import THOUGHTS
 from mlx_eagle.server.asked import Asked
 from mlx_eagle.server.bodies import (
-    MOST_BIASES,
     MOST_MESSAGES,
     MOST_PARTS,
     MOST_TOOLS,
     Body,
     Count,
-    Penalty,
     Schema,
-    Share,
-    Stops,
     Str,
-    Temperature,
-    TopK,
     check_schema,
     given,
-    sampling,
-    stops,
 )
 from mlx_eagle.server.conversation import canonical, text_parts
+from mlx_eagle.server.openai_body import OpenAIBody
 from mlx_eagle.server.refusal import RefusalError
 from mlx_eagle.session.prompt import Message
 
@@ -108,31 +101,11 @@ class ResponseFormat(Body):
     json_schema: NamedSchema | None = None
 
 
-class StreamOptions(Body):
-    """What a stream carries besides."""
-
-    include_usage: bool | None = None
-
-
-class ChatBody(Body):
+class ChatBody(OpenAIBody):
     """The body of `chat/completions`; fields that are not here are passed over."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MOST_MESSAGES)]
-    model: Str | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
     max_completion_tokens: Count | None = None
-    max_tokens: Count | None = None
-    temperature: Temperature | None = None
-    top_p: Share | None = None
-    top_k: TopK | None = None
-    min_p: Share | None = None
-    seed: int | None = None
-    stop: Stops = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=MOST_BIASES)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
@@ -141,12 +114,9 @@ class ChatBody(Body):
     response_format: ResponseFormat | None = None
     reasoning_effort: Str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    n: int | None = None
     modalities: list[Str] | None = None
     web_search_options: dict[str, Any] | None = None
-    user: Str | None = None
     prompt_cache_key: Str | None = None
-    speculate: bool | None = None
     x_eagle: bool | None = None
 
 
@@ -161,13 +131,13 @@ def read_chat(body: ChatBody) -> Asked:
     return Asked(
         api="chat",
         prompt=canonical([_message(m, i) for i, m in enumerate(body.messages)]),
-        options=sampling(body) | _options(body),
+        options=_options(body),
         tools=tools,
         choice=_choice(body.tool_choice, tools),
         parallel=body.parallel_tool_calls is not False,
         template_args=template_args(body.chat_template_kwargs, body.reasoning_effort),
         streams=bool(body.stream),
-        with_usage=bool(body.stream_options and body.stream_options.include_usage),
+        with_usage=body.with_usage,
         n_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         shows_drafts=bool(body.x_eagle),
         who=body.prompt_cache_key or body.user or "",
@@ -222,27 +192,8 @@ def _refuse_missing(body: ChatBody) -> None:
 
 
 def _options(body: ChatBody) -> dict[str, Any]:
-    """Return the options that this API has beyond those of sampling."""
-    return given(
-        max_tokens=body.max_completion_tokens or body.max_tokens,
-        min_p=body.min_p,
-        stop=stops(body.stop) or None,
-        presence_penalty=body.presence_penalty or None,
-        frequency_penalty=body.frequency_penalty or None,
-        repetition_penalty=body.repetition_penalty,
-        logit_bias=biases(body.logit_bias),
-        speculate=body.speculate,
-    )
-
-
-def biases(biases: dict[str, float] | None) -> dict[int, float] | None:
-    """Return biases by token id."""
-    if not biases:
-        return None
-    wrong = [key for key in biases if not (key.isascii() and key.isdecimal() and len(key) < 10)]
-    if wrong:
-        raise RefusalError("invalid", "logit_bias has a key that is no token id", "logit_bias")
-    return {int(key): max(-100.0, min(bias, 100.0)) for key, bias in biases.items()}
+    """Return what a body says of an answer; the newer name of the limit goes first."""
+    return body.options() | given(max_tokens=body.max_completion_tokens)
 
 
 def _message(message: ChatMessage, place: int) -> Message:

@@ -5,52 +5,22 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from mlx_eagle.server.asked import Asked
-from mlx_eagle.server.bodies import (
-    MOST_BIASES,
-    Body,
-    Count,
-    Penalty,
-    Share,
-    Stops,
-    Str,
-    Temperature,
-    TopK,
-    given,
-    sampling,
-    stops,
-)
-from mlx_eagle.server.chat_body import StreamOptions, biases
+from mlx_eagle.server.bodies import Str
+from mlx_eagle.server.openai_body import OpenAIBody
 from mlx_eagle.server.refusal import RefusalError
 
 MOST_IDS = 1_000_000
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=MOST_IDS)]
 
 
-class CompletionsBody(Body):
+class CompletionsBody(OpenAIBody):
     """The body of `completions`; fields that are not here are passed over."""
 
     prompt: Str | Ids | Annotated[list[Str | Ids], Field(min_length=1, max_length=64)]
-    model: Str | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    max_tokens: Count | None = None
-    temperature: Temperature | None = None
-    top_p: Share | None = None
-    top_k: TopK | None = None
-    min_p: Share | None = None
-    seed: int | None = None
-    stop: Stops = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=MOST_BIASES)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool | None = None
     suffix: Str | None = None
-    n: int | None = None
     best_of: int | None = None
-    user: Str | None = None
-    speculate: bool | None = None
 
 
 def read_completions(body: CompletionsBody) -> Asked:
@@ -71,25 +41,12 @@ def read_completions(body: CompletionsBody) -> Asked:
     return Asked(
         api="completions",
         prompt=prompt,
-        options=sampling(body) | _options(body),
+        options=body.options(),
         streams=bool(body.stream),
-        with_usage=bool(body.stream_options and body.stream_options.include_usage),
+        with_usage=body.with_usage,
         n_logprobs=body.logprobs,
         echoes=bool(body.echo),
         who=body.user or "",
-    )
-
-
-def _options(body: CompletionsBody) -> dict[str, Any]:
-    return given(
-        max_tokens=body.max_tokens,
-        min_p=body.min_p,
-        stop=stops(body.stop) or None,
-        presence_penalty=body.presence_penalty or None,
-        frequency_penalty=body.frequency_penalty or None,
-        repetition_penalty=body.repetition_penalty,
-        logit_bias=biases(body.logit_bias),
-        speculate=body.speculate,
     )
 
 

@@ -16,6 +16,8 @@ from mlx_eagle.cache.window import WindowKVCache
 from mlx_eagle.errors import EagleError
 from mlx_eagle.files.json_files import language_config, read_count, read_number
 from mlx_eagle.heads.draft_model import DraftModel
+from mlx_eagle.heads.load import AnyHead
+from mlx_eagle.heads.ngram import without_lookup
 from mlx_eagle.target.rotation import layer_facts
 from mlx_eagle.target.self_check import with_caches
 from mlx_eagle.target.target import Target
@@ -115,7 +117,7 @@ def _stretched(config: dict[str, Any], stated: int) -> int:
 LayerSizes = tuple[tuple[int, int | None], ...]
 
 
-def bytes_per_row(target: Target, head: object = None) -> LayerSizes:
+def bytes_per_row(target: Target, head: AnyHead | None = None) -> LayerSizes:
     """Return, by layer of all caches that grow, the bytes of a row and the most rows that it keeps.
 
     Recurrent states do not grow; for mlx-lm's own caches it is not known.
@@ -125,8 +127,9 @@ def bytes_per_row(target: Target, head: object = None) -> LayerSizes:
         head: what drafts; heads have a window, draft models keep what the target does.
     """
     own = _layer_sizes(target)
-    if isinstance(head, DraftModel):
-        return (*own, *_layer_sizes(with_caches(head.model, target.kv)))
+    beside = without_lookup(head) if head is not None else None
+    if isinstance(beside, DraftModel):
+        return (*own, *_layer_sizes(with_caches(beside.model, target.kv)))
     return own
 
 

@@ -75,6 +75,7 @@ def check_request(
     if budget is not None:
         budget.check(len(ids), _can_drop(prompt) and options.overflow == "refuse")
     if isinstance(options.tree, MeasuredTree) and prefix.drafter is not None:
+        _check_structure(options.tree, prefix.drafter)
         options = replace(options, tree=engine.planners.measured_tree(options.tree))
     if isinstance(options.tree, Shape) and prefix.drafter is not None:
         engine.target.check_shape(options.tree)
@@ -130,17 +131,23 @@ def check_draws(name: str, drafter: Drafter | None) -> None:
     if not isinstance(drafter, Draws):
         raise EagleError(
             f"acceptance is 'ratio', but the drafts of {name or 'this head'} are chosen, not "
-            "drawn: give a draft model (--head draft:NAME), or accept by 'match'"
+            "drawn: give a draft model alone (--head draft:NAME), or accept by 'match'"
+        )
+
+
+def _check_structure(tree: StaticTree | MeasuredTree, drafter: Drafter) -> None:
+    """Refuse trees of a fixed structure for drafters that make none."""
+    if not isinstance(drafter, DraftsStatic):
+        raise EagleError(
+            f"the tree {tree.text} has a fixed structure, which is for Medusa heads without "
+            "lookup; give sizes, such as 4x2x8"
         )
 
 
 def _check_tree(tree: Shape, drafter: Drafter) -> None:
     """Refuse trees that the drafter cannot make."""
-    if isinstance(tree, StaticTree) and not isinstance(drafter, DraftsStatic):
-        raise EagleError(
-            f"the tree {tree.text} has a fixed structure, which is for Medusa heads; give sizes, "
-            "such as 4x2x8"
-        )
+    if isinstance(tree, StaticTree):
+        _check_structure(tree, drafter)
     if tree.width > drafter.max_width:
         most = f"among {drafter.max_width} tokens" if drafter.max_width > 1 else "chains only"
         raise EagleError(

@@ -69,9 +69,9 @@ def identify_head(head: AnyHead | None) -> str:
         return "none"
     if isinstance(head, NgramHead):
         return head.config.algorithm
-    if isinstance(head, DraftModel):
-        return f"draft model {identify(head)}"
-    return f"ngram+{identify(head.head)}" if isinstance(head, JoinedHead) else identify(head)
+    if isinstance(head, JoinedHead):
+        return f"ngram+{identify_head(head.head)}"
+    return f"draft model {identify(head)}" if isinstance(head, DraftModel) else identify(head)
 
 
 def write_session(path: Path, about: About, prefix: CachedPrefix) -> None:

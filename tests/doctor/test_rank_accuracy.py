@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from doubles import NoText
+from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.calibration.store import Identity, Records
 from mlx_eagle.cli.calibrate import ranks as report
@@ -113,6 +114,8 @@ def test_a_measured_tree_needs_a_measurement_and_is_kept(
     assert medusa.planners.ranks == records.ranks() == Planners(records=records).ranks
     result = medusa.generate(PROMPT, tree=MeasuredTree(6), **common)
     assert result.stats.drafted % 6 == 0 < result.stats.drafted
+    other_cache = medusa.with_kv(KVOptions(max_size=64))
+    assert other_cache.planners.ranks == medusa.planners.ranks
     records.save_acceptance({})
     assert records.ranks() is not None
     records.acceptance_file.write_text('{"version": 1, "ranks": [[2]]}')

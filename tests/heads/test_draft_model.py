@@ -10,6 +10,7 @@ import pytest
 
 import mlx_eagle
 from command_line import run_here
+from doubles import Letters, make_drafted_engine
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.draft_model import DraftModel, check_same_tokens, load_draft_model
 from mlx_eagle.hub import head_choice
@@ -17,6 +18,7 @@ from mlx_eagle.hub.fit import foresee
 from mlx_eagle.hub.packaged import DEMO
 from mlx_eagle.loading import load_with_head
 from mlx_eagle.session.limits import bytes_per_row
+from mlx_eagle.static_tree import MeasuredTree, StaticTree
 from mlx_eagle.tree_shape import TreeShape
 
 TARGET = DEMO / "target"
@@ -77,6 +79,9 @@ def test_a_draft_model_is_named_as_targets_are(monkeypatch: pytest.MonkeyPatch) 
         assert choice.is_draft_model
     assert asked == ["owner/model", "small.gguf", "ollama:small"]
     assert head_choice.choose_head(TARGET, "draft:demo", TARGET).folder == TARGET
+    beside = head_choice.choose_head(TARGET, "draft:owner/model+ngram", TARGET)
+    assert (asked[-1], beside.is_draft_model, beside.has_lookup) == ("owner/model", True, True)
+    assert beside.name == "draft:owner/model + n-gram lookup"
 
 
 def test_the_text_is_that_of_plain_decoding_and_nearly_all_is_accepted(drafted: Any) -> None:
@@ -99,6 +104,7 @@ def test_its_cache_counts_in_every_figure_of_memory(drafted: Any) -> None:
     assert session.prefix.nbytes == 2 * session.prefix.cache.nbytes
     alone, both = foresee(TARGET, "none"), foresee(TARGET, ITSELF)
     assert (both.cache, both.head) == (2 * alone.cache, alone.weights)
+    assert foresee(TARGET, f"{ITSELF}+ngram") == both
 
 
 def test_a_draft_model_may_come_to_a_target_that_is_in_use(demo: Any) -> None:
@@ -108,6 +114,35 @@ def test_a_draft_model_may_come_to_a_target_that_is_in_use(demo: Any) -> None:
     assert len(engine.limits.bytes_per_row) == 2 * len(demo.limits.bytes_per_row)
     options = {"max_tokens": 6, "tree": TreeShape(2, 2, 4)}
     assert engine.generate(PROMPT, **options).tokens == demo.generate(PROMPT, **options).tokens
+
+
+def test_lookup_stands_beside_it(drafted: Any, demo: Any, tmp_path: Path) -> None:
+    engine = load_with_head(demo, None, f"{ITSELF}+ngram", calibrate=False)
+    assert engine.limits.bytes_per_row == drafted.limits.bytes_per_row
+    assert engine.info.remedy == ""
+    prompt = "def f(a):\n    return a\n\ndef f(a):\n    return"
+    found = engine.generate(prompt, max_tokens=6, tree=TreeShape(2, 2, 4))
+    assert found.tokens == drafted.generate(prompt, max_tokens=6, speculate=False).tokens
+    assert set(found.stats.by_source) == {"head", "n-gram"}
+    with pytest.raises(EagleError, match="draft model attends to all tokens"):
+        load_with_head(demo, None, f"{ITSELF}+ngram", calibrate=False, head_window=64)
+    engine.session().save(tmp_path / "saved")
+    with pytest.raises(EagleError, match="another head"):
+        drafted.load_session(tmp_path / "saved")
+
+
+def test_beside_lookup_what_is_drawn_and_what_has_a_fixed_structure_is_refused(
+    tiny_target: Any,
+) -> None:
+    models = tiny_target("llama"), tiny_target("llama")
+    engine = make_drafted_engine(*models, Letters(), has_lookup=True)
+    with pytest.raises(EagleError, match=r"chosen, not drawn: give a draft model alone"):
+        engine.generate([5, 9], temperature=1.0, acceptance="ratio")
+    for tree in (StaticTree.published("mc_sim_7b_63"), MeasuredTree(6)):
+        with pytest.raises(EagleError, match="for Medusa heads without lookup"):
+            engine.generate([5, 9], tree=tree)
+    drawn = engine.generate([5, 9], temperature=1.0, acceptance="typical", max_tokens=6)
+    assert drawn.stats.acceptance_rule == "typical"
 
 
 def test_a_conversation_of_another_drafter_is_refused_by_name(

@@ -128,12 +128,15 @@ N_SCRIPTS = {
     ("llama", "head+ngram"): (4, 100),
     ("lfm2", "head+ngram"): (4, 60),
 }
-# A target and what drafts for it: itself changed a little, a window of 8, a recurrent model.
+# A target and what drafts for it: itself changed a little, a window of 8, a recurrent model; and
+# whether tokens are looked up beside it.
 DRAFTED = {
-    ("qwen3", "qwen3"): (3, 100),
-    ("llama", "gemma3_text"): (2, 60),
-    ("llama", "lfm2"): (2, 60),
-    ("lfm2", "llama"): (2, 60),
+    ("qwen3", "qwen3", "alone"): (3, 100),
+    ("qwen3", "qwen3", "+ngram"): (2, 100),
+    ("llama", "gemma3_text", "alone"): (2, 60),
+    ("llama", "lfm2", "alone"): (1, 60),
+    ("llama", "lfm2", "+ngram"): (1, 60),
+    ("lfm2", "llama", "alone"): (2, 60),
 }
 
 
@@ -148,20 +151,19 @@ def test_after_any_script_the_next_answer_is_that_of_a_fresh_conversation(
 ) -> None:
     model = tiny_target(architecture, **FAMILIES.get(architecture, {}))
     engine = make_engine(model, head_config, Letters(), kind)
-    n_scripts = N_SCRIPTS[architecture, kind][0 if is_quick else 1]
-    check_scripts(engine, n_scripts, is_quick, tmp_path)
+    check_scripts(engine, N_SCRIPTS[architecture, kind][0 if is_quick else 1], is_quick, tmp_path)
 
 
 @pytest.mark.parametrize("names", DRAFTED, ids="-".join)
 def test_so_it_is_where_a_model_drafts(
-    names: tuple[str, str],
+    names: tuple[str, str, str],
     is_quick: bool,
     tiny_target: Callable[..., nn.Module],
     tmp_path: Path,
 ) -> None:
-    model, draft = (tiny_target(name, **FAMILIES.get(name, {})) for name in names)
+    model, draft = (tiny_target(name, **FAMILIES.get(name, {})) for name in names[:2])
     draft = perturbed(draft, 0.2) if names[0] == names[1] else draft
-    engine = make_drafted_engine(model, draft, Letters())
+    engine = make_drafted_engine(model, draft, Letters(), has_lookup=names[2] == "+ngram")
     check_scripts(engine, DRAFTED[names][0 if is_quick else 1], is_quick, tmp_path)
 
 

@@ -196,10 +196,14 @@ def perturbed(model: nn.Module, share: float) -> nn.Module:
     return model
 
 
-def make_drafted_engine(model: nn.Module, draft: nn.Module, tokenizer: Any) -> Engine:
-    """Return an engine of a tiny target for which another model drafts."""
+def make_drafted_engine(
+    model: nn.Module, draft: nn.Module, tokenizer: Any, *, has_lookup: bool = False
+) -> Engine:
+    """Return an engine of a tiny target for which another model drafts, lookup perhaps beside."""
     info = EngineInfo("tiny", "", "draft:tiny", "", ON, "", False)
-    return Engine(Target(model), tokenizer, DraftModel(draft), info, Planners())
+    drafts = DraftModel(draft)
+    head = JoinedHead(drafts) if has_lookup else drafts
+    return Engine(Target(model), tokenizer, head, info, Planners(sources=sources_of(head)))
 
 
 HEADS: dict[str, Callable[[EagleHead], AnyHead]] = {
