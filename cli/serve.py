@@ -182,6 +182,9 @@ def show_disk(engine: "Engine") -> None:
             "`mlx-eagle cache --clear` removes them, --no-disk-cache keeps none",
             err=True,
         )
+        if n_bad := files.n_damaged + files.n_interrupted:
+            word = "file that was" if n_bad == 1 else "files that were"
+            click.echo(f"Removed {n_bad} {word} damaged or not written to the end", err=True)
 
 
 def show_banner(model: "ServedModel", rules: "Rules", where: str) -> None:

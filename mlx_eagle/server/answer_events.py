@@ -36,39 +36,43 @@ class AnswerJob:
         engine: that makes it; its thread calls `events`, any thread the rest.
         prepared: what was asked.
         report: told of what is read of the prompt, on the engine's thread.
+
+    Attributes:
+        nbytes: of the rows that the answer uses, as its prompt is read.
     """
 
     def __init__(self, engine: Engine, prepared: Prepared, report: Callable[[Event], None]) -> None:
         self._engine, self._prepared, self._report = engine, prepared, report
         self._session = engine.session()
         self._split = Split(engine.answer_format, prepared.tools, lambda: new_id("call_"))
-        self._is_out_of_time = False
+        self._is_cancelled = self._is_out_of_time = False
         self._cached = self._n_thought = 0
         self._has_read = False
+        self.nbytes = 0
         self._kind = Kind.SAID
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the rows that the answer uses."""
-        return self._session.prefix.nbytes
-
     def cancel(self) -> None:
-        """End the answer soon."""
+        """End the answer soon, even if it has not begun."""
+        self._is_cancelled = True
         self._session.cancel()
 
     def time_out(self) -> None:
         """End the answer soon, as if it were as long as it may be."""
         self._is_out_of_time = True
-        self._session.cancel()
+        self.cancel()
 
     def events(self) -> Generator[Event]:
         """Yield what happens, to the end; nothing is raised."""
+        kept = self._engine.prefix_cache
+        files = kept.files if kept is not None else None
+        n_damaged = files.n_damaged if files is not None else 0
         try:
             with closing(self._stream()) as stream:
                 yield from self._answer(stream)
-            kept = self._engine.prefix_cache
             if kept is not None:
                 kept.keep(self._session.prefix)
+            if files is not None and files.n_damaged > n_damaged:
+                LOG.warning("removed damaged rows on disk: %d files", files.n_damaged - n_damaged)
         except GeneratorExit:
             raise
         except RefusalError as error:
@@ -82,14 +86,18 @@ class AnswerJob:
     def _stream(self) -> Responses:
         prepared = self._prepared
         tools = list(prepared.tools) or None
-        return self._session.stream_generate(
+        stream = self._session.stream_generate(
             prepared.prompt, tools=tools, progress=self._progress, **prepared.options
         )
+        if self._is_cancelled:  # a session forgets what was cancelled before its stream
+            self._session.cancel()
+        return stream
 
     def _progress(self, done: int, total: int) -> None:
         """Report what is read; the first time, that is what was cached."""
         if not self._has_read:
             self._cached, self._has_read = done, True
+        self.nbytes = self._session.prefix.nbytes
         self._report(Reading(done, total))
 
     def _answer(self, stream: Responses) -> Iterator[Event]:
@@ -150,7 +158,7 @@ class AnswerJob:
         )
         if reason == "cancelled" and self._is_out_of_time:
             reason = "length"
-        elif reason == "stop" and self._split.n_calls and not stats.stop_string:
+        elif reason == "stop" and self._split.n_complete and not stats.stop_string:
             reason = "tool_calls"
         return End(reason, stats.stop_string, usage, figures(stats), bool(stats.ended_by))
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
+import mlx.core as mx
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -47,7 +48,7 @@ from mlx_eagle.server.models_list import list_models, one_model
 from mlx_eagle.server.openapi import describe
 from mlx_eagle.server.pages import FILES, MarkdownBody, Page, render
 from mlx_eagle.server.prepare import Preparer
-from mlx_eagle.server.refusal import RefusalError, api_of
+from mlx_eagle.server.refusal import RefusalError, api_of, known_api
 from mlx_eagle.server.responses_body import ResponsesBody, read_responses
 from mlx_eagle.server.responses_writer import ResponsesWriter
 from mlx_eagle.server.writer import Writer
@@ -149,7 +150,7 @@ class Server:
         self._preparer = Preparer(engine, engine.info.recommended, lambda: self.desk.nbytes)
         self._thread = ThreadPoolExecutor(1, "mlx-eagle-prepare")
         self.model = served_model(engine, self._preparer, settings.name)
-        self.meters = Meters(lambda: self.desk.n_waiting)
+        self.meters = Meters(self._gauges())
         self.app: App = Guard(self._routes(), settings.rules, self._note)
 
     async def stop(self) -> None:
@@ -173,11 +174,11 @@ class Server:
             "/completions": self._endpoint(CompletionsBody, read_completions, CompletionsWriter),
             "/responses": self._endpoint(ResponsesBody, read_responses, ResponsesWriter),
             "/messages": self._endpoint(MessagesBody, read_messages, MessagesWriter),
-            "/messages/count_tokens": guarded(self._count),
-            "/cache/clear": guarded(self._clear_cache),
+            "/messages/count_tokens": self._count,
+            "/cache/clear": self._clear_cache,
         }
         routes = [
-            Route(prefix + path, handler, methods=[method])
+            Route(prefix + path, guarded(handler), methods=[method])
             for method, handlers in (("GET", get), ("POST", post))
             for path, handler in handlers.items()
             for prefix in ("", "/v1")
@@ -211,7 +212,7 @@ class Server:
             running = self.desk.accept(prepared)
             return Delivery(running, writer, request.scope[ID], self._settings.beat)
 
-        return guarded(endpoint)
+        return endpoint
 
     async def _count(self, request: Request) -> Any:
         data = await read_all(request.receive, self._settings.rules)
@@ -220,16 +221,37 @@ class Server:
         return Answered({"input_tokens": n_tokens})
 
     async def _prepare_thread(self, function: Callable[..., T], *args: Any) -> T:
-        """Return what a function returns on the thread of the tokenizer."""
+        """Return what a function returns on the thread of the tokenizer.
+
+        Raises:
+            RefusalError: if the server is stopping, which that thread does not outlive.
+        """
+        self.desk.check_running()
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, partial(function, *args))
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         """Count a request that is over, and write its line."""
         outcome = scope.get(OUTCOME)
-        self.meters.count(api_of(scope["path"]), status, outcome)
+        self.meters.count(known_api(scope["path"]) or "other", status, outcome)
         if scope["path"] not in QUIET_PATHS:
             LOG.info(log_line(scope, status, seconds, outcome))
+
+    def _gauges(self) -> dict[str, tuple[str, Callable[[], float]]]:
+        """Return what is measured when it is asked for, by name, each with what it is."""
+        engine = self._engine
+
+        def kept() -> float:
+            return engine.prefix_cache.nbytes if engine.prefix_cache is not None else 0
+
+        return {
+            "queue_depth": ("Requests that wait.", lambda: self.desk.n_waiting),
+            "active_memory_bytes": (
+                "Bytes that MLX holds, weights included.",
+                mx.get_active_memory,
+            ),
+            "cache_bytes": ("Bytes of the rows of earlier prompts in memory.", kept),
+        }
 
     # What else is asked
 

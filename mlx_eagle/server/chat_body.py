@@ -228,9 +228,18 @@ def _tool(tool: Tool) -> dict[str, Any]:
 
 def _choice(choice: str | ToolChoice | None, tools: list[dict[str, Any]]) -> str:
     """Return "auto", "none", "required" or the name of a tool."""
-    where = "tool_choice"
     if isinstance(choice, ToolChoice):
         return check_tool_choice(choice.function.name, tools)
+    return choice_word(choice, tools)
+
+
+def choice_word(choice: str | None, tools: list[dict[str, Any]]) -> str:
+    """Return whether a tool may or must be called, once that can be.
+
+    Raises:
+        RefusalError: if it is no such word, or there is no tool to be called.
+    """
+    where = "tool_choice"
     if choice not in (None, "auto", "none", "required"):
         raise RefusalError("invalid", f"{where} is none of auto, none, required", where)
     if choice == "required" and not tools:

@@ -52,6 +52,7 @@ class Running:
         self.accepted = time.monotonic()
         self.turn = asyncio.Event()
         self.job: AnswerJob | None = None
+        self._is_out_of_time = False
         self._end_instead: Failed | None = None
         self._is_cancelled = False
 
@@ -66,6 +67,14 @@ class Running:
         self.turn.set()
         self.cancel_job()
 
+    def begin(self, job: AnswerJob) -> None:
+        """Note what makes the answer, and end it if that was asked for before; from any thread."""
+        self.job = job
+        if self._is_out_of_time:
+            job.time_out()
+        if self._is_cancelled:
+            job.cancel()
+
     def cancel_job(self) -> None:
         """End what the engine does for this answer; from any thread."""
         if self.job is not None:
@@ -73,6 +82,7 @@ class Running:
 
     def time_out(self) -> None:
         """End the answer soon, as if it were as long as it may be."""
+        self._is_out_of_time = True
         if self.job is not None:
             self.job.time_out()
 
@@ -118,6 +128,15 @@ class Desk:
         """Requests that wait for their turn."""
         return len(self._queue)
 
+    def check_running(self) -> None:
+        """Refuse a request once the server is stopping.
+
+        Raises:
+            RefusalError: then.
+        """
+        if self.is_stopping:
+            raise RefusalError(STOPPING.kind, STOPPING.message, retry_after=10)
+
     @property
     def nbytes(self) -> int:
         """Bytes of the rows that the answer in the making uses."""
@@ -130,8 +149,7 @@ class Desk:
         Raises:
             RefusalError: if the queue is full, or the server is stopping.
         """
-        if self.is_stopping:
-            raise RefusalError(STOPPING.kind, STOPPING.message, retry_after=10)
+        self.check_running()
         if self.n_waiting >= self._most_waiting and self.now is not None:
             raise RefusalError(
                 "busy",
@@ -197,16 +215,19 @@ class Desk:
             loop.call_soon_threadsafe(running.put, event)
 
         def start() -> Generator[Event]:
-            running.job = AnswerJob(self._engine, running.prepared, report)
-            return running.job.events()
+            job = AnswerJob(self._engine, running.prepared, report)
+            running.begin(job)
+            return job.events()
 
         limit = self._max_seconds
         timer = loop.call_later(limit, running.time_out) if limit is not None else None
-        async with aclosing(self._worker.astream(start, running.cancel_job)) as events:
-            async for event in events:
-                running.put(event)
-        if timer is not None:
-            timer.cancel()
+        try:
+            async with aclosing(self._worker.astream(start, running.cancel_job)) as events:
+                async for event in events:
+                    running.put(event)
+        finally:
+            if timer is not None:
+                timer.cancel()
         seconds = time.monotonic() - started
         self._seconds += NEWEST * (seconds - self._seconds)
 

@@ -140,7 +140,8 @@ class Guard:
         scheme, _, token = bearer.partition(" ")
         given = [headers.get("x-api-key", ""), token.strip() if scheme.lower() == "bearer" else ""]
         key = self._rules.key.encode()
-        matches = [hmac.compare_digest(one.encode(), key) for one in given]
+        # Headers were read as Latin-1, which gives back the bytes that came.
+        matches = [hmac.compare_digest(one.encode("latin-1"), key) for one in given]
         if not any(matches):
             raise RefusalError("key", "the key is missing or wrong (Authorization: Bearer ...)")
 

@@ -56,7 +56,8 @@ class MessagesWriter:
     def beat(self, seconds: float, done: int, total: int) -> bytes:
         """Return a ping, or for Claude Code after a while a thought without text."""
         lines = self._begin(Usage(prompt=total))
-        if seconds < PATIENT or not self._asked.client.startswith(THINKER) or self._open == "text":
+        may_think = self._open in ("", "thinking")  # what else is open must go on
+        if seconds < PATIENT or not self._asked.client.startswith(THINKER) or not may_think:
             return lines + self._event("ping")
         lines += self._block(THINKING)
         return lines + self._delta({"type": "thinking_delta", "thinking": ""})

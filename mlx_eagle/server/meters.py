@@ -4,7 +4,7 @@ Neither holds a word of a request or of an answer.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -21,12 +21,12 @@ class Meters:
     """The counts of one server.
 
     Args:
-        waiting: returns how many requests wait.
+        gauges: what is measured when it is asked for, by name: what it is, and what returns it.
     """
 
     media_type = CONTENT_TYPE_LATEST
 
-    def __init__(self, waiting: Callable[[], int]) -> None:
+    def __init__(self, gauges: Mapping[str, tuple[str, Callable[[], float]]]) -> None:
         self._registry = registry = CollectorRegistry()
 
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -42,14 +42,14 @@ class Meters:
         self._first = Histogram(
             name, "From acceptance to the first of an answer.", buckets=BUCKETS, registry=registry
         )
-        depth = Gauge("mlx_eagle_queue_depth", "Requests that wait.", registry=registry)
-        depth.set_function(waiting)
+        for name, (text, measure) in gauges.items():
+            Gauge(f"mlx_eagle_{name}", text, registry=registry).set_function(measure)
 
     def count(self, api: str, status: int, outcome: Outcome | None) -> None:
         """Count a request that is over.
 
         Args:
-            api: of the request.
+            api: of the request; "other" for what is no request for an answer.
             status: that it was answered with.
             outcome: what became of its answer, if one was begun.
         """

@@ -42,6 +42,7 @@ WORDINGS = {
     "memory": Wording(500, "server_error", "oom", "api_error"),
     "internal": Wording(500, "server_error", "internal_error", "api_error"),
 }
+APIS = ("chat", "completions", "messages", "responses")
 OVERLOADED = 529  # what Anthropic's API answers where others say 429
 
 
@@ -108,12 +109,14 @@ def error_body(refusal: RefusalError, api: str, request_id: str) -> dict[str, An
 
 def api_of(path: str) -> str:
     """Return which API a path belongs to, by whose form its errors are written."""
-    names: Mapping[str, str] = {"messages": "messages", "responses": "responses"}
+    return known_api(path) or "chat"
+
+
+def known_api(path: str) -> str:
+    """Return the API that answers at a path; "" where none does."""
     parts = path.strip("/").split("/")
     parts = parts[1:] if parts[0] == "v1" else parts
-    if parts[0] in names:
-        return names[parts[0]]
-    return "completions" if parts[0] == "completions" else "chat"
+    return parts[0] if parts and parts[0] in APIS else ""
 
 
 def as_json(value: Any) -> bytes:

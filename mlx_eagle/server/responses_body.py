@@ -25,6 +25,7 @@ from mlx_eagle.server.chat_body import (
     ROLES,
     Part,
     check_tool_choice,
+    choice_word,
     template_args,
 )
 from mlx_eagle.server.conversation import canonical, text_parts
@@ -225,15 +226,10 @@ def _function(tool: ResponsesTool, where: str) -> dict[str, Any]:
 
 def _choice(choice: str | Chosen | None, tools: list[dict[str, Any]]) -> str:
     """Return "auto", "none", "required" or the name of a tool."""
-    where = "tool_choice"
     if isinstance(choice, Chosen):
         is_named = choice.type == "function"
         return check_tool_choice(choice.name or "", tools) if is_named else "auto"
-    if choice not in (None, "auto", "none", "required"):
-        raise RefusalError("invalid", f"{where} is none of auto, none, required", where)
-    if choice == "required" and not tools:
-        raise RefusalError("invalid", f"{where} is required, but there are no tools", where)
-    return choice or "auto"
+    return choice_word(choice, tools)
 
 
 def _schema(config: TextConfig | None) -> str | None:

@@ -65,7 +65,7 @@ class ResponsesWriter:
                 self._text += text
                 return self._of_item("response.function_call_arguments.delta", delta=text)
             case CallEnd():
-                return self._close()
+                return self._close(is_complete=True)
             case End():
                 return self._end(event)
             case Failed(kind, message):
@@ -115,15 +115,20 @@ class ResponsesWriter:
         self._text += text
         return self._of_item(kind, content_index=0, delta=text, **fields)
 
-    def _close(self, *, is_cut: bool = False) -> bytes:
-        """Send what ends the open item, if one is open."""
+    def _close(self, *, is_complete: bool = False) -> bytes:
+        """Send what ends the open item, if one is open.
+
+        Args:
+            is_complete: whether a call's arguments are; texts always are.
+        """
         item, text = self._open, self._text
         if item is None:
             return b""
         if item["type"] == "function_call":
             own: Item = {"arguments": text, "name": item["name"]}
             lines = self._of_item("response.function_call_arguments.done", **own)
-            done = item | {"arguments": text, "status": "incomplete" if is_cut else "completed"}
+            status = "completed" if is_complete else "incomplete"
+            done = item | {"arguments": text, "status": status}
         elif item["type"] == "reasoning":
             lines = self._text_done("response.reasoning_text.done")
             done = _thought(item["id"], text)
@@ -152,7 +157,7 @@ class ResponsesWriter:
     # Events
 
     def _end(self, end: End) -> bytes:
-        lines = self._close(is_cut=end.reason != "tool_calls")
+        lines = self._close()
         self._conclude(end)
         return lines + self._state(f"response.{self._response['status']}")
 

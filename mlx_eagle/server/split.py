@@ -27,6 +27,7 @@ class Split:
 
     Attributes:
         n_calls: calls that have begun.
+        n_complete: of them, those whose arguments are.
         n_unread: parts that should have been calls and could not be read.
     """
 
@@ -39,7 +40,7 @@ class Split:
         self._is_alone = True  # nothing but words so far
         self._bare = "" if tools and form.writes_bare_calls else None  # may be a call as a whole
         self._logprobs = list[TokenLogprob]()
-        self.n_calls = self.n_unread = 0
+        self.n_calls = self.n_complete = self.n_unread = 0
 
     def add(self, spans: Sequence[Span], logprobs: Sequence[TokenLogprob] = ()) -> list[Event]:
         """Return the events of some text; log-probabilities go with what is said."""
@@ -132,6 +133,7 @@ class Split:
         if stream is not None and stream.has_begun:
             self.n_calls += 1
             if stream.is_complete and not (is_cut and not part.end):
+                self.n_complete += 1
                 yield CallEnd(self.n_calls - 1)
             return
         calls = [] if is_cut and self._form.has_channels else self._form.calls(part, self._tools)
@@ -153,6 +155,7 @@ class Split:
         """Send calls that are complete."""
         for call in calls:
             index, self.n_calls = self.n_calls, self.n_calls + 1
+            self.n_complete += 1
             yield CallStart(index, call.id or self._new_id(), call.name)
             yield CallPart(index, json.dumps(call.arguments, ensure_ascii=False))
             yield CallEnd(index)

@@ -64,6 +64,7 @@ class PrefixFiles:
 
     Attributes:
         n_damaged: files that were removed because something was wrong with them.
+        n_interrupted: of the start: files that an earlier run had not written to their end.
         n_evicted: files that were removed for want of room.
     """
 
@@ -74,7 +75,7 @@ class PrefixFiles:
         self._root = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         self._all, self._own = folder, folder / self._root[:16]
         self._max_bytes = max_bytes
-        self.n_damaged = self.n_evicted = 0
+        self.n_damaged = self.n_interrupted = self.n_evicted = 0
         self._by_hash: dict[str, Segment] = {}
         self._lock: IO[str] | None = None
         try:
@@ -156,10 +157,11 @@ class PrefixFiles:
 
     def _scan(self) -> None:
         """Find the files; the one that writes removes what an interrupted one has left."""
-        for path in sorted(self._own.glob("*/*")) + sorted(self._own.glob("*/.*")):
+        for path in sorted(self._own.glob("*/*")):
             if ".partial" in path.name:
                 if self.writes:
                     path.unlink(missing_ok=True)
+                    self.n_interrupted += 1
             elif path.suffix == SUFFIX and (segment := self._described(path)) is not None:
                 self._by_hash |= dict.fromkeys(segment.hashes, segment)
 

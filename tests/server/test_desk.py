@@ -186,6 +186,57 @@ def test_an_answer_that_takes_too_long_is_cut(served: Served) -> None:
     assert 0 < answer["usage"]["completion_tokens"] < 1500
 
 
+@pytest.mark.parametrize("ends", ["cancel", "time_out"])
+def test_an_answer_that_is_ended_before_it_begins_says_nothing(ends: str, served: Served) -> None:
+    server = served.server()
+
+    def end() -> None:  # on the engine's thread, before the stream is there
+        assert server.desk.now is not None
+        getattr(server.desk.now, ends)()
+
+    served.engine.before = end
+
+    async def main() -> Any:
+        async with in_process(server) as client:
+            return (await client.post(CHAT, json=LONG)).json()
+
+    answer = asyncio.run(main())
+    assert answer["usage"]["completion_tokens"] <= 1
+    assert answer["choices"][0]["finish_reason"] == ("stop" if ends == "cancel" else "length")
+
+
+def test_an_answer_ends_that_was_ended_while_the_engine_was_busy(served: Served) -> None:
+    server, busy = served.server(), Held(served)
+
+    async def main() -> Any:
+        async with in_process(server) as client:
+            served.worker.submit(busy.hold)
+            task = asyncio.create_task(client.post(CHAT, json=LONG))
+            while server.desk.now is None:
+                await asyncio.sleep(0.005)
+            await asyncio.sleep(0.05)
+            served.engine.before = None
+            server.desk.now.cancel()
+            busy.go.set()
+            return (await task).json()
+
+    assert asyncio.run(main())["usage"]["completion_tokens"] <= 1
+
+
+def test_everything_is_refused_in_order_once_the_server_stops(served: Served) -> None:
+    server = served.server(Settings(grace=0))
+
+    async def main() -> list[int]:
+        async with in_process(server) as client:
+            await server.stop()
+            paths = ("chat/completions", "messages/count_tokens", "messages", "responses")
+            bodies = [(f"/v1/{path}", SHORT | {"model": "m", "input": "x"}) for path in paths]
+            bodies.append(("/page/markdown", {"text": "x"}))
+            return [(await client.post(path, json=body)).status_code for path, body in bodies]
+
+    assert asyncio.run(main()) == [503] * 5
+
+
 @pytest.mark.parametrize("path", ["chat/completions", "responses", "messages"])
 def test_a_stream_shows_that_it_lives_until_the_first_token(path: str, served: Served) -> None:
     held = Held(served)
@@ -227,5 +278,7 @@ def test_nothing_that_was_said_is_in_counts_or_log(
     assert failed.status_code == 500
     assert canary not in failed.text
     assert 'mlx_eagle_requests_total{api="chat",status="200"} 1.0' in metrics
+    assert 'mlx_eagle_requests_total{api="other"' not in metrics  # itself is not over yet
+    assert re.search(r"mlx_eagle_active_memory_bytes [\d.e+]+\n", metrics)
     assert canary not in metrics
     assert canary not in caplog.text

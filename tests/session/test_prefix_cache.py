@@ -185,6 +185,9 @@ def test_what_an_interrupted_run_left_is_removed_and_a_second_run_only_reads(
     (left / ".0123.partial.safetensors").write_bytes(b"half")
     engine.keep_prefixes(0, 1 << 30)
     assert not (left / ".0123.partial.safetensors").exists()
+    assert engine.prefix_cache is not None
+    assert engine.prefix_cache.files is not None
+    assert engine.prefix_cache.files.n_interrupted == 1
     second = PrefixFiles(prefix_folder(), engine.identity, 1 << 30)
     assert not second.writes
     assert second.longest(written) == 7 * BLOCK
