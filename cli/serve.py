@@ -135,15 +135,20 @@ def serve(source: ModelSource, port: int, settings: "Settings") -> None:
     with Worker() as worker:
         engine = worker.call(load_engine, source, terminal(stderr=True))
         if source.loading.cache_memory is None:
-            worker.call(take_a_third, engine)
+            worker.call(take_a_third, engine, source.loading.cache == "exact")
         show_disk(engine)
         server = Server(engine, worker, settings)
         where = address(rules, listening.getsockname()[1])
         run(server, listening, grace, partial(show_banner, server.model, rules, where))
 
 
-def take_a_third(engine: "Engine") -> None:
-    """Let an engine keep rows in a third of the memory that its weights leave free."""
+def take_a_third(engine: "Engine", is_exact: bool) -> None:
+    """Let an engine keep rows in a third of the memory that its weights leave free.
+
+    Args:
+        engine: that keeps them.
+        is_exact: whether only rows are used that reading anew would give to the last bit.
+    """
     import mlx.core as mx
 
     from mlx_eagle.cache.estimate import device_memory
@@ -151,7 +156,8 @@ def take_a_third(engine: "Engine") -> None:
 
     memory = engine.limits.memory or device_memory()
     files = engine.prefix_cache.files if engine.prefix_cache is not None else None
-    engine.prefix_cache = PrefixCache(max(memory - mx.get_active_memory(), 0) // 3, files)
+    third = max(memory - mx.get_active_memory(), 0) // 3
+    engine.prefix_cache = PrefixCache(third, files, is_exact=is_exact)
 
 
 def address(rules: "Rules", port: int) -> str:

@@ -22,7 +22,7 @@ from mlx_eagle.hub.download import to_stderr
 from mlx_eagle.planner.policy import Sources
 from mlx_eagle.sampling.grammar import Vocabulary
 from mlx_eagle.session.limits import Budget, Limits, bytes_per_row
-from mlx_eagle.session.prefix_cache import PrefixCache
+from mlx_eagle.session.prefix_cache import EXACT, PrefixCache
 from mlx_eagle.session.prefix_files import PrefixFiles, prefix_folder
 from mlx_eagle.session.prompt import PLAIN_TEMPLATE, Prompt, Template
 from mlx_eagle.session.responses import GenerationResult, Responses, whole_answer
@@ -240,21 +240,25 @@ class Engine:
         kept = self.prefix_cache.nbytes if self.prefix_cache is not None else 0
         return self.limits.budget(held_rows, spare_bytes + kept)
 
-    def keep_prefixes(self, max_bytes: int, disk_bytes: int = 0, salt: str = "") -> None:
+    def keep_prefixes(
+        self, max_bytes: int, disk_bytes: int = 0, salt: str = "", *, exact: bool = False
+    ) -> None:
         """Keep rows of prompts and answers from now on, for later ones that begin alike.
 
         Args:
             max_bytes: of the rows in memory, those of conversations that go on not counted.
             disk_bytes: of files in the cache folder, which later runs read; 0: none.
             salt: rows on disk are found with the same one alone.
+            exact: use only rows that reading a prompt anew would give to the last bit.
 
         Raises:
             EagleError: if the cache folder cannot be written.
         """
         files = None
         if disk_bytes:
+            salt += EXACT if exact else ""
             files = PrefixFiles(prefix_folder(), self.identity, disk_bytes, salt)
-        self.prefix_cache = PrefixCache(max_bytes, files)
+        self.prefix_cache = PrefixCache(max_bytes, files, is_exact=exact)
 
     def stream_generate(self, prompt: Prompt, **options: Any) -> Responses:
         """Stream an answer, token by token; see `Session.stream_generate`."""

@@ -38,6 +38,9 @@ class LoadOptions:
         kernels: "auto" uses Metal kernels for a few rows where a trial on this machine found them
             right and faster, "off" never, "force" wherever they are right.
         adapter_path: folder with a LoRA adapter that mlx-lm has made for the target; None: none.
+        cache: which kept rows later prompts use: "fast" all of them, "exact" only rows that prefill
+            made in whole chunks, so that every prompt is computed in the same pieces whatever was
+            kept, and 16-bit numbers round alike.
         memory_limit: bytes that MLX may use before a conversation is refused or ended; None is
             what the device recommends.
 
@@ -132,6 +135,14 @@ class LoadOptions:
         Bytes(),
         "loading",
         unset="none",
+        in_chat=False,
+    )
+    cache: str = option(
+        "fast",
+        "Kept rows that later prompts use: all of them, or only those that reading the prompt anew "
+        "would give to the last bit.",
+        Choice(("fast", "exact")),
+        "loading",
         in_chat=False,
     )
     cache_disk: int | None = option(

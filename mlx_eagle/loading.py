@@ -139,7 +139,7 @@ def _keep_prefixes(engine: Engine, options: LoadOptions) -> None:
     """Let an engine keep rows between conversations, if that is asked for."""
     memory, disk = options.cache_memory or 0, options.cache_disk or 0
     if memory or disk:
-        engine.keep_prefixes(memory, disk)
+        engine.keep_prefixes(memory, disk, exact=options.cache == "exact")
 
 
 def find(

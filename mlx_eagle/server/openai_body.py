@@ -19,6 +19,7 @@ from mlx_eagle.server.bodies import (
     stops,
 )
 from mlx_eagle.server.refusal import RefusalError
+from mlx_eagle.tree_shape import TreeShape
 
 
 class StreamOptions(Body):
@@ -47,6 +48,7 @@ class OpenAIBody(Body):
     n: int | None = None
     user: Str | None = None
     speculate: bool | None = None
+    tree: Annotated[Str, Field(max_length=64)] | None = None
 
     @property
     def with_usage(self) -> bool:
@@ -57,7 +59,7 @@ class OpenAIBody(Body):
         """Return what the body says of an answer, as options of the library.
 
         Raises:
-            RefusalError: if a bias is for no token id.
+            RefusalError: if a bias is for no token id, or there is no such tree.
         """
         return sampling(self) | given(
             max_tokens=self.max_tokens,
@@ -68,7 +70,16 @@ class OpenAIBody(Body):
             repetition_penalty=self.repetition_penalty,
             logit_bias=_by_id(self.logit_bias),
             speculate=self.speculate,
+            tree=_shape(self.tree),
         )
+
+
+def _shape(text: str | None) -> TreeShape | None:
+    """Return the tree that is to be drafted every round; None leaves it to the planner."""
+    try:
+        return None if text is None else TreeShape.parse(text)
+    except ValueError as error:
+        raise RefusalError("invalid", str(error), "tree") from None
 
 
 def _by_id(biases: dict[str, float] | None) -> dict[int, float] | None:

@@ -1,7 +1,6 @@
 """What the server refuses, and how each API says it: one kind, two ways of writing it."""
 
 import json
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mlx_eagle.errors import EagleError

@@ -167,14 +167,19 @@ class Answering:
 
     def _read(self, decoder: Decoder) -> bool:
         """Read what is new of the prompt; returns False if somebody cancelled it."""
-        ids, options = self._request.ids, self._request.options
-        for done in prefill_steps(decoder, ids, options.prefill_step_size):
-            self._prefix.tokens = ids[:done]
+        ids, options, prefix = self._request.ids, self._request.options, self._prefix
+        kept = self._engine.prefix_cache
+        step = (kept.step if kept is not None else 0) or options.prefill_step_size
+        n_before = prefix.cache.rows
+        for done in prefill_steps(decoder, ids, step):
+            if prefix.n_read == n_before:
+                prefix.n_read = done
+            prefix.tokens, n_before = ids[:done], done
             if options.progress is not None:
                 options.progress(done, len(ids))
             if self._cancelled.is_set():
                 return False
-        self._prefix.tokens = list(ids)
+        prefix.tokens = list(ids)
         decoder.cache.checkpoint()
         return True
 

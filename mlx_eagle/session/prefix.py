@@ -37,6 +37,7 @@ class CachedPrefix:
         outlook: whether drafting could pay; once off it stays off, because the head no longer
             follows the tokens then.
         judged_by: the planners whose costs that is by; other ones judge anew.
+        n_read: rows at the beginning that prefill has made, and not decoding.
         hit: what of the last prompt was found among what the engine keeps.
     """
 
@@ -58,6 +59,7 @@ class CachedPrefix:
     def reset(self) -> None:
         """Start with empty caches."""
         self.tokens = []
+        self.n_read = 0
         self.is_shared = False
         self.cache = self._engine.target.make_cache()
         self.drafter = self._new_drafter()
@@ -100,12 +102,16 @@ class CachedPrefix:
         rows = min(max(shared_tokens(self.tokens, ids) - 1, 0), self.cache.rows)
         if speculate and self.drafter is not None:
             rows = min(rows, self.drafter.rows)
-        return self.cache.longest_restorable_prefix(rows)
+        step = self._engine.prefix_cache.step if self._engine.prefix_cache is not None else 0
+        if not step:
+            return self.cache.longest_restorable_prefix(rows)
+        rows = self.cache.longest_restorable_prefix(min(rows, self.n_read) // step * step)
+        return rows if rows % step == 0 else 0
 
     def become(self, other: "CachedPrefix") -> None:
         """Hold what another prefix holds, which nobody uses any more."""
         self.tokens, self.cache, self.drafter = other.tokens, other.cache, other.drafter
-        self.is_shared = other.is_shared
+        self.is_shared, self.n_read = other.is_shared, other.n_read
         self.outlook, self.judged_by = other.outlook, other.judged_by
 
     @property
@@ -134,6 +140,7 @@ class CachedPrefix:
     def _trim(self, rows: int) -> None:
         """Forget everything after the first `rows` rows."""
         self.cache.trim(rows)
+        self.n_read = min(self.n_read, rows)
         if self.drafter is not None:
             self.drafter.trim(min(rows, self.drafter.rows))
 
@@ -179,7 +186,7 @@ class CachedPrefix:
             like = expected.get(name, expected.get(f"{name.rpartition('.')[0]}.keys"))
             if like is None or not _is_alike(array, like):
                 raise ValueError(f"{name} is not a part of these caches")
-        self.tokens = tokens
+        self.tokens, self.n_read = tokens, 0
         self.cache.restore(_part(arrays, TARGET), rows)
         if isinstance(self.drafter, Restorable):
             self.drafter.restore(_part(arrays, HEAD), head_rows)

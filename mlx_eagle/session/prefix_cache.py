@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from mlx_eagle.session.prefix import CachedPrefix
 
 SHORT = 1024  # rows; so many may be forgotten for a prompt that leaves a conversation
+EXACT = " exact"  # in the salt of files that hold rows of prefill alone
+STEP = 512  # tokens per forward of prefill where rows must be exact
 LEAST_GAIN = 16  # rows; for fewer nothing is looked for
 
 
@@ -32,14 +34,19 @@ class PrefixCache:
     Args:
         max_bytes: of the rows in memory.
         files: of rows on disk; None keeps none there.
+        is_exact: whether prompts use only rows that reading them anew would give to the last bit.
 
     Attributes:
+        step: tokens per forward of prefill, whose whole chunks alone are used again; 0: all rows.
         n_evicted: prefixes that were forgotten for want of room.
         nbytes: of the rows in memory; may be read from any thread.
     """
 
-    def __init__(self, max_bytes: int, files: PrefixFiles | None = None) -> None:
+    def __init__(
+        self, max_bytes: int, files: PrefixFiles | None = None, *, is_exact: bool = False
+    ) -> None:
         self._max_bytes, self.files = max_bytes, files
+        self.step = STEP if is_exact else 0
         self._kept: list[CachedPrefix] = []  # the one that was used last comes last
         self.n_evicted = self.nbytes = 0
 
@@ -84,7 +91,7 @@ class PrefixCache:
     def write(self, prefix: "CachedPrefix") -> None:
         """Write what is new of a conversation's rows to disk, if any are kept there."""
         if self.files is not None:
-            self.files.write(prefix)
+            self.files.write(prefix, prefix.n_read if self.step else prefix.cache.rows)
 
     def clear(self) -> None:
         """Forget everything, on disk too."""

@@ -109,6 +109,7 @@ class PrefixFiles:
                 with suppress(ValueError, KeyError, TypeError):
                     n_head = rows if prefix.has_own_rows else 0
                     prefix.restore(list(ids[:rows]), _joined(parts), rows, n_head)
+                    prefix.n_read = rows  # matters where files hold nothing else
                     return True
                 prefix.reset()
                 for path in {self._by_hash[name].path for name in hashes}:
@@ -116,11 +117,16 @@ class PrefixFiles:
             hashes = self._chain(ids)
         return False
 
-    def write(self, prefix: "CachedPrefix") -> None:
-        """Write the blocks of a prefix that are not there yet, as far as that is possible."""
+    def write(self, prefix: "CachedPrefix", n_rows: int) -> None:
+        """Write the blocks of a prefix's first rows that are not there yet, where that is possible.
+
+        Args:
+            prefix: of a conversation.
+            n_rows: that may be used again.
+        """
         if not self.writes or not prefix.is_pageable:
             return
-        n_blocks = min(prefix.cache.rows, prefix.head_limit) // BLOCK
+        n_blocks = min(n_rows, prefix.head_limit) // BLOCK
         n_blocks = min(n_blocks, len(prefix.tokens) // BLOCK)
         hashes = self._hashes(prefix.tokens[: n_blocks * BLOCK])
         first = next((i for i, name in enumerate(hashes) if name not in self._by_hash), n_blocks)

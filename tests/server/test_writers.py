@@ -1,4 +1,4 @@
-"""Orders that clients insist on, from events alone: what no short answer of a model brings about."""
+"""Orders that clients insist on, from events alone, as no short answer brings them about."""
 
 import json
 from typing import Any

@@ -10,7 +10,7 @@ import pytest
 
 from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.engine import Engine
-from mlx_eagle.session import prefix_files
+from mlx_eagle.session import prefix_cache, prefix_files
 from mlx_eagle.session.prefix_cache import PrefixCache
 from mlx_eagle.session.prefix_files import PrefixFiles, clear_folder, list_folder, prefix_folder
 from turning_pair import make_turning_engine
@@ -221,3 +221,49 @@ def test_a_conversation_of_the_library_writes_its_rows_too(engine: Engine) -> No
     last = list(later.ask("What does map do?", max_tokens=N_TOKENS))[-1]
     assert last.stats is not None
     assert last.stats.cached_tokens > 2 * BLOCK
+
+
+@pytest.fixture
+def half(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    """An engine in 16 bits that uses exact rows only, in chunks that are small."""
+    monkeypatch.setattr(prefix_cache, "STEP", 2 * BLOCK)
+    own = make_turning_engine()
+    own.target.model.set_dtype(mx.float16)
+    yield own
+    close(own)
+
+
+def rows_of(engine: Engine, ids: list[int]) -> tuple[Any, dict[str, Any], int]:
+    """Return an answer, the rows of its prompt as bytes, and how many of them were kept."""
+    session = engine.session()
+    tokens = [r.token for r in session.stream_generate(ids, max_tokens=N_TOKENS)]
+    arrays = session.prefix.arrays()
+    bits = {
+        name: bytes(memoryview(mx.contiguous(a[:, :, : len(ids) - 1]).view(mx.uint16)))
+        for name, a in arrays.items()
+        if name.startswith("target.")
+    }
+    assert engine.prefix_cache is not None
+    engine.prefix_cache.keep(session.prefix)
+    return tokens, bits, session.prefix.hit.rows
+
+
+def test_exact_rows_are_those_of_reading_anew_to_the_last_bit(half: Engine) -> None:
+    """Warm, after a branch and from disk: each prompt is computed in the pieces of a cold one."""
+    first = draw(8, 150)
+    half.keep_prefixes(1 << 30, 1 << 30, exact=True)
+    tokens, _, _ = rows_of(half, first)
+    longer, branch = [*first, *tokens, *draw(9, 60)], [*first[:100], *draw(10, 40)]
+    warm = {len(ids): rows_of(half, ids) for ids in (longer, branch)}
+    assert (warm[len(longer)][2], warm[len(branch)][2]) == (128, 96)
+    close(half)
+    half.keep_prefixes(0, 1 << 30, exact=True)  # as after a restart
+    again = rows_of(half, longer)
+    assert again[2] == 192
+    close(half)
+    for ids in (longer, branch):
+        half.keep_prefixes(1 << 30, exact=True)  # nothing is kept yet
+        cold = rows_of(half, ids)
+        assert cold[2] == 0
+        assert cold[:2] == warm[len(ids)][:2]
+        assert ids is branch or cold[:2] == again[:2]

@@ -83,6 +83,10 @@ const article = (message, place) => {
   node.append(thought, said, tree, figures, tools);
   if (message.error) node.append(make("p", "error", message.error));
   const parts = { node, thought: thought.lastChild, details: thought, said, tree, figures, tools };
+  said.onpointerover = (event) => {
+    const round = event.target.dataset.round;
+    if (round !== undefined) drawTree(tree, message.rounds, Number(round));
+  };
   if (place !== undefined && message.content) finish(parts, message, place);
   return parts;
 };
@@ -104,12 +108,23 @@ const finish = async (parts, message, place) => {
     let shown = message.rounds.length - 1;
     const step = (by) => {
       shown = Math.min(Math.max(shown + by, 0), message.rounds.length - 1);
-      drawTree(parts.tree, message.rounds[shown], shown, message.rounds.length);
+      drawTree(parts.tree, message.rounds, shown);
     };
     parts.tools.append(button("◂ round", () => step(-1)), button("round ▸", () => step(1)));
   }
-  const response = await call("page/markdown", { text: message.content }).catch(() => null);
-  if (response?.ok) render(parts.said, (await response.json()).html);
+  const html = await toHtml(message.content);
+  if (html === undefined) return;
+  render(parts.said, html);
+  tint(parts.said, message.pieces || []);
+};
+
+const known = new Map(); // HTML of texts that were shown before
+const toHtml = async (text) => {
+  if (!known.has(text)) {
+    const response = await call("page/markdown", { text }).catch(() => null);
+    if (response?.ok) known.set(text, (await response.json()).html);
+  }
+  return known.get(text);
 };
 
 // What Markdown may become; everything else is its text.
@@ -138,8 +153,39 @@ const render = (target, html) => {
   copy(new DOMParser().parseFromString(html, "text/html").body, target);
 };
 
-const drawTree = (target, tree, place, count) => {
-  const lines = [`round ${place + 1} of ${count}: ● accepted ○ not`];
+// A piece of an answer: tinted if it was drafted, and with its round, if that drafted anything.
+const piece = (text, isDraft, round) => {
+  if (!isDraft && round === null) return text;
+  const element = make(isDraft ? "i" : "span", "", text);
+  if (round !== null) element.dataset.round = round;
+  return element;
+};
+
+// Tints rendered Markdown: its characters are those of the text, in order, but for marks left out.
+const tint = (target, pieces) => {
+  const raw = pieces.map(([text]) => text).join("");
+  const owners = pieces.flatMap(([text], place) => new Array(text.length).fill(place));
+  const walker = document.createTreeWalker(target, NodeFilter.SHOW_TEXT);
+  const nodes = [];
+  while (walker.nextNode()) if (!walker.currentNode.parentNode.closest("button")) nodes.push(walker.currentNode);
+  let at = 0;
+  for (const node of nodes) {
+    const runs = [];
+    for (const char of node.data) {
+      const found = raw.indexOf(char, at);
+      const owner = found < 0 ? null : owners[found];
+      if (found >= 0) at = found + char.length;
+      if (runs.length && runs.at(-1).owner === owner) runs.at(-1).text += char;
+      else runs.push({ owner, text: char });
+    }
+    node.replaceWith(...runs.map(({ owner, text }) =>
+      owner === null ? text : piece(text, pieces[owner][1], pieces[owner][2])));
+  }
+};
+
+const drawTree = (target, rounds, place) => {
+  const tree = rounds[place];
+  const lines = [`round ${place + 1} of ${rounds.length}: ● accepted ○ not`];
   const draw = (node, depth) => {
     const mark = tree.path.includes(node) ? "●" : "○";
     lines.push(`${"  ".repeat(depth)}${mark} ${JSON.stringify(tree.tokens[node]).slice(1, -1)}`);
@@ -164,6 +210,7 @@ const request = (messages, more) => {
   for (const [field, id] of [["temperature", "temperature"], ["max_tokens", "max"], ["seed", "seed"]]) {
     if (at(id).value !== "") body[field] = Number(at(id).value);
   }
+  if (at("tree").value.trim()) body.tree = at("tree").value.trim();
   body.messages = messages.map(({ role, content, reasoning_content }) =>
     reasoning_content ? { role, content, reasoning_content } : { role, content });
   if (system) body.messages.unshift({ role: "system", content: system });
@@ -206,11 +253,13 @@ const take = (chunk, message, parts) => {
     message.figures = parts.figures.textContent = describe(own.stats);
     at("speed").textContent = message.figures.split(" · ").slice(0, 2).join(" · ");
   } else if (own) {
-    message.drafted = own.from_draft;
+    // A round ends with a token of the target's own; one without a tree drafted nothing.
+    let round = message.now?.isDraft ? message.now.round : null;
     if (own.tree) {
-      message.rounds = [...(message.rounds || []), own.tree];
-      drawTree(parts.tree, own.tree, message.rounds.length - 1, message.rounds.length);
+      round = message.rounds.push(own.tree) - 1;
+      drawTree(parts.tree, message.rounds, round);
     }
+    message.now = { isDraft: own.from_draft, round };
   }
   const delta = chunk.choices[0]?.delta || {};
   if (delta.reasoning_content) {
@@ -220,7 +269,9 @@ const take = (chunk, message, parts) => {
   }
   if (delta.content) {
     message.content += delta.content;
-    parts.said.append(message.drafted ? make("i", "", delta.content) : delta.content);
+    const { isDraft = false, round = null } = message.now || {};
+    message.pieces.push([delta.content, isDraft, round]);
+    parts.said.append(piece(delta.content, isDraft, round));
   }
 };
 
@@ -244,13 +295,15 @@ const stream = async (body, message, parts) => {
   } finally {
     running = null;
     at("send").hidden = false; at("stop").hidden = true;
-    delete message.drafted;
+    delete message.now;
   }
 };
 
+const freshAnswer = () => ({ role: "assistant", content: "", pieces: [], rounds: [] });
+
 const answer = async () => {
   show();
-  const message = { role: "assistant", content: "" };
+  const message = freshAnswer();
   const parts = article(message);
   at("talk").append(parts.node);
   const place = talk.messages.length;
@@ -262,7 +315,7 @@ const answer = async () => {
 };
 
 const compare = async (parts, message, place) => {
-  const again = { role: "assistant", content: "" };
+  const again = freshAnswer();
   const shown = article(again);
   parts.node.after(shown.node);
   await stream(request(talk.messages.slice(0, place), { speculate: false }), again, shown);

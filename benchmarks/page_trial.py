@@ -1,0 +1,352 @@
+#!/usr/bin/env python3
+"""The page of a server, used by a browser as a person would.
+
+    python benchmarks/page_trial.py [--model demo] [--browser chromium] [--pictures FOLDER]
+
+Starts a server and a headless Chromium, which it drives by DevTools over a pipe. It types, watches
+the answer arrive, stops one, looks at tints and at the tree of a round, loads the page anew, lets
+an answer hold HTML, asks for the page under a foreign name, and takes pictures in light and dark.
+Prints one line per promise, and exits with 1 if one was not kept.
+"""
+
+import argparse
+import base64
+import itertools
+import json
+import os
+import select
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from server_process import ServerProcess
+
+PATIENCE = 120.0  # seconds for anything that the page does
+SIZE = (900, 760)  # pixels of the window
+TREE = "4x2x6"  # the planner of a busy machine may draft nothing
+HTML = "<img src=x onerror=document.title='run'>"
+FOREIGN = "evil.test"
+ASK = """(text) => {
+  document.getElementById('text').value = text;
+  document.getElementById('ask').requestSubmit();
+}"""
+STATE = """() => ({
+  said: [...document.querySelectorAll('.assistant .said')].map(e => e.textContent),
+  tints: document.querySelectorAll('.said i').length,
+  tree: [...document.querySelectorAll('.tree')].map(e => e.textContent).join('\\n'),
+  figures: [...document.querySelectorAll('.figures')].map(e => e.textContent),
+  errors: [...document.querySelectorAll('.error')].map(e => e.textContent),
+  asked: document.querySelectorAll('article.user').length,
+  images: document.querySelectorAll('main img').length,
+  title: document.title,
+  idle: document.getElementById('stop').hidden,
+})"""
+
+
+class Browser:
+    """A headless Chromium with one page.
+
+    Args:
+        program: its command.
+        folder: for its files.
+
+    Attributes:
+        console: errors and exceptions that the page has raised.
+        asked: the URLs that were asked for.
+    """
+
+    def __init__(self, program: str, folder: Path) -> None:
+        self.console: list[str] = []
+        self.asked: list[str] = []
+        self._numbers, self._held = itertools.count(1), b""
+        to_read, self._to_write = os.pipe()
+        self._to_read, to_write = os.pipe()
+        command = (
+            f'exec "$0" --headless=new --no-sandbox --disable-gpu --remote-debugging-pipe '
+            f'--no-first-run --user-data-dir="$1" --window-size={SIZE[0]},{SIZE[1]} '
+            f'--host-resolver-rules="MAP {FOREIGN} 127.0.0.1" about:blank '
+            f"3<&{to_read} 4>&{to_write}"
+        )
+        self._process = subprocess.Popen(
+            ["sh", "-c", command, program, str(folder)],
+            pass_fds=(to_read, to_write),
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(to_read)
+        os.close(to_write)
+        self._session = self._attach()
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self.call(f"{domain}.enable")
+
+    def _attach(self) -> str:
+        """Return the session of the one page."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            targets = self._send("Target.getTargets", {}, None)["targetInfos"]
+            pages = [target["targetId"] for target in targets if target["type"] == "page"]
+            if pages:
+                options = {"targetId": pages[0], "flatten": True}
+                return str(self._send("Target.attachToTarget", options, None)["sessionId"])
+            time.sleep(0.1)
+        raise SystemExit("the browser has no page")
+
+    def call(self, method: str, **options: Any) -> Any:
+        """Return what a method of DevTools returns."""
+        return self._send(method, options, self._session)
+
+    def evaluate(self, function: str, *arguments: Any) -> Any:
+        """Return what a function returns in the page."""
+        shown = ", ".join(json.dumps(argument) for argument in arguments)
+        options = {"expression": f"({function})({shown})", "returnByValue": True}
+        found = self.call("Runtime.evaluate", awaitPromise=True, **options)
+        if "exceptionDetails" in found:
+            raise SystemExit(f"the page failed: {found['exceptionDetails']}")
+        return found["result"].get("value")
+
+    def open(self, url: str) -> None:
+        """Load a page, to its end."""
+        self.call("Page.navigate", url=url)
+        self.wait("() => document.readyState === 'complete'")
+
+    def wait(self, condition: str) -> None:
+        """Wait until a condition holds in the page."""
+        deadline = time.monotonic() + PATIENCE
+        while not self.evaluate(condition):
+            if time.monotonic() > deadline:
+                raise SystemExit(f"never became true: {condition}")
+            time.sleep(0.02)
+
+    def picture(self, path: Path, scheme: str) -> None:
+        """Write a picture of the page."""
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        self.call("Emulation.setEmulatedMedia", features=[feature])
+        time.sleep(0.3)
+        shot = self.call("Page.captureScreenshot", format="png")
+        path.write_bytes(base64.b64decode(shot["data"]))
+
+    def close(self) -> None:
+        """End the browser."""
+        self._process.terminate()
+        self._process.wait()
+
+    def _send(self, method: str, options: dict[str, Any], session: str | None) -> Any:
+        """Call a method, and take in what happens until it returns."""
+        number = next(self._numbers)
+        message = {"id": number, "method": method, "params": options}
+        if session:
+            message["sessionId"] = session
+        os.write(self._to_write, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._receive()
+            if answer.get("id") == number:
+                if "error" in answer:
+                    raise SystemExit(f"{method}: {answer['error']}")
+                return answer["result"]
+            self._note(answer)
+
+    def _receive(self) -> dict[str, Any]:
+        """Return the next message."""
+        while b"\0" not in self._held:
+            if not select.select([self._to_read], [], [], PATIENCE)[0]:
+                raise SystemExit("the browser says nothing")
+            if not (part := os.read(self._to_read, 1 << 20)):
+                raise SystemExit("the browser has ended")
+            self._held += part
+        text, _, self._held = self._held.partition(b"\0")
+        message: dict[str, Any] = json.loads(text)
+        return message
+
+    def _note(self, event: dict[str, Any]) -> None:
+        """Note what a page asks for, and what goes wrong in it."""
+        details = event.get("params", {})
+        match event.get("method"):
+            case "Network.requestWillBeSent":
+                self.asked.append(details["request"]["url"])
+            case "Runtime.exceptionThrown":
+                self.console.append(str(details["exceptionDetails"].get("exception")))
+            case "Runtime.consoleAPICalled" if details["type"] in ("error", "warning"):
+                self.console.append(str(details["args"]))
+            case "Log.entryAdded" if details["entry"]["level"] in ("error", "warning"):
+                self.console.append(str(details["entry"]["text"]))
+
+
+class Trial:
+    """One run of a page through all that it promises.
+
+    Args:
+        browser: that shows it.
+        url: of the server.
+        pictures: the folder for them.
+
+    Attributes:
+        results: promises, and whether they were kept.
+    """
+
+    def __init__(self, browser: Browser, url: str, pictures: Path) -> None:
+        self._browser, self._url, self._pictures = browser, url, pictures
+        self.results: dict[str, bool] = {}
+
+    def run(self) -> None:
+        """Try everything."""
+        self._browser.open(self._url)
+        self._set("max", 120)
+        self._set("temperature", 0)
+        self._set("tree", TREE)
+        self._ask_and_watch()
+        self._hover()
+        self._stop()
+        self._reload()
+        self._show_html()
+        self._compare()
+        for scheme in ("light", "dark"):
+            self._browser.picture(self._pictures / f"page-{scheme}.png", scheme)
+        own = [url for url in self._browser.asked if not url.startswith((self._url, "data:"))]
+        self.results["asks no other host"] = not own
+        self.results["no error in the console"] = not self._browser.console
+        self._rebind()
+
+    def _set(self, name: str, value: Any) -> None:
+        self._browser.evaluate("(n, v) => { document.getElementById(n).value = v }", name, value)
+
+    def _state(self) -> dict[str, Any]:
+        state: dict[str, Any] = self._browser.evaluate(STATE)
+        return state
+
+    def _wait_idle(self) -> None:
+        self._browser.wait("() => document.getElementById('stop').hidden")
+
+    def _ask_and_watch(self) -> None:
+        """Type a question as a person does, and watch the answer arrive."""
+        self._browser.evaluate("() => document.getElementById('text').focus()")
+        self._browser.call("Input.insertText", text="What does collections.Counter do?")
+        for kind in ("keyDown", "keyUp"):
+            key = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13, "text": "\r"}
+            self._browser.call("Input.dispatchKeyEvent", type=kind, **key)
+        lengths = set[int]()
+        tints = 0
+        while not (state := self._state())["idle"] or not state["said"]:
+            lengths.add(len("".join(state["said"])))
+            tints = max(tints, state["tints"])
+        self.results["the answer streams"] = len(lengths) > 3
+        self.results["accepted drafts are tinted"] = tints > 0
+        figures = state["figures"][-1]
+        self.results["figures of speed are shown"] = "per second" in figures
+        self.results["what was typed is shown"] = state["asked"] == 1
+
+    def _hover(self) -> None:
+        """Point at a tinted word of the answer: the tree of its round is drawn."""
+        self._browser.wait("() => document.querySelector('.assistant [data-round]') !== null")
+        before = self._state()["tree"]
+        place = self._browser.evaluate(
+            """() => {
+              const word = document.querySelector('.assistant [data-round]');
+              word.scrollIntoView({ block: 'center' });
+              const box = word.getClientRects()[0];
+              return [box.x + box.width / 2, box.y + box.height / 2];
+            }"""
+        )
+        self._browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=place[0], y=place[1])
+        tree = self._state()["tree"]
+        self.results["the tree of a round is drawn on hover"] = tree != before and "●" in tree
+        self._browser.picture(self._pictures / "page-hover.png", "light")
+
+    def _stop(self) -> None:
+        """Stop an answer on its way."""
+        self._set("max", 1500)
+        self._browser.evaluate(ASK, "Tell all about os.path.")
+        self._browser.wait(
+            "() => [...document.querySelectorAll('.said')].at(-1)?.textContent.length > 20"
+        )
+        self._browser.evaluate("() => document.getElementById('stop').click()")
+        self._wait_idle()
+        text = self._state()["said"][-1]
+        self.results["an answer can be stopped"] = 0 < len(text) < 5000
+        self._set("max", 60)
+
+    def _reload(self) -> None:
+        """Load the page anew: the conversation is still there."""
+        before = self._state()
+        self._browser.open(self._url)
+        self._browser.wait("() => document.querySelectorAll('article').length > 0")
+        after = self._state()
+        same = (before["asked"], len(before["said"])) == (after["asked"], len(after["said"]))
+        self.results["a reload keeps the conversation"] = same
+
+    def _show_html(self) -> None:
+        """Let an answer hold HTML, written by the model itself under a schema of one text."""
+        schema = {"enum": [HTML]}
+        self._browser.evaluate(
+            """(schema) => {
+              const ask = window.fetch;
+              window.fetch = (path, options) => {
+                if (!String(path).includes('chat/completions')) return ask(path, options);
+                const body = JSON.parse(options.body);
+                body.response_format = { type: 'json_schema', json_schema: { schema } };
+                return ask(path, { ...options, body: JSON.stringify(body) });
+              };
+            }""",
+            schema,
+        )
+        self._set("max", 60)
+        self._browser.evaluate(ASK, "Write HTML.")
+        self._browser.wait("() => document.getElementById('stop').hidden === false")
+        self._wait_idle()
+        self._browser.wait("() => [...document.querySelectorAll('.said')].at(-1).matches('.done')")
+        state = self._state()
+        self.results["HTML of a model is text"] = (
+            HTML in state["said"][-1] and not state["images"] and state["title"] == "mlx-eagle"
+        )
+        self._browser.open(self._url)  # with the page's own fetch again
+        self._browser.wait("() => document.querySelectorAll('article').length > 0")
+
+    def _compare(self) -> None:
+        """Ask for the same text without drafts."""
+        self._set("temperature", 0)
+        self._set("max", 120)
+        self._set("tree", TREE)
+        self._browser.evaluate(
+            """() => [...document.querySelector('.assistant').querySelectorAll('button')]
+              .find(e => e.textContent.startsWith('Same text')).click()"""
+        )
+        self._browser.wait("() => document.body.textContent.includes('The same text · ')")
+        self._wait_idle()
+        self.results["the same text without drafts"] = True
+
+    def _rebind(self) -> None:
+        """Ask for the page under a name that somebody else lets lead here."""
+        self._browser.open(self._url.replace("127.0.0.1", FOREIGN))
+        text = self._browser.evaluate("() => document.body.textContent")
+        self.results["a foreign name gets no page"] = "--allow-host" in text
+
+
+def main() -> None:
+    """Parse the command line, use the page, print what was kept."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--browser", default="chromium")
+    parser.add_argument("--pictures", type=Path, default=Path("."))
+    args = parser.parse_args()
+    program = shutil.which(args.browser)
+    if program is None:
+        raise SystemExit(f"there is no command {args.browser}; --browser names another one")
+    args.pictures.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        server = ServerProcess(Path(folder), "--model", args.model, "--no-disk-cache")
+        browser = Browser(program, Path(folder) / "browser")
+        trial = Trial(browser, server.url, args.pictures)
+        try:
+            trial.run()
+        finally:
+            browser.close()
+            server.stop()
+    for promise, is_kept in trial.results.items():
+        print(f"{'yes' if is_kept else 'NO '} {promise}")
+    print("\n".join(browser.console))
+    raise SystemExit(0 if all(trial.results.values()) else 1)
+
+
+if __name__ == "__main__":
+    main()
