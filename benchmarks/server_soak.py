@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import json
 import random
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -27,6 +28,7 @@ from server_process import ServerProcess
 from stream_checks import CHECKS, said
 
 GAP = 0.02  # of memory that may be more than after the warm-up
+LONGEST = 6.0  # seconds for which a client that goes away has stayed
 WARM = 0.4  # of the requests, after which memory is what it will be
 MOST_OVERTAKEN = 2  # answers of another client between asking and the first word
 TOPICS = ("zip", "map", "filter", "dict.get", "collections.deque", "os.path.join", "re.sub")
@@ -70,7 +72,7 @@ def make_questions(rng: random.Random, n: int) -> list[Question]:
 def make_question(rng: random.Random, api: str, topic: str) -> Question:
     """Return one request."""
     text = f"{SHARED if rng.random() < 0.5 else ''}What does {topic} do?"
-    n_tokens = rng.choice([4, 16, 48, 160])
+    n_tokens = rng.choice([2, 8, 24, 64])
     draws = {"temperature": rng.choice([0, 0.8, 1.2])}
     messages = [{"role": "user", "content": text}]
     if api == "messages":
@@ -80,7 +82,8 @@ def make_question(rng: random.Random, api: str, topic: str) -> Question:
         )
     if api == "responses":
         return Question(api, {"max_output_tokens": n_tokens, "input": text, "temperature": 0})
-    own = draws | {"seed": rng.randrange(100), "max_tokens": n_tokens}
+    tree = rng.choice([{}, {"tree": "3"}, {"tree": "4x2x6"}])  # or the planner may never draft
+    own = draws | tree | {"seed": rng.randrange(100), "max_tokens": n_tokens}
     if api == "completions":
         return Question(api, own | {"prompt": text, "logprobs": rng.choice([None, 2])})
     kind = rng.randrange(4)
@@ -118,6 +121,7 @@ class Clients:
             async def work(who: int) -> None:
                 for _ in left:
                     self.done.append(await self._ask(client, who))
+                    print(f"\r{len(self.done)} requests", end="", file=sys.stderr, flush=True)
 
             await asyncio.gather(*map(work, range(n_clients)))
 
@@ -125,7 +129,7 @@ class Clients:
         """Ask one question; go away before its answer has ended, one time in three."""
         number = self._rng.randrange(len(self._questions))
         question, streams = self._questions[number], self._rng.random() < 0.7
-        patience = self._rng.uniform(0, 1.5) if self._rng.random() < 1 / 3 else None
+        patience = self._rng.uniform(0, LONGEST) if self._rng.random() < 1 / 3 else None
         got, sent = Got(question.api, streams), time.monotonic()
         try:
             async with asyncio.timeout(patience):

@@ -85,7 +85,7 @@ class Delivery:
         await start_answer(send, 200, STREAM_HEADERS)
         await send_part(send, self._writer.begin())
         while not self._is_gone:
-            events = await self._running.outbox.take(self._beat)
+            events = await self._take(self._beat)
             lines, is_over = b"", False
             for event in events:
                 self._note(event)
@@ -101,7 +101,7 @@ class Delivery:
     async def _send_whole(self, send: Send) -> None:
         collector = Collector()
         while not self._is_gone:
-            for event in await self._running.outbox.take():
+            for event in await self._take():
                 self._note(event)
                 if isinstance(event, Failed):
                     refusal = RefusalError(event.kind, event.message)
@@ -111,6 +111,11 @@ class Delivery:
                 if whole is not None:
                     await send_json(send, 200, self._writer.whole(whole))
                     return
+
+    async def _take(self, seconds: float | None = None) -> list[Event]:
+        """Return what has happened; nothing once the client has gone."""
+        events = await self._running.outbox.take(seconds)
+        return [] if self._is_gone else events
 
     @property
     def _api(self) -> str:

@@ -145,6 +145,28 @@ def test_an_answer_ends_when_its_client_goes(streams: bool, served: Served) -> N
     assert "mlx_eagle_generation_tokens_total 0.0" in text
 
 
+def test_a_client_that_goes_while_it_waits_is_counted_as_one_that_went(served: Served) -> None:
+    held, server = Held(served), served.server()
+
+    async def main(port: int) -> None:
+        url = f"http://127.0.0.1:{port}{CHAT}"
+        async with httpx2.AsyncClient() as client:
+            first = asyncio.create_task(client.post(url, json=SHORT))
+            while not held.is_held.is_set():
+                await asyncio.sleep(0.01)
+            with pytest.raises(httpx2.ReadTimeout):
+                await client.post(url, json=LONG, timeout=0.3)
+            held.go.set()
+            assert (await first).status_code == 200
+            await idle(server)
+
+    with on_socket(server) as port:
+        asyncio.run(main(port))
+        text = server.meters.text().decode()
+    assert 'mlx_eagle_cancelled_total{why="client"} 1.0' in text
+    assert 'why="stopping"' not in text
+
+
 def test_a_client_that_reads_nothing_holds_up_nobody(served: Served) -> None:
     with on_socket(served.server()) as port:
         body = httpx2.Request("POST", "http://x", json=MIDDLE | {"stream": True}).content
