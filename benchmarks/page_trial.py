@@ -26,6 +26,7 @@ from server_process import ServerProcess
 
 PATIENCE = 120.0  # seconds for anything that the page does
 SIZE = (900, 760)  # pixels of the window
+QUESTION = "What does os.path.join do?"
 TREE = "4x2x6"  # the planner of a busy machine may draft nothing
 HTML = "<img src=x onerror=document.title='run'>"
 FOREIGN = "evil.test"
@@ -221,7 +222,7 @@ class Trial:
     def _ask_and_watch(self) -> None:
         """Type a question as a person does, and watch the answer arrive."""
         self._browser.evaluate("() => document.getElementById('text').focus()")
-        self._browser.call("Input.insertText", text="What does collections.Counter do?")
+        self._browser.call("Input.insertText", text=QUESTION)
         for kind in ("keyDown", "keyUp"):
             key = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13, "text": "\r"}
             self._browser.call("Input.dispatchKeyEvent", type=kind, **key)
@@ -238,11 +239,11 @@ class Trial:
 
     def _hover(self) -> None:
         """Point at a tinted word of the answer: the tree of its round is drawn."""
-        self._browser.wait("() => document.querySelector('.assistant [data-round]') !== null")
+        self._browser.wait("() => document.querySelector('.assistant .done [data-round]') !== null")
         before = self._state()["tree"]
         place = self._browser.evaluate(
             """() => {
-              const word = document.querySelector('.assistant [data-round]');
+              const word = document.querySelector('.assistant .done [data-round]');
               word.scrollIntoView({ block: 'center' });
               const box = word.getClientRects()[0];
               return [box.x + box.width / 2, box.y + box.height / 2];
@@ -334,7 +335,9 @@ def main() -> None:
         raise SystemExit(f"there is no command {args.browser}; --browser names another one")
     args.pictures.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        server = ServerProcess(Path(folder), "--model", args.model, "--no-disk-cache")
+        server = ServerProcess(
+            Path(folder), "--model", args.model, "--no-calibrate", "--no-disk-cache"
+        )
         browser = Browser(program, Path(folder) / "browser")
         trial = Trial(browser, server.url, args.pictures)
         try:

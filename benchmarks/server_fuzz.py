@@ -51,7 +51,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        options = ("--model", args.model, "--max-context", str(CONTEXT), "--no-disk-cache")
+        options = (
+            "--model",
+            args.model,
+            "--no-calibrate",
+            "--max-context",
+            str(CONTEXT),
+            "--no-disk-cache",
+        )
         server = ServerProcess(Path(folder), *options)
         status = ask_all(server.url, args)
         counted = count(server.url)

@@ -10,7 +10,7 @@ from pathlib import Path
 from queue import Empty, Queue
 
 BANNER = re.compile(r" at (http://\S+) \(Ctrl-C")
-PATIENCE = 300.0  # seconds until a model is served
+PATIENCE = 900.0  # seconds until a model is served
 LAST = 50  # lines of its log that are shown where it fails
 
 

@@ -27,6 +27,7 @@ import httpx2
 from server_process import ServerProcess
 from stream_checks import CHECKS, said
 
+QUICK = ("--no-calibrate",)  # requests name their trees: nothing needs to be measured
 GAP = 0.02  # of memory that may be more than after the warm-up
 LONGEST = 6.0  # seconds for which a client that goes away has stayed
 WARM = 0.4  # of the requests, after which memory is what it will be
@@ -237,7 +238,7 @@ def settle(server: ServerProcess) -> dict[str, float]:
 def soak(args: argparse.Namespace, folder: Path) -> list[str]:
     """Let clients come and go; returns what was found."""
     rng = random.Random(args.seed)
-    server = ServerProcess(folder, "--model", args.model, "--cache-memory", "0.1")
+    server = ServerProcess(folder, "--model", args.model, *QUICK, "--cache-memory", "0.1")
     clients = Clients(server, make_questions(rng, 40), rng)
     n_warm = int(args.requests * WARM)
     asyncio.run(clients.ask_all(n_warm, args.clients))
@@ -279,12 +280,12 @@ def text_of(data: dict[str, Any]) -> str:
 def kill_again_and_again(args: argparse.Namespace, folder: Path) -> list[str]:
     """Kill servers at any moment; returns what was found by those that followed."""
     rng, found = random.Random(args.seed), list[str]()
-    plain = ServerProcess(folder, "--model", args.model, "--no-disk-cache", "--cache-memory", "0")
+    plain = ServerProcess(folder, "--model", args.model, *QUICK, "--no-disk-cache")
     want = {n: text_of(answer(plain, n)) for n in range(3)}
     plain.stop()
     n_cached = n_removed = 0
     for time_to_die in rng.sample(range(args.kills), args.kills):
-        server = ServerProcess(folder, "--model", args.model)
+        server = ServerProcess(folder, "--model", args.model, *QUICK)
         n_removed += sum("Removed" in line for line in server.log)
         for n in want:
             data = answer(server, n)
@@ -293,7 +294,7 @@ def kill_again_and_again(args: argparse.Namespace, folder: Path) -> list[str]:
                 found.append(f"another text after a kill: {text_of(data)!r}, not {want[n]!r}")
         asyncio.run(die_while_asked(server, 10 + time_to_die, rng.uniform(0, args.longest)))
         server.kill()
-    server = ServerProcess(folder, "--model", args.model)
+    server = ServerProcess(folder, "--model", args.model, *QUICK)
     found += [
         f"another text at the end: {n}" for n in want if text_of(answer(server, n)) != want[n]
     ]

@@ -1,0 +1,103 @@
+"""Whatever was asked, given up, forgotten or written: answers are those of a fresh engine."""
+
+import asyncio
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cases import broad
+from mlx_eagle.session import prefix_files
+from served import Served, in_process
+
+CHAT = "/v1/chat/completions"
+WORDS = ["map", "zip", "filter", "deque", "Counter", "join", "split", "sorted", "range", "dict"]
+N_TOKENS = 5
+
+
+class Talks:
+    """Conversations with one server that go on, branch, are given up and come back.
+
+    Args:
+        served: the engine.
+        rng: draws what happens.
+    """
+
+    def __init__(self, served: Served, rng: random.Random) -> None:
+        self._served, self._rng = served, rng
+        self._talks: list[list[dict[str, Any]]] = [[]]
+        self.tiers = set[bool]()
+
+    def play(self, n_steps: int, budget: int) -> None:
+        """Let so many things happen; every whole answer must be the right one."""
+        self.open(budget)
+        for _ in range(n_steps):
+            if self._rng.random() < 0.15:
+                self.close()
+                self.open(budget)
+            asyncio.run(self._step())
+            kept = self._served.engine.prefix_cache
+            self._served.worker.call(int)  # rows are kept once an answer is sent
+            assert kept is not None
+            assert kept.nbytes <= budget
+        self.close()
+
+    def open(self, budget: int) -> None:
+        """Begin as a process does."""
+        self._served.worker.call(self._served.engine.keep_prefixes, budget, 1 << 30)
+
+    def close(self) -> None:
+        """Let go of the files, as the end of a process does."""
+        kept = self._served.engine.prefix_cache
+        assert kept is not None
+        assert kept.files is not None
+        assert kept.files._lock is not None
+        kept.files._lock.close()
+
+    async def _step(self) -> None:
+        """Ask something in a conversation, or in one that leaves it halfway."""
+        talk = self._rng.choice(self._talks)
+        talk = (
+            talk[: self._rng.randrange(0, len(talk) + 1, 2)] if self._rng.random() < 0.3 else talk
+        )
+        words = " ".join(self._rng.choices(WORDS, k=self._rng.choice([3, 40])))
+        messages = [*talk, {"role": "user", "content": words}]
+        body: dict[str, Any] = {"messages": messages, "max_tokens": N_TOKENS}
+        body |= {"seed": self._rng.randrange(9), "temperature": self._rng.choice([0, 1])}
+        async with in_process(self._served.usual) as client:
+            if self._rng.random() < 0.25:  # and goes away
+                asked = client.post(CHAT, json=body | {"max_tokens": 400, "stream": True})
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(asked, self._rng.uniform(0.001, 0.1))
+            answer = (await client.post(CHAT, json=body)).json()
+        self.tiers.add(answer["usage"]["prompt_tokens_details"]["cached_tokens"] > 0)
+        message = answer["choices"][0]["message"]
+        assert message["content"] == self._fresh(body)
+        self._talks = [*self._talks[-3:], [*messages, message]]
+
+    def _fresh(self, body: dict[str, Any]) -> str:
+        """Return what the engine answers where nothing is kept."""
+        engine, options = self._served.engine, dict(body)
+        kept, engine.prefix_cache = engine.prefix_cache, None
+        result = self._served.worker.call(engine.generate, options.pop("messages"), **options)
+        engine.prefix_cache = kept
+        return str(result.text)
+
+
+@pytest.mark.parametrize("n", [1, broad(60)])
+def test_answers_are_those_of_a_fresh_engine(
+    n: int, served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLX_EAGLE_CACHE", str(tmp_path))
+    for name, value in (("BLOCK", 16), ("LEAST_BLOCKS", 2), ("MOST_BLOCKS", 3)):
+        monkeypatch.setattr(prefix_files, name, value)
+    served.worker.call(served.engine.keep_prefixes, 1 << 30)
+    served.ask(CHAT, {"messages": [{"role": "user", "content": "x " * 40}], "max_tokens": 1})
+    served.worker.call(int)
+    assert served.engine.prefix_cache is not None
+    budget = 3 * served.engine.prefix_cache.nbytes
+    for seed in range(n):
+        talks = Talks(served, random.Random(seed))
+        talks.play(9, budget)
+        assert talks.tiers == {True, False}
