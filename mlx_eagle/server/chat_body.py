@@ -23,7 +23,13 @@ from mlx_eagle.server.refusal import RefusalError
 from mlx_eagle.session.prompt import Message
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-TEMPLATE_OWN = ("tools", "messages", "tokenize", "add_generation_prompt", "return_dict")
+# What transformers takes for itself and templates do not see: another template, tensors, cut texts.
+TEMPLATE_OWN = (
+    *("self", "conversation", "messages", "tools", "chat_template", "add_generation_prompt"),
+    *("continue_final_message", "tokenize", "sanitize_control_tokens", "padding", "truncation"),
+    *("max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
+    "tokenizer_kwargs",
+)
 ANY_OBJECT = '{"type": "object"}'
 
 

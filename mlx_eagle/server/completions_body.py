@@ -10,7 +10,9 @@ from mlx_eagle.server.openai_body import OpenAIBody
 from mlx_eagle.server.refusal import RefusalError
 
 MOST_IDS = 1_000_000
-Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=MOST_IDS)]
+Ids = Annotated[
+    list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(min_length=1, max_length=MOST_IDS)
+]
 
 
 class CompletionsBody(OpenAIBody):

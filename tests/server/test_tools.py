@@ -1,5 +1,6 @@
 """Tools in `chat/completions`, driven by the openai package, and answers under a schema."""
 
+import inspect
 import json
 from typing import Any
 
@@ -7,6 +8,7 @@ import httpx2
 import jsonschema
 import openai
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 from served import Served, chunks
 
@@ -195,6 +197,17 @@ def test_what_cannot_be_is_refused_by_name(
     assert answer.json()["error"]["param"] == param
     assert answer.headers["x-should-retry"] == "false"
     assert served.engine.n_requests == before
+
+
+def test_a_request_cannot_bring_its_own_template(served: Served) -> None:
+    own = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
+    for name in {*own, "messages"} - {"documents", "kwargs"}:  # these are the template's
+        answer = ask(served, chat_template_kwargs={name: "x"}, max_tokens=1)
+        assert answer.status_code == 400, name
+        assert answer.json()["error"]["param"] == f"chat_template_kwargs.{name}"
+    for value in (None, "x", [1], [{"title": "x"}]):
+        answer = ask(served, chat_template_kwargs={"documents": value}, max_tokens=1)
+        assert answer.status_code in (200, 400)
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{", b'{"messages": NaN}', b"\xff\xfe", b"[" * 9999])

@@ -278,6 +278,7 @@ const take = (chunk, message, parts) => {
 const stream = async (body, message, parts) => {
   running = new AbortController();
   at("send").hidden = true; at("stop").hidden = false;
+  parts.node.setAttribute("aria-busy", "true"); // or every token would be read out
   try {
     const response = await call("v1/chat/completions", body, running.signal);
     if (!response.ok) throw new Error((await response.json()).error.message);
@@ -294,6 +295,7 @@ const stream = async (body, message, parts) => {
     }
   } finally {
     running = null;
+    parts.node.removeAttribute("aria-busy");
     at("send").hidden = false; at("stop").hidden = true;
     delete message.now;
   }
@@ -356,8 +358,12 @@ at("export").onclick = async () => {
   URL.revokeObjectURL(link.href);
 };
 at("import").onchange = async () => {
-  for (const each of JSON.parse(await at("import").files[0].text())) {
-    if (typeof each.id === "string" && Array.isArray(each.messages)) {
+  const text = await at("import").files[0].text();
+  let talks;
+  try { talks = JSON.parse(text); } catch { talks = null; }
+  if (!Array.isArray(talks)) { at("speed").textContent = "That file holds no conversations."; return; }
+  for (const each of talks) {
+    if (typeof each?.id === "string" && Array.isArray(each.messages)) {
       await stored("readwrite", (store) => store.put(each));
     }
   }
