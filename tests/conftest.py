@@ -19,6 +19,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
 sys.path += [str(ROOT / "tests" / "support"), str(ROOT / "tests" / "metal")]
 
+# The tests of a checkout are compiled, their assertions rewritten, by every process: a tenth of the
+# time of a run goes there unless they keep it, whatever PYTHONDONTWRITEBYTECODE says.
+sys.dont_write_bytecode = False
+
 import mlx.core as mx
 import mlx.nn as nn
 
