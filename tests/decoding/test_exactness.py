@@ -133,7 +133,7 @@ def block_heads(engine: Any) -> dict[str, BlockHead]:
 
 
 def combinations(extent: str) -> Iterator[tuple[int, str, str]]:
-    """(prompt, drafter, policy): each policy with one drafter or two, or with all on all prompts."""
+    """(prompt, drafter, policy): each policy with one drafter or two, or all with all prompts."""
     if extent == "quick":
         for index, policy in enumerate(POLICIES):
             other = DRAFTERS[1 + index % (len(DRAFTERS) - 1)]
