@@ -6,6 +6,7 @@ from pydantic import Field
 
 from mlx_eagle.server.bodies import (
     MOST_BIASES,
+    MOST_TOKENS,
     Body,
     Count,
     Penalty,
@@ -47,7 +48,7 @@ class OpenAIBody(Body):
     logit_bias: Annotated[dict[str, float], Field(max_length=MOST_BIASES)] | None = None
     n: int | None = None
     user: Str | None = None
-    thinking_budget: Annotated[int, Field(ge=0)] | None = None
+    thinking_budget: Annotated[int, Field(ge=0, le=MOST_TOKENS)] | None = None
     speculate: bool | None = None
     tree: Annotated[Str, Field(max_length=64)] | None = None
 
