@@ -239,11 +239,11 @@ class Trial:
 
     def _hover(self) -> None:
         """Point at a tinted word of the answer: the tree of its round is drawn."""
-        self._browser.wait("() => document.querySelector('.assistant .done [data-round]') !== null")
+        self._browser.wait("() => document.querySelector('.assistant .done i[data-round]') !== null")
         before = self._state()["tree"]
         place = self._browser.evaluate(
             """() => {
-              const word = document.querySelector('.assistant .done [data-round]');
+              const word = document.querySelector('.assistant .done i[data-round]');
               word.scrollIntoView({ block: 'center' });
               const box = word.getClientRects()[0];
               return [box.x + box.width / 2, box.y + box.height / 2];

@@ -70,4 +70,4 @@ class ServerProcess:
     def stop(self) -> int:
         """End it in good order; returns its status."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+        return self.process.wait(PATIENCE)

@@ -191,10 +191,10 @@ def main() -> None:
         model = in_float32(args.model, Path(folder) / "target")
         pair = ("--model", str(model), "--head", str(args.head.absolute()))
         stock = StockServer(model)
-        ours = ServerProcess(Path(folder), *pair, "--no-disk-cache")
+        ours = ServerProcess(Path(folder), *pair, "--no-calibrate", "--no-disk-cache")
         compare_first(ours.url, stock.url, str(model), args)
         stock.stop()
-        engine = load(str(model), str(args.head))
+        engine = load(str(model), str(args.head), calibrate=False)
         compare_speed(ours.url, engine, args)
         ours.stop()
 
