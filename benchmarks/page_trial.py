@@ -239,7 +239,9 @@ class Trial:
 
     def _hover(self) -> None:
         """Point at a tinted word of the answer: the tree of its round is drawn."""
-        self._browser.wait("() => document.querySelector('.assistant .done i[data-round]') !== null")
+        self._browser.wait(
+            "() => document.querySelector('.assistant .done i[data-round]') !== null"
+        )
         before = self._state()["tree"]
         place = self._browser.evaluate(
             """() => {

@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 
 import httpx2
-from server_process import ServerProcess
+from server_process import PATIENCE, ServerProcess
 
 CONTEXT = 96  # tokens of prompt and answer
 REQUESTS = re.compile(r'mlx_eagle_requests_total\{api="(\w+)",status="(\d+)"\} ([\d.]+)')
@@ -33,7 +33,8 @@ def ask_all(url: str, args: argparse.Namespace) -> int:
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json"]
     command += ["--checks", "all", "--exclude-checks", EXCLUDED, "--continue-on-failure"]
     command += ["--max-time", str(args.seconds), "--seed", str(args.seed), "--no-shrink"]
-    command += ["--suppress-health-check", "all", "--request-timeout", "60"]
+    command += ["--suppress-health-check", "all", "--request-timeout", str(PATIENCE)]
+    command += ["--max-response-time", str(PATIENCE)]  # how fast it answers is for other commands
     return subprocess.call([*command, "--workers", "2", "--warnings", "off"])
 
 
