@@ -216,7 +216,7 @@ def test_a_stop_ends_streams_with_an_error_and_refuses_what_comes(served: Served
 def test_an_answer_that_takes_too_long_is_cut(served: Served) -> None:
     answer = served.ask(CHAT, LONG, Settings(max_seconds=0.2)).json()
     assert answer["choices"][0]["finish_reason"] == "length"
-    assert 0 < answer["usage"]["completion_tokens"] < 1500
+    assert answer["usage"]["completion_tokens"] < 1500
 
 
 @pytest.mark.parametrize("ends", ["cancel", "time_out"])
