@@ -265,6 +265,7 @@ class Trial:
         )
         self._browser.evaluate("() => document.getElementById('stop').click()")
         self._wait_idle()
+        self._browser.wait("() => [...document.querySelectorAll('.said')].at(-1).matches('.done')")
         text = self._state()["said"][-1]
         self.results["an answer can be stopped"] = 0 < len(text) < 5000
         self._set("max", 60)

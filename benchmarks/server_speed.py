@@ -99,13 +99,13 @@ def first_seconds(client: httpx2.Client, request: dict[str, Any]) -> float:
     """Return the seconds until the first text of a stream."""
     start = time.perf_counter()
     with client.stream("POST", CHAT, json=request | {"stream": True}) as response:
+        first = None
         for line in response.iter_lines():
-            if line.startswith("data: {") and said(json.loads(line[6:])):
+            if first is None and line.startswith("data: {") and said(json.loads(line[6:])):
                 first = time.perf_counter() - start
-                for _ in response.iter_lines():
-                    pass
-                return first
-    raise SystemExit(f"a stream without text, status {response.status_code}")
+    if first is None:
+        raise SystemExit(f"a stream without text, status {response.status_code}")
+    return first
 
 
 def said(chunk: dict[str, Any]) -> bool:

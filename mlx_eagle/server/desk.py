@@ -234,6 +234,7 @@ class Desk:
     def _leave(self, running: Running) -> None:
         """Make room for the next one."""
         running.stage = Stage.DONE
+        running.job = None  # they refer to each other, and its rows must not wait for a collection
         self._queue.remove(running)
         if self.now is running:
             self.now = None

@@ -1,11 +1,13 @@
 """Requests wait fairly, are refused where too many wait, and end when their clients go."""
 
 import asyncio
+import gc
 import logging
 import re
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -111,6 +113,29 @@ def test_clients_get_their_turn_one_after_another(served: Served) -> None:
 
     asyncio.run(main())
     assert order == ["a0", "a1", "b1", "c1", "a2", "b2"]
+
+
+def test_what_an_answer_held_is_let_go_at_its_end(served: Served) -> None:
+    server, jobs = served.server(), list[Any]()
+
+    def note() -> None:
+        assert server.desk.now is not None
+        jobs.append(weakref.ref(server.desk.now.job))
+
+    served.engine.before = note
+
+    async def main() -> None:
+        async with in_process(server) as client:
+            assert (await client.post(CHAT, json=SHORT)).status_code == 200
+            await idle(server)
+
+    gc.disable()
+    try:
+        asyncio.run(main())
+        served.worker.call(int)
+        assert [job() for job in jobs] == [None]
+    finally:
+        gc.enable()
 
 
 async def idle(server: Server) -> float:

@@ -311,9 +311,10 @@ const answer = async () => {
   const place = talk.messages.length;
   const asked = request(talk.messages, {});
   talk.messages.push(message);
+  await save(); // what was asked, and at the end what was answered, before anything is rendered
   await stream(asked, message, parts);
-  await finish(parts, message, place);
   await save();
+  await finish(parts, message, place);
 };
 
 const compare = async (parts, message, place) => {
