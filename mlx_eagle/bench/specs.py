@@ -14,8 +14,8 @@ FORMS = {
     PLAIN: "this target without drafting, through the same loop",
     "auto": "every round's tree as the engine chooses",
     "chain:N": "a chain of N tokens every round",
-    "tree:DxWxN": "a tree D deep and W wide with N nodes every round; of Medusa heads also "
-    "mc_sim_7b_63 or static:N",
+    "tree:DxWxN": "a tree D deep and W wide with N nodes every round; or of a fixed structure, "
+    "eagle1, mc_sim_7b_63 or of Medusa heads static:N",
     "head:HEAD": "another head for the same target, in a folder or on the hub; draft:NAME, ngram, "
     "HEAD+ngram",
     "draft-model:MODEL[:N]": "mlx-lm's speculative decoding with a small model; N tokens, else 2",
