@@ -8,8 +8,8 @@
 
 `draft_model.py` makes the draft model, `train_ablations.py --variants medusa eagle1 hass eagle3`
 the heads, each with as many updates. One run of `mlx-eagle bench` measures them: each drafter with
-a tree of as many tokens (or a chain), and, with --planner, as the planner drafts with it. Acceptance
-lengths of trees and n-alpha are counts, which no load of the machine changes; speeds are times.
+a tree of as many tokens (or a chain), and, with --planner, as the planner drafts with it.
+Acceptance lengths of trees and n-alpha are counts, which no load changes; speeds are times.
 Texts that differ from plain decoding's by more than a near-tie end it with an error. What is left
 out of the drafters is left out of the table. A report that is in --out already is shown again.
 """
