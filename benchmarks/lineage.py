@@ -57,7 +57,13 @@ DRAFTERS = (
     Drafter("EAGLE-3", "{eagle3}", f"tree:{TREE}", (5.58, 6.65)),
     Drafter("EAGLE-3 with n-gram lookup", "{eagle3}+ngram", f"tree:{TREE}"),
 )
-HEADS = ("draft_model", "medusa", "eagle", "hass", "eagle3")
+HEADS = {  # by the name that stands in `Drafter.head`
+    "draft_model": "--draft-model",
+    "medusa": "--medusa",
+    "eagle": "--eagle",
+    "hass": "--hass",
+    "eagle3": "--eagle3",
+}
 
 
 def present(args: argparse.Namespace) -> list[Drafter]:
@@ -113,8 +119,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("--target", "--prompts", "--out"):
         parser.add_argument(name, type=Path, required=True)
-    for name in HEADS:
-        parser.add_argument(f"--{name.replace('_', '-')}", type=Path, help="a folder")
+    for flag in HEADS.values():
+        parser.add_argument(flag, type=Path, help="a folder")
     parser.add_argument("--planner", action="store_true", help="time the planner as well")
     parser.add_argument("--tokens", type=int, default=128, help="of each answer")
     parser.add_argument("--limit", type=int, help="prompts of each category")

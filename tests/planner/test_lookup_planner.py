@@ -169,10 +169,10 @@ def test_a_head_that_is_never_right_rests_while_copies_are_still_drafted() -> No
 
 
 def test_a_surprise_of_what_is_looked_up_shortens_no_pause_of_the_head() -> None:
-    found = planner()
+    found = planner(step=0.5)
     while found.head_phase.next_pause < 16:
         play(found, [], [1, 2], [FOREIGN])
-    for lookup, head, next_pause in (([5], [7], 20), ([], [7], 8)):
+    for lookup, head, next_pause in (([5], [7], 32), ([], [7], 8)):
         while found.head_phase.plain_left:
             play(found, [], [], [FOREIGN])
         found.lookup, found.acceptance = (Acceptance(Rarely(), Rarely()) for _ in range(2))
