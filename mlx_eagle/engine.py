@@ -48,6 +48,7 @@ class EngineInfo(NamedTuple):
     remedy: str = ""  # the command that finds out why a head drafts badly
     remarks: tuple[str, ...] = ()  # what is done otherwise than mlx-lm does, and what limits texts
     recommended: Mapping[str, Any] = MappingProxyType({})  # the publisher's sampling
+    hosts: str = ""  # among which the target is divided, and how fast they are reached
 
     @property
     def speculation(self) -> str:
