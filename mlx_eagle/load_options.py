@@ -14,6 +14,7 @@ from mlx_eagle.option import Bytes, Choice, Pairs, Switch, Text, Whole, check_op
 KV_BITS = (4, 8)
 KV_GROUP_SIZES = (32, 64, 128)
 TENSOR, PIPELINE = "tensor", "pipeline"
+LAUNCHED = "mlx.launch"  # in the place of a hosts file: the processes that it has started
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class LoadOptions:
         memory_limit: bytes that MLX may use before a conversation is refused or ended; None is
             what the device recommends.
         hosts: hosts file in the format of `mlx.launch`: the target is divided among its machines,
-            the first of which is this one. None: this machine alone.
+            the first of which is this one; "mlx.launch" for the processes that it has started.
+            None: this machine alone.
         parallel: how it is divided: "tensor" gives every machine a part of each layer.
 
     Raises:

@@ -17,21 +17,24 @@ from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.cluster.cluster import Cluster
 from mlx_eagle.cluster.hosts import read_hosts
 from mlx_eagle.cluster.launch import start_cluster
+from mlx_eagle.cluster.launched import lead_launched
 from mlx_eagle.cluster.leader import LeadingTarget
 from mlx_eagle.cluster.shard import check_divisible
 from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.errors import EagleError
+from mlx_eagle.files.folders import cache_folder
 from mlx_eagle.heads.draft_model import DraftModel
 from mlx_eagle.heads.ngram import without_lookup
 from mlx_eagle.hub.download import Notify, Progress, fetch, to_stderr
 from mlx_eagle.hub.fit import fit_check
 from mlx_eagle.hub.head_choice import AND_NGRAM, HeadChoice, and_lookup, choose_head
 from mlx_eagle.hub.packaged import TOY, PackagedPair, doubt_of, fetch_packaged, find_packaged
-from mlx_eagle.load_options import LoadOptions
+from mlx_eagle.load_options import LAUNCHED, LoadOptions
 from mlx_eagle.pairing import Company, Pair, pair_again, pair_up
 from mlx_eagle.session.limits import Limits, bytes_per_row, model_context_length
 from mlx_eagle.session.prompt import Template
 from mlx_eagle.session.recommended import read_recommended
+from mlx_eagle.session.rescue import write_conversations
 from mlx_eagle.target.load import LoadedTarget, load_target, precision
 from mlx_eagle.target.target import Target
 from mlx_eagle.target.tokenizer import read_tokenizer
@@ -93,7 +96,7 @@ def load(
     found = find(model, head, progress, notify, chosen)
     pair, target, tokenizer = _read_pair(found, chosen, progress)
     info, limits = _describe(found, pair, target, chosen), _limits(pair, target, chosen)
-    for remark in info.remarks:
+    for remark in (*info.remarks, *filter(None, [info.hosts])):
         (notify or to_stderr)(f"{found.name}: {remark}")
     kernels = _kernels(found, pair, chosen, notify or to_stderr)
     info, planners = _planned(found, pair, info, chosen, progress)
@@ -101,6 +104,11 @@ def load(
     engine.kernels = kernels
     engine.template = Template(chosen.template_args or {})
     _keep_prefixes(engine, chosen)
+    if cluster := _cluster_of(pair.target):
+        folder = cache_folder() / "conversations"
+        cluster.watch.on_lost.append(
+            lambda reason: write_conversations(engine.sessions, tokenizer, folder, reason)
+        )
     return engine
 
 
@@ -218,9 +226,12 @@ def _read_divided(found: Found, options: LoadOptions) -> tuple[LoadedTarget, Com
     Raises:
         EagleError: if it cannot be divided, before anything is started, or a host is not ready.
     """
-    hosts = read_hosts(Path(options.hosts or ""))
-    check_divisible(found.folder, len(hosts.hosts))
-    cluster = start_cluster(hosts)
+    if options.hosts == LAUNCHED:
+        cluster = lead_launched()
+    else:
+        hosts = read_hosts(Path(options.hosts or ""))
+        check_divisible(found.folder, len(hosts.hosts))
+        cluster = start_cluster(hosts)
     shard = cluster.load(found.folder, str(found.name), options.dtype, options.max_context)
 
     def make_target(network: nn.Module, taps: Sequence[int] = (), speculate: bool = True) -> Target:

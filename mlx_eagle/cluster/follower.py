@@ -69,11 +69,13 @@ class Follower:
     Args:
         channel: to rank 0.
         rank: of this process.
+        group: of all ranks, if it is joined already.
     """
 
-    def __init__(self, channel: Channel, rank: int) -> None:
-        self._channel, self._rank = channel, rank
-        self._group: mx.distributed.Group | None = None
+    def __init__(
+        self, channel: Channel, rank: int, group: mx.distributed.Group | None = None
+    ) -> None:
+        self._channel, self._rank, self._group = channel, rank, group
         self._shard: Shard | None = None
         self._target: Target | None = None
         self._caches: dict[int, TreeCache] = {}

@@ -13,12 +13,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import IO, NamedTuple
 
 from mlx_eagle.cluster.cluster import Cluster
-from mlx_eagle.cluster.control import Listener, new_token
+from mlx_eagle.cluster.control import Channel, Listener, new_token
 from mlx_eagle.cluster.facts import other_versions, versions
 from mlx_eagle.cluster.hosts import LOCAL_NAMES, Host, Hosts
 from mlx_eagle.cluster.messages import Hello, Join, Ready, decode_report, encode_orders
@@ -151,17 +151,28 @@ def _accept(listener: Listener, started: Sequence[Started], patience: Patience) 
         channel = listener.accept(LOOK)
         if channel is None:
             continue
-        hello = decode_report(channel.receive() or b"")
-        known = {one.rank: one for one in missing}
-        if not isinstance(hello, Hello) or hello.rank not in known:
-            raise ClusterError("a follower says that it has a rank which nobody was given")
-        host = known[hello.rank].host
-        if others := other_versions(versions(), hello.versions):
-            raise ClusterError(
-                f"{host.ssh} (rank {hello.rank}) has {others}; install the same versions"
-            )
-        found[hello.rank] = Peer(host.ssh, hello.rank, channel, hello.memory)
+        peer = greet(channel, {one.rank: one.host.ssh for one in missing})
+        found[peer.rank] = peer
     return [found[rank] for rank in sorted(found)]
+
+
+def greet(channel: Channel, names: Mapping[int, str]) -> Peer:
+    """Return the follower that has connected, if it has the same versions.
+
+    Args:
+        channel: to it.
+        names: of the hosts that are waited for, by rank.
+
+    Raises:
+        ClusterError: if it has others, or is none of these.
+    """
+    hello = decode_report(channel.receive() or b"")
+    if not isinstance(hello, Hello) or hello.rank not in names:
+        raise ClusterError("a follower says that it has a rank which nobody was given")
+    name = names[hello.rank]
+    if others := other_versions(versions(), hello.versions):
+        raise ClusterError(f"{name} (rank {hello.rank}) has {others}; install the same versions")
+    return Peer(name, hello.rank, channel, hello.memory)
 
 
 def _check_running(missing: Sequence[Started], *, is_late: bool) -> None:

@@ -123,7 +123,7 @@ class Watch:
     """
 
     def __init__(self, peers: Sequence[Peer], patience: Patience) -> None:
-        self.on_lost: list[Callable[[str], None]] = []
+        self.on_lost: list[Callable[[str], object]] = []
         self._peers, self._patience = peers, patience
         self._since: float | None = None  # rank 0 is in MLX, waiting for the others
         self._limit, self._per_row = patience.first, 0.0

@@ -29,6 +29,7 @@ def test_both_forms_are_read(tmp_path: Path) -> None:
     assert read_hosts(written(tmp_path, whole)) == Hosts(FOUND, ("MLX_METAL_FAST_SYNCH=0",))
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # it leaves the file open
 def test_mlx_reads_the_same_file_alike(tmp_path: Path) -> None:
     """The oracle is MLX's own reader."""
     common = pytest.importorskip("mlx._distributed_utils.common")
