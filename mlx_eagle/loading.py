@@ -266,7 +266,7 @@ def _limits(pair: Pair, target: LoadedTarget, options: LoadOptions) -> Limits:
     window = _head_window(pair, options)
     memory = device_memory() if memory is None else memory
     if cluster := _cluster_of(pair.target):
-        memory = min(memory, cluster.memory)
+        memory = min(memory, *cluster.memories)
     return Limits(context, memory, bytes_per_row(pair.target, pair.head), window)
 
 

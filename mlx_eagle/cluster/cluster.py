@@ -15,6 +15,7 @@ from mlx_eagle.cluster.facts import fingerprint
 from mlx_eagle.cluster.messages import (
     CacheOp,
     Check,
+    Compare,
     Load,
     Measure,
     Order,
@@ -46,7 +47,8 @@ class Cluster:
         is_in_step: whether all ranks run the same program by themselves just now.
         weights: bytes of the weights on every rank, rank 0 first.
         peaks: the most bytes that were in use while they were read, likewise.
-        traffic: what forward passes have exchanged.
+        rounds: what verifying trees has exchanged.
+        prompts: what reading prompts has exchanged.
         seconds: of the smallest sum over all ranks.
     """
 
@@ -62,7 +64,7 @@ class Cluster:
         self.is_in_step = False
         self.weights: list[int] = []
         self.peaks: list[int] = []
-        self.traffic = Traffic()
+        self.rounds, self.prompts = Traffic(), Traffic()
         self._noted: deque[CacheOp] = deque()  # what the followers have not been told yet
         self._numbers, self._passes = count(), count(1)
         self._shard: Shard | None = None
@@ -81,9 +83,9 @@ class Cluster:
         return not self._is_over.is_set() and not self.watch.lost
 
     @property
-    def memory(self) -> int:
-        """Bytes that MLX may use on the follower that has least."""
-        return min(peer.memory for peer in self._peers)
+    def memories(self) -> list[int]:
+        """Bytes that MLX may use on each follower's host."""
+        return [peer.memory for peer in self._peers]
 
     @property
     def identity(self) -> dict[str, str]:
@@ -147,21 +149,23 @@ class Cluster:
         check_divisible(folder, self.size)
         self._shard = None
         self._noted.clear()
-        self._tell(
-            Load(
-                folder=str(folder.resolve()),
-                name=name,
-                fingerprint=fingerprint(folder),
-                dtype=dtype,
-                max_context=max_context,
-            )
-        )
+        self._tell(Load(files=_files(folder, name), dtype=dtype, max_context=max_context))
         shard = load_shard(folder, self._group, dtype, max_context)
         ready = [peer.answer(Ready) for peer in self._peers]
         self.weights = [shard.nbytes, *(one.weights for one in ready)]
         self.peaks = [mx.get_peak_memory(), *(one.peak for one in ready)]
         self._shard = shard
         return shard
+
+    def compare(self, folder: Path, name: str) -> None:
+        """Let every follower find a target and compare its files with those of this machine.
+
+        Raises:
+            ClusterError: naming the first follower that has others, or none.
+        """
+        self._tell(_files(folder, name))
+        for peer in self._peers:
+            peer.answer(Ready)
 
     def check_loaded(self, shard: Shard) -> None:
         """Refuse the shard of a target that is not loaded any more.
@@ -182,10 +186,11 @@ class Cluster:
         Raises:
             ClusterError: if a follower is lost.
         """
+        assert self._shard is not None, "a target is loaded first"
         self._tell(Check(chains_only=chains_only))
         self.is_in_step = True
         try:
-            with self.watch.waiting():
+            with self.watch.waiting(), self._shard.end.expected():
                 yield
         finally:
             self.is_in_step = False
@@ -232,3 +237,8 @@ class Cluster:
             except OSError:
                 peer.lose("cannot be reached any more")
         self.watch.check()
+
+
+def _files(folder: Path, name: str) -> Compare:
+    """Return where the followers find a target, and what its files must be."""
+    return Compare(folder=str(folder.resolve()), name=name, fingerprint=fingerprint(folder))

@@ -30,6 +30,7 @@ from mlx_eagle.cluster.messages import (
     Check,
     Checkpoint,
     Commit,
+    Compare,
     Done,
     Drop,
     Fault,
@@ -89,6 +90,7 @@ class Follower:
             Drop: self._drop,
             Run: self.run,
             Check: self._check,
+            Compare: self._compare,
             Load: self._load,
             Join: self._join,
             Measure: self._measure,
@@ -134,8 +136,9 @@ class Follower:
         tokens = mx.array(order.tokens, dtype=mx.int32)
         is_chain = order.parents is None
         tree = DraftTree.chain(tokens) if is_chain else DraftTree.static(tokens, order.parents)
-        logits = target.verify(tree, cache).logits
-        shard.end.complete(logits, order.number, tree.n_nodes, cache.buffers)
+        with shard.end.expected():
+            logits = target.verify(tree, cache).logits
+            shard.end.complete(logits, order.number, tree.n_nodes, cache.buffers)
         self.report(Done(number=order.number, rows=cache.rows + cache.parts[0].pending))
 
     # Caches
@@ -176,20 +179,21 @@ class Follower:
         self._caches, self._target, self._shard = {}, None, None
         mx.clear_cache()
         mx.reset_peak_memory()
-        folder = Path(order.folder)
-        folder = folder if folder.is_dir() else fetch(order.name)
-        if fingerprint(folder) != order.fingerprint:
-            raise ClusterError(
-                f"{folder} holds another config.json or other weights than on rank 0; copy them"
-            )
+        folder = _find(order.files)
         self._shard = load_shard(folder, self._group, order.dtype, order.max_context)
         self._target = Target(self._shard.loaded.network)
         self.report(Ready(weights=self._shard.nbytes, peak=mx.get_peak_memory()))
 
+    def _compare(self, order: Compare) -> None:
+        _find(order)
+        self.report(Ready())
+
     def _check(self, order: Check) -> None:
         target = self._loaded()
         target.chains_only, target.kv = order.chains_only, WHOLE
-        with suppress(UnsupportedTargetError):  # rank 0 has found the same, and decides
+        assert self._shard is not None, "a target has a shard"
+        # Rank 0 finds the same, and decides.
+        with self._shard.end.expected(), suppress(UnsupportedTargetError):
             check_tree_verification(target)
 
     def _measure(self, order: Measure) -> None:
@@ -209,6 +213,21 @@ class Follower:
         while True:
             time.sleep(BEAT)
             self.report(Beat())
+
+
+def _find(files: Compare) -> Path:
+    """Return where a model is on this host, fetched if need be.
+
+    Raises:
+        ClusterError: if its files are not those of rank 0.
+    """
+    folder = Path(files.folder)
+    folder = folder if folder.is_dir() else fetch(files.name)
+    if fingerprint(folder) != files.fingerprint:
+        raise ClusterError(
+            f"{folder} holds another config.json or other weights than on rank 0; copy them"
+        )
+    return folder
 
 
 def start(make: Callable[[Channel, int], Follower] = Follower) -> None:

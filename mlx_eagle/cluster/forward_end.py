@@ -7,7 +7,8 @@ every rank, and the last sum of each is a *canary*: number of the pass and its r
 out as many times as there are ranks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
@@ -33,13 +34,28 @@ class ForwardEnd:
     ) -> None:
         self._group, self._needs_logits = group, needs_logits
         self._last: mx.array | None = None
+        self._is_expected = False
 
         def note(plain: Any, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if not self._is_expected:
+                raise ClusterError(
+                    "a part of a model was run alone, which would wait for the other hosts for "
+                    "ever: this is not supported with hosts"
+                )
             out = plain(module, *args, **kwargs)
             self._last = out[0] if isinstance(out, tuple) else out
             return out
 
         wrap_method(network.layers[-1], "__call__", note)
+
+    @contextmanager
+    def expected(self) -> Iterator[None]:
+        """Let passes be run inside, because all ranks do so; elsewhere running one is an error."""
+        before, self._is_expected = self._is_expected, True
+        try:
+            yield
+        finally:
+            self._is_expected = before
 
     def complete(
         self, logits: mx.array, number: int, n_rows: int, buffers: Sequence[mx.array] = ()

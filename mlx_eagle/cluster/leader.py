@@ -99,6 +99,7 @@ class LeadingTarget(Target):
                 "it on one machine"
             )
         self.cluster, self._shard = cluster, shard
+        self._traffic = cluster.rounds
         super().__init__(shard.loaded.network, taps)
 
     @cached_property
@@ -137,6 +138,14 @@ class LeadingTarget(Target):
         )
         return LeadingCache(cache.layers, self.cluster, number)
 
+    def forward(self, tokens: mx.array, cache: AnyCache) -> Verified:
+        """Run committed tokens and commit their rows; what they exchange counts as the prompt's."""
+        self._traffic = self.cluster.prompts
+        try:
+            return super().forward(tokens, cache)
+        finally:
+            self._traffic = self.cluster.rounds
+
     def _tap(self, boundary: int) -> Undo:
         if boundary > len(self.model.layers):
             self._check_output()
@@ -161,7 +170,17 @@ class LeadingTarget(Target):
         self.cluster.run(
             Run(cache=cache.number, number=number, rows=rows, tokens=tokens, parents=parents)
         )
-        with self.cluster.watch.waiting(tree.n_nodes), counted(self.cluster.traffic):
+        end, traffic = self._shard.end, self._traffic
+        with self.cluster.watch.waiting(tree.n_nodes), counted(traffic), end.expected():
             verified = super()._run(tree, cache)
-            self._shard.end.complete(verified.logits, number, tree.n_nodes)
+            end.complete(verified.logits, number, tree.n_nodes)
         return verified
+
+
+def exchanged_per_round(target: Target) -> dict[str, float] | None:
+    """Return what a round has exchanged on average; None for a target on one machine."""
+    if not isinstance(target, LeadingTarget) or not target.cluster.rounds.passes:
+        return None
+    rounds = target.cluster.rounds
+    per_round = {"sums": rounds.sums, "bytes": rounds.nbytes}
+    return {f"{name}_per_round": total / rounds.passes for name, total in per_round.items()}

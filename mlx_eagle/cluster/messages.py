@@ -109,21 +109,32 @@ class Run(_Message):
 # From rank 0: what concerns the whole model.
 
 
-class Load(_Message):
-    """Read the weights of a model, or of another one; all caches are forgotten.
+class Compare(_Message):
+    """Find a model and compare its files.
 
     Attributes:
         folder: where it is on rank 0, which is looked for first.
         name: by which it is fetched where there is no such folder.
         fingerprint: of its files, which must be the same ones.
+    """
+
+    kind: Literal["compare"] = "compare"
+    folder: Line
+    name: Line
+    fingerprint: Line
+
+
+class Load(_Message):
+    """Read the weights of a model, or of another one; all caches are forgotten.
+
+    Attributes:
+        files: where they are, and what they must be.
         dtype: of `LoadOptions`.
         max_context: tokens that a text may have, if the user says so.
     """
 
     kind: Literal["load"] = "load"
-    folder: Line
-    name: Line
-    fingerprint: Line
+    files: Compare
     dtype: Literal["float32", "float16", "bfloat16"] | None
     max_context: Rows | None
 
@@ -198,7 +209,7 @@ class Fault(_Message):
 
 
 CacheOp = New | Fork | Commit | Trim | Checkpoint | Pad | Drop | Run
-Order = CacheOp | Load | Join | Check | Measure | Stop
+Order = CacheOp | Compare | Load | Join | Check | Measure | Stop
 Report = Hello | Ready | Done | Beat | Fault
 
 _ORDERS = TypeAdapter(list[Annotated[Order, Field(discriminator="kind")]])

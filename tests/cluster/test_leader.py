@@ -13,6 +13,8 @@ import pytest
 from mlx.utils import tree_flatten
 
 from cases import broad
+from mlx_eagle.bench.metrics import Sample
+from mlx_eagle.bench.text_comparison import judge_on_hosts
 from mlx_eagle.calibration.planners import Calibration, Planners
 from mlx_eagle.cluster.cluster import Cluster
 from mlx_eagle.cluster.leader import LeadingTarget
@@ -176,7 +178,7 @@ def test_logits_are_those_of_one_process(
 
 def test_a_pass_exchanges_two_sums_a_layer_and_a_canary(pair: Pair) -> None:
     """However many rows it has, and however many of them are accepted."""
-    traffic, width = pair.target.cluster.traffic, SMALL["hidden_size"]
+    traffic, width = pair.target.cluster.rounds, SMALL["hidden_size"]
     cache = pair.target.make_cache()
     pair.target.extend(mx.array(PROMPT), cache)
     for n_rows, n_accepted in ((1, 1), (8, 1), (8, 8)):
@@ -223,6 +225,19 @@ def test_a_pass_of_another_number_is_no_text(cluster: Cluster, tmp_path: Path) -
             target.extend(mx.array([1, 2]), cache)
     finally:
         cluster.run = run  # type: ignore[method-assign]
+
+
+def test_the_judge_of_differing_texts_asks_all_hosts(pair: Pair) -> None:
+    tokens = pair.together.generate(PROMPT, max_tokens=3).tokens
+    plain = Sample("plain", 0.0, 0, "c", 0, tokens, 3, 1.0, 1.0, {})
+    judge = judge_on_hosts(pair.target, lambda *_: PROMPT, seed=0)
+    assert judge(plain, 2, tokens[2], tokens[2]).gap == 0
+    assert judge(plain, 2, tokens[2], tokens[2] + 1).gap > 0
+
+
+def test_a_model_that_is_run_directly_would_wait_for_ever_and_says_so(pair: Pair) -> None:
+    with pytest.raises(ClusterError, match="was run alone"):
+        pair.target.model(mx.array([[1, 2]]))
 
 
 def test_a_target_that_verifies_nothing_is_refused(pair: Pair) -> None:
