@@ -8,8 +8,8 @@ Nothing of this ran on Macs, or on several machines. A pass is calculated: the t
 at the bandwidth of one Mac, divided by the hosts; rows as published for an M4 Pro; two sums per
 layer over a link whose latency and bandwidth others have published. The head is whole on one
 host, so its levels take as long as they would on one Mac. The planner decodes the recorded texts
-(`replay.py`) on these costs. Speeds are relative to plain decoding on the same hosts; the last row of each table
-is one Mac, if the target fitted.
+(`replay.py`) on these costs. Speeds are relative to plain decoding on the same hosts; the last row
+of each table is one Mac, if the target fitted.
 """
 
 import argparse

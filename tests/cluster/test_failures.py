@@ -35,7 +35,7 @@ class Running:
             text=True,
         )
         line = self.process.stdout.readline() if self.process.stdout else ""
-        self.follower = int(line.split()[1]) if line else 0
+        self.follower = int(line.split()[1]) if line.startswith("follower") else None
 
     def read_tokens(self, n: int) -> None:
         assert self.process.stdout is not None
@@ -47,11 +47,16 @@ class Running:
         _, errors = self.process.communicate(timeout=90)
         return errors
 
+    def tell_follower(self, number: int) -> None:
+        """Send the follower a signal; never to anybody else."""
+        assert self.follower is not None, self.end()
+        os.kill(self.follower, number)
+
     def follower_is_gone(self) -> bool:
         ends = time.monotonic() + SOON
         while time.monotonic() < ends:
             try:
-                os.kill(self.follower, 0)
+                self.tell_follower(0)
             except ProcessLookupError:
                 return True
             time.sleep(0.05)
@@ -73,9 +78,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     yield begin
     for one in running:
-        for pid in (one.process.pid, one.follower):
+        one.process.kill()
+        if one.follower is not None:
             with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(one.follower, signal.SIGKILL)
         one.process.communicate()
 
 
@@ -84,7 +90,7 @@ def test_a_follower_that_is_killed_ends_rank_0_by_name(case: int, start: Start) 
     running = start()
     running.read_tokens(3)
     time.sleep(random.Random(case).uniform(0, 0.5))
-    os.kill(running.follower, signal.SIGKILL)
+    running.tell_follower(signal.SIGKILL)
     killed = time.monotonic()
     errors = running.end()
     assert time.monotonic() - killed < SOON
@@ -105,10 +111,10 @@ def test_a_follower_ends_when_rank_0_is_killed(start: Start) -> None:
 def test_a_follower_that_stands_still_ends_rank_0_in_time(start: Start) -> None:
     running = start(silence=5.0)
     running.read_tokens(3)
-    os.kill(running.follower, signal.SIGSTOP)
+    running.tell_follower(signal.SIGSTOP)
     assert "error: rank 1 on 127.0.0.1 stands still" in running.end()
     assert running.process.returncode == 1
-    os.kill(running.follower, signal.SIGCONT)
+    running.tell_follower(signal.SIGCONT)
     assert running.follower_is_gone()
 
 
