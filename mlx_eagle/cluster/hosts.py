@@ -17,7 +17,7 @@ from mlx_eagle.files.quoting import quote, quote_value
 
 MAX_FILE_BYTES = 1 << 20
 RING, JACCL = "ring", "jaccl"
-LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+LOCAL_NAMES = ("localhost", "127.0.0.1")
 
 
 class Host(NamedTuple):
@@ -102,9 +102,9 @@ def _host(rank: int, entry: Any) -> Host:
 
 
 def _is_address(text: Any) -> bool:
-    """Say whether something is the address of a machine."""
+    """Say whether something is an address that MLX's ring takes: of IPv4."""
     try:
-        ipaddress.ip_address(text if isinstance(text, str) else "")
+        ipaddress.IPv4Address(text if isinstance(text, str) else "")
     except ValueError:
         return False
     return True

@@ -110,8 +110,7 @@ class LeadingTarget(Target):
             UnsupportedTargetError: if it is divided among the hosts.
         """
         self._check_output()
-        layer = super().unembed
-        return cast(Callable[[mx.array], mx.array], layer)
+        return super().unembed
 
     def output_rows(self, ids: mx.array) -> Callable[[mx.array], mx.array]:
         """Return the output layer for some tokens, see `Target.output_rows`.
@@ -161,7 +160,7 @@ class LeadingTarget(Target):
     def _run(self, tree: DraftTree, cache: AnyCache) -> Verified:
         """Run all nodes of a tree through the target on all ranks, to the end."""
         if self.cluster.is_in_step:
-            return super()._run(tree, cache)
+            return self._run_in_step(tree, cache)
         assert isinstance(cache, LeadingCache), "a cache of another target"
         tokens = cast(list[int], tree.tokens.tolist())  # waits for the draft
         parents = None if tree.is_chain else tree.structure()
@@ -171,10 +170,19 @@ class LeadingTarget(Target):
             Run(cache=cache.number, number=number, rows=rows, tokens=tokens, parents=parents)
         )
         end, traffic = self._shard.end, self._traffic
-        with self.cluster.watch.waiting(tree.n_nodes), counted(traffic), end.expected():
+        watch = self.cluster.watch
+        with watch.waiting(tree.n_nodes), counted(traffic), end.expected(), watch.decisive():
             verified = super()._run(tree, cache)
             end.complete(verified.logits, number, tree.n_nodes)
         return verified
+
+    def _run_in_step(self, tree: DraftTree, cache: AnyCache) -> Verified:
+        """Run a tree of the self check, which the followers run by themselves."""
+        try:
+            return super()._run(tree, cache)
+        except UnsupportedTargetError as error:  # a tap that is missing, on rank 0 alone
+            self.cluster.watch.fail(f"the followers wait for a pass that failed here ({error})")
+            raise
 
 
 def exchanged_per_round(target: Target) -> dict[str, float] | None:

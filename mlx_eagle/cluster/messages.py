@@ -135,7 +135,7 @@ class Load(_Message):
 
     kind: Literal["load"] = "load"
     files: Compare
-    dtype: Literal["float32", "float16", "bfloat16"] | None
+    dtype: Annotated[str, Field(pattern="^(float32|float16|bfloat16)$")] | None
     max_context: Rows | None
 
 

@@ -132,7 +132,7 @@ def load_shard(
     has_whole_output = output_layer(network, None) is before
     _read(network)
     end = ForwardEnd(network, group, needs_logits=not has_whole_output)
-    nbytes = sum(array.nbytes for _, array in tree_flatten(network.parameters()))
+    nbytes = sum(array.nbytes for array in dict(tree_flatten(network.parameters())).values())
     return Shard(loaded, end, has_whole_output, nbytes)
 
 

@@ -125,6 +125,7 @@ class Watch:
     def __init__(self, peers: Sequence[Peer], patience: Patience) -> None:
         self.on_lost: list[Callable[[str], object]] = []
         self._peers, self._patience = peers, patience
+        self._failure = ""
         self._since: float | None = None  # rank 0 is in MLX, waiting for the others
         self._limit, self._per_row = patience.first, 0.0
         self._stuck_since: float | None = None
@@ -134,7 +135,24 @@ class Watch:
     @property
     def lost(self) -> str:
         """Why the followers are of no more use; "" while they are."""
-        return next((peer.lost for peer in self._peers if peer.lost), "")
+        return self._failure or next((peer.lost for peer in self._peers if peer.lost), "")
+
+    def fail(self, reason: str) -> None:
+        """Note why the hosts are not in step any more, which cannot be mended."""
+        self._failure = self._failure or reason
+
+    @contextmanager
+    def decisive(self) -> Iterator[None]:
+        """Let nothing be computed any more after what fails inside, Ctrl-C included.
+
+        The followers were told of a pass and wait for it, or what they have computed is wrong.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if not isinstance(error, RuntimeError):  # of MLX: which host is lost is found out
+                self.fail(f"a pass was not run to its end here ({error or type(error).__name__})")
+            raise
 
     def check(self) -> None:
         """Raise what was found.

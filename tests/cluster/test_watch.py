@@ -155,3 +155,12 @@ def test_nobody_is_hurried_while_rank_0_does_something_else(side: Side, exits: l
     time.sleep(0.6)
     assert exits == []
     watch.end()
+
+
+def test_after_a_pass_that_was_not_run_to_its_end_nothing_is_computed(side: Side) -> None:
+    watch = watching(side)
+    with pytest.raises(KeyboardInterrupt), watch.waiting(1), watch.decisive():
+        raise KeyboardInterrupt
+    with pytest.raises(ClusterError, match="not run to its end here"):
+        watch.check()
+    watch.end()
