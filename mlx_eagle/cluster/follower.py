@@ -52,7 +52,7 @@ from mlx_eagle.cluster.messages import (
 )
 from mlx_eagle.cluster.ring import join_ring, seconds_per_sum
 from mlx_eagle.cluster.shard import Shard, load_shard
-from mlx_eagle.errors import ClusterError, UnsupportedTargetError
+from mlx_eagle.errors import ClusterError, EagleError, UnsupportedTargetError
 from mlx_eagle.files.quoting import one_line
 from mlx_eagle.hub.download import fetch
 from mlx_eagle.target.self_check import check_tree_verification
@@ -175,6 +175,14 @@ class Follower:
         self.report(Ready())
 
     def _load(self, order: Load) -> None:
+        try:
+            ready = self._loaded_as(order)
+        except EagleError as error:  # another model may follow
+            ready = Ready(fault=one_line(error))
+        self.report(ready)
+
+    def _loaded_as(self, order: Load) -> Ready:
+        """Hold a part of another model."""
         assert self._group is not None, "the ring is joined first"
         self._caches, self._target, self._shard = {}, None, None
         mx.clear_cache()
@@ -182,11 +190,15 @@ class Follower:
         folder = _find(order.files)
         self._shard = load_shard(folder, self._group, order.dtype, order.max_context)
         self._target = Target(self._shard.loaded.network)
-        self.report(Ready(weights=self._shard.nbytes, peak=mx.get_peak_memory()))
+        return Ready(weights=self._shard.nbytes, peak=mx.get_peak_memory())
 
     def _compare(self, order: Compare) -> None:
-        _find(order)
-        self.report(Ready())
+        try:
+            _find(order)
+        except EagleError as error:
+            self.report(Ready(fault=one_line(error)))
+        else:
+            self.report(Ready())
 
     def _check(self, order: Check) -> None:
         target = self._loaded()

@@ -180,9 +180,10 @@ class Hello(_Message):
 
 
 class Ready(_Message):
-    """What was asked for is done; bytes of the weights, and the most that were in use."""
+    """What was asked for is done, or why not; bytes of the weights, and the most in use."""
 
     kind: Literal["ready"] = "ready"
+    fault: Line = ""
     weights: Annotated[int, Field(ge=0)] = 0
     peak: Annotated[int, Field(ge=0)] = 0
 

@@ -72,7 +72,7 @@ class Peer:
         """Wait for what it says next beside signs of life, which is to be of this kind.
 
         Raises:
-            ClusterError: if it is lost, or says something else.
+            ClusterError: if it is lost, could not do it, or says something else.
         """
         while True:
             try:
@@ -83,6 +83,8 @@ class Peer:
                 continue
             if not isinstance(said, kind):
                 raise ClusterError(f"{self} said {said.kind}, which was not asked for")
+            if isinstance(said, Ready) and said.fault:
+                raise ClusterError(f"{self}: {said.fault}")
             return said
 
     def lose(self, reason: str) -> None:
