@@ -134,8 +134,10 @@ class Follower:
         if cache.rows != order.rows:
             raise ClusterError(f"a cache holds {cache.rows} rows, that of rank 0 {order.rows}")
         tokens = mx.array(order.tokens, dtype=mx.int32)
-        is_chain = order.parents is None
-        tree = DraftTree.chain(tokens) if is_chain else DraftTree.static(tokens, order.parents)
+        if order.parents is None:
+            tree = DraftTree.chain(tokens)
+        else:
+            tree = DraftTree.static(tokens, order.parents)
         with shard.end.expected():
             logits = target.verify(tree, cache).logits
             shard.end.complete(logits, order.number, tree.n_nodes, cache.buffers)

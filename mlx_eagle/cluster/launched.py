@@ -10,6 +10,7 @@ import json
 import os
 import signal
 from collections.abc import Mapping
+from typing import cast
 
 import mlx.core as mx
 
@@ -96,8 +97,7 @@ def _summed(group: mx.distributed.Group, values: list[int]) -> list[int]:
     """Return sums over all ranks of numbers that all but one leave 0."""
     summed = mx.distributed.all_sum(mx.array(values, dtype=mx.int32), group=group)
     mx.eval(summed)
-    found: list[int] = summed.tolist()
-    return found
+    return cast(list[int], summed.tolist())
 
 
 def _own_address() -> str:
