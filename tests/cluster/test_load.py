@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import mlx_eagle
+from mlx_eagle.cli.doctor import describe_hosts
 from mlx_eagle.cluster.cluster import Cluster
 from mlx_eagle.cluster.leader import LeadingTarget
 from mlx_eagle.errors import ClusterError, UnsupportedTargetError
@@ -76,6 +77,26 @@ def test_what_does_not_divide_is_refused_before_anything_is_started(
     file.write_text(json.dumps([{"ssh": "nowhere", "ips": ["192.0.2.1"]}] * 3))
     with pytest.raises(UnsupportedTargetError, match="among 3 hosts: num_attention_heads is"):
         mlx_eagle.load(folder, "none", hosts=file, **OPTIONS)
+
+
+def test_the_doctor_says_who_is_there_and_how_fast(
+    cluster: Cluster, folder: Path, hosts: Path
+) -> None:
+    said = describe_hosts(hosts, str(folder))
+    assert "rank 1       127.0.0.1, MLX may use" in said
+    assert "target       the same files" in said
+    assert "16384 bytes" in said
+
+
+def test_other_files_on_a_host_are_named_and_nobody_is_lost(
+    cluster: Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("mlx_eagle.cluster.cluster.fingerprint", lambda folder: "of other files")
+        for ask in (cluster.compare, cluster.load):
+            with pytest.raises(ClusterError, match="rank 1 on 127.0.0.1: .* holds another config"):
+                ask(folder, "tiny")
+    cluster.compare(folder, "tiny")
 
 
 def command(folder: Path, *more: str) -> list[str]:
