@@ -90,19 +90,22 @@ def _start_all(hosts: Hosts, patience: Patience, follower: Sequence[str]) -> Clu
     with ExitStack() as undo:
         undo.callback(listener.close)
         failed = undo.enter_context(ExitStack())
+        peers: dict[int, Peer] = {}
         failed.callback(lambda: _end(started, 0.0))
+        failed.callback(lambda: [peer.channel.close() for peer in peers.values()])
         for rank, host in enumerate(hosts.hosts[1:], start=1):
             started.append(_start(rank, host, hosts.envs, follower))
             _brief(started[-1], listener.address, token)
-        peers = _accept(listener, started, patience)
+        _accept(listener, started, patience, peers)
         ring = [[f"{host.ips[0]}:{_port(rank, host)}"] for rank, host in enumerate(hosts.hosts)]
-        for peer in peers:
+        for peer in peers.values():
             peer.channel.send(encode_orders([Join(ring=ring)]))
         group = join_ring(0, ring, patience.start)
-        for peer in peers:
+        for peer in peers.values():
             peer.answer(Ready)
         failed.pop_all()
-    return Cluster(group, peers, patience, lambda seconds: _end(started, seconds))
+    followers = [peers[rank] for rank in sorted(peers)]
+    return Cluster(group, followers, patience, lambda seconds: _end(started, seconds))
 
 
 def _start(rank: int, host: Host, envs: Sequence[str], follower: Sequence[str]) -> Started:
@@ -137,13 +140,20 @@ def _brief(started: Started, address: tuple[str, int], token: str) -> None:
         pipe.close()
 
 
-def _accept(listener: Listener, started: Sequence[Started], patience: Patience) -> list[Peer]:
+def _accept(
+    listener: Listener, started: Sequence[Started], patience: Patience, found: dict[int, Peer]
+) -> None:
     """Wait until all followers have connected, and compare versions.
+
+    Args:
+        listener: to which they connect.
+        started: all of them.
+        patience: how long that may take.
+        found: those that have connected are added to it, by rank.
 
     Raises:
         ClusterError: naming the first that does not, or that has other versions.
     """
-    found: dict[int, Peer] = {}
     ends = time.monotonic() + patience.start
     while len(found) < len(started):
         missing = [one for one in started if one.rank not in found]
@@ -153,7 +163,6 @@ def _accept(listener: Listener, started: Sequence[Started], patience: Patience) 
             continue
         peer = greet(channel, {one.rank: one.host.ssh for one in missing})
         found[peer.rank] = peer
-    return [found[rank] for rank in sorted(found)]
 
 
 def greet(channel: Channel, names: Mapping[int, str]) -> Peer:
@@ -166,12 +175,18 @@ def greet(channel: Channel, names: Mapping[int, str]) -> Peer:
     Raises:
         ClusterError: if it has others, or is none of these.
     """
-    hello = decode_report(channel.receive() or b"")
-    if not isinstance(hello, Hello) or hello.rank not in names:
-        raise ClusterError("a follower says that it has a rank which nobody was given")
-    name = names[hello.rank]
-    if others := other_versions(versions(), hello.versions):
-        raise ClusterError(f"{name} (rank {hello.rank}) has {others}; install the same versions")
+    try:
+        hello = decode_report(channel.receive() or b"")
+        if not isinstance(hello, Hello) or hello.rank not in names:
+            raise ClusterError("a follower says that it has a rank which nobody was given")
+        name = names[hello.rank]
+        if others := other_versions(versions(), hello.versions):
+            raise ClusterError(
+                f"{name} (rank {hello.rank}) has {others}; install the same versions"
+            )
+    except ClusterError:
+        channel.close()
+        raise
     return Peer(name, hello.rank, channel, hello.memory)
 
 
