@@ -22,9 +22,8 @@ from mlx_eagle.decoding.prefill import prefill
 from mlx_eagle.decoding.rounds import Decoder
 from mlx_eagle.drafters.base import Drafter
 from mlx_eagle.drafters.early_stop import draft_with_checks
-from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import Costs, LiveCosts
-from mlx_eagle.planner.planner import DEEPEST, Planner
+from mlx_eagle.planner.planner import DEEPEST
 from mlx_eagle.planner.policy import FixedShape, Level, Node
 from mlx_eagle.sampling.samplers import SeededSampler
 from mlx_eagle.sampling.token_selector import TokenSelector
@@ -36,6 +35,7 @@ FEW_ROWS = (1, 4, 8, 16)  # for the longer contexts, whose slope is all that is 
 CONTEXTS = (64, 2048, 8192)  # cached tokens; kernels of attention change in between
 WARM = 9  # tokens that are read first
 DEPTHS = (1, 2, 3, 4, 6, 8)
+GOOD = 0.85  # acceptance of every token, as the best heads have it where the text suits them
 USELESS = 4.0  # rows that cost so many times one row are not worth verifying
 MORE_ROWS = 4  # from here on, a number of rows that is useless ends the search on a CPU
 # Metal's fused attention takes so many products of rows and queries that share a key, up to eight
@@ -67,7 +67,7 @@ def measure(target: Target, drafter: Drafter, report: Report | None = None) -> C
     if not comes_down_again():
         seconds = {n: (least,) for n, least in tried.items()}
         costs = Costs((bench.cache.rows,), seconds, seconds[1], bench.draft(1), sync)
-        if _is_hopeless(costs, drafter.max_depth):
+        if _is_useless(costs, drafter.max_depth):
             report(steps, steps)
             return costs
     rows = sorted(tried)
@@ -86,7 +86,7 @@ def measure(target: Target, drafter: Drafter, report: Report | None = None) -> C
         columns = {n: tuple(column) for n, column in verify.items()}
         build = min(median(bench.building), min(columns[1]))
         costs = Costs(CONTEXTS[: len(plain)], columns, tuple(plain), draft, sync, build)
-        if not comes_down_again() and _is_hopeless(costs, drafter.max_depth):
+        if not comes_down_again() and _is_useless(costs, drafter.max_depth):
             break
         report(done, steps)
     report(steps, steps)
@@ -109,10 +109,9 @@ def comes_down_again() -> bool:
     return bool(mx.default_device() == mx.gpu)
 
 
-def _is_hopeless(costs: Costs, max_depth: int) -> bool:
-    """Say whether no tree could pay; on a CPU attention to more tokens does not change that."""
-    planner = Planner(LiveCosts(costs), Acceptance(), max_depth)
-    return planner.is_hopeless(costs.contexts[-1])
+def _is_useless(costs: Costs, max_depth: int) -> bool:
+    """Say whether even a good head would not pay; on a CPU more context does not change that."""
+    return LiveCosts(costs).best_chain(GOOD, costs.contexts[-1], max_depth)[0] < 1
 
 
 def _few(rows: Sequence[int]) -> list[int]:

@@ -129,7 +129,10 @@ def read_messages(body: MessagesBody) -> Asked:
     Raises:
         RefusalError: if it asks for what there is not.
     """
-    own = given(max_tokens=body.max_tokens, stop=body.stop_sequences or None)
+    thoughts = body.thinking.budget_tokens if body.thinking else None
+    own = given(
+        max_tokens=body.max_tokens, stop=body.stop_sequences or None, thinking_budget=thoughts
+    )
     who = body.metadata.user_id if body.metadata else None
     return _asked(body, sampling(body) | own, streams=bool(body.stream), who=who or "")
 

@@ -46,6 +46,7 @@ class OpenAIBody(Body):
     logit_bias: Annotated[dict[str, float], Field(max_length=MOST_BIASES)] | None = None
     n: int | None = None
     user: Str | None = None
+    thinking_budget: Annotated[int, Field(ge=0)] | None = None
     speculate: bool | None = None
 
     @property
@@ -67,6 +68,7 @@ class OpenAIBody(Body):
             frequency_penalty=self.frequency_penalty or None,
             repetition_penalty=self.repetition_penalty,
             logit_bias=_by_id(self.logit_bias),
+            thinking_budget=self.thinking_budget,
             speculate=self.speculate,
         )
 

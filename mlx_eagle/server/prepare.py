@@ -130,6 +130,8 @@ class Preparer:
     ) -> dict[str, Any]:
         """Return the options for the engine, once they are in range."""
         options = {**self._recommended, **asked.options}
+        if asked.api == "messages" and not self._thinks:
+            options.pop("thinking_budget", None)  # clients send it to every model
         if context is not None:
             room = context - n_prompt
             options["max_tokens"] = min(options.get("max_tokens", room), room)

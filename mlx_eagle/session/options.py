@@ -60,6 +60,8 @@ class GenerationOptions(SamplingOptions):
             writes them.
         parallel_tool_calls: False ends an answer whose calls keep to schemas after the first one.
         thinks_first: a thought may come before what a schema or `tool_choice` demands.
+        thinking_budget: most tokens of thoughts in an answer; a thought that is longer is ended
+            there, and the answer goes on. None: as long as the model thinks.
         overflow: what to do with messages that do not fit into the context: "refuse" them, or
             "truncate" by leaving out the oldest turns, which the statistics count.
         speculate: False decodes plainly, through the same loop.
@@ -144,6 +146,13 @@ class GenerationOptions(SamplingOptions):
     tool_choice: str | None = None
     parallel_tool_calls: bool = True
     thinks_first: bool = False
+    thinking_budget: int | None = option(
+        None,
+        "End the model's thoughts after N tokens, and go on with the answer.",
+        Whole(0),
+        "length",
+        unset="none",
+    )
     overflow: Literal["refuse", "truncate"] = option(
         "refuse",
         "Refuse what does not fit into the context, or leave out the oldest turns.",

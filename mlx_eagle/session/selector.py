@@ -12,6 +12,7 @@ from mlx_eagle.sampling.grammar import JSON_SCHEMA, REMEDIES, Grammar, Vocabular
 from mlx_eagle.sampling.options import MATCH, RATIO, TYPICAL
 from mlx_eagle.sampling.ratio import RatioSampler
 from mlx_eagle.sampling.samplers import Sampler, SeededSampler, StockSampler
+from mlx_eagle.sampling.thought_budget import ThoughtBudget
 from mlx_eagle.sampling.token_selector import LogitsProcessor, TreeConstraint
 from mlx_eagle.sampling.tool_grammar import Marks, Mode, Plan, StagedConstraint, calls_grammar
 from mlx_eagle.sampling.typical import TypicalSampler
@@ -56,8 +57,30 @@ def make_constraint(
         begun: what the answer continues, see `AnswerFormat.begun`.
 
     Raises:
-        EagleError: if a grammar cannot be followed.
+        EagleError: if a grammar cannot be followed, or thoughts of this model cannot be ended.
     """
+    constraint = _make_grammars(options, engine, begun)
+    if options.thinking_budget is None:
+        return constraint
+    form, marks = engine.answer_format, find_marks(engine.answer_format)
+    if marks.thought_start is None or marks.thought_end is None:
+        raise EagleError(
+            "thinking_budget was given, but this model has no marks around thoughts that are "
+            "single tokens; leave it out"
+        )
+    return ThoughtBudget(
+        options.thinking_budget,
+        (marks.thought_start, marks.thought_end),
+        engine.target.n_logits,
+        is_open=bool(begun) and begun in _thought_starts(form),
+        inner=constraint,
+    )
+
+
+def _make_grammars(
+    options: GenerationOptions, engine: "Engine", begun: str
+) -> TreeConstraint | None:
+    """Return what the answer's grammars allow; None where it has none."""
     has_schema = options.json_schema is not None
     if (options.tools and options.tool_choice) or (has_schema and options.thinks_first):
         return _make_staged(options, engine, begun)

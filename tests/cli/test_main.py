@@ -225,7 +225,7 @@ def test_options_reach_the_engine_under_its_names(engine: FakeEngine) -> None:
     line = (
         "generate a --max-tokens 7 --temp 0.5 --top-p 0.9 --top-k 5 --min-p 0.1 --seed 3 "
         "--repetition-penalty 1.1 --presence-penalty 0.2 --frequency-penalty -0.3 --regex a+ "
-        "--stop x --stop y --overflow truncate --depth 4 --width 2 --nodes 8"
+        "--stop x --stop y --thinking-budget 9 --overflow truncate --depth 4 --width 2 --nodes 8"
     )
     run(line.split())
     tree, progress = engine.options.pop("tree"), engine.options.pop("progress")
@@ -244,6 +244,7 @@ def test_options_reach_the_engine_under_its_names(engine: FakeEngine) -> None:
         "frequency_penalty": -0.3,
         "json_schema": None,
         "regex": "a+",
+        "thinking_budget": 9,
         "overflow": "truncate",
         "stop": ("x", "y"),
         "ignore_eos": False,

@@ -26,6 +26,15 @@ def test_an_answer_is_the_engines(served: Served) -> None:
     assert got["usage"]["prompt_tokens"] == want.stats.prompt_tokens
 
 
+def test_thoughts_end_at_their_budget(served: Served) -> None:
+    mark = served.engine.tokenizer.get_vocab()
+    asked = question(thinking_budget=2, logprobs=True, max_tokens=6)
+    asked["logit_bias"] = {str(mark["<think>"]): 100}  # which it would go on with for ever
+    answer = served.ask(CHAT, asked).json()["choices"][0]
+    assert answer["message"]["reasoning_content"] == "<think><think>"
+    assert answer["finish_reason"] == "length"
+
+
 def test_a_stream_says_the_same_in_order(served: Served) -> None:
     whole = served.ask(CHAT, question()).json()
     options = {"stream": True, "stream_options": {"include_usage": True}}

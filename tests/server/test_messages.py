@@ -7,6 +7,8 @@ import httpx2
 import pytest
 
 from mlx_eagle.server.app import Settings
+from mlx_eagle.server.messages_body import MessagesBody, read_messages
+from mlx_eagle.server.prepare import Preparer
 from served import Served, chunks
 
 TOOLS: Any = [
@@ -33,6 +35,16 @@ def claude(served: Served, use: Any, **options: Any) -> Any:
         return await use(api)
 
     return served.run(run, Settings(**options))
+
+
+def test_a_budget_of_thoughts_reaches_the_engine_if_its_model_thinks(served: Served) -> None:
+    body: Any = {"model": "m", "max_tokens": 9, "messages": ASKED}
+    body["thinking"] = {"type": "enabled", "budget_tokens": 2}
+    asked = read_messages(MessagesBody.model_validate(body))
+    preparer = Preparer(served.engine, {})
+    assert preparer.prepare(asked).options["thinking_budget"] == 2
+    preparer._thinks = False
+    assert "thinking_budget" not in preparer.prepare(asked).options, "clients send it to all models"
 
 
 def test_blocks_come_in_order_and_usage_counts_nothing_twice(served: Served) -> None:

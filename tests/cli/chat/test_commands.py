@@ -309,7 +309,7 @@ def test_show_says_so_if_there_will_be_nothing_to_see(chat: Any) -> None:
     ("text", "words"),
     [
         ("/s", ["/system", "/save", "/set", "/seed", "/schema", "/speculate", "/show", "/stats"]),
-        ("/set t", ["temperature", "top_p", "top_k", "template_args", "tree"]),
+        ("/set t", ["thinking_budget", "temperature", "top_p", "top_k", "template_args", "tree"]),
         ("/set speculate ", ["on", "off"]),
         ("/set kv_bits ", ["4", "8", "none"]),
         ("/set overflow t", ["truncate"]),
