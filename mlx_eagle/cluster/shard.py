@@ -62,18 +62,19 @@ def check_divisible(folder: Path, n_ranks: int) -> None:
         raise UnsupportedTargetError(
             f"mlx-lm cannot divide models of the kind {kind} among hosts; load it on one machine"
         )
-    wrong = _undivided(language_config(config), config.get("quantization"), n_ranks)
+    wrong = _undivided(config, n_ranks)
     if wrong:
         raise UnsupportedTargetError(
             f"{folder.name} cannot be divided among {n_ranks} hosts: {listed(wrong)}; {ADVICE}"
         )
 
 
-def _undivided(facts: dict[str, Any], quantization: Any, n_ranks: int) -> list[str]:
+def _undivided(config: dict[str, Any], n_ranks: int) -> list[str]:
     """Return which sizes do not divide, in words."""
+    facts, quantization = language_config(config), config.get("quantization")
     sizes = {name: facts.get(name) for name in (*HEADS, *INNER)}
     counts = {name: size for name, size in sizes.items() if type(size) is int and size > 0}
-    if facts.get("model_type") in REPEATED or str(facts.get("model_type")).endswith("_text"):
+    if config.get("model_type") in REPEATED:
         keys = counts.get("num_key_value_heads", n_ranks)
         if keys < n_ranks and n_ranks % keys == 0:
             counts.pop("num_key_value_heads")
