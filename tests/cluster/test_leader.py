@@ -146,6 +146,41 @@ def test_every_operation_of_a_cache_reaches_the_follower(pair: Pair) -> None:
     pair.target.cluster.watch.check()
 
 
+def test_a_pass_exchanges_two_sums_a_layer_and_a_canary(pair: Pair) -> None:
+    """However many rows it has, and however many of them are accepted."""
+    traffic, width = pair.target.cluster.rounds, SMALL["hidden_size"]
+    cache = pair.target.make_cache()
+    pair.target.extend(mx.array(PROMPT), cache)
+    for n_rows, n_accepted in ((1, 1), (8, 1), (8, 8)):
+        before = replace(traffic)
+        pair.target.verify(DraftTree.chain(mx.arange(n_rows, dtype=mx.int32)), cache)
+        cache.commit(range(n_accepted))
+        assert traffic.passes - before.passes == 1
+        assert traffic.sums - before.sums == 2 * 4 + 1
+        assert traffic.nbytes - before.nbytes == 2 * 4 * n_rows * width * 4 + 2 * 4
+
+
+def test_the_judge_of_differing_texts_asks_all_hosts(pair: Pair) -> None:
+    tokens = pair.together.generate(PROMPT, max_tokens=3).tokens
+    plain = Sample("plain", 0.0, 0, "c", 0, tokens, 3, 1.0, 1.0, {})
+    judge = judge_on_hosts(pair.target, lambda *_: PROMPT, seed=0)
+    assert judge(plain, 2, tokens[2], tokens[2]).gap == 0
+    assert judge(plain, 2, tokens[2], tokens[2] + 1).gap > 0
+
+
+def test_a_model_that_is_run_directly_would_wait_for_ever_and_says_so(pair: Pair) -> None:
+    with pytest.raises(ClusterError, match="was run alone"):
+        pair.target.model(mx.array([[1, 2]]))
+
+
+def test_a_target_that_verifies_nothing_is_refused(pair: Pair) -> None:
+    with pytest.raises(UnsupportedTargetError, match="one machine"):
+        LeadingTarget(pair.target.cluster, pair.target._shard, speculate=False)
+
+
+# From here on other targets take the place of the pair's.
+
+
 @pytest.mark.parametrize(
     ("architecture", "bits", "changes"),
     [
@@ -173,20 +208,6 @@ def test_logits_are_those_of_one_process(
     scale = np.abs(results[0][0]).max()
     np.testing.assert_allclose(results[1][0], results[0][0], rtol=0, atol=1e-5 * scale)
     np.testing.assert_allclose(results[1][1], results[0][1], rtol=0, atol=1e-4)
-
-
-def test_a_pass_exchanges_two_sums_a_layer_and_a_canary(pair: Pair) -> None:
-    """However many rows it has, and however many of them are accepted."""
-    traffic, width = pair.target.cluster.rounds, SMALL["hidden_size"]
-    cache = pair.target.make_cache()
-    pair.target.extend(mx.array(PROMPT), cache)
-    for n_rows, n_accepted in ((1, 1), (8, 1), (8, 8)):
-        before = replace(traffic)
-        pair.target.verify(DraftTree.chain(mx.arange(n_rows, dtype=mx.int32)), cache)
-        cache.commit(range(n_accepted))
-        assert traffic.passes - before.passes == 1
-        assert traffic.sums - before.sums == 2 * 4 + 1
-        assert traffic.nbytes - before.nbytes == 2 * 4 * n_rows * width * 4 + 2 * 4
 
 
 def test_a_rank_holds_its_part_and_never_the_whole(cluster: Cluster, tmp_path: Path) -> None:
@@ -227,21 +248,3 @@ def test_a_canary_that_does_not_come_out_is_the_end(
     with pytest.raises(ClusterError, match="did not run the same pass"):
         target.extend(mx.array([1, 2]), cache)
     cluster.watch._failure = ""  # the follower itself has done nothing wrong
-
-
-def test_the_judge_of_differing_texts_asks_all_hosts(pair: Pair) -> None:
-    tokens = pair.together.generate(PROMPT, max_tokens=3).tokens
-    plain = Sample("plain", 0.0, 0, "c", 0, tokens, 3, 1.0, 1.0, {})
-    judge = judge_on_hosts(pair.target, lambda *_: PROMPT, seed=0)
-    assert judge(plain, 2, tokens[2], tokens[2]).gap == 0
-    assert judge(plain, 2, tokens[2], tokens[2] + 1).gap > 0
-
-
-def test_a_model_that_is_run_directly_would_wait_for_ever_and_says_so(pair: Pair) -> None:
-    with pytest.raises(ClusterError, match="was run alone"):
-        pair.target.model(mx.array([[1, 2]]))
-
-
-def test_a_target_that_verifies_nothing_is_refused(pair: Pair) -> None:
-    with pytest.raises(UnsupportedTargetError, match="one machine"):
-        LeadingTarget(pair.target.cluster, pair.target._shard, speculate=False)
