@@ -26,6 +26,13 @@ from mlx_eagle.target.target import output_layer
 HEADS = ("num_attention_heads", "num_key_value_heads")
 INNER = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size")
 REPEATED = ("qwen3_5", "qwen3_5_moe")  # families that repeat keys where there are more ranks
+# mlx-lm's modules whose `shard()` was tried, two ranks against one: tests/cluster/test_families.py.
+TRIED = frozenset(
+    (
+        *("deepseek_v3", "deepseek_v32", "gpt_oss", "kimi_k3", "llama", "longcat_flash"),
+        *("longcat_flash_ngram", "ministral3", "qwen2", "qwen3", "qwen3_5", "qwen3_moe"),
+    )
+)
 ADVICE = "use another number of hosts"
 
 
@@ -58,9 +65,15 @@ def check_divisible(folder: Path, n_ranks: int) -> None:
         model_class, _ = _get_classes(config)
     except Exception as error:  # mlx-lm raises whatever its modules raise
         raise UnsupportedTargetError(f"mlx-lm has no model {kind!r}: {one_line(error)}") from error
-    if not hasattr(model_class, "shard"):
+    divide = getattr(model_class, "shard", None)
+    if divide is None:
         raise UnsupportedTargetError(
             f"mlx-lm cannot divide models of the kind {kind} among hosts; load it on one machine"
+        )
+    if divide.__module__.rpartition(".")[2] not in TRIED:
+        raise UnsupportedTargetError(
+            f"models of the kind {kind} were not tried on several hosts yet, and might answer "
+            "otherwise there; load it on one machine"
         )
     wrong = _undivided(config, n_ranks)
     if wrong:
