@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -107,18 +107,19 @@ class Follower:
         for work in (lambda: self._listen(waiting), self._beat):
             threading.Thread(target=work, daemon=True).start()
         try:
-            while True:
-                for order in decode_orders(waiting.get()):
-                    if isinstance(order, Stop):
-                        return
-                    self.do(order)
+            while self._do_all(decode_orders(waiting.get())):
+                pass
         except Exception as error:
             self.report(Fault(reason=one_line(f"{error}" or type(error).__name__)))
             raise
 
-    def do(self, order: Order) -> None:
-        """Do one thing that rank 0 says."""
-        self._does[type(order)](order)
+    def _do_all(self, orders: Sequence[Order]) -> bool:
+        """Do what rank 0 says, in order; say whether it may say more."""
+        for order in orders:
+            if isinstance(order, Stop):
+                return False
+            self._does[type(order)](order)
+        return True
 
     def report(self, report: Report) -> None:
         """Tell rank 0 something; if it is gone, this process ends."""

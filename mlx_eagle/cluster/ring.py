@@ -110,13 +110,11 @@ def _described(rank: int, ring: Ring) -> Iterator[None]:
         file = Path(folder) / "ring.json"
         file.write_text(json.dumps([list(addresses) for addresses in ring]))
         facts = {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(file)}
-        before = {name: os.environ.get(name) for name in facts}
+        before = {name: os.environ[name] for name in facts if name in os.environ}
         os.environ.update(facts)
         try:
             yield
         finally:
-            for name, value in before.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
+            for name in facts:
+                del os.environ[name]
+            os.environ.update(before)

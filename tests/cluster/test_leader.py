@@ -21,6 +21,7 @@ from mlx_eagle.cluster.leader import LeadingTarget
 from mlx_eagle.engine import Engine
 from mlx_eagle.errors import ClusterError, UnsupportedTargetError
 from mlx_eagle.planner.cost_model import Costs
+from mlx_eagle.session.session import Session
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import DraftTree, TreeShape
 from shards import lead, write_model, write_tiny
@@ -109,7 +110,10 @@ def test_conversations_fork_go_back_and_are_asked_anew_as_alone(pair: Pair) -> N
     def talk(engine: Engine) -> list[list[int]]:
         session, said = engine.session(), []
         options: dict[str, Any] = {"max_tokens": 10, "tree": TreeShape(3, 3, 6)}
-        ask = lambda it, ids: said.append([r.token for r in it.stream_generate(ids, **options)])  # noqa: E731
+
+        def ask(to: Session, ids: list[int]) -> None:
+            said.append([response.token for response in to.stream_generate(ids, **options)])
+
         ask(session, PROMPT)
         twin = session.fork()
         ask(session, [*PROMPT, *said[0], 400, 401])
