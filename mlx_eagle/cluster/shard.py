@@ -30,7 +30,8 @@ REPEATED = ("qwen3_5", "qwen3_5_moe")  # families that repeat keys where there a
 TRIED = frozenset(
     (
         *("deepseek_v3", "deepseek_v32", "gpt_oss", "kimi_k3", "llama", "longcat_flash"),
-        *("longcat_flash_ngram", "ministral3", "qwen2", "qwen3", "qwen3_5", "qwen3_moe"),
+        *("longcat_flash_ngram", "minimax_m3_vl", "ministral3", "qwen2", "qwen3", "qwen3_5"),
+        "qwen3_moe",
     )
 )
 ADVICE = "use another number of hosts"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from mlx_eagle.cluster.cluster import Cluster
+from mlx_eagle.cluster.leader import LeadingTarget
 from mlx_eagle.cluster.shard import TRIED, check_divisible
 from mlx_eagle.errors import UnsupportedTargetError
 from mlx_eagle.target.load import load_network
@@ -75,3 +76,19 @@ def test_logits_are_those_of_one_process(family: str, cluster: Cluster, tmp_path
         second = target.verify(chain if alone.chains_only else siblings, cache).logits
         found.append(np.array(mx.concatenate([first, second])))
     np.testing.assert_allclose(found[1], found[0], rtol=0, atol=1e-5 * np.abs(found[0]).max())
+
+
+@pytest.mark.broad
+def test_an_output_layer_that_is_divided_is_not_lent(cluster: Cluster, tmp_path: Path) -> None:
+    """After `shard()` it is no linear layer any more: the embedding would be taken in its place."""
+    folder, _ = write_tiny(tmp_path / "model", "qwen3_5", **FAMILIES["qwen3_5"])
+    shard = cluster.load(folder, "tiny", "float32")
+    target, ids = LeadingTarget(cluster, shard), mx.array([1, 2])
+    after_norm = len(shard.loaded.network.layers) + 1
+    for borrow in (
+        lambda: target.unembed,
+        lambda: target.output_rows(ids),
+        lambda: LeadingTarget(cluster, shard, (after_norm,)),
+    ):
+        with pytest.raises(UnsupportedTargetError, match="divides this target's output layer"):
+            borrow()
