@@ -92,7 +92,7 @@ def _start_all(hosts: Hosts, patience: Patience, follower: Sequence[str]) -> Clu
         failed = undo.enter_context(ExitStack())
         peers: dict[int, Peer] = {}
         failed.callback(lambda: _end(started, 0.0))
-        failed.callback(lambda: [peer.channel.close() for peer in peers.values()])
+        failed.callback(_disconnect, peers)
         for rank, host in enumerate(hosts.hosts[1:], start=1):
             started.append(_start(rank, host, hosts.envs, follower))
             _brief(started[-1], listener.address, token)
@@ -206,6 +206,12 @@ def _check_running(missing: Sequence[Started], *, is_late: bool) -> None:
                 f"rank {one.rank} on {one.host.ssh} has not connected in time: can it reach this "
                 f"machine? {one.last_words()}".strip()
             )
+
+
+def _disconnect(peers: Mapping[int, Peer]) -> None:
+    """Close the connections to followers."""
+    for peer in peers.values():
+        peer.channel.close()
 
 
 def _port(rank: int, host: Host) -> int:
