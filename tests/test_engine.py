@@ -85,6 +85,7 @@ def test_progress_reports_every_step_of_loading(
     monkeypatch.setenv("MLX_EAGLE_CACHE", str(tmp_path))  # where nothing is on record yet
     monkeypatch.setattr("mlx_eagle.calibration.measure.CONTEXTS", (64, 128))
     monkeypatch.setattr("mlx_eagle.calibration.measure.ROWS", (1, 2, 3, 4))
+    monkeypatch.setattr("mlx_eagle.calibration.measure.MOST_SAMPLES", 3)
     seen: list[tuple[str, int, int]] = []
     mlx_eagle.load(progress=lambda *step: seen.append(step))
     loading = [step for step in seen if step[0] == "load"]
@@ -151,8 +152,9 @@ def test_a_head_that_is_run_wrongly_suggests_the_doctor_once(
     edit(demo_head, norm_before_residual=True, taps=[1, 3, 6], rope_theta=77.0)
     engine = mlx_eagle.load(demo_target, demo_head, calibrate=False)
     question = [{"role": "user", "content": "List the functions of the module os."}]
-    options = {"max_tokens": 45, "ignore_eos": True, "tree": TreeShape.chain(2)}
-    advice = [engine.generate(question, **options).stats.advice for _ in range(2)]
+    options = {"ignore_eos": True, "tree": TreeShape.chain(1)}
+    answers = [engine.generate(question, max_tokens=n, **options) for n in (45, 4)]
+    advice = [answer.stats.advice for answer in answers]
     told = [line for line in advice if line]
     assert len(told) == 1
     assert f"mlx-eagle doctor {demo_head} --target {demo_target} --fix" in told[0]

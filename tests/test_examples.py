@@ -4,31 +4,53 @@ import json
 import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jsonschema
 import pytest
+
+import mlx_eagle
+from mlx_eagle.calibration import planners
+from mlx_eagle.planner.cost_model import Costs
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the first app measures of this machine, for the others."""
-    return tmp_path_factory.mktemp("records")
+    """A machine on record, of which the apps need not measure anything: rows cost their number."""
+    folder = tmp_path_factory.mktemp("records")
+    rows = {n: (0.01 * n,) for n in range(1, 5)}
+    costs = Costs((64,), rows, (0.01,), (0.002, 0.004, 0.006), 0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLX_EAGLE_CACHE", str(folder))
+        patch.setattr(planners, "measure", lambda *_: costs)
+        mlx_eagle.load()
+    return folder
 
 
 @pytest.fixture(autouse=True)
-def own_records(records: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the apps measure of this machine is not for the tests after them."""
+def own_records(records: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What is on record for the apps is not for the tests after them, and is what they take."""
     monkeypatch.setenv("MLX_EAGLE_CACHE", str(records))
+    before = [file.name for file in (records / "costs").iterdir()]
+    yield
+    assert [file.name for file in (records / "costs").iterdir()] == before, "an app measured"
 
 
 def run(name: str, *arguments: str) -> str:
+    """Run an app as a user does."""
     command = [sys.executable, str(EXAMPLES / name), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def run_here(name: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run an app in this process, which has imported what it needs."""
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    return capsys.readouterr().out
 
 
 def test_the_smallest_app_streams_an_answer() -> None:
@@ -37,9 +59,11 @@ def test_the_smallest_app_streams_an_answer() -> None:
     assert "target forwards" in out
 
 
-def test_texts_become_json_of_the_schema_and_the_instructions_are_read_once() -> None:
+def test_texts_become_json_of_the_schema_and_the_instructions_are_read_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     schema = runpy.run_path(str(EXAMPLES / "extract.py"))["SCHEMA"]
-    lines = run("extract.py").splitlines()
+    lines = run_here("extract.py", capsys).splitlines()
     assert len(lines) == 3
     for line in lines:
         text, _, read = line.rpartition(" (")
@@ -48,8 +72,10 @@ def test_texts_become_json_of_the_schema_and_the_instructions_are_read_once() ->
         assert n_read < n_prompt / 2
 
 
-def test_the_event_loop_goes_on_and_a_slow_answer_is_cancelled() -> None:
-    out = run("async_app.py")
+def test_the_event_loop_goes_on_and_a_slow_answer_is_cancelled(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = run_here("async_app.py", capsys)
     messages, beats = (int(word) for word in out.splitlines()[-1].split() if word.isdecimal())
     assert messages == 4
     assert beats > 3

@@ -46,7 +46,7 @@ READ_QUANTIZED = [
 ]
 PICKY = ["gpt_oss", "gemma2"]
 BITS = [KVOptions(bits=8, group_size=32), KVOptions(bits=4, group_size=32)]
-SIZES = [KVOptions(max_size=16), KVOptions(max_size=37)]
+SIZES = [KVOptions(max_size=16), KVOptions(max_size=25)]
 CASES = [
     *rotated(READ_QUANTIZED, (BITS[0], SIZES[1])),
     *((name, SIZES[1]) for name in PICKY),
@@ -113,7 +113,7 @@ def test_plain_decoding_gives_the_logits_of_mlx_lms_cache_of_that_kind(
     want = [target.model(mx.array([PROMPT]), cache=theirs)[0, -1]]
     got = [target.verify(DraftTree.chain(mx.array(PROMPT)), ours).logits[-1]]
     ours.commit(range(len(PROMPT)))
-    for token in random_tokens(40):
+    for token in random_tokens(22):
         want.append(target.model(mx.array([[token]]), cache=theirs)[0, -1])
         got.append(plain_logits(target, ours, [token])[0])
     np.testing.assert_allclose(np.array(mx.stack(got)), np.array(mx.stack(want)), atol=3e-5)
@@ -126,7 +126,7 @@ def test_a_tree_gives_the_logits_of_its_paths(
     architecture: str, kv: KVOptions, tiny_target: Build
 ) -> None:
     target = tried_with(wide(tiny_target, architecture), kv)
-    prompt, tokens = random_tokens(46), random_tokens(len(PARENTS), seed=1)
+    prompt, tokens = random_tokens(34), random_tokens(len(PARENTS), seed=1)
     cache = target.make_cache()
     target.extend(mx.array(prompt), cache)
     tree = DraftTree.static(mx.array(tokens), PARENTS)
@@ -148,7 +148,7 @@ def test_rows_that_come_from_trees_are_those_of_plain_decoding_bit_for_bit(
 ) -> None:
     """Rounding of one bit could make a quantized number another one."""
     target, random = tried_with(tiny_target("llama", head_dim=32), kv), np.random.default_rng(0)
-    text = random_tokens(100)
+    text = random_tokens(70)
     want = plain_logits(target, target.make_cache(), text)
     cache, got = target.make_cache(), []
     while cache.rows < len(text) - 4:
@@ -195,14 +195,14 @@ def speculate(
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("seed", [0, 1, *map(broad, range(2, 8))])
+@pytest.mark.parametrize("seed", [0, *map(broad, range(1, 8))])
 @pytest.mark.parametrize("kv", [*BITS, *SIZES], ids=label)
 def test_speculation_gives_the_tokens_of_plain_decoding(
     kv: KVOptions, seed: int, tiny_target: Build
 ) -> None:
     """Trees of any form, some of whose paths are what the target will say, up to a point."""
     target, random = tried_with(tiny_target("llama", head_dim=32), kv), np.random.default_rng(seed)
-    want = decode(target, PROMPT, 50)
+    want = decode(target, PROMPT, 36)
     said = [*want, *([0] * 20)]
 
     def propose(done: int) -> tuple[list[int], list[int]]:
@@ -215,18 +215,18 @@ def test_speculation_gives_the_tokens_of_plain_decoding(
         right = [said[done + depth - 1] for depth in depths[1:]]
         return [(token + off) % 128 for token, off in zip(right, wrong, strict=True)], parents
 
-    tokens, rounds = speculate(target, PROMPT, 50, propose)
-    assert tokens[:50] == want
-    assert rounds < 38, "hardly anything was accepted"
+    tokens, rounds = speculate(target, PROMPT, 36, propose)
+    assert tokens[:36] == want
+    assert rounds < 28, "hardly anything was accepted"
 
 
 @pytest.mark.parametrize(
     ("kv", "n"),
     [
-        (BITS[0], 250),  # more than the 256 rows that mlx-lm and we begin with, prompt included
+        (BITS[0], 30),
         broad(BITS[0], 400),
         broad(BITS[1], 400),
-        (KVOptions(max_size=64), 80),
+        (KVOptions(max_size=64), 24),
         broad(KVOptions(max_size=64), 400),
     ],
     ids=label,
@@ -235,10 +235,12 @@ def test_mlx_lms_own_loop_generates_the_same_tokens(
     kv: KVOptions, n: int, tiny_target: Build
 ) -> None:
     target = tried_with(tiny_target("llama", head_dim=32), kv)
+    # Of quantized rows mlx-lm and we begin with 256; both answers need more than there are.
+    prompt = random_tokens(240 if kv.bits else 60)
     steps = generate_step(
-        mx.array(PROMPT), target.model, prompt_cache=stock_cache(target), max_tokens=n
+        mx.array(prompt), target.model, prompt_cache=stock_cache(target), max_tokens=n
     )
-    assert decode(target, PROMPT, n) == [token for token, _ in steps]
+    assert decode(target, prompt, n) == [token for token, _ in steps]
 
 
 def test_a_bounded_cache_stays_small_and_a_quantized_one_is_small(tiny_target: Build) -> None:
@@ -353,7 +355,7 @@ def answer(
 
 
 REAL: list[Any] = [
-    (WHOLE, TreeShape(4, 3, 8), 32),
+    broad(WHOLE, TreeShape(4, 3, 8), 32),
     broad(KVOptions(bits=8), TreeShape.chain(4), None),
     (KVOptions(bits=8), TreeShape(4, 3, 8), 32),
     broad(KVOptions(bits=4), TreeShape(5, 4, 16), None),
@@ -373,7 +375,7 @@ def test_a_real_head_changes_no_token_of_mlx_lms(
     is_quick: bool,
 ) -> None:
     """The loop of mlx-lm with its own cache of the same kind says what is right."""
-    (target, head), n = pair, 32 if is_quick else 64
+    (target, head), n = pair, 16 if is_quick else 64
     prompt = json.loads((fixtures / "oracle-chain4.json").read_text())["runs"][2]["prompt_ids"]
     target.kv = kv
     steps = generate_step(

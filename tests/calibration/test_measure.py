@@ -38,7 +38,7 @@ def pair(tiny_target: TinyTarget, config: HeadConfig, architecture: str) -> tupl
     return target, make_drafter(EagleHead(config), target)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3_text", broad("qwen3_moe")])
+@pytest.mark.parametrize("architecture", [broad("llama"), "gemma3_text", broad("qwen3_moe")])
 def test_all_costs_are_measured_at_all_contexts(
     architecture: str,
     tiny_target: TinyTarget,
@@ -81,6 +81,7 @@ def test_medusa_is_measured_as_deep_as_it_drafts(
     tiny_target: TinyTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MOST_SAMPLES", module.SAMPLES)
+    monkeypatch.setattr(module, "CONTEXTS", (64, 128))
     config = MedusaConfig(
         algorithm="medusa",
         num_heads=3,
@@ -149,6 +150,7 @@ def test_a_curve_that_comes_down_again_is_followed(
     """A clock by which 5 to 12 rows cost eight times one, and more of them twice, as on an M5."""
     target, drafter = pair(tiny_target, head_config, "llama")
     run_by_clock(target, monkeypatch, lambda n: 0.08 if 5 <= n <= 12 else 0.02 if n > 12 else 0.01)
+    monkeypatch.setattr(module, "CONTEXTS", (64, 128))
     assert measure(target, drafter).rows == [1, 2, 3, 4]
     monkeypatch.setattr(module, "comes_down_again", lambda: True)
     assert measure(target, drafter).rows == [1, 2, 3, 4, 16, 24, 32]

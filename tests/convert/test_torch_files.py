@@ -268,17 +268,17 @@ def try_read(data: bytes) -> dict[str, mx.array] | None:
         assert time.process_time() - start < 2
 
 
-def test_5000_mutated_archives_are_refused_or_read_right() -> None:
+def test_mutated_archives_are_refused_or_read_right(is_quick: bool) -> None:
     source = random.Random(0)
-    n_read = 0
+    n, n_read = 2000 if is_quick else 5000, 0
     with harmless(seconds=60):
-        for _ in range(5000):
+        for _ in range(n):
             tensors = try_read(mutate(GOOD, source))
             if tensors is not None:
                 n_read += 1
                 assert set(tensors) == set(EXPECTED)
                 assert all(np.array_equal(np.array(tensors[k]), EXPECTED[k]) for k in EXPECTED)
-    assert 0 < n_read < 4000
+    assert 0 < n_read < 0.8 * n
 
 
 def mutated_programs(n: int) -> list[bytes]:
@@ -295,15 +295,15 @@ def is_of_the_file(array: mx.array) -> bool:
     return {data[i : i + size] for i in range(0, len(data), size)} <= there
 
 
-def test_5000_mutated_programs_are_refused_or_give_tensors_of_the_file() -> None:
-    n_read = 0
+def test_mutated_programs_are_refused_or_give_tensors_of_the_file(is_quick: bool) -> None:
+    n, n_read = 1500 if is_quick else 5000, 0
     with harmless(seconds=60):
-        for data in mutated_programs(5000):
+        for data in mutated_programs(n):
             tensors = try_read(data) or {}
             n_read += bool(tensors)
             assert all(is_of_the_file(array) for array in tensors.values())
             assert sum(a.nbytes for a in tensors.values()) <= 4 * (WEIGHT.nbytes + IDS.nbytes)
-    assert n_read > 30
+    assert n_read > n / 160
 
 
 @pytest.fixture
@@ -382,9 +382,9 @@ def test_published_head_equals_torch_bit_for_bit(torch: Any, fixtures: Path) -> 
 
 
 @pytest.mark.torch
-def test_mutants_that_both_read_are_read_alike(torch: Any) -> None:
-    n_compared = 0
-    for data in mutated_programs(5000):
+def test_mutants_that_both_read_are_read_alike(torch: Any, is_quick: bool) -> None:
+    n, n_compared = 1500 if is_quick else 5000, 0
+    for data in mutated_programs(n):
         found = try_read(data)
         if not found:
             continue
@@ -397,4 +397,4 @@ def test_mutants_that_both_read_are_read_alike(torch: Any) -> None:
         n_compared += 1
         assert list(found) == list(expected)
         assert all(same_bits(found[name], expected[name], torch) for name in expected)
-    assert n_compared > 30
+    assert n_compared > n / 160

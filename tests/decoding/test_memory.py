@@ -81,7 +81,7 @@ def test_memory_is_flat_to_two_percent_but_for_the_caches(
     cache grows, 4 times in 1000 tokens, the old buffers are there for two rounds more.
     """
     engine = make_engine(tiny_target("llama", **SIZES), head_config, Letters())
-    session, n_tokens = engine.session(), 420 if is_quick else 4000
+    session, n_tokens = engine.session(), 340 if is_quick else 4000
     weights = mx.get_active_memory()
     options: dict[str, Any] = {"tree": tree} if tree else {"speculate": False}
     prompt = [5 + n % 100 for n in range(200)]  # so that rows and tokens do not fill up together

@@ -17,7 +17,8 @@ from doubles import Letters, make_engine
 from mlx_eagle.tree_shape import TreeShape
 from noisy import noise_on
 
-N_TOKENS = 48
+N_TOKENS = 40
+CHAIN, TREE = TreeShape.chain(3), TreeShape(3, 2, 6)
 NEAR = 0.06  # of the spread of the logits: noise adds up over the layers
 # Where experts are chosen by a near-tie, noise makes a larger difference, and only now and then.
 NEAR_OF_EXPERTS, N_TRIES = 0.15, 12
@@ -34,17 +35,18 @@ def gap(model: Any, tokens: list[int], pair: tuple[int, int]) -> float:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "dtype"),
+    ("tree", "architecture", "dtype"),
     [
-        ("llama", mx.bfloat16),
-        ("qwen3_moe", mx.float32),  # experts run in float32 only on this backend
-        broad("llama", mx.float16),
-        broad("gemma3_text", mx.bfloat16),
-        broad("gemma3_text", mx.float16),
+        (CHAIN, "llama", mx.bfloat16),
+        broad(TREE, "llama", mx.bfloat16),
+        broad(CHAIN, "qwen3_moe", mx.float32),
+        (TREE, "qwen3_moe", mx.float32),  # experts run in float32 only on this backend
+        *(broad(tree, "llama", mx.float16) for tree in (CHAIN, TREE)),
+        *(broad(tree, "gemma3_text", mx.bfloat16) for tree in (CHAIN, TREE)),
+        *(broad(tree, "gemma3_text", mx.float16) for tree in (CHAIN, TREE)),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("tree", [TreeShape.chain(3), TreeShape(3, 2, 6)])
 def test_what_differs_from_plain_decoding_is_a_near_tie(
     tree: TreeShape,
     dtype: mx.Dtype,

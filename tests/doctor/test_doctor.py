@@ -63,7 +63,7 @@ def evidence(target: Target, engine: Any, is_quick: bool) -> list[Evidence]:
         engine.tokenizer.apply_chat_template(question, add_generation_prompt=True)
         for question in questions
     ]
-    return record_evidence(target, ids, 64 if is_quick else 96, silent)
+    return record_evidence(target, ids, 44 if is_quick else 96, silent)
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +71,31 @@ def truth(target: Target, evidence: list[Evidence], trained_head: Path) -> Score
     return score_head(target, evidence, load_head(trained_head))
 
 
+@pytest.fixture(scope="module")
+def known_scores() -> dict[str, Score]:
+    """What readings of the trained head scored in this module."""
+    return {}
+
+
+@pytest.fixture
+def scored_once(known_scores: dict[str, Score], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches end among the same readings of one head: each is scored once for all tests."""
+
+    def score(target: Target, texts: Any, head: Any, rival: Score | None = None) -> Score:
+        table = head.draft_to_target.tolist()
+        name = json.dumps([head.config.to_dict(), table, [text.tokens for text in texts]])
+        if name not in known_scores or len(texts) > 1:  # a rival decides how many are looked at
+            known_scores[name] = score_head(target, texts, head, rival)
+        return known_scores[name]
+
+    monkeypatch.setattr("mlx_eagle.doctor.doctor.score_head", score)
+
+
 def weights_of(folder: Path) -> dict[str, mx.array]:
     return dict(mx.load(str(folder / "model.safetensors")))
 
 
+@pytest.mark.usefixtures("scored_once")
 @pytest.mark.parametrize(("fact", "wrong", "right"), PLANTED, ids=lambda v: str(v))
 def test_planted_error_is_named_and_its_loss_restored(
     fact: str,
@@ -92,10 +113,11 @@ def test_planted_error_is_named_and_its_loss_restored(
     assert found.after.acceptance_length >= 0.98 * truth.acceptance_length
 
 
+@pytest.mark.usefixtures("scored_once")
 @pytest.mark.parametrize(
     "planted",
     [
-        {"rope_theta": 1e6, "taps": [3, 5, 6]},
+        {"rope_theta": 50.0, "taps": [3, 5, 6]},
         broad({"norm_before_residual": True, "taps": [3, 5, 6]}),
     ],
 )
@@ -112,6 +134,7 @@ def test_two_planted_errors_are_found_one_after_the_other(
     assert found.after.acceptance_length == truth.acceptance_length
 
 
+@pytest.mark.usefixtures("scored_once")
 def test_offsets_stored_as_ids_are_read_as_offsets(
     target: Target, evidence: list[Evidence], truth: Score, trained_head: Path
 ) -> None:
@@ -123,6 +146,7 @@ def test_offsets_stored_as_ids_are_read_as_offsets(
     assert found.after.acceptance_length == truth.acceptance_length
 
 
+@pytest.mark.usefixtures("scored_once")
 def test_a_sound_head_is_left_as_it_is(
     target: Target, evidence: list[Evidence], trained_head: Path
 ) -> None:
@@ -140,9 +164,9 @@ def test_score_is_what_the_loop_gives(engine: Any, target: Target, trained_head:
     prompt = engine.tokenizer.apply_chat_template(
         [{"role": "user", "content": PROMPTS[0]}], add_generation_prompt=True
     )
-    text = record_evidence(target, [prompt], 60, silent)
+    text = record_evidence(target, [prompt], 40, silent)
     # The score's first round begins where the prompt's last token is not known yet.
-    options = {"ignore_eos": True, "tree": TreeShape.chain(STEPS), "max_tokens": 61}
+    options = {"ignore_eos": True, "tree": TreeShape.chain(STEPS), "max_tokens": 41}
     result = engine.generate(prompt[:-1], **options)
     assert result.tokens[0] == prompt[-1], "the target would have said so too"
     assert [prompt[-1], *text[0].tokens[len(prompt) :]] == result.tokens
@@ -251,7 +275,7 @@ def test_command_names_the_error_and_mends_it(
     assert load_head(folder).config.norm_before_residual is False
     engine = load(fixtures / "pydoc-llama", folder, dtype="float32", calibrate=False)
     question = [{"role": "user", "content": PROMPTS[0]}]
-    answer = engine.generate(question, max_tokens=20, ignore_eos=True, tree=TreeShape.chain(3))
+    answer = engine.generate(question, max_tokens=12, ignore_eos=True, tree=TreeShape.chain(3))
     assert answer.stats.acceptance_length > 1.5
 
 
@@ -290,6 +314,7 @@ def test_a_head_of_another_target_is_refused(
         diagnose_head(folder, fixtures / "pydoc-llama", silent)
 
 
+@pytest.mark.usefixtures("scored_once")
 def test_taps_far_off_are_followed_as_far_as_there_is_evidence(
     target: Target, evidence: list[Evidence], trained_head: Path
 ) -> None:

@@ -86,8 +86,8 @@ def test_a_draft_model_is_named_as_targets_are(monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_text_is_that_of_plain_decoding_and_nearly_all_is_accepted(drafted: Any) -> None:
     for options in ({}, {"temperature": 0.8, "seed": 3}):
-        want = drafted.generate(PROMPT, max_tokens=12, speculate=False, **options)
-        found = drafted.generate(PROMPT, max_tokens=12, tree=TreeShape.chain(3), **options)
+        want = drafted.generate(PROMPT, max_tokens=8, speculate=False, **options)
+        found = drafted.generate(PROMPT, max_tokens=8, tree=TreeShape.chain(3), **options)
         assert found.tokens == want.tokens
         if not options:
             assert found.stats.acceptance_length > 3
@@ -112,7 +112,7 @@ def test_a_draft_model_may_come_to_a_target_that_is_in_use(demo: Any) -> None:
     assert isinstance(engine.head, DraftModel)
     assert engine.target.model is demo.target.model
     assert len(engine.limits.bytes_per_row) == 2 * len(demo.limits.bytes_per_row)
-    options = {"max_tokens": 6, "tree": TreeShape(2, 2, 4)}
+    options = {"max_tokens": 4, "tree": TreeShape(2, 2, 4)}
     assert engine.generate(PROMPT, **options).tokens == demo.generate(PROMPT, **options).tokens
 
 
@@ -159,7 +159,7 @@ def test_a_conversation_of_another_drafter_is_refused_by_name(
 
 def test_the_command_line_takes_it() -> None:
     command = ("generate", PROMPT, "--model", str(TARGET), "--head", ITSELF, "--tree", "3")
-    done = run_here(*command, "--max-tokens", "8", "--json", "--no-calibrate")
+    done = run_here(*command, "--max-tokens", "4", "--json", "--no-calibrate")
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert facts["accepted"] > 0

@@ -222,7 +222,7 @@ def test_ctrl_c_ends_a_download_and_the_next_one_keeps_finished_files(
     assert process.returncode != 0
     fake_hub.delay = 0
     fake_hub.requests.clear()
-    folder = Path(run_apart("owner/model", fake_hub.url, tmp_path)["folder"])
+    folder = Path(run("owner/model", fake_hub.url, tmp_path)["folder"])
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
     assert fake_hub.downloads() == ["model.safetensors"]
 

@@ -150,6 +150,7 @@ def test_a_head_is_refused_by_name(tiny_target: Any, head_config: Any) -> None:
     engine = make_engine(tiny_target("llama"), head_config, Letters())
     with pytest.raises(EagleError, match="drafts of tiny are chosen, not drawn"):
         engine.generate(PROMPT, temperature=1.0, acceptance="ratio")
-    assert engine.generate(PROMPT, temperature=1.0, acceptance="ratio", speculate=False).tokens
+    options = {"temperature": 1.0, "acceptance": "ratio", "max_tokens": 3}
+    assert engine.generate(PROMPT, speculate=False, **options).tokens
     with pytest.raises(ValueError, match="gives no probabilities"):
         GenerationOptions(sampler=lambda x: x, acceptance="ratio")

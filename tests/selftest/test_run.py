@@ -85,7 +85,9 @@ def test_every_fault_is_named_in_the_verdict(found: Any) -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Costs that were measured before, caches that were tried, few tokens."""
+    """Costs that were measured before, caches that were tried, one prompt, few tokens."""
+    one = builtin_prompts(demo=True)[:1]
+    monkeypatch.setattr("mlx_eagle.bench.prompts.builtin_prompts", lambda demo: one)
     monkeypatch.setattr("mlx_eagle.engine.measure_costs", lambda *_: COSTS)
     monkeypatch.setattr("mlx_eagle.selftest.run.check_caches", lambda _: [])
     monkeypatch.setattr("mlx_eagle.selftest.run.warm_up", lambda *_: None)

@@ -271,7 +271,7 @@ def test_requests_that_are_abandoned_free_their_memory_at_once(
     gc.collect()
     gc.disable()
     try:
-        ids = [5 + n % 100 for n in range(150)]  # more than 10**6 bytes of rows
+        ids = [5 + n % 100 for n in range(90)]  # more than 10**6 bytes of rows
         list(engine.stream_generate(ids, max_tokens=2, tree=TREE))
         before = mx.get_active_memory()
         for _ in range(2):

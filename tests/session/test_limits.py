@@ -175,15 +175,15 @@ def test_the_memory_of_this_machine_is_known() -> None:
 
 def test_clearing_a_conversation_gives_its_memory_back(tiny_target: Any, head_config: Any) -> None:
     model = tiny_target("llama", head_dim=256, max_position_embeddings=2048)
-    ids = [5 + n % 100 for n in range(350)]
+    ids = [5 + n % 100 for n in range(130)]
     session = make_engine(model, head_config, Letters()).session()
     list(session.stream_generate([5, 6, 7], max_tokens=3, tree=TREE))
     session.clear()
     before = mx.get_active_memory()
     for _ in range(2):
         list(session.stream_generate(ids, max_tokens=8, tree=TREE))
-        assert mx.get_active_memory() - before > 5 * 10**6
-        assert session.usage().cache_bytes > 5 * 10**6
+        assert mx.get_active_memory() - before > 2 * 10**6
+        assert session.usage().cache_bytes > 2 * 10**6
         session.clear()
         assert abs(mx.get_active_memory() - before) < 10**5
         assert session.usage().tokens == 0

@@ -66,15 +66,15 @@ def test_a_file_from_another_process_is_the_same(
     code = (
         "import sys, mlx_eagle\n"
         "session = mlx_eagle.load(calibrate=False).session()\n"
-        "list(session.ask(sys.argv[1], max_tokens=15))\n"
+        "list(session.ask(sys.argv[1], max_tokens=4))\n"
         "session.save(sys.argv[2])\n"
     )
     file = tmp_path / "talk"
     subprocess.run([sys.executable, "-c", code, prompts[1], str(file)], cwd=tmp_path, check=True)
     session = demo.load_session(file)
     messages = [*session.messages, {"role": "user", "content": prompts[2]}]
-    got = [r.token for r in session.ask(prompts[2], max_tokens=15)]
-    assert got == demo.generate(messages, max_tokens=15).tokens
+    got = [r.token for r in session.ask(prompts[2], max_tokens=6)]
+    assert got == demo.generate(messages, max_tokens=6).tokens
 
 
 @pytest.mark.parametrize("kv", [KVOptions(bits=8, group_size=32), KVOptions(max_size=64)])

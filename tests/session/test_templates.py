@@ -77,7 +77,8 @@ def templated(
         shutil.copy(file, folder)
     shutil.copy(TEMPLATES / f"{family}.jinja", folder / "chat_template.jinja")
     tokenizer = read_tokenizer(folder, demo.tokenizer.eos_token_ids)
-    model = tiny_target("llama", vocab_size=4096, max_position_embeddings=8192)
+    sizes = {"vocab_size": 4096, "max_position_embeddings": 8192, "num_hidden_layers": 3}
+    model = tiny_target("llama", **sizes)
     return make_engine(model, head_config, tokenizer)
 
 
@@ -96,7 +97,7 @@ def send(session: Session, asked: list[dict[str, Any]], **options: Any) -> Any:
     held, tokenizer = list(session.prefix.tokens), session._engine.tokenizer
     told = [*session.messages, *with_ids(session.messages, asked)]
     ids = encode(tokenizer, told, Template({}, session.template.tools))
-    *_, last = session.send(asked, max_tokens=200, tree=TreeShape.chain(2), **options)
+    *_, last = session.send(asked, max_tokens=200, tree=TreeShape.chain(1), **options)
     assert last.finish_reason == "stop"
     # The newest token that both begin with is read again, for what follows it.
     assert last.stats.cached_tokens == max(shared(held, ids) - 1, 0)
@@ -149,7 +150,7 @@ def test_an_answer_cut_short_anywhere_keeps_the_conversation_usable(
     family: str, templated: Engine
 ) -> None:
     writing = FAMILIES[family]
-    for n in range(1, 60, 12):
+    for n in range(1, 60, 20):
         session = templated.session(tools=TOOLS)
         pattern = literally(writing.call_of(1))
         stream = session.ask("1 and 2?", regex=pattern, max_tokens=200)

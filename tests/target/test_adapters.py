@@ -48,12 +48,12 @@ def adapter(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_b10_an_adapter_gives_the_text_that_it_gives_in_mlx_lm(adapter: Path, demo: Any) -> None:
     stock, _ = mlx_lm.load(str(DEMO / "target"), adapter_path=str(adapter))
     stock.set_dtype(mx.float32)
-    expected = [int(t) for t, _ in generate_step(mx.array(PROMPT), stock, max_tokens=14)]
+    expected = [int(t) for t, _ in generate_step(mx.array(PROMPT), stock, max_tokens=8)]
     engine = mlx_eagle.load(DEMO / "target", DEMO / "head", adapter_path=adapter, calibrate=False)
     assert str(adapter) in engine.info.target
-    options: dict[str, Any] = {"max_tokens": 14, "ignore_eos": True}
+    options: dict[str, Any] = {"max_tokens": 8, "ignore_eos": True}
     assert engine.generate(PROMPT, speculate=False, **options).tokens == expected
-    drafted = engine.generate(PROMPT, tree=TreeShape(3, 3, 7), **options)
+    drafted = engine.generate(PROMPT, tree=TreeShape(2, 2, 4), **options)
     assert drafted.tokens == expected
     assert drafted.stats.drafted > 0
     plain = demo.generate(PROMPT, speculate=False, **options)
@@ -122,10 +122,10 @@ def test_the_doctor_says_what_an_adapter_costs(lora: Path) -> None:
 
 def test_bench_drafts_for_the_adapted_target_with_every_head(lora: Path, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("What does zip do?\n")
-    heads = ["--compare", f"head:{DEMO / 'head'}", "--compare", "chain:3", "--compare", "mlx-lm"]
+    heads = ["--compare", f"head:{DEMO / 'head'}", "--compare", "chain:2", "--compare", "mlx-lm"]
     done = run_here(
         *("bench", "--adapter-path", str(lora), "--prompts", str(tmp_path / "p.txt"), "--json"),
-        *("-n", "12", "--warmup", "0", "--no-calibrate", *heads),
+        *("-n", "6", "--warmup", "0", "--no-calibrate", *heads),
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)

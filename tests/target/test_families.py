@@ -41,8 +41,8 @@ from mlx_eagle.tree import TreeShape
 
 KINDS = json.loads((Path(__file__).parents[1] / "data" / "families.json").read_text())
 FAMILIES = {name: config for kind in KINDS.values() for name, config in kind.items()}
-N_TOKENS, VOCABULARY = 30, 128
-PROMPT = [(37 * i + 11) % VOCABULARY for i in range(40)]
+N_TOKENS, VOCABULARY = 20, 128
+PROMPT = [(37 * i + 11) % VOCABULARY for i in range(36)]
 CHAINS = [TreeShape.chain(n) for n in (1, 4, 2, 0, 0, 7, 3)]
 TREES = [*CHAINS, TreeShape(4, 4, 8), TreeShape(6, 4, 16)]
 FREE = Costs((0,), dict.fromkeys(range(1, 9), (1.0,)), (1.0,), (0.01,) * 8, 0.0)
@@ -123,7 +123,7 @@ def test_tokens_and_states_are_those_of_mlx_lm(family: str, name: str, loaded: A
     assert tokens[:N_TOKENS] == expected[:N_TOKENS]
     assert len(set(tokens)) > 8
     accepted = sum(round_.n_accepted for round_ in made)
-    assert accepted == 0 if name == "always wrong" else accepted > 10
+    assert accepted == 0 if name == "always wrong" else accepted > 6
     state = make_prompt_cache(target.model)
     target.model(mx.array([[*PROMPT, *tokens][: decoder.cache.rows]]), cache=state)
     stock = [part for layer in state for part in getattr(layer, "caches", [layer])]
@@ -183,8 +183,8 @@ def test_rejected_tokens_cost_no_further_forward(
     monkeypatch.setattr(type(target.model), "__call__", count)
     drafter = scripted("now and then right", [*PROMPT, *expected])
     made, _ = decode(target, drafter, Cycle([TreeShape.chain(4)]))
-    assert passes == [16, 16, 7, 1] + [5] * (len(made) - 1)
-    assert len(made) < 0.5 * N_TOKENS, "the drafter is right now and then"
+    assert passes == [16, 16, 3, 1] + [5] * (len(made) - 1)
+    assert len(made) < 0.6 * N_TOKENS, "the drafter is right now and then"
 
 
 @pytest.mark.parametrize("family", ["qwen3_5", "falcon_h1", "lfm2_moe", "rwkv7"])
