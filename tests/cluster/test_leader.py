@@ -72,14 +72,14 @@ PROMPT = list(range(300, 330))
 @pytest.mark.parametrize(
     ("tree", "sampling"),
     [
-        ("plain", "drawn"),
-        ("tree 8", "greedy"),
-        ("planner", "drawn"),
+        ("tree 8", "drawn"),
+        ("planner", "greedy"),
         broad("plain", "greedy"),
-        broad("chain 4", "drawn"),
+        broad("plain", "drawn"),
         broad("chain 4", "greedy"),
-        broad("tree 8", "drawn"),
-        broad("planner", "greedy"),
+        broad("chain 4", "drawn"),
+        broad("tree 8", "greedy"),
+        broad("planner", "drawn"),
         broad("tree 60", "greedy"),
         broad("tree 60", "drawn"),
     ],
@@ -87,7 +87,7 @@ PROMPT = list(range(300, 330))
 def test_tokens_are_those_of_one_process_and_of_plain_decoding(
     tree: str, sampling: str, pair: Pair, is_quick: bool
 ) -> None:
-    options = {"max_tokens": 16 if is_quick else 256, **SAMPLING[sampling]}
+    options = {"max_tokens": 12 if is_quick else 256, **SAMPLING[sampling]}
     want = pair.alone.generate(PROMPT, **options, speculate=False)
     got = pair.together.generate(PROMPT, **options, **TREES[tree])
     assert got.tokens == want.tokens
@@ -100,7 +100,7 @@ def test_tokens_are_those_of_one_process_and_of_plain_decoding(
 @pytest.mark.bitwise
 def test_a_prompt_read_in_pieces_leaves_no_rank_behind(pair: Pair) -> None:
     """Rank 0 needs no output of the last layer then, and must evaluate its sums all the same."""
-    options = {"max_tokens": 8, "prefill_step_size": 7}
+    options = {"max_tokens": 4, "prefill_step_size": 10}
     want = pair.alone.generate(PROMPT, **options)
     assert pair.together.generate(PROMPT, **options).tokens == want.tokens
 
@@ -109,7 +109,7 @@ def test_a_prompt_read_in_pieces_leaves_no_rank_behind(pair: Pair) -> None:
 def test_conversations_fork_go_back_and_are_asked_anew_as_alone(pair: Pair) -> None:
     def talk(engine: Engine) -> list[list[int]]:
         session, said = engine.session(), []
-        options: dict[str, Any] = {"max_tokens": 6, "tree": TreeShape(3, 3, 6)}
+        options: dict[str, Any] = {"max_tokens": 4, "tree": TreeShape(3, 3, 6)}
 
         def ask(to: Session, ids: list[int]) -> None:
             said.append([response.token for response in to.stream_generate(ids, **options)])

@@ -46,12 +46,12 @@ def test_an_engine_on_two_hosts_answers_as_one_machine(
     assert engine.kernels is not None and engine.kernels.status == "off"
 
     session, other = engine.session(), alone.session()
-    said = [list(one.ask(QUESTION, max_tokens=12)) for one in (session, other)]
+    said = [list(one.ask(QUESTION, max_tokens=5)) for one in (session, other)]
     assert [r.token for r in said[0]] == [r.token for r in said[1]]
 
     session.save(tmp_path / "talk")
     again = engine.load_session(tmp_path / "talk")  # its rows are read again
-    said = [list(one.ask("And map?", max_tokens=6)) for one in (again, other)]
+    said = [list(one.ask("And map?", max_tokens=3)) for one in (again, other)]
     assert [r.token for r in said[0]] == [r.token for r in said[1]]
 
     for call in cluster.watch.on_lost:
