@@ -87,7 +87,7 @@ PROMPT = list(range(300, 330))
 def test_tokens_are_those_of_one_process_and_of_plain_decoding(
     tree: str, sampling: str, pair: Pair, is_quick: bool
 ) -> None:
-    options = {"max_tokens": 12 if is_quick else 256, **SAMPLING[sampling]}
+    options = {"max_tokens": 8 if is_quick else 256, **SAMPLING[sampling]}
     want = pair.alone.generate(PROMPT, **options, speculate=False)
     got = pair.together.generate(PROMPT, **options, **TREES[tree])
     assert got.tokens == want.tokens
