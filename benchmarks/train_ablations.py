@@ -13,8 +13,8 @@ taps share features. Results of other options are refused. Each is trained by on
 BLAS thread, --jobs at a time; on Linux preload OpenBLAS (LD_PRELOAD; OPENBLAS_CORETYPE where it
 does not know the CPU).
 
-EAGLE-1 and HASS heads draft with the target's own output layer, from its whole vocabulary; the
-others from the 2048 most frequent tokens.
+EAGLE-1 and HASS heads draft with the target's own output layer and Medusa's with layers of their
+own, from the whole vocabulary; the others from the 2048 most frequent tokens.
 """
 
 import argparse
@@ -77,6 +77,7 @@ VARIANTS = {
     "feature-loss": Variant("with a loss of features", ("--feature-weight", "1")),
     "hass": Variant("HASS, 3 passes", ("--algorithm", "hass"), FINAL_STATE),
     "eagle1": Variant("EAGLE-1", ("--algorithm", "eagle"), FINAL_STATE),
+    "medusa": Variant("Medusa, 5 heads", ("--algorithm", "medusa", "--layers", "5"), FINAL_STATE),
 }
 
 PUBLISHED = {

@@ -36,8 +36,9 @@ Examples:
 Contestants for --compare; plain decoding always takes part:
   auto                  every round's tree as the engine chooses
   chain:3               a chain of three tokens every round
-  tree:4x2x8            a tree 4 deep and 2 wide with 8 nodes every round
+  tree:4x2x8            a tree 4 deep and 2 wide with 8 nodes every round; or tree:eagle1
   head:HEAD             another head for the same target: a folder, or owner/name on the hub
+  tree:4x2x8:head:HEAD  that tree every round, of another head; likewise chain:3:head:HEAD
   head:draft:NAME       a small model that drafts, through our own loop
   ratio:head:draft:NAME the same, its drafts drawn and accepted by ratio where --temp is not 0
   draft-model:MODEL:2   mlx-lm's speculative decoding: a small model drafts 2 tokens a round
@@ -143,7 +144,8 @@ def run_benchmark(source: ModelSource, wanted: Wanted, specs: list["Spec"]) -> "
     asked = Asked.of(engine, prompts)
     line = click.get_current_context().meta["mlx_eagle.command"]
     names = [contestant.name for contestant in contestants]
-    inputs = Inputs(line, engine.info, origin, prompts, names, trial, left_out)
+    heads = {each.name: each.engine.info.head for each in contestants if each.engine}
+    inputs = Inputs(line, engine.info, origin, prompts, names, trial, left_out, heads=heads)
     kept = keep(inputs, wanted, engine, contestants) if wanted.has_sets and wanted.out else None
     warm_up(contestants, asked.ids(0.0, 0), trial)
     samples = measure(contestants, asked, trial, counter("generation"), kept=kept)

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING
 
 import click
@@ -62,6 +63,7 @@ def load_contestants(
     main = source if needs_head else source._replace(head=source.head or "none")
     engine = load_engine(main, console)
 
+    @cache  # several trees of one head are several contestants
     def load_other(engine: "Engine", head: str) -> "Engine":
         return load_engine(source._replace(head=head), console, beside=engine)
 

@@ -25,6 +25,15 @@ Examples:
   mlx-eagle explain --svg round.svg --model my-model --head my-head --tree 3x2x6
 """
 PROMPT = "What is the signature of shutil.copyfile?"
+# By the algorithm of a head, or of what stands in its place: what its drafts are made from.
+READS = {
+    "draft-model": "the tokens of the text, read by a small model of its own",
+    "medusa": "the target's final state before the root; one head for each depth",
+    "eagle": "the target's final states and the token after each; then its own states",
+    "eagle3": "the target's states at some depths and the token after each; then its own states",
+    "ngram": "the text itself: what followed the same tokens before",
+    "joined": "what the head reads, and what followed the same tokens in the text before",
+}
 TREE = TreeShape(4, 2, 8)  # large enough for branches, small enough to be read
 MOST_TOKENS = 128  # of the answer whose rounds are looked through
 
@@ -95,7 +104,8 @@ def command(
     with closing(stream):
         chosen = choose_round(list_rounds(stream), number)
     before = engine.tokenizer.decode(chosen.answer)
-    write(file, draw_round(f"{prompt}\n{before}", to_tokens(chosen, engine)))
+    reads = READS.get(engine.head.config.algorithm, "")
+    write(file, draw_round(f"{prompt}\n{before}", to_tokens(chosen, engine), reads))
     click.echo(file)
 
 

@@ -162,7 +162,7 @@ class SchemaFile(click.Path):
 
 
 class TreeSizes(click.types.StringParamType):
-    """A draft tree: 4x2x8, static:16 or mc_sim_7b_63."""
+    """A draft tree: 4x2x8, eagle1, static:16 or mc_sim_7b_63."""
 
     name = "tree"
 

@@ -17,6 +17,7 @@ CHAR, LETTER = 9.2, 6.5  # pixels: a character of a token, a letter of small tex
 BOX_HEIGHT, ROW, GAP, PADDING, MARGIN = 42, 54, 46, 12, 24  # pixels
 HEADER, FOOTER = 84, 140  # pixels above and below the tree
 NARROWEST = 720  # pixels
+READS = 44  # pixels of the lines that say what the tokens were drafted from
 KEEP = 'xml:space="preserve"'  # spaces as they are
 
 STYLE = """
@@ -88,14 +89,15 @@ class Place(NamedTuple):
     width: float
 
 
-def draw_round(before: str, tokens: list[Token]) -> str:
+def draw_round(before: str, tokens: list[Token], reads: str = "") -> str:
     """Return the picture of a round.
 
     Args:
         before: the end of the text before the first token.
         tokens: parents first; the first one is the root.
+        reads: what the tokens were drafted from; nothing is said of it where it is empty.
     """
-    places = arrange(tokens)
+    places = [place._replace(y=place.y + (READS if reads else 0)) for place in arrange(tokens)]
     right = max(place.x + place.width for place in places)
     bottom = max(place.y for place in places) + BOX_HEIGHT / 2
     width, height = max(right + MARGIN, NARROWEST), bottom + FOOTER
@@ -106,7 +108,7 @@ def draw_round(before: str, tokens: list[Token]) -> str:
         f"<style>{STYLE}</style>",
         f'<rect class="card" x="0.5" y="0.5" width="{width - 1:.0f}" height="{height - 1:.0f}" '
         'rx="10"/>',
-        *_header(before, width),
+        *_header(before, width, reads),
         *_edges(tokens, places),
         *(_box(token, place) for token, place in zip(tokens, places, strict=True)),
         *_legend(bottom + 36),
@@ -194,13 +196,16 @@ def _width(token: Token) -> float:
     return max(cell_len(shown(token.text)) * CHAR, 3.5 * CHAR) + 2 * PADDING
 
 
-def _header(before: str, width: float) -> list[str]:
-    """Return the lines above the tree: the end of the text so far."""
+def _header(before: str, width: float, reads: str) -> list[str]:
+    """Return the lines above the tree: the end of the text so far, what the drafter reads."""
     end = escape(_end(before, width - 2 * MARGIN))
-    return [
+    lines = [
         _label("text so far", 30),
         f'<text class="token" x="{MARGIN}" y="54" {KEEP}>{end}</text>',
     ]
+    if reads:
+        lines += [_label("drafted from", 78), f'<text x="{MARGIN}" y="98">{escape(reads)}</text>']
+    return lines
 
 
 def _legend(y: float) -> list[str]:

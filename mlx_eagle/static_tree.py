@@ -22,7 +22,9 @@ from mlx_eagle.tree_shape import MAX_NODES, TreeShape
 Path = tuple[int, ...]
 
 # Trees that were published, by how many children their inner nodes have; those that are not named
-# have none. mc_sim_7b_63 is Medusa's for Vicuna 7B, from the accuracies of its heads.
+# have none. mc_sim_7b_63 is Medusa's for Vicuna 7B, from the accuracies of its heads (its
+# repository's medusa_choices.py). eagle1 is EAGLE-1's, 26 nodes with the root (arXiv 2401.15077,
+# figure 6; choices.py of its repository, where it has kept the name of Medusa's).
 PUBLISHED: dict[str, dict[Path, int]] = {
     "mc_sim_7b_63": {
         (): 10,
@@ -31,6 +33,12 @@ PUBLISHED: dict[str, dict[Path, int]] = {
         **{(0, 0): 10, (0, 1): 3, (0, 2): 2},
         **{(0, rank): 1 for rank in range(3, 8)},
         **{(1, 0): 2, (2, 0): 1, (0, 0, 0): 2},
+    },
+    "eagle1": {
+        (): 4,
+        **{(0,): 3, (1,): 2, (2,): 2, (3,): 1},
+        **{(0, 0): 3, (0, 1): 2, (0, 2): 2, (1, 0): 1},
+        **{(0, 0, 0): 3, (0, 0, 0, 0): 2},
     },
 }
 MEASURED = "static:"  # stands before the nodes of a tree that is built from what was measured
@@ -131,6 +139,10 @@ class StaticTree:
         if depth == 0:
             return [0]
         return [node for node, path in enumerate(self.paths, start=1) if len(path) == depth]
+
+    def inner(self, depth: int) -> list[int]:
+        """Return the nodes of a level that have children."""
+        return [node for node in self.level(depth) if self.children[node]]
 
     def expected_tokens(self, accuracies: Sequence[Sequence[float]]) -> float:
         """Return the mean tokens of a round, the target's own included."""

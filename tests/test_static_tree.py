@@ -48,12 +48,21 @@ def test_structure_and_shape_agree(shape: TreeShape) -> None:
         assert [tree.paths[child - 1][-1] for child in children] == list(range(len(children)))
 
 
+def test_eagle_1s_tree_is_the_published_one() -> None:
+    """The list of its repository, level by level, as ranks from the root."""
+    listed = "0 1 2 3 00 01 02 10 11 20 21 30 000 001 002 010 011 020 021 100 0000 0001 0002"
+    paths = [tuple(map(int, node)) for node in f"{listed} 00000 00001".split()]
+    tree = StaticTree.published("eagle1")
+    assert list(tree.paths) == paths
+    assert (tree.n_nodes, tree.depth, tree.width) == (26, 5, 4)
+
+
 def test_parents_and_siblings_that_a_node_needs_come_with_it() -> None:
     assert StaticTree.of([(1, 0)]).paths == ((0,), (1,), (1, 0))
 
 
 def test_what_users_write_is_read_and_written_alike() -> None:
-    for text in ("4x2x8", "mc_sim_7b_63", "static:16"):
+    for text in ("4x2x8", "mc_sim_7b_63", "eagle1", "static:16"):
         assert parse_tree(text).text == text
     for text in ("static:", "static:0", "static:999", "mc_sim"):
         with pytest.raises(ValueError, match="tree"):

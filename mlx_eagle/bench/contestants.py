@@ -87,7 +87,7 @@ def make_contestant(
     if spec.kind == "draft-model":
         draft = _load_draft_model(find(spec.source), engine)
         return Contestant(spec.name, partial(_draft_model, engine, draft, spec.n_draft), False)
-    if spec.kind == "head":
+    if spec.source:
         engine = load_other(engine, spec.source)
     if engine.head is None:
         raise EagleError(

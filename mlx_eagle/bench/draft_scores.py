@@ -2,11 +2,12 @@
 
 At every token of an answer the head drafts a chain from its own states, and step n counts where its
 likeliest token is the one that the target wrote, given the true tokens before. Prompts and chat
-templates are left out: their tokens are easier, so they flatter a head.
+templates are left out: their tokens are easier, so they flatter a head. A draft model reads tokens
+alone, so what it foresees of a token is the same at every step.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import mlx.core as mx
 
@@ -18,9 +19,11 @@ from mlx_eagle.bench.metrics import ALL, Alphas, Sample
 from mlx_eagle.bench.prompts import BenchPrompt
 from mlx_eagle.doctor.score import Evidence, draft_hits
 from mlx_eagle.engine import Engine
+from mlx_eagle.heads.draft_model import DraftModel
 from mlx_eagle.heads.load import Head
 
 STEPS = 6  # n from 0 to 5
+PIECE = 512  # tokens that a draft model reads in one forward
 
 
 class DraftScore(NamedTuple):
@@ -50,8 +53,8 @@ def score_answers(
         kept: scores of this run that are there already, and where new ones are kept.
     """
     plain = [s for s in samples if s.contestant == contestants[0].name and s.repeat == 0]
-    # Draft models read texts by themselves, and what is looked up has no steps: neither is scored.
-    engines = [e for e in engines_of(contestants) if isinstance(e.head, Head)]
+    # What is looked up has no steps, alone or beside others: it is not scored.
+    engines = [e for e in engines_of(contestants) if isinstance(e.head, Head | DraftModel)]
     turns = [(engine, sample) for engine in engines for sample in plain]
     scores = []
     for done, (engine, sample) in enumerate(turns):
@@ -71,14 +74,31 @@ def score_answers(
 def _score(engine: Engine, prompt: list[int], answer: list[int]) -> tuple[list[int], list[int]]:
     """Return, by step, at how many positions of an answer the head is right, and of how many."""
     head, target = engine.head, engine.target
-    assert isinstance(head, Head), "others are not scored"
+    assert isinstance(head, Head | DraftModel), "others are not scored"
     tokens = [*prompt, *answer]
+    if isinstance(head, DraftModel):
+        right = _foreseen(head, tokens)[len(prompt) - 1 :]
+        steps = [right[n:] for n in range(STEPS)]
+        return [sum(step) for step in steps], [len(step) for step in steps]
     taps = target.extend(mx.array(tokens[:-1], dtype=mx.int32), target.make_cache())
     assert taps is not None, "a target with a head is tapped"
     parts = mx.split(taps, len(target.taps), axis=-1)
     text = Evidence(tokens, len(prompt), dict(zip(target.taps, parts, strict=True)))
     hits = draft_hits(head, target, text, min(STEPS, head.max_depth))
     return [int(step.sum()) for step in hits], [len(step) for step in hits]
+
+
+def _foreseen(model: DraftModel, tokens: list[int]) -> list[bool]:
+    """Return, for every token of a text but the first, whether it is the model's likeliest one."""
+    cache, found = model.make_cache(), list[bool]()
+    for start in range(0, len(tokens) - 1, PIECE):
+        piece = tokens[start : min(start + PIECE, len(tokens) - 1)]
+        logits = model(mx.array(piece, dtype=mx.int32), cache)
+        cache.commit(range(len(piece)))
+        likeliest = cast(list[int], logits.argmax(-1).tolist())
+        truth = tokens[start + 1 : start + 1 + len(piece)]
+        found += [a == b for a, b in zip(likeliest, truth, strict=True)]
+    return found
 
 
 def alphas_of(scores: Sequence[DraftScore], prompts: Sequence[BenchPrompt]) -> list[Alphas]:

@@ -32,6 +32,7 @@ class Inputs(NamedTuple):
         trial: how it was measured.
         left_out: questions by data set that do not fit into the target's context.
         starts: when a run that is kept was begun, and taken up again.
+        heads: by contestant, the head that it drafts with, as `Alphas` names it.
     """
 
     command: str
@@ -42,6 +43,7 @@ class Inputs(NamedTuple):
     trial: Trial
     left_out: Mapping[str, int] = MappingProxyType({})
     starts: Sequence[str] = ()
+    heads: Mapping[str, str] = MappingProxyType({})
 
 
 class Found(NamedTuple):
@@ -75,6 +77,7 @@ def build_report(inputs: Inputs, found: Found) -> Report:
         "models": {key: getattr(inputs.info, key) for key in MODEL_KEYS},
         "prompts": _prompts(inputs),
         "contestants": list(inputs.contestants),
+        "heads": dict(inputs.heads),
         "trial": inputs.trial._asdict(),
         "summary": [row.to_dict() for row in summary],
         "slowest": [{key: getattr(row, key) for key in keys} for row in least],

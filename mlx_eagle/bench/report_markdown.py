@@ -24,6 +24,8 @@ def to_markdown(report: Report, pictures: Sequence[Path] = ()) -> str:
     parts = [f"# mlx-eagle bench\n\n{_headline(report)}", *papers_parts(report)]
     for temperature in report["trial"]["temperatures"]:
         rows = [row for row in report["summary"] if row["temperature"] == temperature]
+        if len(set(report.get("heads", {}).values())) > 1:
+            parts.append(f"## Side by side, {_at(temperature)}\n\n{_side_by_side(report, rows)}")
         parts.append(f"## Speed, {_at(temperature)}\n\n{_speed(rows)}")
         parts.append(f"## Time of a round, {_at(temperature)}\n\n{_split(rows)}")
     if report["n_alpha"] or any(row["acceptance_length"] for row in report["summary"]):
@@ -53,6 +55,23 @@ def _headline(report: Report) -> str:
     bugs = report["equality"]["n_bugs"]
     lines += [f"- **{bugs} texts differ from plain decoding's: a BUG**"] if bugs else []
     return "\n".join(lines or ["Only plain decoding was measured."])
+
+
+def _side_by_side(report: Report, rows: Sequence[Report]) -> str:
+    """Return a line for each contestant that drafts: speed-up, acceptance length, n-alpha."""
+    alphas = {
+        entry["head"]: entry["values"]
+        for entry in report["n_alpha"]
+        if entry["category"] == ALL and entry["temperature"] == rows[0]["temperature"]
+    }
+    depth = max(map(len, alphas.values()), default=0)
+    titles = ["contestant", "x plain", "acceptance length"]
+    table = [[*titles, *(f"{n}-alpha" for n in range(depth))]]
+    for row in (row for row in rows if row["category"] == ALL and row["acceptance_length"]):
+        values = alphas.get(report["heads"].get(row["contestant"]), [])
+        cells = [row["contestant"], f"{row['speedup']:.2f}", f"{row['acceptance_length']:.2f}"]
+        table.append([*cells, *("" if v is None else f"{v:.2f}" for v in values)])
+    return as_table(table)
 
 
 def _speed(rows: Sequence[Report]) -> str:

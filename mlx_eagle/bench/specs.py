@@ -8,16 +8,18 @@ from mlx_eagle.tree import TreeShape
 
 STOCK = "mlx-lm"  # its own plain decoding
 PLAIN = "plain"  # always takes part: speeds are measured, and texts compared, against it
+OF_HEAD = ":head:"  # stands between a tree and whose it is
 MAX_DRAFT = 32  # tokens that a draft model may draft per round
 
 FORMS = {
     PLAIN: "this target without drafting, through the same loop",
     "auto": "every round's tree as the engine chooses",
     "chain:N": "a chain of N tokens every round",
-    "tree:DxWxN": "a tree D deep and W wide with N nodes every round; of Medusa heads also "
-    "mc_sim_7b_63 or static:N",
+    "tree:DxWxN": "a tree D deep and W wide with N nodes every round; or of a fixed structure, "
+    "eagle1, mc_sim_7b_63 or of Medusa heads static:N",
     "head:HEAD": "another head for the same target, in a folder or on the hub; draft:NAME, ngram, "
     "HEAD+ngram",
+    "chain:N:head:HEAD, tree:DxWxN:head:HEAD": "one tree every round, of another head",
     "draft-model:MODEL[:N]": "mlx-lm's speculative decoding with a small model; N tokens, else 2",
     "ratio:SPEC": "one of these whose drafts are accepted by ratio (see --acceptance)",
     "typical:SPEC": "the same by typical acceptance, which is lossy",
@@ -32,7 +34,7 @@ class Spec(NamedTuple):
         name: the whole specification.
         kind: what stands before its first colon.
         shape: of a chain or tree.
-        source: the head or draft model.
+        source: the head or draft model; "" is the engine's own head.
         n_draft: tokens that a draft model drafts per round.
         rule: by which drafts are accepted where tokens are drawn.
     """
@@ -52,7 +54,7 @@ class Spec(NamedTuple):
     @property
     def needs_head(self) -> bool:
         """Whether it drafts with the head that belongs to the engine."""
-        return self.kind in ("auto", "chain", "tree")
+        return self.kind in ("auto", "chain", "tree") and not self.source
 
 
 def parse_spec(name: str) -> Spec:
@@ -65,13 +67,11 @@ def parse_spec(name: str) -> Spec:
     try:
         if name in (PLAIN, "auto", STOCK):
             return Spec(name, kind)
-        if kind == "chain":
-            return Spec(name, kind, TreeShape.chain(_count(rest)))
-        if kind == "tree":
-            if rest in PUBLISHED or rest.startswith(MEASURED):
-                return Spec(name, kind, parse_tree(rest))
-            depth, width, nodes = (_count(part) for part in rest.split("x"))
-            return Spec(name, kind, TreeShape(depth, width, nodes))
+        if kind in ("chain", "tree"):
+            shape, of, source = rest.partition(OF_HEAD)
+            if of and not source:
+                raise ValueError("it names no head")
+            return Spec(name, kind, _parse_shape(kind, shape), source)
         if kind == "head" and rest:
             return Spec(name, kind, source=rest)
         if kind in ACCEPTANCE:
@@ -98,6 +98,16 @@ def _parse_rule(name: str, rule: str, rest: str) -> Spec:
     if not spec.needs_head and spec.kind != "head":
         raise ValueError(f"{rest} does not draft through our own loop")
     return spec._replace(name=name, rule=rule)
+
+
+def _parse_shape(kind: str, text: str) -> Tree:
+    """Return the tree of every round."""
+    if kind == "chain":
+        return TreeShape.chain(_count(text))
+    if text in PUBLISHED or text.startswith(MEASURED):
+        return parse_tree(text)
+    depth, width, nodes = (_count(part) for part in text.split("x"))
+    return TreeShape(depth, width, nodes)
 
 
 def _parse_draft_model(name: str, rest: str) -> Spec:

@@ -6,14 +6,14 @@ are read again together with the target's own token, which takes one forward all
 """
 
 import copy
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Self
 
 import mlx.core as mx
 
-from mlx_eagle.cache.kv import OpenRows
 from mlx_eagle.drafters.base import Level
-from mlx_eagle.drafters.drawn import Seen, draw_tree
+from mlx_eagle.drafters.drawn import draw_tree
+from mlx_eagle.drafters.fixed import draft_fixed
 from mlx_eagle.drafters.ranking import Frontier, expand, likeliest, to_tree
 from mlx_eagle.heads.draft_model import DraftModel
 from mlx_eagle.sampling.ratio import RatioSampler
@@ -81,27 +81,23 @@ class DraftModelDrafter:
         """Propose the best `shape.nodes` nodes below `root` [1]."""
         if shape == PLAIN:
             return DraftTree.chain(root)
-        k = shape.width
-
-        def children(level: int, frontier: Frontier) -> Level:
-            return self._likeliest(self._step(frontier) if level else self._after_root(), k)
-
-        candidates = expand(children, root, shape.depth, k)
+        candidates = expand(self._children(shape.width), root, shape.depth, shape.width)
         self.cache.commit([])  # forget the drafted rows
         return to_tree(root, candidates, shape)
 
+    def draft_static(self, root: mx.array, tree: StaticTree) -> DraftTree:
+        """Propose a tree of this structure below `root` [1]; see `fixed.py`."""
+        drafted = draft_fixed(self._children(tree.width), root, tree)
+        self.cache.commit([])  # forget the drafted rows
+        return drafted
+
     def draw(self, root: mx.array, tree: StaticTree, sampler: RatioSampler) -> DraftTree:
         """Propose a tree of this structure below `root` [1], by draws."""
-        newest, depths = self._after_root()[:, : self._n_tokens], list[int]()
 
-        def forward(tokens: mx.array, seen: Seen) -> mx.array:
-            depths.extend(sum(row) - 1 for row in seen)  # ancestors that were given before
-            if len(seen) > 1 or not all(seen[0]):
-                columns = self.cache.rows + mx.array(depths)
-                self.cache.expect(OpenRows(columns[-len(seen) :], columns, mx.array(seen)))
-            return self.model(tokens, self.cache)[:, : self._n_tokens]
+        def logits(level: int, frontier: Frontier) -> mx.array:
+            return self._logits(level, frontier)[:, : self._n_tokens]
 
-        drawn = draw_tree(root, tree, sampler, newest, self.rows, forward)
+        drawn = draw_tree(root, tree, sampler, self.rows, logits)
         self.cache.commit([])  # forget the drafted rows
         return drawn
 
@@ -179,8 +175,14 @@ class DraftModelDrafter:
         log_probs, ids = likeliest(logits[:, : self._n_tokens], k)
         return log_probs, ids.astype(mx.int32)
 
-    def _step(self, frontier: Frontier) -> mx.array:
-        """Return the logits [F, W] after the nodes of one level."""
-        if frontier.tokens.shape[0] > 1:  # a chain's rows follow in sequence
+    def _children(self, k: int) -> Callable[[int, Frontier], Level]:
+        """Return what gives the k likeliest tokens after each node of a frontier."""
+        return lambda level, frontier: self._likeliest(self._logits(level, frontier), k)
+
+    def _logits(self, level: int, frontier: Frontier) -> mx.array:
+        """Return the logits [F, W] after the nodes of one level; level 0 is the root."""
+        if not level:
+            return self._after_root()
+        if not frontier.is_chain:
             self.cache.expect(frontier.open_rows(self.cache.rows))
         return self.model(frontier.tokens, self.cache)

@@ -9,6 +9,8 @@ from dataclasses import replace
 import mlx.core as mx
 
 from mlx_eagle.drafters.base import Drafter, Draws, Level, ReadsText
+from mlx_eagle.drafters.fixed import draft_fixed
+from mlx_eagle.drafters.ranking import Children, Frontier
 from mlx_eagle.sampling.ratio import RatioSampler
 from mlx_eagle.static_tree import StaticTree
 from mlx_eagle.tree import PLAIN, DraftTree, TreeShape
@@ -61,6 +63,10 @@ class DrawnDrafts:
             return DraftTree.chain(root)
         return self._draws.draw(root, StaticTree.drawn(shape), self._sampler)
 
+    def draft_static(self, root: mx.array, tree: StaticTree) -> DraftTree:
+        """Draw a tree of this structure below `root` [1]."""
+        return self._draws.draw(root, tree, self._sampler)
+
     def greedy_path(self, k: int, depth: int) -> Generator[Level]:
         """Never asked for: to stop by confidence would bias the text."""
         raise AssertionError("drafts that are drawn are not checked")
@@ -70,18 +76,12 @@ class DrawnDrafts:
         self._drafter.trim(rows)
 
 
-# Logits [R, W] after the tokens [R] of a level; R x M: which of all M given tokens each one sees.
-Seen = list[list[bool]]
-Forward = Callable[[mx.array, Seen], mx.array]
-
-
 def draw_tree(
     root: mx.array,
     tree: StaticTree,
     sampler: RatioSampler,
-    newest: mx.array,
     position: int,
-    forward: Forward,
+    logits: Callable[[int, Frontier], mx.array],
 ) -> DraftTree:
     """Draw the tokens of a tree, level by level.
 
@@ -89,34 +89,19 @@ def draw_tree(
         root: [1] int32.
         tree: its structure.
         sampler: draws.
-        newest: [1, W] logits after the root.
         position: of the root.
-        forward: returns the logits after drafted tokens.
+        logits: returns [F, W] after the nodes of a frontier, whose depth it is told.
     """
-    given: list[int] = []  # nodes that `forward` was given
-    logits, nodes = newest, [0]
-    tokens, scores = [root], mx.zeros((1,))
-    rows = mx.full((tree.n_nodes, newest.shape[-1]), -mx.inf)
-    for depth in range(tree.depth):
+    rows = dict[int, mx.array]()  # by node that has children
+
+    def children(level: int, frontier: Frontier) -> Children:
+        nodes = tree.inner(level)
         k = max(len(tree.children[node]) for node in nodes)
-        drawn = sampler.draw(logits, k, position, depth)
-        below = tree.level(depth + 1)
-        at = mx.array([nodes.index(tree.parents[node]) for node in below])
-        rank = mx.array([tree.paths[node - 1][-1] for node in below])
-        tokens.append(drawn.tokens[at, rank])
-        rows[mx.array(nodes)] = drawn.log_probs
-        own = drawn.log_probs[at, tokens[-1]]
-        scores = mx.concatenate([scores, scores[mx.array([tree.parents[n] for n in below])] + own])
-        nodes = [node for node in below if tree.children[node]]
-        if nodes:
-            given += nodes
-            kept = mx.array([below.index(node) for node in nodes])
-            logits = forward(tokens[-1][kept], _seen(tree, nodes, given))
-    structure = DraftTree.static(mx.concatenate(tokens), tree.parents)
-    return replace(structure, log_probs=scores, draft_log_probs=rows)
+        drawn = sampler.draw(logits(level, frontier), k, position, level)
+        rows.update(zip(nodes, drawn.log_probs, strict=True))
+        return mx.take_along_axis(drawn.log_probs, drawn.tokens, axis=-1), drawn.tokens
 
-
-def _seen(tree: StaticTree, nodes: Sequence[int], given: Sequence[int]) -> Seen:
-    """Return R x M: which of M given nodes are ancestors of each of R nodes, or the node itself."""
-    paths = [(), *tree.paths]
-    return [[paths[n][: len(paths[g])] == paths[g] for g in given] for n in nodes]
+    filled = draft_fixed(children, root, tree)
+    none = mx.full(rows[0].shape, -mx.inf)
+    own = mx.stack([rows.get(node, none) for node in range(tree.n_nodes)])
+    return replace(filled, draft_log_probs=own)

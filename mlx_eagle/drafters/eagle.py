@@ -1,4 +1,4 @@
-"""Drafting with a head of the EAGLE family: the dynamic tree of EAGLE-2.
+"""Drafting with a head of the EAGLE family: the dynamic tree of EAGLE-2, or EAGLE-1's fixed one.
 
 Each level runs the head once over the best `width` nodes of the level before; every one of their
 `width` likeliest children is a candidate; in the end the best `nodes` candidates of all levels are
@@ -6,14 +6,16 @@ kept (arXiv 2406.16858, section 4). A P-EAGLE head is run once for all levels in
 `p_eagle.py`. Everything here is lazy: a call builds a graph and copies nothing to the host.
 """
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import mlx.core as mx
 
 from mlx_eagle.drafters.base import Level
 from mlx_eagle.drafters.cached import CachedDrafter
+from mlx_eagle.drafters.fixed import draft_fixed
 from mlx_eagle.drafters.ranking import Candidates, Children, Frontier, expand, likeliest, to_tree
 from mlx_eagle.heads.eagle import EagleHead, HeadOutput
+from mlx_eagle.static_tree import StaticTree
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, DraftTree, TreeShape
 
@@ -50,6 +52,13 @@ class EagleDrafter(CachedDrafter):
         self.cache.commit([])  # forget the drafted rows
         return to_tree(root, candidates, shape)
 
+    def draft_static(self, root: mx.array, tree: StaticTree) -> DraftTree:
+        """Propose a tree of this structure below `root` [1]; see `fixed.py`."""
+        assert self._newest is not None, "observe a token before drafting"
+        drafted = draft_fixed(self._children(self._newest, tree.width, tree.depth), root, tree)
+        self.cache.commit([])  # forget the drafted rows
+        return drafted
+
     def greedy_path(self, k: int, depth: int) -> Generator[Level]:
         """Yield the k likeliest children of the likeliest node: one row of the head per level."""
         assert self._newest is not None, "observe a token before drafting"
@@ -71,7 +80,14 @@ class EagleDrafter(CachedDrafter):
 
     def _expand(self, root: mx.array, newest: HeadOutput, shape: TreeShape) -> Candidates:
         """Score `shape.n_candidates` nodes, level by level."""
-        out, k = newest, shape.width
+        children = self._children(newest, shape.width, shape.depth)
+        return expand(children, root, shape.depth, shape.width)
+
+    def _children(
+        self, newest: HeadOutput, k: int, depth: int
+    ) -> Callable[[int, Frontier], Children]:
+        """Return what gives the k likeliest tokens after each node of a frontier."""
+        out = newest
 
         def children(level: int, frontier: Frontier) -> Children:
             nonlocal out
@@ -80,10 +96,10 @@ class EagleDrafter(CachedDrafter):
             log_probs, ids = likeliest(self.unembed(out.normed)[0], k)
             return log_probs, self.head.draft_to_target[ids]
 
-        return expand(children, root, shape.depth, k)
+        return children
 
     def _step(self, feedback: mx.array, frontier: Frontier) -> HeadOutput:
         """Run the head over one level: feedback [1, F, h] of the parents."""
-        if frontier.tokens.shape[0] > 1:  # a chain's rows follow in sequence
+        if not frontier.is_chain:
             self.cache.expect(frontier.open_rows(self.cache.rows))
         return self.head(feedback, self.embed(frontier.tokens[None]), self.cache)

@@ -43,11 +43,6 @@ class _Levels:
         return self.logits[level] + bias
 
 
-def _only(token: mx.array) -> Frontier:
-    """Return the frontier of one node, its token [1]."""
-    return Frontier(token, mx.zeros((1,), dtype=mx.int32), mx.zeros((1, 0), dtype=mx.bool_))
-
-
 class MarkovDrafter(BlockDrafter):
     """A DSpark head: DFlash's block, and a bias for each token by the one before it."""
 
@@ -55,11 +50,11 @@ class MarkovDrafter(BlockDrafter):
         """Yield the k likeliest children of the likeliest node; the first costs the block."""
         assert self._root is not None, "observe a token before drafting"
         levels = self._levels(self._root, min(k, self.max_width), depth)
-        frontier = _only(self._root)
+        frontier = Frontier.of_one(self._root)
         for level in range(depth):
             log_probs, tokens = levels(level, frontier)
             yield log_probs[0], tokens[0]
-            frontier = _only(tokens[0, :1])
+            frontier = Frontier.of_one(tokens[0, :1])
 
     def logits_along(self, root: mx.array, path: mx.array) -> mx.array:
         """Return the logits [depth, W] of the levels below `root`, biased along `path`."""
@@ -67,7 +62,7 @@ class MarkovDrafter(BlockDrafter):
         tokens = mx.concatenate([root, path])
         return mx.concatenate(
             [
-                levels.logits_of(level, _only(tokens[level : level + 1]))
+                levels.logits_of(level, Frontier.of_one(tokens[level : level + 1]))
                 for level in range(tokens.size)
             ]
         )

@@ -2,13 +2,18 @@
 
 import copy
 from collections.abc import Generator
-from dataclasses import replace
 from typing import Self
 
 import mlx.core as mx
 
 from mlx_eagle.drafters.base import Level
-from mlx_eagle.drafters.ranking import independent_candidates, likeliest, to_tree
+from mlx_eagle.drafters.fixed import draft_fixed
+from mlx_eagle.drafters.ranking import (
+    independent_candidates,
+    independent_children,
+    likeliest,
+    to_tree,
+)
 from mlx_eagle.heads.medusa import MedusaHead
 from mlx_eagle.static_tree import StaticTree
 from mlx_eagle.target.target import Target
@@ -53,13 +58,7 @@ class MedusaDrafter:
     def draft_static(self, root: mx.array, tree: StaticTree) -> DraftTree:
         """Propose a tree of this structure: a node of rank r is the r-th token of its depth."""
         log_probs, tokens = self._all_depths(tree.width, tree.depth)
-        depths = mx.array([len(path) - 1 for path in tree.paths])
-        ranks = mx.array([path[-1] for path in tree.paths])
-        drafted = mx.concatenate([root, tokens[depths, ranks]])
-        structure = DraftTree.static(drafted, tree.parents)
-        own = mx.concatenate([mx.zeros((1,)), log_probs[depths, ranks]])
-        scores = mx.where(structure.ancestors(), own[None], 0).sum(axis=1)
-        return replace(structure, log_probs=scores)
+        return draft_fixed(independent_children(log_probs, tokens), root, tree)
 
     def greedy_path(self, k: int, depth: int) -> Generator[Level]:
         """Yield the k likeliest tokens of every depth; the first costs what all do."""

@@ -4,23 +4,24 @@ The head gives one distribution per depth, whatever stands at the depths before,
 a node are the likeliest tokens of its depth. The tree is ranked as EAGLE-2's is.
 """
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import mlx.core as mx
 
 from mlx_eagle.drafters.base import Level
 from mlx_eagle.drafters.eagle import EagleDrafter
-from mlx_eagle.drafters.ranking import Candidates, independent_candidates, likeliest
+from mlx_eagle.drafters.ranking import Children, Frontier, independent_children, likeliest
 from mlx_eagle.heads.eagle import HeadOutput
-from mlx_eagle.tree import TreeShape
 
 
 class PEagleDrafter(EagleDrafter):
     """A P-EAGLE head: masked rows after the newest token, one for each further depth."""
 
-    def _expand(self, root: mx.array, newest: HeadOutput, shape: TreeShape) -> Candidates:
-        """Score `shape.n_candidates` nodes."""
-        return independent_candidates(*self._all_depths(newest, shape.width, shape.depth))
+    def _children(
+        self, newest: HeadOutput, k: int, depth: int
+    ) -> Callable[[int, Frontier], Children]:
+        """Return what gives each node of a frontier the k likeliest tokens of its depth."""
+        return independent_children(*self._all_depths(newest, k, depth))
 
     def greedy_path(self, k: int, depth: int) -> Generator[Level]:
         """Yield the k likeliest tokens of every depth; the first costs what all do."""

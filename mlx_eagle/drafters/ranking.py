@@ -42,17 +42,29 @@ class Frontier(NamedTuple):
         parents: [F] int32, which nodes of the frontier before they are children of.
         seen: [F, M] bool, which of the M nodes of all frontiers so far each one sees, those of its
             own coming last; the root is not counted.
+        sizes: nodes of each frontier so far, those of its own coming last.
     """
 
     tokens: mx.array
     parents: mx.array
     seen: mx.array
+    sizes: tuple[int, ...] = ()
+
+    @classmethod
+    def of_one(cls, token: mx.array) -> "Frontier":
+        """Return the frontier of one node, its token [1]: of the root, before anything else."""
+        return cls(token, mx.zeros((1,), dtype=mx.int32), mx.zeros((1, 0), dtype=mx.bool_))
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether each node so far follows the one before, as the rows of a cache do anyway."""
+        return all(size == 1 for size in self.sizes)
 
     def open_rows(self, rows: int) -> OpenRows:
-        """Return the drafted rows of all frontiers, F nodes each, in a cache of `rows` others."""
-        k, n_drafted = self.seen.shape
-        columns = rows + mx.repeat(mx.arange(n_drafted // k), k)
-        return OpenRows(columns[-k:], columns, self.seen)
+        """Return the drafted rows of all frontiers, in a cache of `rows` others."""
+        levels = [level for level, size in enumerate(self.sizes) for _ in range(size)]
+        columns = rows + mx.array(levels)
+        return OpenRows(columns[-self.sizes[-1] :], columns, self.seen)
 
 
 Children = tuple[mx.array, mx.array]  # log-probabilities and target ids, [F, k] each
@@ -71,7 +83,7 @@ def expand(
         k: nodes of a level that are expanded, and children of each.
     """
     levels: list[Candidates] = []
-    frontier = Frontier(root, mx.zeros((1,), dtype=mx.int32), mx.zeros((1, 0), dtype=mx.bool_))
+    frontier = Frontier.of_one(root)
     scores, chosen, made = mx.zeros((1,)), mx.full((1,), -1), 0
     for level in range(depth):
         log_probs, tokens = children(level, frontier)
@@ -88,7 +100,12 @@ def expand(
         )
         best_ones = best(levels[-1].scores, k)
         above = best_ones // k
-        frontier = Frontier(levels[-1].tokens[best_ones], above, _extend_seen(frontier, above))
+        frontier = Frontier(
+            levels[-1].tokens[best_ones],
+            above,
+            _extend_seen(frontier, above),
+            (*frontier.sizes, above.shape[0]),
+        )
         scores, chosen = levels[-1].scores[best_ones], made + best_ones
     return join(levels)
 
@@ -184,9 +201,16 @@ def independent_candidates(log_probs: mx.array, tokens: mx.array) -> Candidates:
         tokens: [depth, k] int32 target ids.
     """
     depth, k = tokens.shape
+    return expand(independent_children(log_probs, tokens), tokens[0, :1], depth, k)
+
+
+def independent_children(
+    log_probs: mx.array, tokens: mx.array
+) -> Callable[[int, Frontier], Children]:
+    """Return what gives each node of a frontier the tokens of its depth, [depth, k] in all."""
 
     def children(level: int, frontier: Frontier) -> Children:
-        shape = (frontier.tokens.shape[0], k)
+        shape = (frontier.tokens.shape[0], tokens.shape[1])
         return mx.broadcast_to(log_probs[level], shape), mx.broadcast_to(tokens[level], shape)
 
-    return expand(children, tokens[0, :1], depth, k)
+    return children

@@ -7,12 +7,12 @@ and more seldom, until that costs at most 0.5 % of decoding time. Rounds in whic
 others are judged apart, so that neither source is given up for what the other one costs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import LiveCosts
 from mlx_eagle.planner.planner import CERTAIN, CHILDREN, TYPICAL, Phase, Planner, later, next_state
-from mlx_eagle.planner.policy import Forecast, Level, Plan
+from mlx_eagle.planner.policy import HEAD, NGRAM, Forecast, Level, Plan
 from mlx_eagle.planner.round_plan import RoundPlan
 from mlx_eagle.planner.throughput import Throughput
 from mlx_eagle.tree import MAX_NODES, TreeShape
@@ -71,7 +71,7 @@ class LookupPlanner(Planner):
         return self.costs.best_chain(CERTAIN, context, depth)
 
     def _learn_whether_it_pays(
-        self, planned: RoundPlan, tokens: Sequence[int], *, is_surprise: bool
+        self, planned: RoundPlan, tokens: Sequence[int], surprises: Set[str]
     ) -> None:
         """Decide how much is looked up next, and which of both sources pauses."""
         forecast, plain = planned.forecast, self.costs.plain(planned.context)
@@ -87,7 +87,7 @@ class LookupPlanner(Planner):
             pays = self._pays(self.recent_head, forecast, n, plain)
             longest = int((self.costs.draft(1) + idle) / plain / self.PROBING)
             self.head_phase = next_state(
-                self.head_phase, pays=pays, is_surprise=is_surprise, longest=longest
+                self.head_phase, pays=pays, is_surprise=HEAD in surprises, longest=longest
             )
         if not (planned.n_drafted and found):
             # Where a head drafted and nothing was found, that was a probe of lookup for nothing.
@@ -96,7 +96,7 @@ class LookupPlanner(Planner):
             longest = int(idle / plain / self.PROBING)
             if pays or not self.phase.plain_left:  # a pause is longer only after the one before
                 self.phase = next_state(
-                    self.phase, pays=pays, is_surprise=is_surprise, longest=longest
+                    self.phase, pays=pays, is_surprise=NGRAM in surprises, longest=longest
                 )
 
     def _pays(self, recent: Throughput, forecast: Forecast, n_tokens: int, plain: float) -> bool:

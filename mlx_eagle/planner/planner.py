@@ -7,7 +7,7 @@ the pause doubles until probing costs at most 0.5 % of decoding time.
 What is looked up in the text, beside a head or instead of one, `lookup_planner.py` adds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import NamedTuple
 
 from mlx_eagle.planner.acceptance_model import Acceptance
@@ -111,13 +111,13 @@ class Planner:
         if outcome.levels:
             planned.take_in(outcome.levels)
         self._learn_costs(planned, outcome)
-        is_surprise = self._learn_acceptance(planned, outcome.tokens)
+        surprises = self._learn_acceptance(planned, outcome.tokens)
         if planned.forecast is None:
             return None
         self.recent.learn(planned.forecast, len(outcome.tokens))
         if len(outcome.tokens) > 1:
             self._depth = min(self._depth + len(outcome.tokens), self.max_depth)
-        self._learn_whether_it_pays(planned, outcome.tokens, is_surprise=is_surprise)
+        self._learn_whether_it_pays(planned, outcome.tokens, surprises)
         if not planned.levels:
             return None  # nothing was found, and no head drafted
         first = planned.levels[-planned.n_drafted].tokens[0]
@@ -150,7 +150,7 @@ class Planner:
         return f"drafting would give {tokens:.2f} tokens in the time of {plain:.2f} plain ones"
 
     def _learn_whether_it_pays(
-        self, planned: RoundPlan, tokens: Sequence[int], *, is_surprise: bool
+        self, planned: RoundPlan, tokens: Sequence[int], surprises: Set[str]
     ) -> None:
         """Decide, after a round that drafted and gave `tokens`, whether drafting pauses."""
         plain = self.costs.plain(planned.context)
@@ -159,7 +159,7 @@ class Planner:
         self.phase = next_state(
             self.phase,
             pays=self.recent.rate * plain >= 1 or self.n_drafted < self.PATIENCE,
-            is_surprise=is_surprise,
+            is_surprise=bool(surprises),
             longest=int(probe / plain / self.PROBING),
         )
         if self.phase.plain_left:
@@ -199,17 +199,18 @@ class Planner:
             if planned.n_drafted:
                 costs.observe("draft", forecast.draft_seconds, outcome.draft_seconds)
 
-    def _learn_acceptance(self, planned: RoundPlan, tokens: Sequence[int]) -> bool:
-        """Count the drafted tokens below accepted ones; say whether a hit was a surprise."""
+    def _learn_acceptance(self, planned: RoundPlan, tokens: Sequence[int]) -> set[str]:
+        """Count the drafted tokens below accepted ones; return of what source a hit surprises."""
         for level, rates in zip(planned.levels, planned.rates, strict=True):
             if not level.is_lookup:
                 self._usual += self.USUAL_RATE * (rates[0] - self._usual)
-        is_surprise = False
+        surprises = set[str]()
         for at, right in planned.hits(tokens):
             level, rates = planned.levels[at], planned.rates[at]
             self._model(level).observe(level.confidences, right)
-            is_surprise = is_surprise or (right == 0 and rates[0] < self.SURPRISE)
-        return is_surprise
+            if right == 0 and rates[0] < self.SURPRISE:
+                surprises.add(level.source)
+        return surprises
 
     def _model(self, level: Level) -> Acceptance:
         """Return which acceptance model a level belongs to."""

@@ -66,8 +66,8 @@ class GenerationOptions(SamplingOptions):
             "truncate" by leaving out the oldest turns, which the statistics count.
         speculate: False decodes plainly, through the same loop.
         ignore_eos: go on to `max_tokens` whatever the model says.
-        tree: the shape of every round's tree; None leaves the choice to the planner. Medusa heads
-            draft trees of a fixed structure too (`StaticTree`, `MeasuredTree`).
+        tree: the shape of every round's tree; None leaves the choice to the planner.
+            Trees may be of a fixed structure too (`StaticTree`, of Medusa heads `MeasuredTree`).
         acceptance: which drafts are accepted where tokens are drawn. "match": those that the
             target's own draw is, so that drafting does not change the text of a seed. "ratio":
             by the ratio of the probabilities of target and draft model, whose drafts are drawn;
@@ -171,9 +171,9 @@ class GenerationOptions(SamplingOptions):
     )
     tree: Tree | None = option(
         None,
-        "Draft this tree every round: depth, width, drafted tokens; 4 is a chain. Of Medusa "
-        "heads also mc_sim_7b_63, or static:N from what calibrate measured. Default: what pays "
-        "best.",
+        "Draft this tree every round: depth, width, drafted tokens; 4 is a chain. Or a fixed "
+        "structure: eagle1, mc_sim_7b_63, or of Medusa heads static:N from what calibrate "
+        "measured. Default: what pays best.",
         TreeSizes(),
         "drafting",
         short="tree",

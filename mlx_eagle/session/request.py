@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from mlx_eagle.drafters.base import Drafter, DraftsStatic, Draws
+from mlx_eagle.drafters.medusa import MedusaDrafter
 from mlx_eagle.errors import EagleError
 from mlx_eagle.sampling.options import RATIO
 from mlx_eagle.sampling.samplers import Sampler, SeededSampler
@@ -136,11 +137,16 @@ def check_draws(name: str, drafter: Drafter | None) -> None:
 
 
 def _check_structure(tree: StaticTree | MeasuredTree, drafter: Drafter) -> None:
-    """Refuse trees of a fixed structure for drafters that make none."""
+    """Refuse trees of a fixed structure for drafters that make none, or none that is measured."""
     if not isinstance(drafter, DraftsStatic):
         raise EagleError(
-            f"the tree {tree.text} has a fixed structure, which is for Medusa heads without "
-            "lookup; give sizes, such as 4x2x8"
+            f"the tree {tree.text} has a fixed structure, which neither lookup nor a head that "
+            "drafts a block at once fills; give sizes, such as 4x2x8"
+        )
+    if isinstance(tree, MeasuredTree) and not isinstance(drafter, MedusaDrafter):
+        raise EagleError(
+            f"the tree {tree.text} is built from how often each rank of Medusa heads is right, and "
+            "this is no such head; give a published tree (eagle1), or sizes, such as 4x2x8"
         )
 
 

@@ -102,14 +102,23 @@ def test_every_kind_of_contestant_gives_plain_decodings_text(
     question = tmp_path / "question.jsonl"
     question.write_text(json.dumps({"category": "source", "prompt": "What does os.walk do?"}))
     names = ["auto", "tree:2x2x3", f"head:{DEMO / 'head'}", f"draft-model:{DEMO / 'target'}:3"]
+    names.append(f"tree:eagle1:head:{DEMO / 'head'}")
     compare = [word for name in [*names, "mlx-lm"] for word in ("--compare", name)]
     args = ["bench", "--prompts", str(question), *SHORT, "-n", "8", *compare, "--json"]
     assert run(args) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["contestants"] == ["plain", "chain:2", *names, "mlx-lm"]
-    assert report["equality"]["n_compared"] == 6
+    assert report["equality"]["n_compared"] == 7
     assert report["equality"]["differences"] == []
     rows = {r["contestant"]: r for r in report["summary"] if r["category"] == "all"}
+    heads = report["heads"]
+    assert heads["auto"] == heads["chain:2"] != heads[names[2]] == heads[names[4]]
+    assert len(report["n_alpha"]) == 2 * 2, "each head once, and its only category and all"
+    side_by_side = to_markdown(report).split("## Side by side, greedy")[1].split("##")[0]
+    lines = [line.split("|") for line in side_by_side.splitlines() if line.startswith("| ")]
+    assert {line[1].strip() for line in lines[1:]} >= {"chain:2", *names[1:]}
+    alphas = {line[1].strip(): line[4:-1] for line in lines[1:]}
+    assert alphas[names[2]] == alphas[names[4]] and "".join(alphas[names[4]]).strip()
     # The draft model is the target itself: all 3 drafts are accepted, in two rounds of 4 tokens.
     assert rows[names[3]]["acceptance_length"] == 4.0
     assert rows[names[3]]["acceptance_by_depth"] == [1.0, 1.0, 1.0]

@@ -31,6 +31,7 @@ from mlx_eagle.bench.text_comparison import (
     tolerance_of,
 )
 from mlx_eagle.sampling.samplers import SeededSampler
+from mlx_eagle.static_tree import MeasuredTree
 from mlx_eagle.tree import TreeShape
 
 
@@ -223,9 +224,13 @@ def test_narrower_types_have_wider_tolerances() -> None:
 
 
 def test_specifications_say_what_takes_part() -> None:
-    assert parse_spec("chain:3").shape == TreeShape.chain(3)
+    chain = TreeShape.chain(3)
+    assert parse_spec("chain:3").shape == chain
     assert parse_spec("tree:4x2x8").shape == TreeShape(4, 2, 8)
     assert parse_spec("head:owner/name@main").source == "owner/name@main"
+    assert parse_spec("tree:static:9:head:draft:m")[2:4] == (MeasuredTree(9), "draft:m")
+    assert parse_spec("chain:3:head:a/b") == ("chain:3:head:a/b", "chain", chain, "a/b", 0, "match")
+    assert not parse_spec("tree:eagle1:head:a").needs_head
     assert parse_spec("ratio:chain:3").rule == "ratio"
     assert parse_spec("draft-model:owner/name")[3:5] == ("owner/name", 2)
     assert parse_spec("draft-model:./a:b:5")[3:5] == ("./a:b", 5)
@@ -240,7 +245,14 @@ def test_plain_decoding_always_takes_part_once_and_first() -> None:
     "name",
     [
         *["", "fast", "chain", "chain:0", "chain:x", "chain:-1", "chain:300", "auto:3", "head:"],
-        *["tree:4x2", "tree:1x1x9", "draft-model:", "draft-model:m:0"],
+        *[
+            "tree:4x2",
+            "tree:1x1x9",
+            "draft-model:",
+            "draft-model:m:0",
+            "chain:3:head:",
+            "auto:head:a",
+        ],
     ],
 )
 def test_what_is_no_contestant_is_refused_with_the_list(name: str) -> None:

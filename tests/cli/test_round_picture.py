@@ -40,6 +40,18 @@ def test_every_token_has_a_box_with_its_kind_and_confidence() -> None:
     ]
 
 
+def test_what_is_drafted_from_is_said_above_the_tree_which_moves_down() -> None:
+    plain, said = draw_round("x", ROUND), draw_round("x", ROUND, "states & tokens")
+    assert "drafted from" not in plain
+    assert labels(said) == labels(plain)
+    root = ElementTree.fromstring(said)
+    lines = {text.text: float(text.attrib["y"]) for text in root.iter(f"{SVG}text")}
+    boxes = [float(group[0].attrib["y"]) for group in root.iter(f"{SVG}g")]
+    assert lines["drafted from"] < lines["states & tokens"] < min(boxes)
+    bottom = max(float(text.attrib["y"]) for text in root.iter(f"{SVG}text"))
+    assert bottom < float(root.attrib["height"])
+
+
 def test_a_level_is_a_column_and_a_branch_a_row() -> None:
     places = arrange(ROUND)
     columns = [place.x for place in places]

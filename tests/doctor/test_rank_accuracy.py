@@ -23,7 +23,6 @@ from mlx_eagle.heads.medusa import MedusaHead
 from mlx_eagle.speculation import ON
 from mlx_eagle.static_tree import MeasuredTree, StaticTree
 from mlx_eagle.target.target import Target
-from mlx_eagle.tree_shape import TreeShape
 from tiny_models import build_target
 
 PROMPT = [5, 9, 17]
@@ -122,7 +121,8 @@ def test_a_measured_tree_needs_a_measurement_and_is_kept(
     assert records.ranks() is None
 
 
-def test_other_drafters_refuse_a_static_tree_by_name(turning: Any) -> None:
-    with pytest.raises(EagleError, match=r"tree mc_sim_7b_63 has a fixed structure"):
-        turning.generate("def", tree=StaticTree.published("mc_sim_7b_63"))
-    assert turning.generate("def", tree=TreeShape(2, 2, 4), max_tokens=2).tokens
+def test_only_medusa_heads_have_a_measured_tree(turning: Any) -> None:
+    with pytest.raises(EagleError, match=r"tree static:6 .* of Medusa heads .* \(eagle1\)"):
+        turning.generate("def", tree=MeasuredTree(6))
+    fixed = turning.generate("def", tree=StaticTree.published("eagle1"), max_tokens=4)
+    assert fixed.tokens == turning.generate("def", speculate=False, max_tokens=4).tokens

@@ -19,6 +19,7 @@ from mlx_eagle.drafters.draft_model import DraftModelDrafter
 from mlx_eagle.heads.draft_model import DraftModel
 from mlx_eagle.sampling.samplers import SeededSampler
 from mlx_eagle.sampling.token_selector import TokenSelector
+from mlx_eagle.static_tree import StaticTree
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, TreeShape, check_structure
 from tiny_models import build_target
@@ -89,6 +90,17 @@ def test_a_tree_holds_the_likeliest_paths(kind: str, target: Target) -> None:
     assert tree.depths.tolist() == check_structure(tree.parents.tolist())
     scores = [made[path] for path in paths[1:]]
     np.testing.assert_allclose(tree.log_probs.tolist()[1:], scores, rtol=1e-4, atol=1e-4)
+
+
+def test_a_fixed_tree_holds_the_ranked_tokens_after_every_path(target: Target) -> None:
+    fixed = StaticTree.of([(1, 0, 1), (0, 1)])
+    drafter = drafter_of("llama", target, PROMPT, len(PROMPT))
+    tree = drafter.draft_static(mx.array(PROMPT[-1:]), fixed)
+    found = dict(zip([(), *fixed.paths], tree.tokens.tolist(), strict=True))
+    for path in fixed.paths:
+        above = [found[path[:depth]] for depth in range(1, len(path))]
+        ranked = np.argsort(-stock_log_probs(drafter.model.network, [*PROMPT, *above]))
+        assert found[path] == ranked[path[-1]]
 
 
 @pytest.mark.parametrize("kind", KINDS)

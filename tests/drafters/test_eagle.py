@@ -14,6 +14,7 @@ from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.drafters.ranking import Candidates, best, rerank, top_ids
 from mlx_eagle.heads.config import HeadConfig
 from mlx_eagle.heads.eagle import EagleHead
+from mlx_eagle.static_tree import StaticTree
 from mlx_eagle.tree import PLAIN, TreeShape, check_structure
 
 N = 11  # observed tokens
@@ -94,6 +95,25 @@ def test_the_tree_is_the_naive_dynamic_tree(parts: Parts, shape: TreeShape) -> N
     assert tree.depths.tolist() == check_structure(parents)
     scores = [expected[path] for path in found]
     np.testing.assert_allclose(tree.log_probs.tolist()[1:], scores, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("paths", [None, [(1, 0, 2), (0, 1, 1), (2,)], [(1, 1, 1, 0)]])
+def test_a_fixed_tree_holds_the_ranked_tokens_after_every_path(
+    parts: Parts, paths: list[tuple[int, ...]] | None
+) -> None:
+    """EAGLE-1's tree, one with gaps, and one that goes on from the second child of all levels."""
+    fixed = StaticTree.of(paths) if paths else StaticTree.published("eagle1")
+    drafter = drafter_after(parts)
+    tree = drafter.draft_static(mx.array([9]), fixed)
+    assert tree.structure() == fixed.parents
+    found, scores = paths_of(tree.tokens.tolist(), fixed.parents), tree.log_probs.tolist()
+    for ranks, path, score in zip(fixed.paths, found, scores[1:], strict=True):
+        log_probs = log_probs_after(parts, list(path[:-1]))
+        draft_id = int(np.argsort(-log_probs)[ranks[-1]])
+        assert path[-1] == draft_id + 16
+        parent = tree.parents.tolist()[fixed.paths.index(ranks) + 1]
+        assert score - scores[parent] == pytest.approx(log_probs[draft_id], abs=1e-4)
+    assert drafter.rows == N, "drafted rows are forgotten"
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5])

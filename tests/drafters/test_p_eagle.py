@@ -26,6 +26,7 @@ from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.heads.load import Head
 from mlx_eagle.heads.medusa import MedusaHead
 from mlx_eagle.session.session import Session
+from mlx_eagle.static_tree import StaticTree
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, TreeShape, check_structure
 
@@ -181,6 +182,7 @@ def heads(head_config: HeadConfig) -> dict[str, Head]:
     }
 
 
+FIXED = StaticTree.of([(1, 0, 0), (0, 2), (3,)])
 NAMES = ["eagle 1", "p-eagle", "last hidden", "window", "medusa", "medusa, target's output"]
 
 
@@ -206,7 +208,7 @@ def test_every_kind_of_head_leaves_the_text_as_it_is(
     head = heads(head_config)[name]
     target = Target(model, taps=head.config.taps)
     session = session_of(target, head)
-    for shape in (None, TreeShape.chain(2), TreeShape(3, 3, 7)):
+    for shape in (None, TreeShape.chain(2), TreeShape(3, 3, 7), FIXED):
         for prompt, tokens in zip(prompts, want, strict=True):
             stream = session.stream_generate(prompt, max_tokens=n, tree=shape)
             assert [r.token for r in stream] == tokens

@@ -139,7 +139,7 @@ def test_beside_lookup_what_is_drawn_and_what_has_a_fixed_structure_is_refused(
     with pytest.raises(EagleError, match=r"chosen, not drawn: give a draft model alone"):
         engine.generate([5, 9], temperature=1.0, acceptance="ratio")
     for tree in (StaticTree.published("mc_sim_7b_63"), MeasuredTree(6)):
-        with pytest.raises(EagleError, match="for Medusa heads without lookup"):
+        with pytest.raises(EagleError, match="fixed structure, which neither lookup nor"):
             engine.generate([5, 9], tree=tree)
     drawn = engine.generate([5, 9], temperature=1.0, acceptance="typical", max_tokens=6)
     assert drawn.stats.acceptance_rule == "typical"

@@ -24,6 +24,13 @@ class Half(Bins):
         return 0.5
 
 
+class Rarely(Bins):
+    """Hardly anything is accepted: what is, is a surprise."""
+
+    def __getitem__(self, confidence: float) -> float:
+        return 0.1
+
+
 class Nearly(Bins):
     """Nearly everything is accepted."""
 
@@ -159,6 +166,19 @@ def test_a_head_that_is_never_right_rests_while_copies_are_still_drafted() -> No
     assert sum(n > 0 for n in drafted) < 30
     copies = [play(found, [1, 2, 3], [7], [1, 2, 3, FOREIGN]) for _ in range(20)]
     assert sum(n >= 0 for n in copies) > 10
+
+
+def test_a_surprise_of_what_is_looked_up_shortens_no_pause_of_the_head() -> None:
+    found = planner(step=0.5)
+    while found.head_phase.next_pause < 16:
+        play(found, [], [1, 2], [FOREIGN])
+    for lookup, head, next_pause in (([5], [7], 32), ([], [7], 8)):
+        while found.head_phase.plain_left:
+            play(found, [], [], [FOREIGN])
+        found.lookup, found.acceptance = (Acceptance(Rarely(), Rarely()) for _ in range(2))
+        assert play(found, lookup, head, [*(lookup or head), FOREIGN]) == 1
+        assert found.head_phase.plain_left
+        assert found.head_phase.next_pause == next_pause
 
 
 def test_without_a_head_a_text_that_never_repeats_is_decoded_plainly_but_for_probes() -> None:

@@ -40,7 +40,7 @@ def play_round(
     target, draft = (mx.array(t.astype(np.float32)) for t in (TARGET, DRAFT))
     first = mx.array([root], dtype=mx.int32)
     structure = StaticTree.drawn(shape)
-    tree = draw_tree(first, structure, sampler, draft[first], at, lambda tokens, _: draft[tokens])
+    tree = draw_tree(first, structure, sampler, at, lambda _, level: draft[level.tokens])
     chosen = sampler(target[tree.tokens], tree, at)
     packed = np.array(mx.stack([tree.tokens, chosen])).tolist()
     return tree, accept(packed[0], structure.parents, packed[1])
@@ -103,12 +103,11 @@ def test_siblings_are_tried_against_what_is_left_by_the_formula() -> None:
     p, q = np.array([0.5, 0.2, 0.3]), np.array([0.1, 0.6, 0.3])
     n, counts = 200, np.zeros(3)
     shape = StaticTree.of([(0,), (1,)])
+    logits, drafts = (mx.log(mx.array(x.astype(np.float32)))[None] for x in (p, q))
     for seed in range(n):
         sampler = RatioSampler(temperature=1.0, seed=seed)
-        logits = mx.log(mx.array(p.astype(np.float32)))[None]
-        drafts = mx.log(mx.array(q.astype(np.float32)))[None]
         root = mx.array([0], dtype=mx.int32)
-        tree = draw_tree(root, shape, sampler, drafts, 3, lambda *_: pytest.fail("no next level"))
+        tree = draw_tree(root, shape, sampler, 3, lambda *_: drafts)
         assert len(set(tree.tokens.tolist()[1:])) == 2, "drawn without replacement"
         counts[sampler(mx.repeat(logits, 3, 0), tree, 3)[0].item()] += 1
     check_counts(counts, p)
