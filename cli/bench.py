@@ -133,7 +133,8 @@ def run_benchmark(source: ModelSource, wanted: Wanted, specs: list["Spec"]) -> "
     from mlx_eagle.bench.measure import Trial, measure, warm_up
     from mlx_eagle.bench.prompts import with_later_turns
     from mlx_eagle.bench.report import Found, Inputs, build_report
-    from mlx_eagle.bench.text_comparison import compare, judge_by
+    from mlx_eagle.bench.text_comparison import compare, judge_by, judge_on_hosts
+    from mlx_eagle.cluster.leader import exchanged_per_round
 
     origin, questions = choose_prompts(source, wanted)
     engine, contestants = load_contestants(source, specs)
@@ -150,9 +151,14 @@ def run_benchmark(source: ModelSource, wanted: Wanted, specs: list["Spec"]) -> "
     samples = measure(contestants, asked, trial, counter("generation"), kept=kept)
     alphas = measure_alphas(contestants, asked, trial, samples, kept)
     exact = {contestant.name for contestant in contestants if contestant.same_draws}
-    judge = judge_by(engine.target.model, asked.ids, trial.seed)
+    if engine.info.hosts:
+        judge = judge_on_hosts(engine.target, asked.ids, trial.seed)
+    else:
+        judge = judge_by(engine.target.model, asked.ids, trial.seed)
     comparison = compare(samples, contestants[0].name, exact, judge)
-    found = Found(samples, alphas, comparison, measured_costs(engine))
+    found = Found(
+        samples, alphas, comparison, measured_costs(engine), exchanged_per_round(engine.target)
+    )
     return build_report(inputs._replace(starts=kept.starts if kept else ()), found)
 
 

@@ -16,6 +16,7 @@ Examples:
   mlx-eagle doctor my-head --target path/to/target
   mlx-eagle doctor my-head --target path/to/target --fix
   mlx-eagle doctor my-head --target path/to/target --adapter-path my-adapter
+  mlx-eagle doctor --hosts hosts.json --target path/to/target
 """
 
 
@@ -23,8 +24,14 @@ USELESS = 1.2  # tokens per round: a head that is run as it was trained gives mo
 
 
 @click.command("doctor", epilog=EXAMPLES)
-@click.argument("head")
-@click.option("--target", required=True, help="The target: a folder, or owner/name on the hub.")
+@click.argument("head", required=False)
+@click.option("--target", help="The target: a folder, or owner/name on the hub.")
+@click.option(
+    "--hosts",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Look at the hosts of this file instead: versions, links, and the target's files.",
+)
 @click.option("--fix", is_flag=True, help="Write what measures best into the converted head.")
 @click.option(
     "--adapter-path",
@@ -32,12 +39,25 @@ USELESS = 1.2  # tokens per round: a head that is run as it was trained gives mo
     metavar="DIR",
     help="Measure with this LoRA adapter on the target, and without.",
 )
-def command(head: str, target: str, fix: bool, adapter_path: Path | None) -> None:
+def command(
+    head: str | None,
+    target: str | None,
+    hosts: Path | None,
+    fix: bool,
+    adapter_path: Path | None,
+) -> None:
     """Try every plausible reading of HEAD, converted or as published, on its target.
 
     Wrong taps, rope or norms break nothing: the head only drafts badly. The target writes a short
     text, and each reading is scored by how much of it the head would have drafted.
     """
+    if hosts is not None:
+        if head or fix or adapter_path:
+            raise click.UsageError("--hosts looks at hosts alone: leave out HEAD and its options")
+        click.echo(describe_hosts(hosts, target))
+        return
+    if head is None or target is None:
+        raise click.UsageError("give HEAD and --target, or --hosts")
     from mlx_eagle.doctor.doctor import is_converted, repair_head
 
     if fix and adapter_path:
@@ -61,6 +81,32 @@ def command(head: str, target: str, fix: bool, adapter_path: Path | None) -> Non
     if not is_converted(folder):
         remedy = f"mlx-eagle convert {quote(head)} --target {quote(target)} --out DIR --doctor"
     click.echo(verdict(diagnosis, "" if fix else remedy))
+
+
+def describe_hosts(file: Path, target: str | None) -> str:
+    """Return what the hosts of a file have and how fast they are reached, a line each.
+
+    Raises:
+        EagleError: naming the host that has other versions or files, or cannot be reached.
+    """
+    from mlx_eagle.cli.terminal.display import table
+    from mlx_eagle.cluster.hosts import read_hosts
+    from mlx_eagle.cluster.launch import start_cluster
+    from mlx_eagle.doctor.hosts import examine_hosts
+
+    known = read_hosts(file)
+    folder = None if target is None else (fetch_target_shown(target), target)
+    report = examine_hosts(start_cluster(known), folder)
+    rows = {"rank 0": "this machine"}
+    for rank, (name, memory) in enumerate(zip(report.names, report.memory, strict=True), start=1):
+        rows[f"rank {rank}"] = f"{name}, MLX may use {memory / 1e9:.3g} GB"
+    rows["versions"] = "the same"
+    if report.has_files:
+        rows["target"] = "the same files"
+    for link in report.links:
+        rows[f"{link.nbytes} bytes"] = f"{1e3 * link.seconds:.3g} ms per sum over all"
+    rows["bandwidth"] = f"{report.bytes_per_second / 1e9:.3g} GB/s"
+    return table(rows)
 
 
 def diagnose_shown(head: Path, target: Path, adapter: Path | None = None) -> "Diagnosis":

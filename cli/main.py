@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import click
 
 from mlx_eagle.errors import EagleError
+from mlx_eagle.load_options import LAUNCHED
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
@@ -41,6 +42,8 @@ COMMANDS = {
     "selftest": Entry("mlx_eagle.cli.selftest", "Test a pair on this machine, for reports."),
 }
 
+LAUNCHED_RANK = "MLX_RANK"  # set by mlx.launch
+DIVIDED = ("chat", "generate", "serve", "bench")  # commands whose model may be on several hosts
 LIBRARIES = ("mlx", "mlx-lm")
 
 # What libraries print on import or while loading is noise here; users can still ask for it.
@@ -137,6 +140,9 @@ def main() -> None:
 def run(args: list[str]) -> int:
     """Run one command line; returns the exit status and reports errors on stderr."""
     try:
+        args = _launched(args)
+        if not args and LAUNCHED_RANK in os.environ:
+            return 0
         result = group.main(args, prog_name="mlx-eagle", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
@@ -153,6 +159,22 @@ def run(args: list[str]) -> int:
         _report(f"{error.filename or 'output'}: {error.strerror or error}")
         return 1
     return result if isinstance(result, int) else 0
+
+
+def _launched(args: list[str]) -> list[str]:
+    """Return the arguments for a process that `mlx.launch` has started; none once it has followed.
+
+    All of these have the same command line and a copy of stdin. Where models are divided, those
+    above rank 0 follow, before they read or print anything, and rank 0 leads.
+    """
+    if LAUNCHED_RANK not in os.environ or not args or args[0] not in DIVIDED:
+        return args
+    if os.environ[LAUNCHED_RANK] == "0":
+        return args if "--hosts" in args else [args[0], "--hosts", LAUNCHED, *args[1:]]
+    from mlx_eagle.cluster.launched import follow
+
+    follow()
+    return []
 
 
 def _report(message: str) -> None:

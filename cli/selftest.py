@@ -56,6 +56,8 @@ def run_shown(source: ModelSource, tokens: int) -> "SelfTest":
     from mlx_eagle.hub.packaged import is_toy
     from mlx_eagle.selftest.run import Sizes, run_selftest
 
+    if source.loading.hosts is not None:
+        raise click.UsageError("selftest tests one machine; mlx-eagle doctor --hosts looks at more")
     engine = load_engine(source.with_loading(calibrate=False), terminal(stderr=True))
     prompts = spread(builtin_prompts(demo=is_toy(source.model)), PROMPTS)
     return run_selftest(engine, prompts, show, Sizes(tokens))

@@ -89,7 +89,9 @@ def command(
     key = read_key(api_key_file)
     check_address(host, key)
     rules = Rules(host=host, hosts=allow_host, origins=allow_origin, key=key, open_paths=OPEN_PATHS)
-    if source.loading.cache_disk is None and not no_disk_cache:
+    # What one host holds of a prompt's rows is of no use in a file.
+    is_divided = source.loading.hosts is not None
+    if source.loading.cache_disk is None and not no_disk_cache and not is_divided:
         source = source.with_loading(cache_disk=DISK)
     serve(source, port, Settings(served_name, rules, queue, max_seconds, grace))
 

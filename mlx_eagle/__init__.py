@@ -16,7 +16,13 @@ if os.path.isfile(os.path.join(_beside, "convert", "heads.py")):
 if TYPE_CHECKING:
     from mlx_eagle.decoding.stats import GenerationStats
     from mlx_eagle.engine import Engine
-    from mlx_eagle.errors import CheckpointError, EagleError, HubError, UnsupportedTargetError
+    from mlx_eagle.errors import (
+        CheckpointError,
+        ClusterError,
+        EagleError,
+        HubError,
+        UnsupportedTargetError,
+    )
     from mlx_eagle.loading import load
     from mlx_eagle.session.options import GenerationOptions
     from mlx_eagle.session.responses import GenerationResponse, GenerationResult
@@ -26,6 +32,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "CheckpointError": "errors",
+    "ClusterError": "errors",
     "EagleError": "errors",
     "HubError": "errors",
     "UnsupportedTargetError": "errors",
@@ -43,6 +50,7 @@ _HOME = {
 
 __all__ = [
     "CheckpointError",
+    "ClusterError",
     "DraftTree",
     "EagleError",
     "Engine",

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 from mlx_eagle.answers.answer_format import read_format
 from mlx_eagle.cache.options import KVOptions
@@ -48,6 +49,7 @@ class EngineInfo(NamedTuple):
     remedy: str = ""  # the command that finds out why a head drafts badly
     remarks: tuple[str, ...] = ()  # what is done otherwise than mlx-lm does, and what limits texts
     recommended: Mapping[str, Any] = MappingProxyType({})  # the publisher's sampling
+    hosts: str = ""  # among which the target is divided, and how fast they are reached
 
     @property
     def speculation(self) -> str:
@@ -65,6 +67,7 @@ class Engine:
         turn: which thread uses it.
         kernels: the few-row kernels of the target; None where nothing is known of them.
         prefix_cache: rows of earlier conversations, for new ones; None keeps none.
+        sessions: conversations that somebody still has; forks of them are not listed.
         answer_format: how the model sets thoughts and calls of tools apart in its answers.
     """
 
@@ -92,6 +95,7 @@ class Engine:
         self.kernels: Kernels | None = None
         self.prefix_cache: PrefixCache | None = None
         self.answer_format = read_format(tokenizer)
+        self.sessions: WeakSet[Session] = WeakSet()
         self._variants: dict[KVOptions, Engine] = {}
 
     def session(
@@ -110,7 +114,9 @@ class Engine:
             tools: functions that answers may call, as JSON schemas (OpenAI's format).
         """
         args = {**self.template.args, **(template_args or {})}
-        return Session(self, system, Template(args, tools or self.template.tools))
+        session = Session(self, system, Template(args, tools or self.template.tools))
+        self.sessions.add(session)
+        return session
 
     def load_session(self, path: str | Path) -> Session:
         """Return a conversation that was saved with `Session.save`, ready to go on.

@@ -15,3 +15,7 @@ class UnsupportedTargetError(EagleError):
 
 class HubError(EagleError):
     """A model is neither a local folder nor obtainable from the hub."""
+
+
+class ClusterError(EagleError):
+    """A target on several machines cannot be started, or a machine of it was lost."""

@@ -13,6 +13,8 @@ from mlx_eagle.option import Bytes, Choice, Pairs, Switch, Text, Whole, check_op
 
 KV_BITS = (4, 8)
 KV_GROUP_SIZES = (32, 64, 128)
+TENSOR, PIPELINE = "tensor", "pipeline"
+LAUNCHED = "mlx.launch"  # in the place of a hosts file: the processes that it has started
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ class LoadOptions:
             kept, and 16-bit numbers round alike.
         memory_limit: bytes that MLX may use before a conversation is refused or ended; None is
             what the device recommends.
+        hosts: hosts file in the format of `mlx.launch`: the target is divided among its machines,
+            the first of which is this one; "mlx.launch" for the processes that it has started.
+            None: this machine alone.
+        parallel: how it is divided: "tensor" gives every machine a part of each layer.
 
     Raises:
         EagleError: naming the first option that is out of range, when it is made.
@@ -154,9 +160,26 @@ class LoadOptions:
         in_chat=False,
     )
 
+    hosts: str | None = option(
+        None,
+        "Hosts file of mlx.launch: the model is divided among these machines. Default: this one.",
+        Text("FILE"),
+        "loading",
+        unset="none",
+        in_chat=False,
+    )
+    parallel: str = option(
+        TENSOR,
+        "How it is divided among hosts: each has a part of every layer, or some of the layers.",
+        Choice((TENSOR, PIPELINE)),
+        "loading",
+        in_chat=False,
+    )
+
     def __post_init__(self) -> None:
-        if isinstance(self.adapter_path, Path):
-            object.__setattr__(self, "adapter_path", str(self.adapter_path))
+        for name in ("adapter_path", "hosts"):
+            if isinstance(getattr(self, name), Path):
+                object.__setattr__(self, name, str(getattr(self, name)))
         check_options(self, error=EagleError)
         if self.template_args is not None and (fault := Pairs().fault(self.template_args)):
             raise EagleError(f"template_args is {self.template_args!r}; {fault}")
@@ -165,3 +188,21 @@ class LoadOptions:
                 "kv_bits and max_kv_size were both given; a cache that forgets rows is not "
                 "quantized, so choose one"
             )
+        if self.hosts is not None:
+            self._check_hosts()
+
+    def _check_hosts(self) -> None:
+        """Refuse what is not done with hosts.
+
+        Raises:
+            EagleError: naming it.
+        """
+        unsupported = {
+            "parallel pipeline": self.parallel == PIPELINE,
+            "an adapter": self.adapter_path is not None,
+            "kernels force": self.kernels == "force",
+            "a cache on disk": bool(self.cache_disk),
+        }
+        for name, is_asked in unsupported.items():
+            if is_asked:
+                raise EagleError(f"{name} was asked for with hosts, where it is not supported yet")

@@ -1,31 +1,43 @@
 """`load`: find target and head, read them, pair them, and learn what rounds cost here."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from mlx_eagle.cache.estimate import device_memory
 from mlx_eagle.cache.options import KVOptions
-from mlx_eagle.calibration.kernels import Kernels, TargetSource
+from mlx_eagle.calibration.kernels import OFF, Kernels, TargetSource
 from mlx_eagle.calibration.pair_planners import planners_of_pair, records_of_pair
 from mlx_eagle.calibration.planners import Planners
+from mlx_eagle.cluster.cluster import Cluster
+from mlx_eagle.cluster.hosts import read_hosts
+from mlx_eagle.cluster.launch import start_cluster
+from mlx_eagle.cluster.launched import lead_launched
+from mlx_eagle.cluster.leader import LeadingTarget
+from mlx_eagle.cluster.shard import check_divisible
 from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.errors import EagleError
+from mlx_eagle.files.folders import cache_folder
 from mlx_eagle.heads.draft_model import DraftModel
 from mlx_eagle.heads.ngram import without_lookup
 from mlx_eagle.hub.download import Notify, Progress, fetch, to_stderr
 from mlx_eagle.hub.fit import fit_check
 from mlx_eagle.hub.head_choice import AND_NGRAM, HeadChoice, and_lookup, choose_head
 from mlx_eagle.hub.packaged import TOY, PackagedPair, doubt_of, fetch_packaged, find_packaged
-from mlx_eagle.load_options import LoadOptions
+from mlx_eagle.load_options import LAUNCHED, LoadOptions
 from mlx_eagle.pairing import Company, Pair, pair_again, pair_up
 from mlx_eagle.session.limits import Limits, bytes_per_row, model_context_length
 from mlx_eagle.session.prompt import Template
 from mlx_eagle.session.recommended import read_recommended
+from mlx_eagle.session.rescue import write_conversations
 from mlx_eagle.target.load import LoadedTarget, load_target, precision
+from mlx_eagle.target.target import Target
+from mlx_eagle.target.tokenizer import read_tokenizer
 
 STEPS = 2  # of loading, as progress counts them: the target, then everything
 
@@ -84,7 +96,7 @@ def load(
     found = find(model, head, progress, notify, chosen)
     pair, target, tokenizer = _read_pair(found, chosen, progress)
     info, limits = _describe(found, pair, target, chosen), _limits(pair, target, chosen)
-    for remark in info.remarks:
+    for remark in (*info.remarks, *filter(None, [info.hosts])):
         (notify or to_stderr)(f"{found.name}: {remark}")
     kernels = _kernels(found, pair, chosen, notify or to_stderr)
     info, planners = _planned(found, pair, info, chosen, progress)
@@ -92,6 +104,11 @@ def load(
     engine.kernels = kernels
     engine.template = Template(chosen.template_args or {})
     _keep_prefixes(engine, chosen)
+    if cluster := _cluster_of(pair.target):
+        folder = cache_folder() / "conversations"
+        cluster.watch.on_lost.append(
+            lambda reason: write_conversations(engine.sessions, tokenizer, folder, reason)
+        )
     return engine
 
 
@@ -154,7 +171,9 @@ def find(
     if packaged is not None:
         return _find_parts(packaged, head, progress or _silent_phase, notify or to_stderr)
     assert model is not None, "without a name it is a packaged pair"
-    before = fit_check(model, head, options, notify or to_stderr)
+    # Whether a part of it fits into each of several machines is not known beforehand.
+    is_divided = options.hosts is not None
+    before = None if is_divided else fit_check(model, head, options, notify or to_stderr)
     folder = fetch(model, progress=progress, notify=notify, before=before)
     choice = choose_head(model, head, folder, progress=progress, notify=notify)
     return Found(model, folder, choice)
@@ -184,18 +203,48 @@ def _read_pair(
     """Return target and head with all weights read, how the target loaded, and its tokenizer."""
     report = partial(progress, "load") if progress else _silent
     report(0, STEPS)
-    target, tokenizer = load_target(
-        found.folder,
-        options.dtype,
-        max_context=options.max_context,
-        adapter=Path(options.adapter_path) if options.adapter_path else None,
-    )
+    if options.hosts is not None:
+        target, company = _read_divided(found, options)
+    else:
+        target, tokenizer = load_target(
+            found.folder,
+            options.dtype,
+            max_context=options.max_context,
+            adapter=Path(options.adapter_path) if options.adapter_path else None,
+        )
+        company = Company(tokenizer, options.dtype)
     report(1, STEPS)
-    company = Company(tokenizer, options.dtype)
     pair = pair_up(target.network, found.head, kv_options(options), company)
     mx.eval(target.network.parameters(), pair.head.parameters() if pair.head else [])
     report(2, STEPS)
-    return pair, target, tokenizer
+    return pair, target, company.tokenizer
+
+
+def _read_divided(found: Found, options: LoadOptions) -> tuple[LoadedTarget, Company]:
+    """Return this machine's part of a target; the other hosts hold theirs, and follow.
+
+    Raises:
+        EagleError: if it cannot be divided, before anything is started, or a host is not ready.
+    """
+    if options.hosts == LAUNCHED:
+        cluster = lead_launched()
+    else:
+        hosts = read_hosts(Path(options.hosts or ""))
+        check_divisible(found.folder, len(hosts.hosts))
+        cluster = start_cluster(hosts)
+    shard = cluster.load(found.folder, str(found.name), options.dtype, options.max_context)
+
+    def make_target(network: nn.Module, taps: Sequence[int] = (), speculate: bool = True) -> Target:
+        assert network is shard.loaded.network, "only what is divided is led"
+        return LeadingTarget(cluster, shard, taps, speculate)
+
+    tokenizer = read_tokenizer(found.folder, shard.loaded.config.get("eos_token_id"))
+    return shard.loaded, Company(tokenizer, options.dtype, make_target)
+
+
+def _cluster_of(target: Target) -> Cluster | None:
+    """Return the hosts among which a target is divided; None for a whole one."""
+    return target.cluster if isinstance(target, LeadingTarget) else None
 
 
 def kv_options(options: LoadOptions) -> KVOptions:
@@ -216,6 +265,8 @@ def _limits(pair: Pair, target: LoadedTarget, options: LoadOptions) -> Limits:
         context = min(context or target.max_context, target.max_context)
     window = _head_window(pair, options)
     memory = device_memory() if memory is None else memory
+    if cluster := _cluster_of(pair.target):
+        memory = min(memory, *cluster.memories)
     return Limits(context, memory, bytes_per_row(pair.target, pair.head), window)
 
 
@@ -258,6 +309,7 @@ def _describe(found: Found, pair: Pair, target: LoadedTarget, options: LoadOptio
         is_demo=found.is_demo,
         remarks=(*target.remarks, found.remark) if found.remark else target.remarks,
         recommended=read_recommended(found.folder),
+        hosts=str(_cluster_of(pair.target) or ""),
         **_describe_head(found, pair),
     )
 
@@ -265,7 +317,9 @@ def _describe(found: Found, pair: Pair, target: LoadedTarget, options: LoadOptio
 def _kernels(found: Found, pair: Pair, options: LoadOptions, notify: Notify) -> Kernels:
     """Return the few-row kernels of the target, which are put on its layers if anything drafts."""
     source = TargetSource(found.folder, options.dtype, options.adapter_path)
-    kernels = Kernels(pair.target, source, options.kernels)
+    # Kernels round otherwise than MLX: all hosts would have to use the same ones.
+    mode = options.kernels if _cluster_of(pair.target) is None else OFF
+    kernels = Kernels(pair.target, source, mode)
     if pair.head is not None:
         kernels.put_on(notify, may_try=options.calibrate)
     return kernels
@@ -288,7 +342,11 @@ def _planners(
     """Return what plans the trees of a pair."""
     assert pair.head is not None, "only a pair has planners"
     folders = found.folder, found.head.folder
-    records = records_of_pair(pair.target, pair.head, *folders, adapter=options.adapter_path)
+    cluster = _cluster_of(pair.target)
+    more = cluster.identity if cluster is not None else {}
+    records = records_of_pair(
+        pair.target, pair.head, *folders, adapter=options.adapter_path, more=more
+    )
     report = partial(progress, "calibrate") if progress else _silent
     return planners_of_pair(
         pair.target, pair.head, records, info.remedy, may_measure=options.calibrate, report=report

@@ -3,6 +3,7 @@
 A head that does not work leaves nothing on the target.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import mlx.nn as nn
@@ -28,15 +29,17 @@ class Pair(NamedTuple):
 
 
 class Company(NamedTuple):
-    """What a head that is a model itself must suit.
+    """What a head that is a model itself must suit, and what becomes of the network.
 
     Attributes:
         tokenizer: the target's.
         dtype: in which the target computes, as `LoadOptions` has it.
+        make_target: returns the target; takes what `Target` takes.
     """
 
     tokenizer: Any = None
     dtype: str | None = None
+    make_target: Callable[..., Target] = Target
 
 
 ALONE = Company()
@@ -53,7 +56,7 @@ def pair_up(
         network: the target as mlx-lm loads it.
         choice: which head, and whether the user named it.
         kv: what the target's caches keep.
-        company: for draft models.
+        company: for draft models, and how the target is made.
 
     Raises:
         EagleError: if a head that the user named does not work with the target, or the target not
@@ -90,15 +93,15 @@ def pair_again(target: Target, choice: HeadChoice, company: Company = ALONE) -> 
 def _pair_up(network: nn.Module, choice: HeadChoice, company: Company) -> Pair:
     """Do what `pair_up` does, with caches that keep everything."""
     if not choice.drafts:
-        return Pair(_without_head(network), None, Speculation.off(choice.reason))
+        return Pair(_without_head(network, company), None, Speculation.off(choice.reason))
     try:
         head = read_head(choice, company)
-        return Pair(_with_head(network, head), head, ON)
+        return Pair(_with_head(network, head, company), head, ON)
     except EagleError as error:
         if choice.is_named:
             raise
         reason = f"{choice.name}: {error}"
-        return Pair(_without_head(network), None, Speculation.off(reason))
+        return Pair(_without_head(network, company), None, Speculation.off(reason))
 
 
 def read_head(choice: HeadChoice, company: Company = ALONE) -> AnyHead:
@@ -121,9 +124,9 @@ def read_head(choice: HeadChoice, company: Company = ALONE) -> AnyHead:
     return JoinedHead(head) if choice.has_lookup else head
 
 
-def _with_head(network: nn.Module, head: AnyHead) -> Target:
+def _with_head(network: nn.Module, head: AnyHead, company: Company) -> Target:
     """Return the target, tapped for the head; a target that cannot verify trees is refused."""
-    return _checked(Target(network, head.config.taps), head)
+    return _checked(company.make_target(network, head.config.taps), head)
 
 
 def _checked(target: Target, head: AnyHead) -> Target:
@@ -137,15 +140,15 @@ def _checked(target: Target, head: AnyHead) -> Target:
     return target
 
 
-def _without_head(network: nn.Module) -> Target:
+def _without_head(network: nn.Module, company: Company) -> Target:
     """Return the target for plain decoding, with mlx-lm's own caches where ours do not fit."""
     try:
-        target = Target(network)
+        target = company.make_target(network)
     except UnsupportedTargetError:
-        return Target(network, speculate=False)
+        return company.make_target(network, speculate=False)
     try:
         check_tree_verification(target)
     except UnsupportedTargetError:
         target.release()
-        return Target(network, speculate=False)
+        return company.make_target(network, speculate=False)
     return target

@@ -204,6 +204,8 @@ def about(info: "EngineInfo", max_context: int | None) -> str:
         "speculation": info.speculation,
         "device": info.device,
     }
+    if info.hosts:
+        rows["hosts"] = info.hosts
     if max_context is not None:
         rows["context"] = f"{max_context} tokens"
     if info.recommended:

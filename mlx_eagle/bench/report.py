@@ -54,12 +54,14 @@ class Found(NamedTuple):
         alphas: n-alpha of every head.
         comparison: of the texts with plain decoding's.
         costs: seconds to verify by number of rows, where they were measured.
+        communication: of a round with other hosts: collectives and bytes; None on one machine.
     """
 
     samples: Sequence[Sample]
     alphas: Sequence[Alphas]
     comparison: Comparison
     costs: Mapping[int, float] | None = None
+    communication: Mapping[str, float] | None = None
 
 
 def build_report(inputs: Inputs, found: Found) -> Report:
@@ -87,6 +89,8 @@ def build_report(inputs: Inputs, found: Found) -> Report:
             "differences": [d._asdict() for d in found.comparison.differences],
         },
         "costs": None if found.costs is None else {str(n): s for n, s in found.costs.items()},
+        "hosts": inputs.info.hosts,
+        "communication": dict(found.communication) if found.communication else None,
         "samples": [_sample(sample) for sample in found.samples],
     }
 

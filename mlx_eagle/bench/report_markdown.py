@@ -182,6 +182,10 @@ def _conditions(report: Report) -> str:
     rows += [["memory", _size(memory)]] if memory else []
     for key, value in (machine | report["models"]).items():
         rows.append([key.replace("_", " "), _cell(value)])
+    if exchanged := report.get("communication"):
+        sums, nbytes = exchanged["sums_per_round"], exchanged["bytes_per_round"]
+        rows += [["hosts", report["hosts"]]]
+        rows += [["communication of a round", f"{sums:.1f} sums, {nbytes:.0f} bytes"]]
     rows += [["prompts", f"{prompts['source']}: {categories}"]]
     if left_out := ", ".join(f"{name} {n}" for name, n in prompts.get("left_out", {}).items()):
         rows += [["left out: longer than the context", left_out]]

@@ -14,6 +14,7 @@ from mlx_lm.generate import generate_step
 from mlx_eagle.bench.measure import seed_of
 from mlx_eagle.bench.metrics import Sample
 from mlx_eagle.sampling.samplers import SeededSampler
+from mlx_eagle.target.target import Target
 from mlx_eagle.tree import DraftTree
 
 # Logits that rounding can explain. Logits lie around 16 to 32, where neighbours are 0.000002
@@ -126,7 +127,7 @@ def _classify(plain: Sample, sample: Sample, position: int, judge: Judge) -> Dif
 
 
 def judge_by(model: Any, ids_of: Callable[[float, int], list[int]], seed: int) -> Judge:
-    """Return a judge that asks the model itself.
+    """Return a judge that asks the model itself, by mlx-lm's own code.
 
     Args:
         model: an mlx-lm model.
@@ -134,9 +135,40 @@ def judge_by(model: Any, ids_of: Callable[[float, int], list[int]], seed: int) -
         seed: of the run; prompt i draws with seed + i.
     """
 
+    def logits_after(context: list[int]) -> mx.array:
+        found: mx.array = next(generate_step(mx.array(context), model, max_tokens=1))[1]
+        return found  # [V]
+
+    return _judge(logits_after, ids_of, seed)
+
+
+def judge_on_hosts(target: Target, ids_of: Callable[[float, int], list[int]], seed: int) -> Judge:
+    """Return a judge for a target that is divided among hosts: all of them run its pass.
+
+    Args:
+        target: rank 0's.
+        ids_of: as for `judge_by`.
+        seed: likewise.
+    """
+
+    def logits_after(context: list[int]) -> mx.array:
+        tokens, cache = mx.array(context, dtype=mx.int32), target.make_cache()
+        target.extend(tokens[:-1], cache)
+        return target.forward(tokens[-1:], cache).logits[0]  # [V]
+
+    return _judge(logits_after, ids_of, seed)
+
+
+def _judge(
+    logits_after: Callable[[list[int]], mx.array],
+    ids_of: Callable[[float, int], list[int]],
+    seed: int,
+) -> Judge:
+    """Return a judge that goes by the logits [V] after a text."""
+
     def judge(plain: Sample, position: int, expected: int, found: int) -> Verdict:
         context = ids_of(plain.temperature, plain.prompt_id) + plain.tokens[:position]
-        logits = next(generate_step(mx.array(context), model, max_tokens=1))[1]  # [V]
+        logits = logits_after(context)
         sampler = SeededSampler(plain.temperature, seed=seed_of(seed, plain.prompt_id))
         gap = find_gap(logits, sampler, len(context) - 1, (expected, found))
         return Verdict(gap, tolerance_of(logits))

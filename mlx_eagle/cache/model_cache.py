@@ -94,6 +94,12 @@ class TreeCache:
         for part in self.parts:
             part.checkpoint()
 
+    def pad(self, n: int) -> None:
+        """Append and commit n rows of zeros, to measure what a longer context costs."""
+        for part in self.parts:
+            part.pad(n)
+        self.commit(range(n))
+
     def fork(self) -> "TreeCache":
         """Return a copy; both share the rows held so far, and neither sees what the other adds."""
         return TreeCache([layer.fork() for layer in self.layers])

@@ -203,10 +203,7 @@ class _Bench:
 
     def pad(self, context: int) -> None:
         """Fill the target's cache with empty rows up to `context` tokens."""
-        n = context - self.cache.rows
-        for part in self.cache.parts:
-            part.pad(n)
-        self.cache.commit(range(n))
+        self.cache.pad(context - self.cache.rows)
         mx.eval(self.cache.buffers)
 
     def plain(self) -> float:

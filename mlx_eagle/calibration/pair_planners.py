@@ -1,6 +1,6 @@
 """The planners of a pair: its records found, its costs measured if need be, its head watched."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import mlx.core as mx
@@ -51,6 +51,7 @@ def records_of_pair(
     head_folder: Path | None,
     *,
     adapter: str | None = None,
+    more: Mapping[str, str] | None = None,
 ) -> Records:
     """Return what is on record of a pair on this machine.
 
@@ -60,6 +61,7 @@ def records_of_pair(
         target_folder: where the target is.
         head_folder: where the converted head is; None for lookup alone, which has no files.
         adapter: where the target's adapter is, if it has one.
+        more: what else the costs depend on.
     """
     facts = {
         "target": fingerprint(target_folder),
@@ -73,5 +75,5 @@ def records_of_pair(
         facts |= {"activations": str(target.embedding(mx.array([0])).dtype)}
     if adapter is not None:
         facts["adapter"] = fingerprint(Path(adapter))
-    records = Records(cache_folder(), Identity(this_machine(), facts))
+    records = Records(cache_folder(), Identity(this_machine(), facts | dict(more or {})))
     return records.with_kernels(target.few_rows.identity)

@@ -29,6 +29,12 @@ from mlx_eagle.target.stage import stage
 from mlx_eagle.target.tokenizer import read_tokenizer
 from mlx_eagle.target.windows import unkept_window
 
+# Linear layers, whole or one rank's part of them.
+QUANTIZED = (
+    nn.QuantizedLinear,
+    nn.QuantizedAllToShardedLinear,
+    nn.QuantizedShardedToAllLinear,
+)
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 
@@ -48,7 +54,7 @@ class LoadedTarget(NamedTuple):
     remarks: tuple[str, ...]
 
 
-def _dtype(name: str | None) -> mx.Dtype | None:
+def compute_type(name: str | None) -> mx.Dtype | None:
     """Return the type to compute in; None keeps what is stored."""
     if name is None:
         return mx.float32 if mx.default_device() == mx.cpu else None
@@ -73,7 +79,7 @@ def load_target(
     Raises:
         CheckpointError: if mlx-lm cannot load it, or would not run it as its files say.
     """
-    compute_type = _dtype(dtype)
+    kind = compute_type(dtype)
     if adapter is not None:
         check_adapter(adapter)
     try:
@@ -88,8 +94,8 @@ def load_target(
         ) from error
     if adapter is not None:
         apply_adapter(loaded.network, adapter)
-    if compute_type is not None:
-        loaded.network.set_dtype(compute_type)
+    if kind is not None:
+        loaded.network.set_dtype(kind)
     return loaded, tokenizer
 
 
@@ -177,7 +183,7 @@ def precision(network: nn.Module) -> str:
     kinds = {
         f"{module.bits}-bit, group {module.group_size}"
         for _, module in network.named_modules()
-        if isinstance(module, nn.QuantizedLinear)
+        if isinstance(module, QUANTIZED)
     }
     if kinds:
         return " and ".join(sorted(kinds))

@@ -47,6 +47,12 @@ def check_tree_verification(target: Target) -> None:
     Raises:
         UnsupportedTargetError: if it fails on both, or answers differently.
     """
+    with target.checking():
+        _check_verification(target)
+
+
+def _check_verification(target: Target) -> None:
+    """Do what `check_tree_verification` does."""
     if target.chains_only:
         _check_chains(target)
         return

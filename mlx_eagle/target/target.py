@@ -10,7 +10,7 @@ saving are as before.
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -169,7 +169,7 @@ class Target:
         It is the linear layer alone, without what some models do to logits afterwards (soft caps,
         scales), which heads that share it were not trained with either.
         """
-        layer = _output_layer(self.model, self.vocab_size)
+        layer = output_layer(self.model, self.vocab_size)
         return layer if layer is not None else self.embedding.as_linear
 
     def output_rows(self, ids: mx.array) -> Callable[[mx.array], mx.array]:
@@ -179,10 +179,14 @@ class Target:
         """
         known = next((layer for table, layer in self._row_layers if table is ids), None)
         if known is None:
-            layer = _output_layer(self.model, self.vocab_size)
+            layer = output_layer(self.model, self.vocab_size)
             known = rows_of(self.embedding if layer is None else layer, ids)
             self._row_layers.append((ids, known))
         return known
+
+    def checking(self) -> AbstractContextManager[None]:
+        """Return what surrounds the self check, in which the model is run directly."""
+        return nullcontext()
 
     def check_shape(self, shape: Shape) -> None:
         """Refuse a shape that this target cannot verify.
@@ -216,7 +220,7 @@ class Target:
 
         if boundary > len(layers):
             # The output layer is given what the final norm gives (minicpm scales it in between).
-            output = _output_layer(self.model, self.vocab_size)
+            output = output_layer(self.model, self.vocab_size)
             name = "__call__" if output else "as_linear"
             return wrap_method(output or self.embedding, name, note_input)
         if boundary == 0:
@@ -344,8 +348,13 @@ def rows_of(layer: nn.Module, ids: mx.array) -> Callable[[mx.array], mx.array]:
 _OUTPUT_NAMES = ("lm_head", "output", "embed_out", "ff_out")
 
 
-def _output_layer(model: nn.Module, vocab_size: int | None) -> nn.Module | None:
-    """Return the layer that gives logits, or None where the embedding gives them."""
+def output_layer(model: nn.Module, vocab_size: int | None) -> nn.Module | None:
+    """Return the layer that gives logits, or None where the embedding gives them.
+
+    Args:
+        model: the target.
+        vocab_size: rows of its embedding; None where they are not known.
+    """
     kinds = (nn.Linear, nn.QuantizedLinear)
     found = [
         module

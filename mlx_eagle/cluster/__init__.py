@@ -1,0 +1,1 @@
+"""One target on several machines: rank 0 decides and drafts, the others hold shards and follow."""

@@ -1,0 +1,265 @@
+"""A follower: holds one shard and the caches of all conversations, and does what rank 0 says.
+
+It decides nothing and knows no head, no tokenizer and no text. `python -m
+mlx_eagle.cluster.follower` reads one line of JSON from stdin, which says where rank 0 listens and
+with which token, and ends when rank 0 does.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_eagle.cache.estimate import device_memory
+from mlx_eagle.cache.model_cache import TreeCache
+from mlx_eagle.cache.options import WHOLE, KVOptions
+from mlx_eagle.cluster.control import Channel
+from mlx_eagle.cluster.facts import fingerprint, versions
+from mlx_eagle.cluster.messages import (
+    MAX_CACHES,
+    Beat,
+    Check,
+    Checkpoint,
+    Commit,
+    Compare,
+    Done,
+    Drop,
+    Fault,
+    Fork,
+    Hello,
+    Join,
+    Load,
+    Measure,
+    New,
+    Order,
+    Pad,
+    Ready,
+    Report,
+    Run,
+    Stop,
+    Trim,
+    decode_orders,
+    encode_report,
+)
+from mlx_eagle.cluster.ring import join_ring, seconds_per_sum
+from mlx_eagle.cluster.shard import Shard, load_shard
+from mlx_eagle.errors import ClusterError, EagleError, UnsupportedTargetError
+from mlx_eagle.files.quoting import one_line
+from mlx_eagle.hub.download import fetch
+from mlx_eagle.target.self_check import check_tree_verification
+from mlx_eagle.target.target import Target
+from mlx_eagle.tree import DraftTree
+
+BEAT = 1.0  # seconds between two signs of life
+JOIN_SECONDS = 60.0  # in which all ranks must have joined the ring
+REACH_SECONDS = 20.0  # in which rank 0 must be reached
+
+
+class Follower:
+    """One rank above 0.
+
+    Args:
+        channel: to rank 0.
+        rank: of this process.
+        group: of all ranks, if it is joined already.
+    """
+
+    def __init__(
+        self, channel: Channel, rank: int, group: mx.distributed.Group | None = None
+    ) -> None:
+        self._channel, self._rank, self._group = channel, rank, group
+        self._shard: Shard | None = None
+        self._target: Target | None = None
+        self._caches: dict[int, TreeCache] = {}
+        self._does: dict[type, Callable[[Any], None]] = {
+            New: self._new,
+            Fork: self._fork,
+            Commit: lambda it: self._cache(it.cache).commit([*range(it.first), *it.others]),
+            Trim: lambda it: self._cache(it.cache).trim(it.rows),
+            Checkpoint: lambda it: self._cache(it.cache).checkpoint(),
+            Pad: lambda it: self._cache(it.cache).pad(it.rows),
+            Drop: self._drop,
+            Run: self.run,
+            Check: self._check,
+            Compare: self._compare,
+            Load: self._load,
+            Join: self._join,
+            Measure: self._measure,
+        }
+
+    def serve(self) -> None:
+        """Do what rank 0 says until it says stop.
+
+        Raises:
+            Exception: whatever goes wrong, after rank 0 was told.
+        """
+        self.report(Hello(rank=self._rank, versions=versions(), memory=device_memory()))
+        waiting: SimpleQueue[bytes] = SimpleQueue()
+        for work in (lambda: self._listen(waiting), self._beat):
+            threading.Thread(target=work, daemon=True).start()
+        try:
+            while self._do_all(decode_orders(waiting.get())):
+                pass
+        except Exception as error:
+            self.report(Fault(reason=one_line(f"{error}" or type(error).__name__)))
+            raise
+
+    def _do_all(self, orders: Sequence[Order]) -> bool:
+        """Do what rank 0 says, in order; say whether it may say more."""
+        for order in orders:
+            if isinstance(order, Stop):
+                return False
+            self._does[type(order)](order)
+        return True
+
+    def report(self, report: Report) -> None:
+        """Tell rank 0 something; if it is gone, this process ends."""
+        try:
+            self._channel.send(encode_report(report))
+        except OSError:
+            os._exit(1)
+
+    def run(self, order: Run) -> None:
+        """Run a tree through the shard, to its end."""
+        target, shard, cache = self._loaded(), self._shard, self._cache(order.cache)
+        assert shard is not None, "a target has a shard"
+        if cache.rows != order.rows:
+            raise ClusterError(f"a cache holds {cache.rows} rows, that of rank 0 {order.rows}")
+        tokens = mx.array(order.tokens, dtype=mx.int32)
+        if order.parents is None:
+            tree = DraftTree.chain(tokens)
+        else:
+            tree = DraftTree.static(tokens, order.parents)
+        with shard.end.expected():
+            logits = target.verify(tree, cache).logits
+            shard.end.complete(logits, order.number, tree.n_nodes, cache.buffers)
+        self.report(Done(number=order.number, rows=cache.rows + cache.parts[0].pending))
+
+    # Caches
+
+    def _cache(self, cache: int) -> TreeCache:
+        if cache not in self._caches:
+            raise ClusterError(f"there is no cache {cache}")
+        return self._caches[cache]
+
+    def _new(self, order: New) -> None:
+        if len(self._caches) >= MAX_CACHES:
+            raise ClusterError(f"there are {MAX_CACHES} caches already")
+        target = self._loaded()
+        target.kv = KVOptions(order.bits, order.group_size, order.max_size)
+        cache = target.make_cache()
+        assert isinstance(cache, TreeCache), "a target that follows verifies trees or chains"
+        self._caches[order.cache] = cache
+
+    def _fork(self, order: Fork) -> None:
+        self._caches[order.cache] = self._cache(order.source).fork()
+
+    def _drop(self, order: Drop) -> None:
+        self._caches.pop(order.cache, None)
+
+    # The whole model
+
+    def _loaded(self) -> Target:
+        if self._target is None:
+            raise ClusterError("no model is loaded")
+        return self._target
+
+    def _join(self, order: Join) -> None:
+        self._group = join_ring(self._rank, order.ring, JOIN_SECONDS)
+        self.report(Ready())
+
+    def _load(self, order: Load) -> None:
+        try:
+            ready = self._loaded_as(order)
+        except EagleError as error:  # another model may follow
+            ready = Ready(fault=one_line(error))
+        self.report(ready)
+
+    def _loaded_as(self, order: Load) -> Ready:
+        """Hold a part of another model."""
+        assert self._group is not None, "the ring is joined first"
+        self._caches, self._target, self._shard = {}, None, None
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        folder = _find(order.files)
+        self._shard = load_shard(folder, self._group, order.dtype, order.max_context)
+        self._target = Target(self._shard.loaded.network)
+        return Ready(weights=self._shard.nbytes, peak=mx.get_peak_memory())
+
+    def _compare(self, order: Compare) -> None:
+        try:
+            _find(order)
+        except EagleError as error:
+            self.report(Ready(fault=one_line(error)))
+        else:
+            self.report(Ready())
+
+    def _check(self, order: Check) -> None:
+        target = self._loaded()
+        target.chains_only, target.kv = order.chains_only, WHOLE
+        assert self._shard is not None, "a target has a shard"
+        # Rank 0 finds the same, and decides.
+        with self._shard.end.expected(), suppress(UnsupportedTargetError):
+            check_tree_verification(target)
+
+    def _measure(self, order: Measure) -> None:
+        assert self._group is not None, "the ring is joined first"
+        seconds_per_sum(self._group, order.numbers, order.repeats)
+
+    # Threads
+
+    def _listen(self, waiting: "SimpleQueue[bytes]") -> None:
+        """Pass on what rank 0 says; when it is gone, whatever is waited for will never come."""
+        while (data := self._channel.receive()) is not None:
+            waiting.put(data)
+        os._exit(0)
+
+    def _beat(self) -> None:
+        """Show that this process is there."""
+        while True:
+            time.sleep(BEAT)
+            self.report(Beat())
+
+
+def _find(files: Compare) -> Path:
+    """Return where a model is on this host, fetched if need be.
+
+    Raises:
+        ClusterError: if its files are not those of rank 0.
+    """
+    folder = Path(files.folder)
+    folder = folder if folder.is_dir() else fetch(files.name)
+    if fingerprint(folder) != files.fingerprint:
+        raise ClusterError(
+            f"{folder} holds another config.json or other weights than on rank 0; copy them"
+        )
+    return folder
+
+
+def start(make: Callable[[Channel, int], Follower] = Follower) -> None:
+    """Follow rank 0 as one line on stdin says: {"host", "port", "token", "rank"}.
+
+    Args:
+        make: returns the follower.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 decides when to end
+    said = json.loads(sys.stdin.readline(4096))
+    address = said["host"], said["port"]
+    channel = Channel.connect(address, said["token"], REACH_SECONDS)
+    try:
+        make(channel, said["rank"]).serve()
+    finally:
+        channel.close()
+
+
+if __name__ == "__main__":
+    start()

@@ -1,0 +1,194 @@
+"""Rank 0's target and caches: they tell the followers what they do, and otherwise are as ever.
+
+Everything that decides (planner, sampler, grammar, acceptance, limits) sees a `Target` and a
+`TreeCache`. Followers are told of a tree's tokens and parents, so these are read before it is
+verified.
+"""
+
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from typing import cast
+
+import mlx.core as mx
+
+from mlx_eagle.cache.model_cache import AnyCache, LayerList, OwnCache, TreeCache
+from mlx_eagle.cluster.cluster import Cluster
+from mlx_eagle.cluster.messages import Checkpoint, Drop, Fork, New, Pad, Run, Trim, commit
+from mlx_eagle.cluster.ring import counted
+from mlx_eagle.cluster.shard import Shard
+from mlx_eagle.errors import UnsupportedTargetError
+from mlx_eagle.target.hooks import Undo
+from mlx_eagle.target.target import Target, Verified
+from mlx_eagle.tree import DraftTree
+
+
+class LeadingCache(TreeCache):
+    """The caches of rank 0's shard, of which every follower has its own under the same number.
+
+    Args:
+        layers: as of `TreeCache`.
+        cluster: the followers.
+        number: by which they know the cache; nobody else has it.
+    """
+
+    def __init__(
+        self, layers: Sequence[OwnCache | LayerList], cluster: Cluster, number: int
+    ) -> None:
+        super().__init__(layers)
+        self.cluster, self.number = cluster, number
+        weakref.finalize(self, cluster.note, Drop(cache=number))
+
+    def commit(self, path: Sequence[int]) -> None:
+        """Keep the rows of an accepted path, on all ranks."""
+        if path or self.parts[0].pending:
+            self.cluster.note(commit(self.number, path))
+        super().commit(path)
+
+    def checkpoint(self) -> None:
+        """Remember the committed rows as a place to go back to, on all ranks."""
+        self.cluster.note(Checkpoint(cache=self.number))
+        super().checkpoint()
+
+    def trim(self, rows: int) -> None:
+        """Forget everything after the first `rows` tokens, on all ranks."""
+        self.cluster.note(Trim(cache=self.number, rows=rows))
+        super().trim(rows)
+
+    def pad(self, n: int) -> None:
+        """Append and commit n rows of zeros, on all ranks."""
+        self.cluster.note(Pad(cache=self.number, rows=n))
+        for part in self.parts:
+            part.pad(n)
+        super().commit(range(n))
+
+    def fork(self) -> "LeadingCache":
+        """Return a copy; the followers' rows are copied too."""
+        number = self.cluster.new_number()
+        self.cluster.note(Fork(cache=number, source=self.number))
+        return LeadingCache([layer.fork() for layer in self.layers], self.cluster, number)
+
+    def arrays(self) -> dict[str, mx.array]:
+        """Return nothing: a rank holds its own heads alone, so saved tokens are run again."""
+        return {}
+
+    def restore(self, arrays: dict[str, mx.array], rows: int) -> None:
+        """Stay empty, see `arrays`."""
+
+
+class LeadingTarget(Target):
+    """The target of rank 0: what it runs, all followers run.
+
+    Args:
+        cluster: the followers.
+        shard: of rank 0, as the cluster has loaded it.
+        taps: as of `Target`.
+        speculate: False is refused: mlx-lm's own caches are not led.
+
+    Raises:
+        UnsupportedTargetError: as `Target` does, and if a tap is where no whole stream is.
+    """
+
+    def __init__(
+        self, cluster: Cluster, shard: Shard, taps: Sequence[int] = (), speculate: bool = True
+    ) -> None:
+        if not speculate:
+            raise UnsupportedTargetError(
+                "with hosts a target must verify trees or chains, and this one does neither; load "
+                "it on one machine"
+            )
+        self.cluster, self._shard = cluster, shard
+        self._traffic = cluster.rounds
+        super().__init__(shard.loaded.network, taps)
+
+    @cached_property
+    def unembed(self) -> Callable[[mx.array], mx.array]:
+        """The output layer, see `Target.unembed`.
+
+        Raises:
+            UnsupportedTargetError: if it is divided among the hosts.
+        """
+        self._check_output()
+        return super().unembed
+
+    def output_rows(self, ids: mx.array) -> Callable[[mx.array], mx.array]:
+        """Return the output layer for some tokens, see `Target.output_rows`.
+
+        Raises:
+            UnsupportedTargetError: if it is divided among the hosts.
+        """
+        self._check_output()
+        return super().output_rows(ids)
+
+    def checking(self) -> AbstractContextManager[None]:
+        """Let all ranks run the self check, each with its own shard."""
+        return self.cluster.checking(chains_only=self.chains_only)
+
+    def make_cache(self) -> AnyCache:
+        """Return an empty cache, which the followers have too."""
+        cache = super().make_cache()
+        if self.cluster.is_in_step:
+            return cache
+        assert isinstance(cache, TreeCache), "stock caches are refused"
+        number, kv = self.cluster.new_number(), self.kv
+        self.cluster.note(
+            New(cache=number, bits=kv.bits, group_size=kv.group_size, max_size=kv.max_size)
+        )
+        return LeadingCache(cache.layers, self.cluster, number)
+
+    def forward(self, tokens: mx.array, cache: AnyCache) -> Verified:
+        """Run committed tokens and commit their rows; what they exchange counts as the prompt's."""
+        self._traffic = self.cluster.prompts
+        try:
+            return super().forward(tokens, cache)
+        finally:
+            self._traffic = self.cluster.rounds
+
+    def _tap(self, boundary: int) -> Undo:
+        if boundary > len(self.model.layers):
+            self._check_output()
+        return super()._tap(boundary)
+
+    def _check_output(self) -> None:
+        if not self._shard.has_whole_output:
+            raise UnsupportedTargetError(
+                "mlx-lm divides this target's output layer among the hosts, so that a head cannot "
+                "borrow it or read what it is given; take a head with an output layer of its own"
+            )
+
+    def _run(self, tree: DraftTree, cache: AnyCache) -> Verified:
+        """Run all nodes of a tree through the target on all ranks, to the end."""
+        if self.cluster.is_in_step:
+            return self._run_in_step(tree, cache)
+        assert isinstance(cache, LeadingCache), "a cache of another target"
+        tokens = cast(list[int], tree.tokens.tolist())  # waits for the draft
+        parents = None if tree.is_chain else tree.structure()
+        rows, number = cache.rows, self.cluster.new_pass()
+        self.cluster.check_loaded(self._shard)
+        self.cluster.run(
+            Run(cache=cache.number, number=number, rows=rows, tokens=tokens, parents=parents)
+        )
+        end, traffic = self._shard.end, self._traffic
+        watch = self.cluster.watch
+        with watch.waiting(tree.n_nodes), counted(traffic), end.expected(), watch.decisive():
+            verified = super()._run(tree, cache)
+            end.complete(verified.logits, number, tree.n_nodes)
+        return verified
+
+    def _run_in_step(self, tree: DraftTree, cache: AnyCache) -> Verified:
+        """Run a tree of the self check, which the followers run by themselves."""
+        try:
+            return super()._run(tree, cache)
+        except UnsupportedTargetError as error:  # a tap that is missing, on rank 0 alone
+            self.cluster.watch.fail(f"the followers wait for a pass that failed here ({error})")
+            raise
+
+
+def exchanged_per_round(target: Target) -> dict[str, float] | None:
+    """Return what a round has exchanged on average; None for a target on one machine."""
+    if not isinstance(target, LeadingTarget) or not target.cluster.rounds.passes:
+        return None
+    rounds = target.cluster.rounds
+    per_round = {"sums": rounds.sums, "bytes": rounds.nbytes}
+    return {f"{name}_per_round": total / rounds.passes for name, total in per_round.items()}

@@ -1,0 +1,263 @@
+"""What rank 0 says to its followers, and they to it: bounded JSON, each field checked by its type.
+
+A *batch* holds what has happened to the caches since the last one, in order, and mostly ends with
+a `Run`: so a forward pass takes one message. Nothing that is read here is run as code.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from mlx_eagle.errors import ClusterError
+
+MAX_CACHES = 4096  # of all conversations together
+MAX_ROWS = 1 << 24  # tokens of one of them
+MAX_RANKS = 64
+
+CacheId = Annotated[int, Field(ge=0, le=1 << 40)]
+Rows = Annotated[int, Field(ge=0, le=MAX_ROWS)]
+Token = Annotated[int, Field(ge=0, lt=1 << 31)]
+Rank = Annotated[int, Field(ge=0, lt=MAX_RANKS)]
+Line = Annotated[str, Field(max_length=4096)]
+
+
+class _Message(BaseModel):
+    """A message: no field is left out, added or of another type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+# From rank 0: what its caches do.
+
+
+class New(_Message):
+    """Make an empty cache; the options are those of `KVOptions`."""
+
+    kind: Literal["new"] = "new"
+    cache: CacheId
+    bits: Annotated[int, Field(ge=1, le=16)] | None = None
+    group_size: Annotated[int, Field(ge=1, le=1024)] = 64
+    max_size: Rows | None = None
+
+
+class Fork(_Message):
+    """Make a cache that begins with the rows of another."""
+
+    kind: Literal["fork"] = "fork"
+    cache: CacheId
+    source: CacheId
+
+
+class Commit(_Message):
+    """Keep undecided rows: the first `first` of them, then `others`."""
+
+    kind: Literal["commit"] = "commit"
+    cache: CacheId
+    first: Rows
+    others: list[Rows] = Field(default=[], max_length=MAX_CACHES)
+
+
+class Trim(_Message):
+    """Forget everything after the first `rows` rows."""
+
+    kind: Literal["trim"] = "trim"
+    cache: CacheId
+    rows: Rows
+
+
+class Checkpoint(_Message):
+    """Remember the committed rows as a place to go back to."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    cache: CacheId
+
+
+class Pad(_Message):
+    """Append and commit `rows` rows of zeros."""
+
+    kind: Literal["pad"] = "pad"
+    cache: CacheId
+    rows: Rows
+
+
+class Drop(_Message):
+    """Forget a cache."""
+
+    kind: Literal["drop"] = "drop"
+    cache: CacheId
+
+
+class Run(_Message):
+    """Run the nodes of a tree through the target.
+
+    Attributes:
+        number: counts all forward passes, from 1 on.
+        rows: committed rows of the cache, as rank 0 has them.
+        tokens: of the nodes.
+        parents: of the nodes; None for a chain.
+    """
+
+    kind: Literal["run"] = "run"
+    cache: CacheId
+    number: Annotated[int, Field(ge=1, lt=1 << 31)]
+    rows: Rows
+    tokens: list[Token] = Field(min_length=1, max_length=MAX_ROWS)
+    parents: list[Rows] | None = None
+
+
+# From rank 0: what concerns the whole model.
+
+
+class Compare(_Message):
+    """Find a model and compare its files.
+
+    Attributes:
+        folder: where it is on rank 0, which is looked for first.
+        name: by which it is fetched where there is no such folder.
+        fingerprint: of its files, which must be the same ones.
+    """
+
+    kind: Literal["compare"] = "compare"
+    folder: Line
+    name: Line
+    fingerprint: Line
+
+
+class Load(_Message):
+    """Read the weights of a model, or of another one; all caches are forgotten.
+
+    Attributes:
+        files: where they are, and what they must be.
+        dtype: of `LoadOptions`.
+        max_context: tokens that a text may have, if the user says so.
+    """
+
+    kind: Literal["load"] = "load"
+    files: Compare
+    dtype: Annotated[str, Field(pattern="^(float32|float16|bfloat16)$")] | None
+    max_context: Rows | None
+
+
+class Join(_Message):
+    """Join the ring of all ranks: the addresses of each, as `mx.distributed` wants them."""
+
+    kind: Literal["join"] = "join"
+    ring: list[list[Line]] = Field(min_length=2, max_length=MAX_RANKS)
+
+
+class Check(_Message):
+    """Try whether the target verifies trees, or only whether chains, in step with all ranks."""
+
+    kind: Literal["check"] = "check"
+    chains_only: bool
+
+
+class Measure(_Message):
+    """Take part in `repeats` sums of `numbers` float32 numbers, one after the other."""
+
+    kind: Literal["measure"] = "measure"
+    numbers: Annotated[int, Field(ge=1, le=1 << 24)]
+    repeats: Annotated[int, Field(ge=1, le=1000)]
+
+
+class Stop(_Message):
+    """End."""
+
+    kind: Literal["stop"] = "stop"
+
+
+# From a follower.
+
+
+class Hello(_Message):
+    """The first message: which rank, what is installed there, bytes that MLX may use."""
+
+    kind: Literal["hello"] = "hello"
+    rank: Rank
+    versions: dict[str, Line]
+    memory: Annotated[int, Field(ge=0)]
+
+
+class Ready(_Message):
+    """What was asked for is done, or why not; bytes of the weights, and the most in use."""
+
+    kind: Literal["ready"] = "ready"
+    fault: Line = ""
+    weights: Annotated[int, Field(ge=0)] = 0
+    peak: Annotated[int, Field(ge=0)] = 0
+
+
+class Done(_Message):
+    """A forward pass has ended, with so many rows in its cache, undecided ones included."""
+
+    kind: Literal["done"] = "done"
+    number: int
+    rows: Rows
+
+
+class Beat(_Message):
+    """The process is there."""
+
+    kind: Literal["beat"] = "beat"
+
+
+class Fault(_Message):
+    """The follower ends, for this reason."""
+
+    kind: Literal["fault"] = "fault"
+    reason: Line
+
+
+CacheOp = New | Fork | Commit | Trim | Checkpoint | Pad | Drop | Run
+Order = CacheOp | Compare | Load | Join | Check | Measure | Stop
+Report = Hello | Ready | Done | Beat | Fault
+
+_ORDERS = TypeAdapter(list[Annotated[Order, Field(discriminator="kind")]])
+_REPORT: TypeAdapter[Report] = TypeAdapter(Annotated[Report, Field(discriminator="kind")])
+
+
+def encode_orders(orders: Sequence[Order]) -> bytes:
+    """Return a batch as it is sent."""
+    return _ORDERS.dump_json(list(orders), exclude_defaults=False)
+
+
+def decode_orders(data: bytes) -> list[Order]:
+    """Return a batch that was received.
+
+    Raises:
+        ClusterError: if it is none.
+    """
+    try:
+        return _ORDERS.validate_json(data)
+    except ValidationError as error:
+        raise ClusterError(f"rank 0 sent no message that is known here: {_what(error)}") from error
+
+
+def encode_report(report: Report) -> bytes:
+    """Return what a follower says as it is sent."""
+    return _REPORT.dump_json(report)
+
+
+def decode_report(data: bytes) -> Report:
+    """Return what a follower said.
+
+    Raises:
+        ClusterError: if it is no such message.
+    """
+    try:
+        return _REPORT.validate_json(data)
+    except ValidationError as error:
+        raise ClusterError(f"a follower sent no message: {_what(error)}") from error
+
+
+def commit(cache: int, path: Sequence[int]) -> Commit:
+    """Return the message for an accepted path: ascending indices of undecided rows."""
+    first = next((i for i, row in enumerate(path) if row != i), len(path))
+    return Commit(cache=cache, first=first, others=list(path[first:]))
+
+
+def _what(error: ValidationError) -> str:
+    """Return the first fault of a message in a few words."""
+    fault = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"[:200]

@@ -1,0 +1,246 @@
+"""Rank 0 keeps an eye on its followers: who is gone, who stands still, which pass never ends.
+
+MLX waits for ever for a rank that says nothing, and cannot be interrupted. So a thread listens to
+each follower, and one looks at the clock. What they find is raised where rank 0 next comes by; if
+it is stuck in MLX, the process is ended, after those who want to save something were called.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from queue import Empty, SimpleQueue
+from typing import NamedTuple, TypeVar
+
+from mlx_eagle.cluster.control import Channel
+from mlx_eagle.cluster.messages import Beat, Done, Fault, Hello, Ready, Report, decode_report
+from mlx_eagle.errors import ClusterError
+
+_Report = TypeVar("_Report", Hello, Ready)
+
+PAUSE = 0.1  # seconds between two looks
+GRACE = 1.0  # seconds in which MLX mostly raises an error itself, once a rank is lost
+SLOWER = 20.0  # times as long as the slowest pass so far, row by row, is too long
+
+
+class Patience(NamedTuple):
+    """Seconds after which something is wrong.
+
+    Attributes:
+        start: until all followers have connected.
+        silence: without a sign of life of a follower.
+        least: of a forward pass, however fast the ones before were.
+        first: of the first pass, of which nothing is known.
+    """
+
+    start: float = 60.0
+    silence: float = 10.0
+    least: float = 30.0
+    first: float = 300.0
+
+
+PATIENCE = Patience()
+
+
+class Peer:
+    """A follower, seen from rank 0.
+
+    Args:
+        name: of its host.
+        rank: its rank.
+        channel: to it.
+        memory: bytes that MLX may use there.
+
+    Attributes:
+        lost: why it is of no more use; "" while it is.
+        heard: moment in seconds of its last sign of life.
+    """
+
+    def __init__(self, name: str, rank: int, channel: Channel, memory: int) -> None:
+        self.name, self.rank, self.channel, self.memory = name, rank, channel, memory
+        self.lost, self.heard = "", time.monotonic()
+        self.expected: tuple[int, int] = (0, 0)  # number of the newest pass, rows after it
+        self._said: SimpleQueue[Report] = SimpleQueue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} on {self.name}"
+
+    def answer(self, kind: type[_Report]) -> _Report:
+        """Wait for what it says next beside signs of life, which is to be of this kind.
+
+        Raises:
+            ClusterError: if it is lost, could not do it, or says something else.
+        """
+        while True:
+            try:
+                said = self._said.get(timeout=PAUSE)
+            except Empty:
+                if self.lost:
+                    raise ClusterError(self.lost) from None
+                continue
+            if not isinstance(said, kind):
+                raise ClusterError(f"{self} said {said.kind}, which was not asked for")
+            if isinstance(said, Ready) and said.fault:
+                raise ClusterError(f"{self}: {said.fault}")
+            return said
+
+    def lose(self, reason: str) -> None:
+        """Note why it is of no more use, if that is not known yet."""
+        self.lost = self.lost or f"{self} {reason}"
+
+    def _listen(self) -> None:
+        """Take in what it says, to its end."""
+        try:
+            while (data := self.channel.receive()) is not None:
+                self.heard = time.monotonic()
+                self._take(decode_report(data))
+        except ClusterError as error:
+            self.lose(f"is no follower of this version: {error}")
+        self.lose("has ended or cannot be reached any more")
+
+    def _take(self, said: Report) -> None:
+        """Take in one message."""
+        if isinstance(said, Fault):
+            self.lose(f"ends: {said.reason}")
+        elif isinstance(said, Done):
+            number, rows = self.expected
+            if said.number == number and said.rows != rows:
+                self.lose(f"holds {said.rows} rows after a pass, rank 0 {rows}")
+        elif not isinstance(said, Beat):
+            self._said.put(said)
+
+
+class Watch:
+    """The thread that looks at the clock.
+
+    Args:
+        peers: all followers.
+        patience: when something is wrong.
+
+    Attributes:
+        on_lost: called with the reason before the process is ended, in this order.
+    """
+
+    def __init__(self, peers: Sequence[Peer], patience: Patience) -> None:
+        self.on_lost: list[Callable[[str], object]] = []
+        self._peers, self._patience = peers, patience
+        self._failure = ""
+        self._since: float | None = None  # rank 0 is in MLX, waiting for the others
+        self._limit, self._per_row = patience.first, 0.0
+        self._stuck_since: float | None = None
+        self._is_over = threading.Event()
+        threading.Thread(target=self._run, name="mlx-eagle-watch", daemon=True).start()
+
+    @property
+    def lost(self) -> str:
+        """Why the followers are of no more use; "" while they are."""
+        return self._failure or next((peer.lost for peer in self._peers if peer.lost), "")
+
+    def fail(self, reason: str) -> None:
+        """Note why the hosts are not in step any more, which cannot be mended."""
+        self._failure = self._failure or reason
+
+    @contextmanager
+    def decisive(self) -> Iterator[None]:
+        """Let nothing be computed any more after what fails inside, Ctrl-C included.
+
+        The followers were told of a pass and wait for it, or what they have computed is wrong.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if not isinstance(error, RuntimeError):  # of MLX: which host is lost is found out
+                self.fail(f"a pass was not run to its end here ({error or type(error).__name__})")
+            raise
+
+    def check(self) -> None:
+        """Raise what was found.
+
+        Raises:
+            ClusterError: if a follower is lost.
+        """
+        if self.lost:
+            raise ClusterError(self._told(self.lost))
+
+    @contextmanager
+    def waiting(self, n_rows: int = 0) -> Iterator[None]:
+        """Wait for the others inside; what MLX raises for a lost rank is said in words.
+
+        Args:
+            n_rows: of the forward pass; 0 for anything else.
+
+        Raises:
+            ClusterError: if a follower is lost.
+        """
+        expected = SLOWER * self._per_row * n_rows
+        known = max(expected, self._patience.least)
+        self._limit = known if self._per_row and n_rows else self._patience.first
+        self._since = start = time.monotonic()
+        try:
+            yield
+        except RuntimeError as error:
+            raise ClusterError(self._told(self._reason(error))) from error
+        finally:
+            self._since = None
+        if n_rows:
+            self._per_row = max(self._per_row, (time.monotonic() - start) / n_rows)
+
+    def end(self) -> None:
+        """Look no more."""
+        self._is_over.set()
+
+    def _reason(self, error: RuntimeError) -> str:
+        """Return which follower is lost, once that is known."""
+        for _ in range(round(GRACE / PAUSE)):
+            if self.lost:
+                return self.lost
+            time.sleep(PAUSE)
+        return f"a host is lost: {error}"
+
+    def _told(self, reason: str) -> str:
+        return f"{reason}; what was said is kept here, but nothing more can be computed: start anew"
+
+    def _run(self) -> None:
+        """Look at the clock until it is over."""
+        last = time.monotonic()
+        while not self._is_over.wait(PAUSE):
+            now = time.monotonic()
+            if now - last > 10 * PAUSE:  # this process was stopped itself, or had no core
+                self._forgive(now)
+            last = now
+            self._look(now)
+
+    def _forgive(self, now: float) -> None:
+        """Begin to wait anew."""
+        for peer in self._peers:
+            peer.heard = now
+        if self._since is not None:
+            self._since = now
+
+    def _look(self, now: float) -> None:
+        """See who is silent, and whether rank 0 is stuck."""
+        for peer in self._peers:
+            if (silent := now - peer.heard) > self._patience.silence:
+                peer.lose(f"stands still or cannot be reached: no sign of life for {silent:.0f} s")
+        since = self._since
+        if since is None:
+            self._stuck_since = None
+            return
+        if not self.lost and now - since > self._limit:
+            self._give_up(f"a forward pass takes longer than {self._limit:.0f} s on some host")
+        if self.lost:
+            self._stuck_since = self._stuck_since or now
+            if now - self._stuck_since > GRACE:
+                self._give_up(self.lost)
+
+    def _give_up(self, reason: str) -> None:
+        """End the process: MLX waits for ever, and its wait cannot be left."""
+        for call in self.on_lost:
+            with suppress(Exception):  # the others must be called as well
+                call(reason)
+        with suppress(Exception):
+            print(f"error: {reason}; ending, because MLX waits for it", file=sys.stderr, flush=True)
+        os._exit(1)

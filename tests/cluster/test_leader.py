@@ -1,0 +1,254 @@
+"""A target on two ranks gives the tokens of one process, whatever is drafted.
+
+float32 on the CPU wheel: two ranks add in one order, so what one row gives it gives in a tree too.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from cases import broad
+from mlx_eagle.bench.metrics import Sample
+from mlx_eagle.bench.text_comparison import judge_on_hosts
+from mlx_eagle.calibration.planners import Calibration, Planners
+from mlx_eagle.cluster.cluster import Cluster
+from mlx_eagle.cluster.leader import LeadingTarget
+from mlx_eagle.engine import Engine
+from mlx_eagle.errors import ClusterError, UnsupportedTargetError
+from mlx_eagle.planner.cost_model import Costs
+from mlx_eagle.session.session import Session
+from mlx_eagle.target.target import Target
+from mlx_eagle.tree import DraftTree, TreeShape
+from shards import lead, write_model, write_tiny
+from tiny_models import SMALL
+from turning_pair import make_turning_engine
+
+FREE_ROWS = Costs((0,), dict.fromkeys(range(1, 17), (1.0,)), (1.0,), (0.01,) * 8, 0.0)
+TREES: dict[str, dict[str, Any]] = {
+    "plain": {"speculate": False},
+    "chain 4": {"tree": TreeShape.chain(4)},
+    "tree 8": {"tree": TreeShape(4, 4, 8)},
+    "tree 60": {"tree": TreeShape(6, 10, 60)},
+    "planner": {},
+}
+SAMPLING: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "drawn": {"temperature": 0.8, "top_p": 0.95, "seed": 7},
+}
+
+
+class Pair:
+    """The same pair twice: in this process, and on two ranks; head and tokenizer are shared."""
+
+    def __init__(self, cluster: Cluster, folder: Path) -> None:
+        self.alone = make_turning_engine()
+        network = self.alone.target.model
+        sizes = {"vocab_size": 4096, "max_position_embeddings": 2048, "head_dim": 32}
+        write_model(folder, network, {"model_type": "llama"} | SMALL | sizes)
+        self.target = lead(cluster, folder, self.alone.target.taps)
+        self.together = self.engine(self.target)
+        self.alone = self.engine(self.alone.target)
+
+    def engine(self, target: Target) -> Engine:
+        one, head = self.alone, self.alone.head
+        planners = Planners(Calibration(FREE_ROWS, "a test", is_measured=True), head.max_depth)
+        return Engine(target, one.tokenizer, head, one.info, planners, one.limits)
+
+
+@pytest.fixture(scope="module")
+def pair(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return Pair(cluster, tmp_path_factory.mktemp("turning"))
+
+
+PROMPT = list(range(300, 330))
+
+
+@pytest.mark.bitwise
+@pytest.mark.parametrize(
+    ("tree", "sampling"),
+    [
+        ("tree 8", "drawn"),
+        ("planner", "greedy"),
+        broad("plain", "greedy"),
+        broad("plain", "drawn"),
+        broad("chain 4", "greedy"),
+        broad("chain 4", "drawn"),
+        broad("tree 8", "greedy"),
+        broad("planner", "drawn"),
+        broad("tree 60", "greedy"),
+        broad("tree 60", "drawn"),
+    ],
+)
+def test_tokens_are_those_of_one_process_and_of_plain_decoding(
+    tree: str, sampling: str, pair: Pair, is_quick: bool
+) -> None:
+    options = {"max_tokens": 8 if is_quick else 256, **SAMPLING[sampling]}
+    want = pair.alone.generate(PROMPT, **options, speculate=False)
+    got = pair.together.generate(PROMPT, **options, **TREES[tree])
+    assert got.tokens == want.tokens
+    if tree != "plain":
+        assert got.stats.accepted > 0, "nothing was accepted; the test shows little"
+        rounds = pair.alone.generate(PROMPT, **options, **TREES[tree]).stats.n_accepted_per_round
+        assert got.stats.n_accepted_per_round == rounds
+
+
+@pytest.mark.bitwise
+def test_a_prompt_read_in_pieces_leaves_no_rank_behind(pair: Pair) -> None:
+    """Rank 0 needs no output of the last layer then, and must evaluate its sums all the same."""
+    options = {"max_tokens": 4, "prefill_step_size": 10}
+    want = pair.alone.generate(PROMPT, **options)
+    assert pair.together.generate(PROMPT, **options).tokens == want.tokens
+
+
+@pytest.mark.bitwise
+def test_conversations_fork_go_back_and_are_asked_anew_as_alone(pair: Pair) -> None:
+    def talk(engine: Engine) -> list[list[int]]:
+        session, said = engine.session(), []
+        options: dict[str, Any] = {"max_tokens": 4, "tree": TreeShape(3, 3, 6)}
+
+        def ask(to: Session, ids: list[int]) -> None:
+            said.append([response.token for response in to.stream_generate(ids, **options)])
+
+        ask(session, PROMPT)
+        twin = session.fork()
+        ask(session, [*PROMPT, *said[0], 400, 401])
+        ask(twin, [*PROMPT, *said[0], 500, 501])
+        ask(session, PROMPT[:20])  # goes back
+        stream = session.stream_generate([*PROMPT, 77], **options)
+        next(stream)
+        next(stream)
+        stream.close()  # within an answer: a round that nobody reads is forgotten
+        ask(session, [*PROMPT, 78])
+        return said
+
+    assert talk(pair.together) == talk(pair.alone)
+
+
+def test_every_operation_of_a_cache_reaches_the_follower(pair: Pair) -> None:
+    """Passes say on both sides how many rows there are, and logits show what is in them."""
+    results = []
+    for target in (pair.alone.target, pair.target):
+        cache = target.make_cache()
+        target.extend(mx.array(PROMPT), cache)
+        cache.checkpoint()
+        fork = cache.fork()
+        tree = DraftTree.static(mx.array([8, 9, 10, 11, 12]), [0, 0, 0, 1, 3])
+        target.verify(tree, cache)
+        cache.commit([0, 1, 3, 4])
+        cache.trim(32)
+        fork.pad(5)
+        last = [target.verify(DraftTree.chain(mx.array([5])), c).logits for c in (cache, fork)]
+        cache.commit([])
+        assert (cache.rows, fork.rows) == (32, 35)
+        results.append(np.array(mx.concatenate(last)))
+    np.testing.assert_allclose(results[1], results[0], rtol=0, atol=1e-4)
+    pair.target.cluster.watch.check()
+
+
+def test_a_pass_exchanges_two_sums_a_layer_and_a_canary(pair: Pair) -> None:
+    """However many rows it has, and however many of them are accepted."""
+    traffic, width = pair.target.cluster.rounds, SMALL["hidden_size"]
+    cache = pair.target.make_cache()
+    pair.target.extend(mx.array(PROMPT), cache)
+    for n_rows, n_accepted in ((1, 1), (8, 1), (8, 8)):
+        before = replace(traffic)
+        pair.target.verify(DraftTree.chain(mx.arange(n_rows, dtype=mx.int32)), cache)
+        cache.commit(range(n_accepted))
+        assert traffic.passes - before.passes == 1
+        assert traffic.sums - before.sums == 2 * 4 + 1
+        assert traffic.nbytes - before.nbytes == 2 * 4 * n_rows * width * 4 + 2 * 4
+
+
+def test_the_judge_of_differing_texts_asks_all_hosts(pair: Pair) -> None:
+    tokens = pair.together.generate(PROMPT, max_tokens=3).tokens
+    plain = Sample("plain", 0.0, 0, "c", 0, tokens, 3, 1.0, 1.0, {})
+    judge = judge_on_hosts(pair.target, lambda *_: PROMPT, seed=0)
+    assert judge(plain, 2, tokens[2], tokens[2]).gap == 0
+    assert judge(plain, 2, tokens[2], tokens[2] + 1).gap > 0
+
+
+def test_a_model_that_is_run_directly_would_wait_for_ever_and_says_so(pair: Pair) -> None:
+    with pytest.raises(ClusterError, match="was run alone"):
+        pair.target.model(mx.array([[1, 2]]))
+
+
+def test_a_target_that_verifies_nothing_is_refused(pair: Pair) -> None:
+    with pytest.raises(UnsupportedTargetError, match="one machine"):
+        LeadingTarget(pair.target.cluster, pair.target._shard, speculate=False)
+
+
+# From here on other targets take the place of the pair's.
+
+
+@pytest.mark.parametrize(
+    ("architecture", "bits", "changes"),
+    [
+        ("llama", 8, {"intermediate_size": 128, "hidden_size": 128, "head_dim": 32}),
+        ("qwen3_moe", None, {}),
+        broad("qwen3", None, {}),
+        broad("llama", None, {"tie_word_embeddings": True}),
+        broad("qwen2", None, {}),
+        broad("gpt_oss", None, {}),
+        broad("qwen3_moe", 4, {"moe_intermediate_size": 128, "hidden_size": 128, "head_dim": 32}),
+    ],
+)
+def test_logits_are_those_of_one_process(
+    architecture: str, bits: int | None, changes: dict[str, Any], cluster: Cluster, tmp_path: Path
+) -> None:
+    folder, model = write_tiny(tmp_path / architecture, architecture, bits, **changes)
+    together, alone = lead(cluster, folder, (1, 2)), Target(model, (1, 2))
+    results = []
+    for target in (alone, together):
+        cache = target.make_cache()
+        target.extend(mx.array([3, 1, 4, 1, 5, 9]), cache)
+        tree = DraftTree.static(mx.array([8, 9, 10, 11]), [0, 0, 0, 1])
+        out = target.verify(tree, cache)
+        results.append((np.array(out.logits), np.array(out.taps)))
+    scale = np.abs(results[0][0]).max()
+    np.testing.assert_allclose(results[1][0], results[0][0], rtol=0, atol=1e-5 * scale)
+    np.testing.assert_allclose(results[1][1], results[0][1], rtol=0, atol=1e-4)
+
+
+def test_a_rank_holds_its_part_and_never_the_whole(cluster: Cluster, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 12}
+    folder, model = write_tiny(tmp_path / "deep", "llama", **sizes)
+    whole = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+    del model
+    in_use = mx.get_active_memory()
+    mx.reset_peak_memory()
+    cluster.load(folder, "deep", "float32")
+    layer = whole / 12
+    assert max(cluster.weights) <= (0.5 + 0.05) * whole
+    assert cluster.peaks[0] - in_use <= max(cluster.weights) + 3 * layer
+    assert cluster.peaks[1] <= max(cluster.weights) + 3 * layer
+
+
+def test_a_target_that_another_one_has_replaced_says_so(cluster: Cluster, tmp_path: Path) -> None:
+    folder, _ = write_tiny(tmp_path / "first", "llama")
+    first = lead(cluster, folder)
+    lead(cluster, write_tiny(tmp_path / "second", "llama")[0])
+    with pytest.raises(ClusterError, match="loaded another target since"):
+        first.extend(mx.array([1, 2]), first.make_cache())
+
+
+def test_a_canary_that_does_not_come_out_is_the_end(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = lead(cluster, write_tiny(tmp_path / "llama", "llama")[0])
+    cache, plain = target.make_cache(), mx.distributed.all_sum
+
+    def off_by_one(x: mx.array, **kwargs: Any) -> mx.array:
+        return plain(x, **kwargs) + int(x.dtype == mx.int32)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mx.distributed, "all_sum", off_by_one)
+        with pytest.raises(ClusterError, match="did not run the same pass"):
+            target.extend(mx.array([1, 2]), cache)
+    with pytest.raises(ClusterError, match="did not run the same pass"):
+        target.extend(mx.array([1, 2]), cache)
+    cluster.watch._failure = ""  # the follower itself has done nothing wrong

@@ -1,0 +1,166 @@
+"""What rank 0 finds out about its followers, and when it ends because MLX cannot be left."""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from mlx_eagle.cluster import watch as watch_module
+from mlx_eagle.cluster.control import Channel
+from mlx_eagle.cluster.messages import Beat, Done, Fault, Hello, Ready, Report, encode_report
+from mlx_eagle.cluster.watch import Patience, Peer, Watch
+from mlx_eagle.errors import ClusterError
+
+LONG = Patience(silence=60, least=60, first=60)
+
+
+class Side:
+    """A follower's end of the connection, and rank 0's view of it."""
+
+    def __init__(self) -> None:
+        theirs, ours = socket.socketpair()
+        self.channel = Channel(theirs)
+        self.peer = Peer("studio-2", 1, Channel(ours), memory=1 << 30)
+
+    def say(self, report: Report) -> None:
+        self.channel.send(encode_report(report))
+
+
+@pytest.fixture
+def side() -> Iterator[Side]:
+    made = Side()
+    yield made
+    made.channel.close()
+    made.peer.channel.close()
+
+
+@pytest.fixture
+def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The statuses with which the process would have ended; the watching thread stops there."""
+    found: list[int] = []
+
+    def stop(status: int) -> None:
+        found.append(status)
+        threading.Event().wait()
+
+    monkeypatch.setattr(os, "_exit", stop)
+    monkeypatch.setattr(watch_module, "GRACE", 0.2)
+    return found
+
+
+def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends, "it never came"
+        time.sleep(0.01)
+
+
+def watching(side: Side, patience: Patience = LONG) -> Watch:
+    return Watch([side.peer], patience)
+
+
+def test_a_follower_that_ends_is_lost_by_name(side: Side) -> None:
+    watch = watching(side)
+    watch.check()
+    side.channel.close()
+    until(lambda: watch.lost)
+    with pytest.raises(ClusterError, match="rank 1 on studio-2 has ended"):
+        watch.check()
+    watch.end()
+
+
+def test_a_follower_says_why_it_ends(side: Side) -> None:
+    side.say(Fault(reason="no model is loaded"))
+    side.channel.close()
+    until(lambda: side.peer.lost)
+    assert side.peer.lost == "rank 1 on studio-2 ends: no model is loaded"
+
+
+def test_a_follower_with_other_rows_is_lost(side: Side) -> None:
+    side.peer.expected = 7, 40
+    side.say(Done(number=6, rows=1))  # of an earlier pass
+    side.say(Done(number=7, rows=40))
+    side.say(Ready())
+    assert side.peer.answer(Ready) == Ready()
+    assert not side.peer.lost
+    side.say(Done(number=7, rows=41))
+    until(lambda: side.peer.lost)
+    assert "holds 41 rows after a pass, rank 0 40" in side.peer.lost
+
+
+def test_noise_is_no_follower(side: Side) -> None:
+    side.channel.send(b"GET / HTTP/1.1")
+    until(lambda: side.peer.lost)
+    assert "is no follower of this version" in side.peer.lost
+
+
+def test_an_answer_of_another_kind_is_not_taken(side: Side) -> None:
+    side.say(Beat())
+    side.say(Hello(rank=1, versions={}, memory=0))
+    with pytest.raises(ClusterError, match="said hello, which was not asked for"):
+        side.peer.answer(Ready)
+
+
+def test_an_answer_that_never_comes_is_given_up_when_the_follower_ends(side: Side) -> None:
+    threading.Timer(0.1, side.channel.close).start()
+    with pytest.raises(ClusterError, match="has ended"):
+        side.peer.answer(Ready)
+
+
+def test_silence_is_noticed_and_a_beat_is_none(side: Side) -> None:
+    watch = watching(side, LONG._replace(silence=1.0))
+    for _ in range(8):
+        side.say(Beat())
+        time.sleep(0.2)
+    assert not watch.lost
+    until(lambda: "no sign of life" in watch.lost)
+    watch.end()
+
+
+def test_what_mlx_raises_for_a_lost_rank_is_said_in_words(side: Side) -> None:
+    watch = watching(side)
+    side.channel.close()
+    with pytest.raises(ClusterError, match="rank 1 on studio-2 has ended"), watch.waiting(1):
+        raise RuntimeError("[ring] connection to a peer was lost")
+    watch.end()
+
+
+def test_a_wait_that_cannot_be_left_ends_the_process(
+    side: Side, exits: list[int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    watch, told = watching(side), list[str]()
+    watch.on_lost += [lambda reason: 1 / 0, told.append]
+    with watch.waiting(1):
+        side.channel.close()
+        until(lambda: exits)
+    assert exits == [1]
+    assert "rank 1 on studio-2 has ended" in told[0]
+    assert "error: rank 1 on studio-2 has ended" in capfd.readouterr().err
+
+
+def test_a_pass_that_never_ends_ends_the_process(side: Side, exits: list[int]) -> None:
+    watch = watching(side, LONG._replace(first=0.3))
+    with watch.waiting(4):
+        until(lambda: exits)
+    assert exits == [1]
+
+
+def test_nobody_is_hurried_while_rank_0_does_something_else(side: Side, exits: list[int]) -> None:
+    watch = watching(side, LONG._replace(first=0.2, least=0.2))
+    with watch.waiting(4):
+        pass
+    time.sleep(0.6)
+    assert exits == []
+    watch.end()
+
+
+def test_after_a_pass_that_was_not_run_to_its_end_nothing_is_computed(side: Side) -> None:
+    watch = watching(side)
+    with pytest.raises(KeyboardInterrupt), watch.waiting(1), watch.decisive():
+        raise KeyboardInterrupt
+    with pytest.raises(ClusterError, match="not run to its end here"):
+        watch.check()
+    watch.end()

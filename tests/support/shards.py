@@ -1,0 +1,43 @@
+"""Targets in folders, which followers read, and rank 0's side of them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from mlx_eagle.cluster.cluster import Cluster
+from mlx_eagle.cluster.leader import LeadingTarget
+from mlx_eagle.target.self_check import check_tree_verification
+from tiny_models import ARCHITECTURES, SMALL, build_target
+
+
+def write_model(folder: Path, model: nn.Module, config: dict[str, Any]) -> Path:
+    """Write a model as mlx-lm reads it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = dict(tree_flatten(model.parameters()))
+    mx.save_safetensors(str(folder / "model.safetensors"), weights)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def write_tiny(
+    folder: Path, architecture: str, bits: int | None = None, **changes: Any
+) -> tuple[Path, nn.Module]:
+    """Write a tiny random model, and return it as well."""
+    model = build_target(architecture, **changes)
+    config = {"model_type": architecture} | SMALL | ARCHITECTURES.get(architecture, {}) | changes
+    if bits is not None:
+        nn.quantize(model, group_size=32, bits=bits)
+        config["quantization"] = {"group_size": 32, "bits": bits}
+    return write_model(folder, model, config), model
+
+
+def lead(cluster: Cluster, folder: Path, taps: tuple[int, ...] = ()) -> LeadingTarget:
+    """Load a target on all ranks and let them check it together."""
+    shard = cluster.load(folder, folder.name, "float32")
+    target = LeadingTarget(cluster, shard, taps)
+    check_tree_verification(target)
+    return target
