@@ -7,6 +7,7 @@ earlier turns, some refuse a conversation in which they stand as text.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from mlx_eagle.answers.call_layout import CallLayout, read_layout
 from mlx_eagle.answers.history import THOUGHTS, template_text
 from mlx_eagle.answers.sections import (
     ChannelSections,
@@ -24,6 +25,7 @@ from mlx_eagle.answers.tool_calls import (
     parse_channel,
     parse_json,
     parser_of_mark,
+    writes_json,
 )
 
 CHANNELS = ("<|channel|>", "<|message|>")  # what a template of Harmony writes
@@ -64,11 +66,13 @@ class AnswerFormat(NamedTuple):
         tokenizer: mlx-lm's wrapper.
         marks: what sets parts apart, where no channels do.
         has_channels: a header stands before every part (Harmony).
+        call_layout: how calls are written that are no JSON, where that can be told.
     """
 
     tokenizer: Any
     marks: tuple[Mark, ...] = COMMON
     has_channels: bool = False
+    call_layout: CallLayout | None = None
 
     def sections(self, begun: str = "") -> Sections:
         """Return what cuts an answer into its parts as it comes.
@@ -171,7 +175,10 @@ def read_format(tokenizer: Any) -> AnswerFormat:
         if is_known(m.start)
     ]
     marks = tuple(dict.fromkeys([*own, *common]))
-    return AnswerFormat(tokenizer, marks, all(word in text for word in CHANNELS))
+    own_call = next((m for m in own if m.kind is Kind.TOOL and m.end), None)
+    is_json = own_call is None or writes_json(own_call.start, tokenizer)
+    layout = None if is_json else read_layout(tokenizer, own_call.start, own_call.end)
+    return AnswerFormat(tokenizer, marks, all(word in text for word in CHANNELS), layout)
 
 
 def _joined(spans: Sequence[Span]) -> list[Part]:

@@ -5,14 +5,12 @@ another ends it; elsewhere any token may follow, and no mask is made. As in `gra
 of a draft tree has a state of its own, which depends on the tokens before it alone: so calls are
 forced while drafting, and the answer with speculation equals the one without.
 
-The JSON of arguments is spelled as templates spell it (one space after "," and ":"), so that a call
-that was generated and the same call in the next prompt are the same tokens.
+The grammars themselves are in `call_grammar.py`.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -23,9 +21,6 @@ from mlx_eagle.sampling.grammar import Vocabulary
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
-
-SPELLING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-ANY_ARGUMENTS: Mapping[str, Any] = {"type": "object"}
 
 
 class Marks(NamedTuple):
@@ -72,26 +67,6 @@ class Plan(NamedTuple):
     begin: Mode
     must: Mode = Mode.FREE
     after: Mode = Mode.FREE
-
-
-def calls_grammar(tools: Sequence[Mapping[str, Any]], call_end: int) -> str:
-    """Return the grammar of a call in JSON, from its opening mark on, in llguidance's language.
-
-    Args:
-        tools: that may be called, in the format of OpenAI's API.
-        call_end: the token that ends a call.
-    """
-    functions = [tool.get("function", tool) for tool in tools]
-    names = [f"c{place}" for place in range(len(functions))]
-    rules = [
-        '%llguidance {"no_forcing": true}',
-        f'start: "\\n" ({" | ".join(names)}) "\\n" <[{call_end}]>',
-    ]
-    for rule, function in zip(names, functions, strict=True):
-        schema = {**(function.get("parameters") or ANY_ARGUMENTS), "x-guidance": SPELLING}
-        head = json.dumps('{"name": ' + json.dumps(str(function["name"])) + ', "arguments": ')
-        rules.append(f'{rule}: {head} %json {json.dumps(schema)} "}}"')
-    return "\n".join(rules) + "\n"
 
 
 class StagedConstraint:

@@ -5,16 +5,18 @@ from typing import TYPE_CHECKING
 from mlx_lm.sample_utils import make_logits_processors
 
 from mlx_eagle.answers.answer_format import AnswerFormat
+from mlx_eagle.answers.call_layout import CallLayout
 from mlx_eagle.answers.sections import Kind
 from mlx_eagle.answers.tool_calls import tool_name, writes_json
 from mlx_eagle.errors import EagleError
+from mlx_eagle.sampling.call_grammar import json_grammar, keyed_grammar
 from mlx_eagle.sampling.grammar import JSON_SCHEMA, REMEDIES, Grammar, Vocabulary
 from mlx_eagle.sampling.options import MATCH, RATIO, TYPICAL
 from mlx_eagle.sampling.ratio import RatioSampler
 from mlx_eagle.sampling.samplers import Sampler, SeededSampler, StockSampler
 from mlx_eagle.sampling.thought_budget import ThoughtBudget
 from mlx_eagle.sampling.token_selector import LogitsProcessor, TreeConstraint
-from mlx_eagle.sampling.tool_grammar import Marks, Mode, Plan, StagedConstraint, calls_grammar
+from mlx_eagle.sampling.tool_grammar import Marks, Mode, Plan, StagedConstraint
 from mlx_eagle.sampling.typical import TypicalSampler
 from mlx_eagle.session.options import GenerationOptions
 
@@ -95,7 +97,8 @@ def _make_staged(options: GenerationOptions, engine: "Engine", begun: str) -> Tr
     schema = None
     if grammar is not None:
         schema = vocabulary.compile(grammar.source(), grammar.kind, REMEDIES[grammar.kind])
-    calls = _compile_calls(options, vocabulary, marks) if options.tools else None
+    layout = engine.answer_format.call_layout
+    calls = _compile_calls(options, vocabulary, marks, layout) if options.tools else None
     if schema is None and calls is None:
         return None
     is_forced = options.tool_choice not in (None, "auto")
@@ -112,7 +115,7 @@ def _make_staged(options: GenerationOptions, engine: "Engine", begun: str) -> Tr
 
 
 def _compile_calls(
-    options: GenerationOptions, vocabulary: Vocabulary, marks: Marks
+    options: GenerationOptions, vocabulary: Vocabulary, marks: Marks, layout: CallLayout | None
 ) -> "LLMatcher | None":
     """Return the grammar of the calls that may be made; None where none can be forced."""
     tools, choice = list(options.tools or ()), options.tool_choice
@@ -126,11 +129,15 @@ def _compile_calls(
         if not is_strict:
             return None
         raise EagleError(
-            "calls of this model cannot be forced: it has no marks around calls in JSON that are "
-            'single tokens; leave out "strict", and let tool_choice be "auto"'
+            "calls of this model cannot be forced: it has no marks around calls that are single "
+            "tokens, or writes calls in a way that its template does not show; leave out "
+            '"strict", and let tool_choice be "auto"'
         )
     try:
-        source = calls_grammar(tools, marks.call_end)
+        if layout is None:
+            source = json_grammar(tools, marks.call_end)
+        else:
+            source = keyed_grammar(tools, marks.call_end, layout)
         return vocabulary.compile(source, "schema of a tool", REMEDIES[JSON_SCHEMA])
     except EagleError:
         if is_strict:
@@ -139,7 +146,7 @@ def _compile_calls(
 
 
 def find_marks(form: AnswerFormat) -> Marks:
-    """Return the tokens that set thoughts and calls in JSON apart, where a model has such.
+    """Return the tokens that set thoughts and calls apart, where a model has such.
 
     Args:
         form: how the model writes its answers.
@@ -151,7 +158,7 @@ def find_marks(form: AnswerFormat) -> Marks:
         if mark.kind is Kind.TOOL
         and mark.start in known
         and mark.end in known
-        and writes_json(mark.start, form.tokenizer)
+        and (form.call_layout is not None or writes_json(mark.start, form.tokenizer))
     ]
     thoughts = [m for m in form.marks if m.kind is Kind.THOUGHT and {m.start, m.end} <= set(known)]
     call = (known[calls[0].start], known[calls[0].end]) if calls else (None, None)

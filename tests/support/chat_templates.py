@@ -3,6 +3,7 @@
 Each shows another difficulty for whoever wants to know where the answers stand.
 """
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +79,65 @@ MARKS = [
 ]
 
 
-def demo_tokenizer(template: str | None) -> Any:
+# Calls as some families write them: what stands between the marks, key after key.
+KEYED_CALLS = {
+    "qwen3_coder": (
+        "'\n<function=' + c.function.name + '>\n'",
+        "'<parameter=' + k + '>\n' + (v | tojson if v is mapping or v is sequence and "
+        "v is not string else v | string) + '\n</parameter>\n'",
+        "'</function>\n'",
+    ),
+    "minimax_m2": (
+        "'\n<invoke name=\"' + c.function.name + '\">\n'",
+        "'<parameter name=\"' + k + '\">' + (v if v is string else v | tojson) + '</parameter>\n'",
+        "'</invoke>\n'",
+    ),
+    "glm47": (
+        "c.function.name",
+        "'<arg_key>' + k + '</arg_key><arg_value>' + (v if v is string else v | tojson) "
+        "+ '</arg_value>'",
+        "''",
+    ),
+}
+
+
+def keyed_template(family: str) -> str:
+    """Return a template that writes calls as a family of KEYED_CALLS does."""
+    start, end = call_marks(family)
+    name, argument, close = KEYED_CALLS[family]
+    return (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}"
+        "{% for c in m.tool_calls or [] %}{{ '" + start + "' + " + name + " }}"
+        "{% for k, v in c.function.arguments.items() %}{{ " + argument + " }}{% endfor %}"
+        "{{ " + close + " + '" + end + "' }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+        "{% if tools %}{% endif %}"
+    )
+
+
+def call_marks(family: str) -> tuple[str, str]:
+    """Return the marks around calls of a family, as mlx-lm's parser has them."""
+    module = import_module(f"mlx_lm.tool_parsers.{family}")
+    return module.tool_call_start, module.tool_call_end
+
+
+def demo_tokenizer(template: str | None, family: str | None = None) -> Any:
     """Return mlx-lm's wrapper of the demo tokenizer with MARKS as tokens and another template.
 
     Args:
         template: None for a target without one.
+        family: whose calls mlx-lm's parser is to read.
     """
     tokenizer = read_tokenizer(Path(mlx_eagle.__file__).parent / "demo" / "target")
     inner = tokenizer._tokenizer
     inner.add_special_tokens({"additional_special_tokens": ["<|im_start|>", *MARKS]})
     inner.chat_template = template
-    return type(tokenizer)(inner, type(tokenizer._detokenizer), tokenizer.eos_token_ids)
+    more: dict[str, Any] = {}
+    if family is not None:
+        marks = list(call_marks(family))
+        inner.add_special_tokens(
+            {"additional_special_tokens": marks}, replace_extra_special_tokens=False
+        )
+        more = dict(zip(("tool_call_start", "tool_call_end"), marks, strict=True))
+        more["tool_parser"] = import_module(f"mlx_lm.tool_parsers.{family}").parse_tool_call
+    return type(tokenizer)(inner, type(tokenizer._detokenizer), tokenizer.eos_token_ids, **more)

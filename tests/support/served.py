@@ -100,9 +100,11 @@ class ScriptedEngine(Engine):
         self.script = None if ids is None else [*ids, end]
 
 
-def make_engine(template: str = AGENT, context: int = CONTEXT) -> ScriptedEngine:
+def make_engine(
+    template: str = AGENT, context: int = CONTEXT, family: str | None = None
+) -> ScriptedEngine:
     """Return the small pair with a tokenizer that has marks of thoughts and calls."""
-    tokenizer = demo_tokenizer(template)
+    tokenizer = demo_tokenizer(template, family)
     inner = tokenizer._tokenizer
     inner.add_special_tokens(
         {"additional_special_tokens": MARKS}, replace_extra_special_tokens=False

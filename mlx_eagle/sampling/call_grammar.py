@@ -1,0 +1,147 @@
+"""Grammars of calls of tools, in llguidance's language: JSON, or key after key.
+
+What is forced is spelled as templates spell it, so that a call that was generated and the same call
+in the next prompt are the same tokens: in JSON one space after "," and ":", elsewhere as a call
+that the template has written shows (`answers/call_layout.py`).
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mlx_eagle.answers.call_layout import CallLayout
+from mlx_eagle.errors import EagleError
+
+SPELLING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+ANY_ARGUMENTS: Mapping[str, Any] = {"type": "object"}
+NO_FORCING = '%llguidance {"no_forcing": true}'
+DEFINITIONS = ("$defs", "definitions")
+# What a schema may say besides of a text that stands there as it is.
+HARMLESS = {"type", "title", "description", "default", "examples"}
+WRITTEN_AS_JSON = ("integer", "number", "object", "array")
+
+Tool = Mapping[str, Any]
+
+
+def json_grammar(tools: Sequence[Tool], call_end: int) -> str:
+    """Return the grammar of a call in JSON, from its opening mark on.
+
+    Args:
+        tools: that may be called, in the format of OpenAI's API.
+        call_end: the token that ends a call.
+    """
+    rules = [NO_FORCING, f'start: "\\n" ({_any_of(tools)}) "\\n" <[{call_end}]>']
+    for place, function in enumerate(_functions(tools)):
+        schema = {**(function.get("parameters") or ANY_ARGUMENTS), "x-guidance": SPELLING}
+        head = json.dumps('{"name": ' + json.dumps(str(function["name"])) + ', "arguments": ')
+        rules.append(f'c{place}: {head} %json {json.dumps(schema)} "}}"')
+    return "\n".join(rules) + "\n"
+
+
+def keyed_grammar(tools: Sequence[Tool], call_end: int, layout: CallLayout) -> str:
+    """Return the grammar of a call that is written key after key, from its opening mark on.
+
+    Keys come in the order of the schema, optional ones or not. Texts are anything up to what the
+    layout writes after a value, other values JSON.
+
+    Args:
+        tools: that may be called, in the format of OpenAI's API.
+        call_end: the token that ends a call.
+        layout: of the model's calls.
+
+    Raises:
+        EagleError: if an argument cannot be told from its text.
+    """
+    rules = [NO_FORCING, f"start: {_quote(layout.before)} ({_any_of(tools)}) <[{call_end}]>"]
+    rules.append(f"text[suffix={_quote(layout.tail)}]: /(.|\\n)*/")
+    for place, function in enumerate(_functions(tools)):
+        rules += _keyed_rules(f"c{place}", function, layout)
+    return "\n".join(rules) + "\n"
+
+
+def _any_of(tools: Sequence[Tool]) -> str:
+    return " | ".join(f"c{place}" for place in range(len(tools)))
+
+
+def _functions(tools: Sequence[Tool]) -> list[Tool]:
+    return [tool.get("function", tool) for tool in tools]
+
+
+def _quote(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _keyed_rules(rule: str, function: Tool, layout: CallLayout) -> list[str]:
+    """Return the rules of one tool.
+
+    The n-th argument has two of its own: for what follows if no argument was written yet, and if
+    one was.
+    """
+    schema = function.get("parameters") or ANY_ARGUMENTS
+    required = set(schema.get("required") or ())
+    properties: Mapping[str, Any] = schema.get("properties") or {}
+    rules = [f"{rule}: {_quote(str(function['name']))} {rule}_none0"]
+    for place, (key, value) in enumerate(properties.items()):
+        said = f"{_quote(key + layout.middle)} {_value(key, value, schema, layout)}"
+        after = f"{rule}_some{place + 1}"
+        for state, joint in (("none", layout.first), ("some", layout.between)):
+            skipped = "" if key in required else f" | {rule}_{state}{place + 1}"
+            rules.append(f"{rule}_{state}{place}: {_quote(joint)} {said} {after}{skipped}")
+    n = len(properties)
+    rules.append(f"{rule}_some{n}: {_quote(layout.end)}")
+    rules.append(f"{rule}_none{n}: {_quote(layout.bare)}")
+    return rules
+
+
+def _value(key: str, value: Any, schema: Mapping[str, Any], layout: CallLayout) -> str:
+    """Return what an argument may be, with the layout's tail.
+
+    Raises:
+        EagleError: if its type cannot be told from its text.
+    """
+    value = _resolved(value, schema)
+    known = [value["const"]] if "const" in value else value.get("enum")
+    if known:
+        words = " | ".join(_quote(_spelled(each, layout)) for each in known)
+        return f"({words}) {_quote(layout.tail)}"
+    kinds = _kinds(value)
+    if kinds == {"boolean"}:
+        return f"({_quote(layout.true)} | {_quote(layout.false)}) {_quote(layout.tail)}"
+    if kinds and kinds <= {"string", "null"} and set(value) <= HARMLESS | {"anyOf"}:
+        return "text"
+    if len(kinds) == 1 and kinds < set(WRITTEN_AS_JSON):
+        given = {name: schema[name] for name in DEFINITIONS if name in schema}
+        own = {**given, **value, "x-guidance": SPELLING}
+        return f"%json {json.dumps(own)} {_quote(layout.tail)}"
+    raise EagleError(
+        f"the argument {key!r} cannot be forced: this model writes arguments as bare text, which "
+        "does not tell such a type; give it one plain type"
+    )
+
+
+def _resolved(value: Any, schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a schema, or the definition beside it that it refers to."""
+    reference = value.get("$ref") if isinstance(value, Mapping) else None
+    found = re.fullmatch(r"#/(\$defs|definitions)/([^/]+)", str(reference))
+    if found:
+        value = schema.get(found[1], {}).get(found[2])
+    return value if isinstance(value, Mapping) else {}
+
+
+def _kinds(value: Mapping[str, Any]) -> set[str]:
+    """Return the types that a value may have."""
+    kinds = value.get("type")
+    if kinds is None and isinstance(value.get("anyOf"), list):
+        kinds = [
+            one.get("type") if isinstance(one, Mapping) and set(one) <= HARMLESS else None
+            for one in value["anyOf"]
+        ]
+    return {str(kind) for kind in (kinds if isinstance(kinds, list) else [kinds]) if kinds}
+
+
+def _spelled(value: Any, layout: CallLayout) -> str:
+    """Return how the template writes a value."""
+    if isinstance(value, bool):
+        return layout.true if value else layout.false
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

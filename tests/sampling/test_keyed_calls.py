@@ -1,0 +1,164 @@
+"""Calls that are written key after key: generated under their grammar, read, and rendered alike."""
+
+import random
+from typing import Any
+
+import jsonschema
+import pytest
+
+from cases import broad
+from chat_templates import KEYED_CALLS, call_marks, demo_tokenizer, keyed_template
+from mlx_eagle.answers.answer_format import read_format
+from mlx_eagle.errors import EagleError
+from mlx_eagle.sampling.call_grammar import keyed_grammar
+from mlx_eagle.sampling.grammar import Vocabulary
+from mlx_eagle.session.options import GenerationOptions
+from mlx_eagle.session.selector import make_constraint
+from mlx_eagle.tree import TreeShape
+from served import ScriptedEngine, make_engine
+
+FAMILIES = tuple(KEYED_CALLS)
+ASKED = [{"role": "user", "content": "What does zip do?"}]
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "description": "Where."},
+        "days": {"type": "integer", "minimum": 0},
+        "unit": {"enum": ["C", "F"]},
+        "is_brief": {"type": "boolean"},
+        "places": {"type": "array", "items": {"type": "string"}},
+        "note": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+    },
+    "required": ["city", "unit"],
+}
+TOOLS = [
+    {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}},
+    {"type": "function", "function": {"name": "ping"}},
+]
+WHOLE = {
+    "city": 'a <b>\n"c" é',
+    "days": 3,
+    "unit": "F",
+    "is_brief": True,
+    "places": ["x, y", "z"],
+    "note": "n",
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def rendered(tokenizer: Any, name: str, arguments: dict[str, Any]) -> str:
+    """Return a call between its marks, as the template writes it in the next prompt."""
+    call = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    messages = [*ASKED, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    start, end = tokenizer.tool_call_start, tokenizer.tool_call_end
+    return str(text).rpartition(start)[2].partition(end)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "is_allowed"),
+    [
+        ("weather", WHOLE, True),
+        ("weather", {"city": "", "unit": "C"}, True),
+        ("weather", {"city": "x", "unit": "C", "is_brief": False, "note": "y"}, True),
+        ("ping", {}, True),
+        ("weather", {"unit": "C"}, False),
+        ("weather", {"city": "x"}, False),
+        ("weather", {"city": "x", "unit": "K"}, False),
+        ("weather", {"city": "x", "days": "many", "unit": "C"}, False),
+        ("weather", {"city": "x", "days": -1, "unit": "C"}, False),
+        ("weather", {"city": "x", "unit": "C", "other": 1}, False),
+        ("ping", {"city": "x"}, False),
+        ("pong", {}, False),
+    ],
+    ids=str,
+)
+def test_what_a_schema_allows_may_be_written_and_nothing_else(
+    name: str, arguments: dict[str, Any], is_allowed: bool, family: str
+) -> None:
+    tokenizer = demo_tokenizer(keyed_template(family), family)
+    form = read_format(tokenizer)
+    assert form.call_layout is not None
+    end = tokenizer.get_vocab()[call_marks(family)[1]]
+    vocabulary = Vocabulary(tokenizer, len(tokenizer.get_vocab()))
+    matcher = vocabulary.compile(keyed_grammar(TOOLS, end, form.call_layout), "call", "none")
+    ids = tokenizer.encode(rendered(tokenizer, name, arguments), add_special_tokens=False)
+    n = matcher.try_consume_tokens([*ids, end])
+    assert (n == len(ids) + 1) == is_allowed
+
+
+@pytest.fixture
+def engine(family: str) -> ScriptedEngine:
+    return make_engine(keyed_template(family), family=family)
+
+
+@pytest.mark.parametrize("seed", [0, *map(broad, range(1, 30))])
+def test_a_forced_call_is_valid_drafted_and_the_same_in_the_next_prompt(
+    seed: int, engine: ScriptedEngine
+) -> None:
+    rng = random.Random(seed)
+    properties = {
+        "a": {"type": "integer", "minimum": 0, "maximum": 99},
+        "b": {"type": "boolean"},
+        "c": {"enum": ["red", 'with "quotes"', "ünï\nx"]},
+        "d": {"type": "array", "items": {"type": "boolean"}, "maxItems": 2},
+        "e": {"$ref": "#/$defs/e"},
+    }
+    schema = {
+        "type": "object",
+        "properties": properties,
+        "required": [name for name in properties if rng.random() < 0.7],
+        "$defs": {
+            "e": {"type": "object", "properties": {"x": {"enum": [1, 2]}}, "required": ["x"]}
+        },
+    }
+    schema["$defs"]["e"]["additionalProperties"] = False  # type: ignore[index]
+    tools = [{"type": "function", "function": {"name": "first", "parameters": schema}}]
+    options: dict[str, Any] = {"tools": tools, "tool_choice": "required", "temperature": 1}
+    options |= {"parallel_tool_calls": False, "seed": seed, "max_tokens": 300}
+    engine.tree = TreeShape(2, 2, 3)
+    answer = engine.generate(ASKED, **options)
+    (call,) = answer.message["tool_calls"]
+    arguments = call["function"]["arguments"]
+    jsonschema.validate(arguments, schema)
+    assert answer.stats.drafted > 0
+    tokenizer = engine.tokenizer
+    start, end = (tokenizer.get_vocab()[mark] for mark in call_marks_of(tokenizer))
+    written = tokenizer.decode(answer.tokens[1:-1])
+    assert answer.tokens[0] == start and answer.tokens.index(end) == len(answer.tokens) - 2
+    assert written.removesuffix(tokenizer.tool_call_end) == rendered(tokenizer, "first", arguments)
+    engine.tree = None
+    assert engine.generate(ASKED, speculate=False, **options).tokens == answer.tokens
+
+
+def call_marks_of(tokenizer: Any) -> tuple[str, str]:
+    return tokenizer.tool_call_start, tokenizer.tool_call_end
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"type": "string", "pattern": "a+"},
+        {"anyOf": [{"type": "integer"}, {"type": "null"}]},
+        {"type": ["integer", "string"]},
+        {},
+    ],
+    ids=str,
+)
+def test_an_argument_whose_type_bare_text_does_not_tell_is_refused_if_it_is_to_be_forced(
+    value: dict[str, Any], engine: ScriptedEngine
+) -> None:
+    schema = {"type": "object", "properties": {"x": value}}
+    tools: Any = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    with pytest.raises(EagleError, match="argument 'x' cannot be forced"):
+        make_constraint(GenerationOptions(tools=tools, tool_choice="required"), engine)
+    assert make_constraint(GenerationOptions(tools=tools, tool_choice="auto"), engine) is None
+
+
+def test_a_template_that_does_not_show_its_calls_forces_none() -> None:
+    template = keyed_template("qwen3_coder").replace("c.function.arguments", "{}")
+    assert read_format(demo_tokenizer(template, "qwen3_coder")).call_layout is None
