@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import click
 
 from mlx_eagle.errors import EagleError
-from mlx_eagle.load_options import LAUNCHED
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
@@ -170,6 +169,8 @@ def _launched(args: list[str]) -> list[str]:
     if LAUNCHED_RANK not in os.environ or not args or args[0] not in DIVIDED:
         return args
     if os.environ[LAUNCHED_RANK] == "0":
+        from mlx_eagle.load_options import LAUNCHED
+
         return args if "--hosts" in args else [args[0], "--hosts", LAUNCHED, *args[1:]]
     from mlx_eagle.cluster.launched import follow
 
