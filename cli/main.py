@@ -171,7 +171,8 @@ def _launched(args: list[str]) -> list[str]:
     if os.environ[LAUNCHED_RANK] == "0":
         from mlx_eagle.load_options import LAUNCHED
 
-        return args if "--hosts" in args else [args[0], "--hosts", LAUNCHED, *args[1:]]
+        is_given = any(each.partition("=")[0] == "--hosts" for each in args)
+        return args if is_given else [args[0], "--hosts", LAUNCHED, *args[1:]]
     from mlx_eagle.cluster.launched import follow
 
     follow()
