@@ -176,8 +176,9 @@ def read_format(tokenizer: Any) -> AnswerFormat:
     ]
     marks = tuple(dict.fromkeys([*own, *common]))
     own_call = next((m for m in own if m.kind is Kind.TOOL and m.end), None)
-    is_json = own_call is None or writes_json(own_call.start, tokenizer)
-    layout = None if is_json else read_layout(tokenizer, own_call.start, own_call.end)
+    layout = None
+    if own_call is not None and not writes_json(own_call.start, tokenizer):
+        layout = read_layout(tokenizer, own_call.start, own_call.end)
     return AnswerFormat(tokenizer, marks, all(word in text for word in CHANNELS), layout)
 
 

@@ -36,7 +36,7 @@ def parse_calls(text: str, parse: Parse, tools: Sequence[Any] | None = None) -> 
     if not tools:
         return []
     try:
-        found = parse(text, list(tools))
+        found = parse(text, [_with_types(tool) for tool in tools])
     except Exception:  # a parser of mlx-lm raises what it likes, at a text that a model wrote
         return []
     names = {tool_name(tool) for tool in tools}
@@ -50,6 +50,33 @@ def tool_name(tool: Any) -> str | None:
     function = tool.get("function", tool) if isinstance(tool, Mapping) else None
     name = function.get("name") if isinstance(function, Mapping) else None
     return name if isinstance(name, str) else None
+
+
+def resolve(value: Any, schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the schema of an argument, or the definition beside it that it refers to.
+
+    Args:
+        value: of one argument.
+        schema: of all of them.
+    """
+    reference = value.get("$ref") if isinstance(value, Mapping) else None
+    if found := re.fullmatch(r"#/(\$defs|definitions)/([^/]+)", str(reference)):
+        beside = schema.get(found[1])
+        value = beside.get(found[2]) if isinstance(beside, Mapping) else None
+    return value if isinstance(value, Mapping) else {}
+
+
+def _with_types(tool: Any) -> Any:
+    """Return a tool whose arguments say their types themselves: some parsers go by them."""
+    function = tool.get("function") if isinstance(tool, Mapping) else None
+    schema = function.get("parameters") if isinstance(function, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(schema, Mapping):
+        return tool
+    known = schema.get("properties")
+    if not isinstance(known, Mapping):
+        return tool
+    properties = {key: resolve(value, schema) for key, value in known.items()}
+    return {**tool, "function": {**function, "parameters": {**schema, "properties": properties}}}
 
 
 def parse_json(text: str, tools: Any = None) -> list[Any]:

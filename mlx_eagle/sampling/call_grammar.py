@@ -6,11 +6,11 @@ that the template has written shows (`answers/call_layout.py`).
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlx_eagle.answers.call_layout import CallLayout
+from mlx_eagle.answers.tool_calls import resolve
 from mlx_eagle.errors import EagleError
 
 SPELLING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -100,7 +100,7 @@ def _value(key: str, value: Any, schema: Mapping[str, Any], layout: CallLayout) 
     Raises:
         EagleError: if its type cannot be told from its text.
     """
-    value = _resolved(value, schema)
+    value = resolve(value, schema)
     known = [value["const"]] if "const" in value else value.get("enum")
     if known:
         words = " | ".join(_quote(_spelled(each, layout)) for each in known)
@@ -118,15 +118,6 @@ def _value(key: str, value: Any, schema: Mapping[str, Any], layout: CallLayout) 
         f"the argument {key!r} cannot be forced: this model writes arguments as bare text, which "
         "does not tell such a type; give it one plain type"
     )
-
-
-def _resolved(value: Any, schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a schema, or the definition beside it that it refers to."""
-    reference = value.get("$ref") if isinstance(value, Mapping) else None
-    found = re.fullmatch(r"#/(\$defs|definitions)/([^/]+)", str(reference))
-    if found:
-        value = schema.get(found[1], {}).get(found[2])
-    return value if isinstance(value, Mapping) else {}
 
 
 def _kinds(value: Mapping[str, Any]) -> set[str]:
