@@ -47,7 +47,7 @@ def load(*args, **options):
     time.sleep(LOAD_SECONDS)
     info = SimpleNamespace(
         target="toy", target_precision="8-bit", head="", head_precision="", speculation="on",
-        device="CPU", is_demo=True, remarks=(), recommended={},
+        device="CPU", hosts="", is_demo=True, remarks=(), recommended={},
     )
     return SimpleNamespace(info=info, session=Session)
 
