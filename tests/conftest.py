@@ -61,7 +61,9 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput") or not config.getoption("numprocesses"):
         # Of programs that tests start; a process that only hands out tests starts others.
-        os.environ["PYTHONPATH"] = str(ROOT / "tests" / "support" / "without_torch")
+        others = [path for path in [os.environ.get("PYTHONPATH")] if path]
+        folder = ROOT / "tests" / "support" / "without_torch"
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), *others])
     is_quick = config.getoption("--exactness") == "quick"
     settings.load_profile("quick" if is_quick else "broad")
 

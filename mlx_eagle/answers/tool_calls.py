@@ -12,6 +12,17 @@ from typing import Any, NamedTuple
 
 from mlx_lm.tool_parsers import mistral
 
+# What a schema says besides of a plain type.
+NOTES = {"type", "title", "description", "default", "examples"}
+TYPES = {
+    str: "string",
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    list: "array",
+    dict: "object",
+    type(None): "null",
+}
 ID_LENGTH = 9  # letters and digits of a call's id: what the templates of Mistral insist on
 
 Parse = Callable[[str, Sequence[Any] | None], Any]  # text, tools: one call, or a list of them
@@ -66,8 +77,27 @@ def resolve(value: Any, schema: Mapping[str, Any]) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
+def types_of(value: Mapping[str, Any]) -> set[str]:
+    """Return the types that an argument may have by its schema; none where that is not plain."""
+    kinds = value.get("type")
+    known = [value["const"]] if "const" in value else value.get("enum")
+    if kinds is None and isinstance(known, list):
+        kinds = [TYPES.get(type(each)) for each in known]
+    elif kinds is None and isinstance(value.get("anyOf"), list):
+        kinds = [
+            one.get("type") if isinstance(one, Mapping) and set(one) <= NOTES else ""
+            for one in value["anyOf"]
+        ]
+    found = {str(kind or "") for kind in (kinds if isinstance(kinds, list) else [kinds])}
+    return set() if "" in found else found
+
+
 def _with_types(tool: Any) -> Any:
-    """Return a tool whose arguments say their types themselves: some parsers go by them."""
+    """Return a tool whose arguments say their types plainly: some parsers go by them.
+
+    A text that may be null is a text, or they would take "5" for a number; values that are listed
+    have the type that they have.
+    """
     function = tool.get("function") if isinstance(tool, Mapping) else None
     schema = function.get("parameters") if isinstance(function, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(schema, Mapping):
@@ -76,6 +106,10 @@ def _with_types(tool: Any) -> Any:
     if not isinstance(known, Mapping):
         return tool
     properties = {key: resolve(value, schema) for key, value in known.items()}
+    for key, value in properties.items():
+        kinds = types_of(value) - {"null"}
+        if kinds == {"string"} or (len(kinds) == 1 and "type" not in value):
+            properties[key] = {**value, "type": kinds.pop()}
     return {**tool, "function": {**function, "parameters": {**schema, "properties": properties}}}
 
 

@@ -10,15 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlx_eagle.answers.call_layout import CallLayout
-from mlx_eagle.answers.tool_calls import resolve
+from mlx_eagle.answers.tool_calls import NOTES, resolve, types_of
 from mlx_eagle.errors import EagleError
 
 SPELLING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 ANY_ARGUMENTS: Mapping[str, Any] = {"type": "object"}
 NO_FORCING = '%llguidance {"no_forcing": true}'
 DEFINITIONS = ("$defs", "definitions")
-# What a schema may say besides of a text that stands there as it is.
-HARMLESS = {"type", "title", "description", "default", "examples"}
 WRITTEN_AS_JSON = ("integer", "number", "object", "array")
 
 Tool = Mapping[str, Any]
@@ -101,14 +99,14 @@ def _value(key: str, value: Any, schema: Mapping[str, Any], layout: CallLayout) 
         EagleError: if its type cannot be told from its text.
     """
     value = resolve(value, schema)
+    kinds = types_of(value)
     known = [value["const"]] if "const" in value else value.get("enum")
-    if known:
+    if known and len(kinds) == 1:
         words = " | ".join(_quote(_spelled(each, layout)) for each in known)
         return f"({words}) {_quote(layout.tail)}"
-    kinds = _kinds(value)
     if kinds == {"boolean"}:
         return f"({_quote(layout.true)} | {_quote(layout.false)}) {_quote(layout.tail)}"
-    if kinds and kinds <= {"string", "null"} and set(value) <= HARMLESS | {"anyOf"}:
+    if kinds and kinds <= {"string", "null"} and set(value) <= NOTES | {"anyOf"}:
         return "text"
     if len(kinds) == 1 and kinds < set(WRITTEN_AS_JSON):
         given = {name: schema[name] for name in DEFINITIONS if name in schema}
@@ -118,17 +116,6 @@ def _value(key: str, value: Any, schema: Mapping[str, Any], layout: CallLayout) 
         f"the argument {key!r} cannot be forced: this model writes arguments as bare text, which "
         "does not tell such a type; give it one plain type"
     )
-
-
-def _kinds(value: Mapping[str, Any]) -> set[str]:
-    """Return the types that a value may have."""
-    kinds = value.get("type")
-    if kinds is None and isinstance(value.get("anyOf"), list):
-        kinds = [
-            one.get("type") if isinstance(one, Mapping) and set(one) <= HARMLESS else None
-            for one in value["anyOf"]
-        ]
-    return {str(kind) for kind in (kinds if isinstance(kinds, list) else [kinds]) if kinds}
 
 
 def _spelled(value: Any, layout: CallLayout) -> str:

@@ -9,6 +9,7 @@ import pytest
 from cases import broad
 from chat_templates import KEYED_CALLS, call_marks, demo_tokenizer, keyed_template
 from mlx_eagle.answers.answer_format import read_format
+from mlx_eagle.answers.tool_calls import parse_calls
 from mlx_eagle.errors import EagleError
 from mlx_eagle.sampling.call_grammar import keyed_grammar
 from mlx_eagle.sampling.grammar import Vocabulary
@@ -91,6 +92,14 @@ def test_what_a_schema_allows_may_be_written_and_nothing_else(
     assert (n == len(ids) + 1) == is_allowed
 
 
+@pytest.mark.parametrize("text", ["5", "true", "[1]", "x"])
+def test_texts_are_read_as_texts_also_where_they_may_be_null(text: str, family: str) -> None:
+    tokenizer = demo_tokenizer(keyed_template(family), family)
+    arguments = {"city": text, "unit": "C", "note": text}
+    (call,) = parse_calls(rendered(tokenizer, "weather", arguments), tokenizer.tool_parser, TOOLS)
+    assert call.arguments == arguments
+
+
 @pytest.fixture
 def engine(family: str) -> ScriptedEngine:
     return make_engine(keyed_template(family), family=family)
@@ -107,6 +116,8 @@ def test_a_forced_call_is_valid_drafted_and_the_same_in_the_next_prompt(
         "c": {"enum": ["red", 'with "quotes"', "ünï\nx"]},
         "d": {"type": "array", "items": {"type": "boolean"}, "maxItems": 2},
         "e": {"$ref": "#/$defs/e"},
+        "f": {"enum": [1, 20]},
+        "g": {"anyOf": [{"type": "boolean"}]},
     }
     schema = {
         "type": "object",
@@ -144,6 +155,7 @@ def call_marks_of(tokenizer: Any) -> tuple[str, str]:
     [
         {"type": "string", "pattern": "a+"},
         {"anyOf": [{"type": "integer"}, {"type": "null"}]},
+        {"enum": [1, "1"]},
         {"type": ["integer", "string"]},
         {},
     ],
