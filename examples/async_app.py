@@ -1,4 +1,4 @@
-"""An asyncio app: answers stream while the event loop goes on, and a slow one is cancelled.
+"""An asyncio app: answers stream while the event loop goes on, and a long one is cancelled.
 
 python examples/async_app.py
 """
@@ -17,22 +17,24 @@ async def tick(beats: list[float]) -> None:
 
 
 async def main() -> None:
-    """Ask two questions; the second answer is given a third of a second."""
+    """Ask two questions; the second answer is given a third of a second from its first word."""
     worker = mlx_eagle.Worker()
     beats: list[float] = []
     ticking = asyncio.create_task(tick(beats))
     session = await worker.acall(lambda: mlx_eagle.load().session())
 
-    async def answer(question: str) -> None:
+    async def answer(question: str, seconds: float | None = None) -> None:
         stream = worker.astream(lambda: session.ask(question, max_tokens=400), session.cancel)
-        async for response in stream:
-            print(response.text, end="", flush=True)
+        async with asyncio.timeout(None) as limit:
+            async for response in stream:
+                print(response.text, end="", flush=True)
+                if seconds is not None and limit.when() is None:
+                    limit.reschedule(asyncio.get_running_loop().time() + seconds)
 
     await answer("What does os.path.join do?")
     print("\n---")
     try:
-        async with asyncio.timeout(0.33):
-            await answer("Show me the source of textwrap.wrap.")
+        await answer("Show me the source of textwrap.wrap.", 0.33)
     except TimeoutError:
         print("\n--- enough; what was said so far stays in the conversation:")
     print(len(session.messages), "messages;", len(beats), "beats meanwhile")
