@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from benchmark_modules import load_benchmark
 lineage = load_benchmark("lineage")
 
 
-def report_of(*drafters: object) -> dict[str, object]:
+def report_of(*drafters: Any) -> dict[str, Any]:
     """A report of `mlx-eagle bench`, as far as the script reads it; drafter i has length 2 + i."""
     names = [lineage.contestant(drafter) for drafter in drafters]
     row = {"category": "all", "speedup": 1.5}
@@ -45,16 +46,15 @@ def test_figures_are_those_of_all_prompts_and_of_the_drafter() -> None:
     report = report_of(first, second)
     lengths = ["2.00", "0.50", "", "0.25", "", ""]
     assert lineage.figures(report, first) == [first.name, *lengths, "", "1.93", "2.27"]
-    report["summary"].append(  # type: ignore[attr-defined]
-        {"category": "all", "contestant": f"head:{second.head}", "speedup": 1.25}
-    )
+    planned = {"category": "all", "contestant": f"head:{second.head}", "speedup": 1.25}
+    report["summary"].append(planned)
     assert lineage.figures(report, second)[1:] == ["3.00", *lengths[1:], "1.25", "", ""]
 
 
 def test_a_drafter_that_drafted_nothing_has_no_length() -> None:
     drafter = lineage.DRAFTERS[1]
     report = report_of(drafter)
-    report["summary"][0]["acceptance_length"] = None  # type: ignore[index]
+    report["summary"][0]["acceptance_length"] = None
     assert lineage.figures(report, drafter)[1] == ""
 
 
