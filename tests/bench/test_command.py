@@ -71,7 +71,7 @@ def liar(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_json_is_one_object_with_everything_that_a_report_must_tell(
-    questions: Path, capsys: pytest.CaptureFixture[str]
+    turning: Any, loaded: None, questions: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = ["bench", "--prompts", str(questions), *SHORT, "--temp", "0", "--temp", "0.8"]
     assert run([*args, "-n", "5", "--seed", "3", "--json"]) == 0
@@ -80,7 +80,7 @@ def test_json_is_one_object_with_everything_that_a_report_must_tell(
     assert report["date"][:2] == "20"
     machine = {"chip", "system", "device", "python", "mlx", "mlx-lm", "mlx-eagle", "architecture"}
     assert machine <= set(report["machine"])
-    assert report["models"]["target"] == "pydoc-llama (demo)"
+    assert report["models"]["target"] == turning.info.target
     assert report["prompts"]["categories"] == {"signature": 1, "source": 1}
     assert report["trial"]["seed"] == 3 and report["trial"]["ignore_eos"]
     assert report["equality"] == {"n_compared": 4, "n_bugs": 0, "differences": []}
@@ -173,14 +173,14 @@ def test_a_contestant_that_lies_is_a_bug_with_status_one(
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_the_judge_repeats_plain_decodings_choice_at_every_position(
-    demo: Any, temperature: float
+    turning: Any, temperature: float
 ) -> None:
     """With the same seed and positions; of a prompt that is not the run's first."""
-    ids = demo.tokenizer.encode("What does zip do?")
+    ids = turning.tokenizer.encode("What does zip do?")
     options = {"max_tokens": 6, "temperature": temperature, "seed": 5, "ignore_eos": True}
-    tokens = demo.generate(ids, speculate=False, **options).tokens
+    tokens = turning.generate(ids, speculate=False, **options).tokens
     plain = Sample("plain", temperature, 1, "c", 0, tokens, 5, 1.0, 1.0, {})
-    judge = judge_by(demo.target.model, lambda *_: ids, seed=4)
+    judge = judge_by(turning.target.model, lambda *_: ids, seed=4)
     verdicts = [judge(plain, at, token, token) for at, token in enumerate(tokens)]
     assert verdicts == [(0.0, 0.001)] * 6
     assert judge(plain, 2, tokens[2], (tokens[2] + 1) % 4096).gap > 0.001

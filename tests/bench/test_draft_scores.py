@@ -29,19 +29,19 @@ def evidence(engine: Any, prompt: list[int], answer: list[int]) -> Evidence:
     return Evidence(tokens, len(prompt), dict(zip(engine.target.taps, parts, strict=True)))
 
 
-def test_the_hits_are_what_the_loop_accepts_from_every_token_on(demo: Any) -> None:
+def test_the_hits_are_what_the_loop_accepts_from_every_token_on(turning: Any) -> None:
     """Where a chain is right from its beginning on, the loop accepts exactly that much of it."""
-    prompt = demo.tokenizer.apply_chat_template(
+    prompt = turning.tokenizer.apply_chat_template(
         [{"role": "user", "content": QUESTION}], add_generation_prompt=True
     )
-    answer = demo.generate(prompt, max_tokens=18, speculate=False).tokens
-    hits = draft_hits(demo.head, demo.target, evidence(demo, prompt, answer), STEPS)
+    answer = turning.generate(prompt, max_tokens=18, speculate=False).tokens
+    hits = draft_hits(turning.head, turning.target, evidence(turning, prompt, answer), STEPS)
     n = len(answer)
     assert [len(step) for step in hits] == [n - k for k in range(STEPS)]
     found = []
     begins = range(0, n - STEPS - 1, 3)
     for begun in begins:
-        stream = demo.stream_generate([*prompt, *answer[:begun]], tree=TreeShape.chain(STEPS))
+        stream = turning.stream_generate([*prompt, *answer[:begun]], tree=TreeShape.chain(STEPS))
         with closing(stream):
             tree = next(piece.tree for piece in stream if piece.tree)
         assert tree.tokens[0] == answer[begun], "the loop goes on with the same text"
