@@ -25,7 +25,7 @@ main()
 def screen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The chat with the demo pair; what is said to it in one test is known in the next."""
     folder = tmp_path_factory.mktemp("chat")
-    arguments = ["chat", "--no-calibrate", "--max-tokens", "12"]
+    arguments = ["chat", "--no-calibrate", "--max-tokens", "6"]
     with contextlib.closing(Terminal(CHAT, *arguments, cwd=folder)) as terminal:
         terminal.wait_for("toy: it knows", 60)
         terminal.wait_for(">>>")
@@ -178,7 +178,7 @@ def test_the_demo_pair_is_interrupted_and_resized(screen: Any) -> None:
     screen.expect("/show tree off", "tree         off")
     screen.expect("/tree auto", "tree         auto")
     screen.expect("/regex none", "regex        none")
-    screen.expect("/tokens 12", "max_tokens   12")
+    screen.expect("/tokens 6", "max_tokens   6")
     screen.expect("/context", "messages     4")
 
 
@@ -193,6 +193,7 @@ def test_the_demo_pair_survives_pastes_and_bytes_that_are_no_text(screen: Any) -
     screen.expect("/context", "messages     0")
 
 
+@pytest.mark.broad  # tests/cli/test_main.py has it for commands without a model
 def test_what_a_reader_does_not_want_is_not_written() -> None:
     command = f"{sys.executable} -m mlx_eagle.cli chat --no-calibrate -n 12 -p zip | head -c 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
