@@ -62,7 +62,7 @@ def test_every_field_that_mlx_lm_gives_is_given_with_the_same_value(
 def test_a_quantized_cache_gives_the_text_that_it_gives_in_mlx_lm(
     demo: Any, question: list[int]
 ) -> None:
-    options = {"max_tokens": 40, "kv_bits": 8, "kv_group_size": 32}
+    options = {"max_tokens": 16, "kv_bits": 8, "kv_group_size": 32}
     want = mlx_lm.generate(
         demo.target.model, demo.tokenizer, question, quantized_kv_start=0, **options
     )
@@ -87,9 +87,16 @@ def test_a_prompt_cache_goes_on_where_it_was(
     assert ours.tokens == ours.session.prefix.tokens
 
 
-@pytest.mark.parametrize("n", [1, broad(2), 3, broad(5), 8, broad(13)])
 @pytest.mark.parametrize(
-    "tree", [TreeShape.chain(4), TreeShape(4, 3, 8), broad(TreeShape(5, 4, 16))]
+    ("tree", "n"),
+    [
+        (TreeShape.chain(4), 1),
+        (TreeShape(4, 3, 8), 3),
+        (TreeShape.chain(4), 8),
+        *[broad(TreeShape.chain(4), n) for n in (2, 3, 5, 13)],
+        *[broad(TreeShape(4, 3, 8), n) for n in (1, 2, 5, 8, 13)],
+        *[broad(TreeShape(5, 4, 16), n) for n in (1, 2, 3, 5, 8, 13)],
+    ],
 )
 def test_a_cache_holds_what_was_given_and_not_what_a_round_found_beyond(
     n: int, tree: TreeShape, turning: Any
