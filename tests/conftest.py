@@ -243,6 +243,27 @@ def turning(is_quick: bool, request: pytest.FixtureRequest) -> Any:
     return make_turning_engine() if is_quick else request.getfixturevalue("demo")
 
 
+@pytest.fixture(scope="session")
+def turning_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The small pair on a disk: target and head."""
+    from turning_pair import write_turning_pair
+
+    return write_turning_pair(tmp_path_factory.mktemp("turning"))
+
+
+@pytest.fixture
+def small_toy_pair(
+    is_quick: bool, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default the small pair is what `load` finds where the toy pair would be."""
+    from mlx_eagle.hub import packaged
+
+    if is_quick:
+        target, head = request.getfixturevalue("turning_folders")
+        pair = packaged.TOY_PAIR._replace(target=target, head=head)
+        monkeypatch.setattr(packaged, "TOY_PAIR", pair)
+
+
 @pytest.fixture
 def only_facts(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Let the doctor try the readings of some facts alone: each takes a forward over the text."""

@@ -83,6 +83,7 @@ def test_an_unknown_dtype_is_refused_with_the_known_ones() -> None:
         mlx_eagle.load(dtype="int4")
 
 
+@pytest.mark.usefixtures("small_toy_pair")
 def test_progress_reports_every_step_of_loading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

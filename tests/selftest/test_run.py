@@ -118,7 +118,7 @@ def test_without_a_head_there_is_nothing_to_test(demo: Any) -> None:
         run_selftest(engine, [], lambda *_: None)
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("quick", "small_toy_pair")
 def test_the_command_writes_both_files_and_a_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,10 @@
-"""Every command of the chat on a pseudo-terminal, with the demo pair."""
+"""Every command of the chat on a pseudo-terminal, with the demo pair.
+
+By default a smaller pair stands in its place.
+"""
 
 import contextlib
+import json
 import re
 import subprocess
 import sys
@@ -14,18 +18,27 @@ from mlx_eagle.cli.chat.commands import COMMANDS
 from pseudo_terminal import Terminal
 
 CHAT = """
-import fcntl, sys, termios
+import fcntl, json, sys, termios
+from pathlib import Path
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 from mlx_eagle.cli import main
+from mlx_eagle.hub import packaged
+folders = {part: Path(folder) for part, folder in json.loads(sys.argv.pop()).items()}
+packaged.TOY_PAIR = packaged.TOY_PAIR._replace(**folders)
 main()
 """
 
 
 @pytest.fixture(scope="module")
-def screen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def screen(
+    tmp_path_factory: pytest.TempPathFactory, is_quick: bool, request: pytest.FixtureRequest
+) -> Iterator[Any]:
     """The chat with the demo pair; what is said to it in one test is known in the next."""
-    folder = tmp_path_factory.mktemp("chat")
-    arguments = ["chat", "--no-calibrate", "--max-tokens", "6"]
+    folder, places = tmp_path_factory.mktemp("chat"), {}
+    if is_quick:
+        target, head = request.getfixturevalue("turning_folders")
+        places = {"target": str(target), "head": str(head)}
+    arguments = ["chat", "--no-calibrate", "--max-tokens", "12", json.dumps(places)]
     with contextlib.closing(Terminal(CHAT, *arguments, cwd=folder)) as terminal:
         terminal.wait_for("toy: it knows", 60)
         terminal.wait_for(">>>")
@@ -178,7 +191,7 @@ def test_the_demo_pair_is_interrupted_and_resized(screen: Any) -> None:
     screen.expect("/show tree off", "tree         off")
     screen.expect("/tree auto", "tree         auto")
     screen.expect("/regex none", "regex        none")
-    screen.expect("/tokens 6", "max_tokens   6")
+    screen.expect("/tokens 12", "max_tokens   12")
     screen.expect("/context", "messages     4")
 
 
