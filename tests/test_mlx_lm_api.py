@@ -43,10 +43,10 @@ def test_every_field_that_mlx_lm_gives_is_given_with_the_same_value(
 ) -> None:
     mx.random.seed(5)
     model, tokenizer = turning.target.model, turning.tokenizer
-    want = list(mlx_lm.stream_generate(model, tokenizer, question, max_tokens=20, **options))
+    want = list(mlx_lm.stream_generate(model, tokenizer, question, max_tokens=12, **options))
     mx.random.seed(5)
     got = list(
-        drop_in.stream_generate(turning, tokenizer, question, max_tokens=20, tree=TREE, **options)
+        drop_in.stream_generate(turning, tokenizer, question, max_tokens=12, tree=TREE, **options)
     )
     assert [r.token for r in got] == [r.token for r in want]
     # mlx-lm's detokenizer takes away the space with which an answer begins.

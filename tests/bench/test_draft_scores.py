@@ -12,8 +12,8 @@ from mlx_eagle.bench.draft_scores import STEPS, DraftScore, alphas_of, score_ans
 from mlx_eagle.bench.metrics import Sample
 from mlx_eagle.bench.prompts import BenchPrompt, ask
 from mlx_eagle.doctor.score import Evidence, draft_hits
-from mlx_eagle.hub.packaged import DEMO
-from mlx_eagle.loading import load_with_head
+from mlx_eagle.hub import packaged
+from mlx_eagle.loading import load, load_with_head
 from mlx_eagle.tree import TreeShape
 
 QUESTION = "What is the signature of shutil.copyfile?"
@@ -77,12 +77,14 @@ def test_only_plain_decodings_first_answers_are_scored_once_for_every_head(demo:
     ]
 
 
-def test_a_draft_model_is_scored_by_what_it_foresees_of_each_token(demo: Any) -> None:
+@pytest.mark.usefixtures("small_toy_pair")
+def test_a_draft_model_is_scored_by_what_it_foresees_of_each_token() -> None:
     """The target itself foresees its own answer; of another text, tokens that it would choose."""
-    itself = load_with_head(demo, None, f"draft:{DEMO / 'target'}", calibrate=False)
-    asked = Asked.of(demo, [ask("c", QUESTION)])
+    engine = load(calibrate=False)
+    itself = load_with_head(engine, None, f"draft:{packaged.TOY_PAIR.target}", calibrate=False)
+    asked = Asked.of(engine, [ask("c", QUESTION)])
     prompt = asked.ids(0.0, 0)
-    own = demo.generate(prompt, max_tokens=8, speculate=False, ignore_eos=True).tokens
+    own = engine.generate(prompt, max_tokens=8, speculate=False, ignore_eos=True).tokens
     contestants = [Contestant("plain", None, True), Contestant("auto", None, True, itself)]
     for answer, right in ((own, [8, 7, 6, 5, 4, 3]), ([*own[:2], 9, 9], [2, 1, 0, 0, 0, 0])):
         sample = Sample("plain", 0.0, 0, "c", 0, answer, 3, 1.0, 1.0, {})

@@ -46,7 +46,9 @@ def test_the_sound_kernel_sums_its_rows_and_has_no_finding(
 
 
 @pytest.mark.parametrize(
-    ("bug", "seed"), rotated(BUGS, SEEDS), ids=lambda v: v.name if isinstance(v, Bug) else None
+    ("bug", "seed"),
+    list(rotated(BUGS, SEEDS)),
+    ids=lambda v: v.name if isinstance(v, Bug) else None,
 )
 def test_a_planted_bug_is_reported_with_its_kind_and_line(
     sums: Kernel, rows: mx.array, bug: Bug, seed: int
