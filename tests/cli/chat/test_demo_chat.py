@@ -117,7 +117,7 @@ def test_the_demo_pair_is_saved_loaded_and_copied(screen: Any) -> None:
     screen.expect("/system none", "system prompt: none")
     screen.expect("/copy", "there is no answer")
     screen.expect(QUESTION, " tokens/s")
-    assert re.search(r"copied with|\x1b]52;c;", screen.expect("/copy", "cop"))
+    assert re.search(r"copied with|\x1b]52;c;", screen.expect("/copy", "copie"))
     screen.expect("/save ./a chat.mlx", "saved 2 messages to a chat.mlx")
     screen.expect("/clear", "forgotten")
     screen.expect("/load nothing", "error: ")
