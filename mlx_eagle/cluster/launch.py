@@ -22,7 +22,7 @@ from mlx_eagle.cluster.control import Channel, Listener, new_token
 from mlx_eagle.cluster.facts import other_versions, versions
 from mlx_eagle.cluster.hosts import LOCAL_NAMES, Host, Hosts
 from mlx_eagle.cluster.messages import Hello, Join, Ready, decode_report, encode_orders
-from mlx_eagle.cluster.ring import join_ring
+from mlx_eagle.cluster.ring import RING, check_backend, join_hosts
 from mlx_eagle.cluster.watch import PATIENCE, Patience, Peer
 from mlx_eagle.errors import ClusterError
 from mlx_eagle.files.quoting import one_line, printable
@@ -84,6 +84,7 @@ def start_cluster(
 
 def _start_all(hosts: Hosts, patience: Patience, follower: Sequence[str]) -> Cluster:
     """Do what `start_cluster` does for the first time."""
+    check_backend(hosts.backend)
     token = new_token()
     started: list[Started] = []
     listener = Listener(hosts.hosts[0].ips[0], token)
@@ -97,15 +98,22 @@ def _start_all(hosts: Hosts, patience: Patience, follower: Sequence[str]) -> Clu
             started.append(_start(rank, host, hosts.envs, follower))
             _brief(started[-1], listener.address, token)
         _accept(listener, started, patience, peers)
-        ring = [[f"{host.ips[0]}:{_port(rank, host)}"] for rank, host in enumerate(hosts.hosts)]
+        join = how_to_join(hosts)
         for peer in peers.values():
-            peer.channel.send(encode_orders([Join(ring=ring)]))
-        group = join_ring(0, ring, patience.start)
+            peer.channel.send(encode_orders([join]))
+        group = join_hosts(0, join, patience.start)
         for peer in peers.values():
             peer.answer(Ready)
         failed.pop_all()
     followers = [peers[rank] for rank in sorted(peers)]
     return Cluster(group, followers, patience, lambda seconds: _end(started, seconds))
+
+
+def how_to_join(hosts: Hosts) -> Join:
+    """Return what all ranks are told of one another."""
+    ring = [[f"{host.ips[0]}:{_port(rank, host)}"] for rank, host in enumerate(hosts.hosts)]
+    devices = [list(host.rdma) for host in hosts.hosts] if hosts.backend != RING else []
+    return Join.model_validate({"backend": hosts.backend, "ring": ring, "devices": devices})
 
 
 def _start(rank: int, host: Host, envs: Sequence[str], follower: Sequence[str]) -> Started:
