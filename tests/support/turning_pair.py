@@ -56,23 +56,29 @@ def embeddings(
     return rows
 
 
-def make_turning_pair(n_tokens: int, words: list[int]) -> tuple[nn.Module, EagleHead]:
+def make_turning_pair(
+    n_tokens: int, words: list[int], architecture: str = "llama"
+) -> tuple[nn.Module, EagleHead]:
     """Return the target, in float32, and its head.
 
     Args:
         n_tokens: of the vocabulary.
         words: the tokens of which texts are made; the others may stand in prompts.
+        architecture: of the target, in mlx-lm; its layers are named as llama's.
     """
     rng = np.random.default_rng(5)
     turn = rotation(rng)
     table = embeddings(turn, n_tokens, words, rng)
     sizes = {"vocab_size": n_tokens, "max_position_embeddings": 2048, "head_dim": 32}
-    model = build_target("llama", **sizes)
+    model = build_target(architecture, **sizes)
     for layer in model.layers:
         attention = layer.self_attn
         attention.q_proj.weight = attention.q_proj.weight * QUERIES
         attention.o_proj.weight = attention.o_proj.weight * ATTENTION
         layer.mlp.down_proj.weight = layer.mlp.down_proj.weight * INNER
+        for name in ("q_proj", "k_proj", "v_proj"):
+            if "bias" in attention[name]:  # it would lead all texts alike
+                attention[name].bias = mx.zeros(attention[name].bias.shape)
     output = np.zeros_like(table)
     output[words] = (table @ turn)[words] * SHARPNESS
     model.model.embed_tokens.weight = mx.array(table, dtype=mx.float32)
@@ -83,12 +89,12 @@ def make_turning_pair(n_tokens: int, words: list[int]) -> tuple[nn.Module, Eagle
     return model, head
 
 
-def make_turning_engine() -> Engine:
+def make_turning_engine(architecture: str = "llama") -> Engine:
     """Return an engine of the pair with the demo pair's tokenizer, whose texts are plain words."""
     tokenizer = read_tokenizer(DEMO / "target", None)
     texts = [tokenizer.decode([token]) for token in range(N_TOKENS)]
     words = [token for token, text in enumerate(texts) if re.fullmatch(" [a-z]{2,}", text)]
-    model, head = make_turning_pair(N_TOKENS, words)
+    model, head = make_turning_pair(N_TOKENS, words, architecture)
     target = Target(model, taps=head.config.taps)
     info = EngineInfo("turning", "float32", "turning", "float32", ON, "cpu", False)
     return Engine(target, tokenizer, head, info, limits=Limits(2048, None, bytes_per_row(target)))
