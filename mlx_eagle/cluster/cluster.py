@@ -22,6 +22,7 @@ from mlx_eagle.cluster.messages import (
     Ready,
     Run,
     Stop,
+    Train,
     encode_orders,
 )
 from mlx_eagle.cluster.ring import Traffic, seconds_per_sum
@@ -75,6 +76,11 @@ class Cluster:
         self._is_over = threading.Event()
         atexit.register(self.close)
         self.seconds = self.measure(1)
+
+    @property
+    def group(self) -> mx.distributed.Group:
+        """All ranks, as MLX knows them."""
+        return self._group
 
     @property
     def size(self) -> int:
@@ -214,6 +220,18 @@ class Cluster:
         self._tell(Measure(numbers=numbers, repeats=MEASURED))
         with self.watch.waiting():
             return seconds_per_sum(self._group, numbers, MEASURED)
+
+    def train(self, arguments: Sequence[str], folder: Path) -> None:
+        """Let the followers train a head, together with this process: those that can.
+
+        Args:
+            arguments: of the command line.
+            folder: in which they were given.
+
+        Raises:
+            ClusterError: if a follower is lost.
+        """
+        self._tell(Train(arguments=list(arguments), folder=str(folder)))
 
     def close(self) -> None:
         """End the followers; nothing can be computed any more."""

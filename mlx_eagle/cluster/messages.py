@@ -167,6 +167,19 @@ class Check(_Message):
     chains_only: bool
 
 
+class Train(_Message):
+    """Train a head together with all other ranks.
+
+    Attributes:
+        arguments: of the command line, the same on all ranks.
+        folder: in which they were given.
+    """
+
+    kind: Literal["train"] = "train"
+    arguments: list[Line] = Field(max_length=1024)
+    folder: Line
+
+
 class Measure(_Message):
     """Take part in `repeats` sums of `numbers` float32 numbers, one after the other."""
 
@@ -232,7 +245,7 @@ class Fault(_Message):
 
 
 CacheOp = New | Fork | Commit | Trim | Checkpoint | Pad | Drop | Run
-Order = CacheOp | Compare | Load | Join | Check | Measure | Stop
+Order = CacheOp | Compare | Load | Join | Check | Measure | Train | Stop
 Report = Hello | Ready | Done | Beat | Fault
 
 _ORDERS = TypeAdapter(list[Annotated[Order, Field(discriminator="kind")]])

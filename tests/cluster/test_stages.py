@@ -21,7 +21,7 @@ from mlx_eagle.target.load import load_network
 from mlx_eagle.target.self_check import check_tree_verification
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import DraftTree
-from pairs_on_hosts import PROMPT, SAMPLING, TREES, Pair
+from pairs_on_hosts import PROMPT, SAMPLING, SCHEMA, TREES, Pair
 from shards import FAMILIES, architecture_of, lead, write_tiny
 from tiny_models import SMALL
 
@@ -131,7 +131,7 @@ def pair(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Pair:
 def test_tokens_are_those_of_one_process_and_of_plain_decoding(
     tree: str, sampling: str, pair: Pair, is_quick: bool
 ) -> None:
-    options = {"max_tokens": 6 if is_quick else 256, **SAMPLING[sampling]}
+    options = {"max_tokens": 6 if is_quick else 64, **SAMPLING[sampling]}
     plain = pair.together.generate(PROMPT, **options, speculate=False).tokens
     want = pair.alone.generate(PROMPT, **options, **TREES[tree])
     got = pair.together.generate(PROMPT, **options, **TREES[tree])
@@ -145,6 +145,15 @@ def test_a_prompt_read_in_pieces_leaves_no_rank_behind(pair: Pair) -> None:
     options = {"max_tokens": 4, "prefill_step_size": 10}
     want = pair.alone.generate(PROMPT, **options)
     assert pair.together.generate(PROMPT, **options).tokens == want.tokens
+
+
+@pytest.mark.bitwise
+def test_an_answer_that_keeps_to_a_schema_is_that_of_one_process(pair: Pair) -> None:
+    options = {"json_schema": SCHEMA, "max_tokens": 40}
+    want = pair.alone.generate(PROMPT, **options, speculate=False)
+    got = pair.together.generate(PROMPT, **options, **TREES["tree 8"])
+    assert got.tokens == want.tokens
+    assert json.loads(got.text)["n"] in ("one", "two")
 
 
 def test_a_pass_hands_on_rows_once_and_gathers_them_with_the_taps(pair: Pair) -> None:

@@ -11,8 +11,8 @@ from mlx_eagle.planner.cost_model import Costs
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import TreeShape
 from shards import lead, write_model
-from tiny_models import SMALL
-from turning_pair import make_turning_engine
+from tiny_models import ARCHITECTURES, SMALL
+from turning_pair import GROUP_SIZE, make_turning_engine
 
 FREE_ROWS = Costs((0,), dict.fromkeys(range(1, 17), (1.0,)), (1.0,), (0.01,) * 8, 0.0)
 TREES: dict[str, dict[str, Any]] = {
@@ -26,6 +26,12 @@ SAMPLING: dict[str, dict[str, Any]] = {
     "greedy": {},
     "drawn": {"temperature": 0.8, "top_p": 0.95, "seed": 7},
 }
+SCHEMA = {
+    "type": "object",
+    "properties": {"n": {"enum": ["one", "two"]}},
+    "required": ["n"],
+    "additionalProperties": False,
+}
 PROMPT = list(range(300, 330))
 
 
@@ -38,12 +44,17 @@ class Pair:
         folder: Path,
         architecture: str = "llama",
         parallel: str = TENSOR,
+        bits: int | None = None,
+        **changes: Any,
     ) -> None:
-        self.alone = make_turning_engine(architecture)
+        self.alone = make_turning_engine(architecture, bits, **changes)
         network = self.alone.target.model
-        head_dim = 32 if architecture == "llama" else SMALL["head_dim"]  # qwen2 has no choice
+        head_dim = SMALL["head_dim"] if architecture == "qwen2" else 32  # qwen2 has no choice
         sizes = {"vocab_size": 4096, "max_position_embeddings": 2048, "head_dim": head_dim}
-        write_model(folder, network, {"model_type": architecture} | SMALL | sizes)
+        config = SMALL | ARCHITECTURES[architecture] | sizes | changes
+        if bits is not None:
+            config["quantization"] = {"group_size": GROUP_SIZE, "bits": bits}
+        write_model(folder, network, {"model_type": architecture} | config)
         self.target = lead(cluster, folder, self.alone.target.taps, parallel)
         self.together = self.engine(self.target)
         self.alone = self.engine(self.alone.target)

@@ -31,6 +31,7 @@ N_TOKENS = 4096  # of the demo pair's tokenizer
 SIZE = 64
 # Factors of the random layers' weights, with which the pair behaves much as the demo pair does.
 ATTENTION, QUERIES, INNER = 4.3, 3.0, 2.2
+GROUP_SIZE = 32  # numbers that share a scale, where weights are quantized
 SHARPNESS = 0.4  # of the distributions: what is drawn at temperature 1 is seldom no word
 
 
@@ -57,7 +58,11 @@ def embeddings(
 
 
 def make_turning_pair(
-    n_tokens: int, words: list[int], architecture: str = "llama"
+    n_tokens: int,
+    words: list[int],
+    architecture: str = "llama",
+    bits: int | None = None,
+    **changes: Any,
 ) -> tuple[nn.Module, EagleHead]:
     """Return the target, in float32, and its head.
 
@@ -65,17 +70,20 @@ def make_turning_pair(
         n_tokens: of the vocabulary.
         words: the tokens of which texts are made; the others may stand in prompts.
         architecture: of the target, in mlx-lm; its layers are named as llama's.
+        bits: of the target's weights; None leaves them in float32.
+        **changes: of the target's configuration.
     """
     rng = np.random.default_rng(5)
     turn = rotation(rng)
     table = embeddings(turn, n_tokens, words, rng)
     sizes = {"vocab_size": n_tokens, "max_position_embeddings": 2048, "head_dim": 32}
-    model = build_target(architecture, **sizes)
+    model = build_target(architecture, **sizes | changes)
     for layer in model.layers:
         attention = layer.self_attn
         attention.q_proj.weight = attention.q_proj.weight * QUERIES
         attention.o_proj.weight = attention.o_proj.weight * ATTENTION
-        layer.mlp.down_proj.weight = layer.mlp.down_proj.weight * INNER
+        mlp = layer.mlp.switch_mlp if "switch_mlp" in layer.mlp else layer.mlp
+        mlp.down_proj.weight = mlp.down_proj.weight * INNER
         for name in ("q_proj", "k_proj", "v_proj"):
             if "bias" in attention[name]:  # it would lead all texts alike
                 attention[name].bias = mx.zeros(attention[name].bias.shape)
@@ -84,17 +92,21 @@ def make_turning_pair(
     model.model.embed_tokens.weight = mx.array(table, dtype=mx.float32)
     model.model.norm.weight = mx.ones(SIZE)
     model.lm_head.weight = mx.array(output, dtype=mx.float32)
+    if bits is not None:
+        nn.quantize(model, group_size=GROUP_SIZE, bits=bits)
     head = _make_head(turn, table, words)
     mx.eval(model.parameters(), head.parameters())
     return model, head
 
 
-def make_turning_engine(architecture: str = "llama") -> Engine:
+def make_turning_engine(
+    architecture: str = "llama", bits: int | None = None, **changes: Any
+) -> Engine:
     """Return an engine of the pair with the demo pair's tokenizer, whose texts are plain words."""
     tokenizer = read_tokenizer(DEMO / "target", None)
     texts = [tokenizer.decode([token]) for token in range(N_TOKENS)]
     words = [token for token, text in enumerate(texts) if re.fullmatch(" [a-z]{2,}", text)]
-    model, head = make_turning_pair(N_TOKENS, words, architecture)
+    model, head = make_turning_pair(N_TOKENS, words, architecture, bits, **changes)
     target = Target(model, taps=head.config.taps)
     info = EngineInfo("turning", "float32", "turning", "float32", ON, "cpu", False)
     return Engine(target, tokenizer, head, info, limits=Limits(2048, None, bytes_per_row(target)))
