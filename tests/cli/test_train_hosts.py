@@ -74,6 +74,12 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def wait_for(process: "subprocess.Popen[str]") -> None:
+    """Wait until a training has come to its end."""
+    said = process.communicate(timeout=400)[1]
+    assert process.returncode == 0, said
+
+
 def children(process: "subprocess.Popen[str]") -> list[int]:
     """Return the processes that one has started."""
     file = Path(f"/proc/{process.pid}/task/{process.pid}/children")
@@ -82,7 +88,9 @@ def children(process: "subprocess.Popen[str]") -> list[int]:
 
 @pytest.mark.broad
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="children are found in /proc")
-def test_two_hosts_train_and_go_on_after_one_was_killed(place: Path) -> None:
+def test_a_host_that_is_killed_ends_a_training_by_name_and_what_was_saved_stays(
+    place: Path,
+) -> None:
     running = start(place, "--hosts", "hosts.json", "--max-updates", "400")
     try:
         while not list((place / "out").glob("checkpoint/update-*")):
@@ -99,6 +107,7 @@ def test_two_hosts_train_and_go_on_after_one_was_killed(place: Path) -> None:
     assert "training on 2 hosts: here, 127.0.0.1" in said
     assert "error: rank 1 on 127.0.0.1 has ended" in said
     assert "the same command goes on" in said
+    assert list((place / "out").glob("checkpoint/update-*"))
     assert not [file.name for file in (place / "out").glob(".process-0")]
 
 
@@ -106,8 +115,7 @@ def test_two_hosts_train_and_go_on_after_one_was_killed(place: Path) -> None:
 def test_two_hosts_make_the_head_that_two_launched_processes_make(place: Path) -> None:
     from toy_training import free_ports
 
-    ended = start(place, "--hosts", "hosts.json", "--max-updates", "3")
-    assert ended.wait(timeout=300) == 0, ended.communicate()[1]
+    wait_for(start(place, "--hosts", "hosts.json", "--max-updates", "3"))
     ring = place / "ring.json"
     ring.write_text(str([[f"127.0.0.1:{port}"] for port in free_ports(2)]).replace("'", '"'))
     (place / "out").rename(place / "by-hosts")
@@ -118,7 +126,7 @@ def test_two_hosts_make_the_head_that_two_launched_processes_make(place: Path) -
             patch.setenv("MLX_HOSTFILE", str(ring))
             launched.append(start(place, "--max-updates", "3"))
     for one in launched:
-        assert one.wait(timeout=300) == 0, one.communicate()[1]
+        wait_for(one)
     heads = [mx.load(str(place / f / "head" / "model.safetensors")) for f in ("by-hosts", "out")]
     assert heads[0].keys() == heads[1].keys()
     assert all(mx.array_equal(array, heads[1][name]) for name, array in heads[0].items())
