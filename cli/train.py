@@ -156,6 +156,7 @@ def file_option(*names: str, **more: Any) -> Callable[..., Any]:
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     model: str,
     out: Path,
     prepare: bool,

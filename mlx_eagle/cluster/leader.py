@@ -168,8 +168,16 @@ class LeadingTarget(PartTarget):
         parents = None if tree.is_chain else tree.structure()
         rows, number = cache.rows, self.cluster.new_pass()
         self.cluster.check_loaded(self._shard)
-        to_all = {"tokens": tokens, "parents": parents, "taps": self._taps_of_others()}
-        self.cluster.run(Run(cache=cache.number, number=number, rows=rows, **to_all))
+        self.cluster.run(
+            Run(
+                cache=cache.number,
+                number=number,
+                rows=rows,
+                tokens=tokens,
+                parents=parents,
+                taps=self._taps_of_others(),
+            )
+        )
         end, traffic = self._shard.end, self._traffic
         watch = self.cluster.watch
         with watch.waiting(tree.n_nodes), counted(traffic), end.expected(), watch.decisive():

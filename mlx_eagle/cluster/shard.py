@@ -11,12 +11,18 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes
 
 from mlx_eagle.cluster.forward_end import ForwardEnd
 from mlx_eagle.cluster.stage import TRIED as STAGED
-from mlx_eagle.cluster.stage import Stage, check_stages, make_stage, parts_to_read, staging_module
+from mlx_eagle.cluster.stage import (
+    Stage,
+    arrays_of,
+    check_stages,
+    make_stage,
+    parts_to_read,
+    staging_module,
+)
 from mlx_eagle.errors import EagleError, UnsupportedTargetError
 from mlx_eagle.files.json_files import language_config, read_json
 from mlx_eagle.files.quoting import listed, one_line
@@ -173,7 +179,7 @@ def _sharded(loaded: LoadedTarget, group: mx.distributed.Group) -> Shard:
     before = output_layer(network, None)
     network.shard(group)
     has_whole_output = output_layer(network, None) is before
-    weights = [array for _, array in tree_flatten(network.parameters())]
+    weights = arrays_of(network)
     _read(network, weights)
     end = ForwardEnd(network.layers[-1], group, needs_logits=not has_whole_output)
     return Shard(loaded, end, has_whole_output, sum(array.nbytes for array in weights))

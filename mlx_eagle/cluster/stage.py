@@ -8,7 +8,7 @@ last bit, for any number of ranks.
 
 import sys
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -131,9 +131,9 @@ def make_stage(network: nn.Module, group: mx.distributed.Group) -> tuple[Stage, 
     """
     stack = next(m for _, m in network.named_modules() if hasattr(m, "pipeline_rank"))
     stack.pipeline(group)
-    start = mx.distributed.all_gather(mx.array([stack.start_idx], dtype=mx.int32), group=group)
-    mx.eval(start)
-    stage = Stage(group.rank(), tuple(int(layers) for layers in start.tolist()), group)
+    own = mx.array([stack.start_idx], dtype=mx.int32)
+    starts = cast(list[int], mx.distributed.all_gather(own, group=group).tolist())
+    stage = Stage(group.rank(), tuple(starts), group)
     end = ForwardEnd(stack.norm, group, is_eager=True)
     _share_logits(network, stage, end)
     return stage, end
@@ -146,13 +146,13 @@ def parts_to_read(network: nn.Module, stage: Stage) -> list[mx.array]:
     because heads borrow them.
     """
     if stage.rank == 0:
-        return [array for _, array in _arrays(network)]
+        return arrays_of(network)
     plain = Target(network, speculate=False)
     unread = [output_layer(network, plain.vocab_size)]
     if stage.start:
         unread.append(plain.embedding)
-    skipped = {id(array) for module in unread if module for _, array in _arrays(module)}
-    return [array for _, array in _arrays(network) if id(array) not in skipped]
+    skipped = {id(array) for module in unread if module for array in arrays_of(module)}
+    return [array for array in arrays_of(network) if id(array) not in skipped]
 
 
 def _share_logits(network: nn.Module, stage: Stage, end: ForwardEnd) -> None:
@@ -179,6 +179,7 @@ def _share_logits(network: nn.Module, stage: Stage, end: ForwardEnd) -> None:
         wrap_method(layer, "__call__", share)
 
 
-def _arrays(module: nn.Module) -> list[tuple[str, mx.array]]:
-    """Return the weights of a module by name; layers of other ranks have none."""
-    return [(n, a) for n, a in tree_flatten(module.parameters()) if isinstance(a, mx.array)]
+def arrays_of(module: nn.Module) -> list[mx.array]:
+    """Return the weights of a module; layers of other ranks have none."""
+    arrays = dict(tree_flatten(module.parameters())).values()
+    return [array for array in arrays if isinstance(array, mx.array)]
