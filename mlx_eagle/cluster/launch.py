@@ -169,12 +169,12 @@ def _accept(
         channel = listener.accept(LOOK)
         if channel is None:
             continue
-        peer = greet(channel, {one.rank: one.host.ssh for one in missing})
-        found[peer.rank] = peer
+        if peer := greet(channel, {one.rank: one.host.ssh for one in missing}):
+            found[peer.rank] = peer
 
 
-def greet(channel: Channel, names: Mapping[int, str]) -> Peer:
-    """Return the follower that has connected, if it has the same versions.
+def greet(channel: Channel, names: Mapping[int, str]) -> Peer | None:
+    """Return the follower that has connected, if it has the same versions; None if it has ended.
 
     Args:
         channel: to it.
@@ -183,8 +183,12 @@ def greet(channel: Channel, names: Mapping[int, str]) -> Peer:
     Raises:
         ClusterError: if it has others, or is none of these.
     """
+    said = channel.receive()
+    if said is None:
+        channel.close()
+        return None
     try:
-        hello = decode_report(channel.receive() or b"")
+        hello = decode_report(said)
         if not isinstance(hello, Hello) or hello.rank not in names:
             raise ClusterError("a follower says that it has a rank which nobody was given")
         name = names[hello.rank]
