@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import IO, NamedTuple
 
+import mlx.core as mx
+
 from mlx_eagle.cluster.cluster import Cluster
 from mlx_eagle.cluster.control import Channel, Listener, new_token
 from mlx_eagle.cluster.facts import other_versions, versions
@@ -31,6 +33,7 @@ FOLLOWER = (sys.executable, "-m", "mlx_eagle.cluster.follower")
 FIRST_PORT = 32323  # of the ring on other machines, as mlx.launch has it
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
 LOOK = 0.2  # seconds between two looks whether a follower has ended early
+LOOKS = 10  # until it counts as unknown who could not be joined
 LAST_WORDS = 2000  # bytes
 
 
@@ -100,8 +103,9 @@ def _start_all(hosts: Hosts, patience: Patience, follower: Sequence[str]) -> Clu
         _accept(listener, started, patience, peers)
         join = how_to_join(hosts)
         for peer in peers.values():
-            peer.channel.send(encode_orders([join]))
-        group = join_hosts(0, join, patience.start)
+            with suppress(OSError):  # it has ended, which is found out when it does not join
+                peer.channel.send(encode_orders([join]))
+        group = _join(join, list(peers.values()), patience.start)
         for peer in peers.values():
             peer.answer(Ready)
         failed.pop_all()
@@ -114,6 +118,18 @@ def how_to_join(hosts: Hosts) -> Join:
     ring = [[f"{host.ips[0]}:{_port(rank, host)}"] for rank, host in enumerate(hosts.hosts)]
     devices = [list(host.rdma) for host in hosts.hosts] if hosts.backend != RING else []
     return Join.model_validate({"backend": hosts.backend, "ring": ring, "devices": devices})
+
+
+def _join(join: Join, peers: Sequence[Peer], seconds: float) -> mx.distributed.Group:
+    """Join all followers; raises ClusterError, by name where one of them has ended meanwhile."""
+    try:
+        return join_hosts(0, join, seconds)
+    except ClusterError as error:
+        for _ in range(LOOKS):
+            if lost := next((peer.lost for peer in peers if peer.lost), ""):
+                raise ClusterError(f"{lost}, before all had joined") from error
+            time.sleep(LOOK)
+        raise
 
 
 def _start(rank: int, host: Host, envs: Sequence[str], follower: Sequence[str]) -> Started:
