@@ -150,6 +150,7 @@ def _start(rank: int, host: Host, envs: Sequence[str], follower: Sequence[str]) 
             start_new_session=True,
         )
     except OSError as error:
+        errors.close()
         raise ClusterError(f"{command[0]} cannot be run: {error.strerror or error}") from error
     return Started(host, rank, process, errors)
 

@@ -20,7 +20,7 @@ from mlx_eagle.files.json_files import language_config
 from mlx_eagle.target.hooks import wrap_method
 from mlx_eagle.target.target import Target, output_layer
 
-# mlx-lm's modules whose `pipeline()` was tried, with two ranks: tests/cluster/test_stages.py.
+# mlx-lm's modules whose `pipeline()` was tried, with two ranks: tests/cluster/test_stage.py.
 TRIED = frozenset(
     (
         *("bailing_hybrid", "deepseek_v3", "deepseek_v32", "kimi_k3", "minimax_m3_vl"),
