@@ -137,7 +137,7 @@ class Cluster:
         """
         rows = what.rows + len(what.tokens)
         for peer in self._peers:
-            peer.expected = what.number, rows
+            peer.expect(what.number, rows)
         self._tell(what)
 
     def load(

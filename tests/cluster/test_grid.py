@@ -22,7 +22,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 GRAMMARS: dict[str, dict[str, Any]] = {
     "schema": {"json_schema": SCHEMA},
-    "pattern": {"pattern": "(one|two|three) [a-z]{3,9}"},
+    "regex": {"regex": "(one|two|three) [a-z]{3,9}"},
 }
 
 
