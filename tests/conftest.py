@@ -213,6 +213,15 @@ def turning(is_quick: bool, request: pytest.FixtureRequest) -> Any:
     return make_turning_engine() if is_quick else request.getfixturevalue("demo")
 
 
+@pytest.fixture(scope="session")
+def turning_target(is_quick: bool, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of that pair's target alone."""
+    from mlx_eagle.hub.packaged import DEMO
+    from turning_pair import save_turning_target
+
+    return save_turning_target(tmp_path_factory.mktemp("turning")) if is_quick else DEMO / "target"
+
+
 @pytest.fixture
 def short_doctor(is_quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """By default the doctor judges a head by a third of a text after one of its prompts."""

@@ -85,7 +85,7 @@ def test_memory_is_flat_to_two_percent_but_for_the_caches(
     weights = mx.get_active_memory()
     options: dict[str, Any] = {"tree": tree} if tree else {"speculate": False}
     # So that rows and tokens do not fill up together; by default the cache grows once, late.
-    prompt = [5 + n % 100 for n in range(390 if is_quick else 200)]
+    prompt = [5 + n % 100 for n in range(380 if is_quick else 200)]
     beyond = []
     for _ in session.stream_generate(prompt, max_tokens=n_tokens, ignore_eos=True, **options):
         held = mx.get_active_memory() + mx.get_cache_memory()

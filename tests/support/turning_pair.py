@@ -9,14 +9,18 @@ that its tokens depend on all rows that it has, and half of the rounds accept no
 (tests/test_turning_pair.py).
 """
 
+import json
 import re
+import shutil
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_flatten
 
 from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.heads.eagle import EagleHead
@@ -86,12 +90,29 @@ def make_turning_pair(n_tokens: int, words: list[int]) -> tuple[nn.Module, Eagle
 def make_turning_engine() -> Engine:
     """Return an engine of the pair with the demo pair's tokenizer, whose texts are plain words."""
     tokenizer = read_tokenizer(DEMO / "target", None)
-    texts = [tokenizer.decode([token]) for token in range(N_TOKENS)]
-    words = [token for token, text in enumerate(texts) if re.fullmatch(" [a-z]{2,}", text)]
-    model, head = make_turning_pair(N_TOKENS, words)
+    model, head = make_turning_pair(N_TOKENS, _words(tokenizer))
     target = Target(model, taps=head.config.taps)
     info = EngineInfo("turning", "float32", "turning", "float32", ON, "cpu", False)
     return Engine(target, tokenizer, head, info, limits=Limits(2048, None, bytes_per_row(target)))
+
+
+def save_turning_target(folder: Path) -> Path:
+    """Write the target of that engine as the folder of a model, and return the folder."""
+    for file in (DEMO / "target").glob("*token*.json"):
+        shutil.copyfile(file, folder / file.name)
+    for name in ("chat_template.jinja", "generation_config.json"):
+        shutil.copyfile(DEMO / "target" / name, folder / name)
+    model, _ = make_turning_pair(N_TOKENS, _words(read_tokenizer(folder, None)))
+    config = {name: value for name, value in vars(model.args).items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(config))
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    return folder
+
+
+def _words(tokenizer: Any) -> list[int]:
+    """Return the tokens that are plain words."""
+    texts = [tokenizer.decode([token]) for token in range(N_TOKENS)]
+    return [token for token, text in enumerate(texts) if re.fullmatch(" [a-z]{2,}", text)]
 
 
 def _make_head(turn: np.ndarray, table: np.ndarray, words: list[int]) -> EagleHead:
