@@ -325,7 +325,9 @@ def attend(layer: Attention, x: np.ndarray, row: int, places: list[int], at: lis
     return np.array(layer.o_proj(mx.array(out.transpose(1, 0, 2).reshape(1, 1, 32))))[0, 0]
 
 
-@pytest.mark.parametrize("kind", narrowed(ROPES, ("plain", "interleaved", "yarn, half of the head")))
+@pytest.mark.parametrize(
+    "kind", narrowed(ROPES, ("plain", "interleaved", "yarn, half of the head"))
+)
 def test_attention_is_that_over_the_rows_and_positions_that_are_meant(
     kind: str, head_config: HeadConfig, is_quick: bool
 ) -> None:

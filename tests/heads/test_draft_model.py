@@ -47,9 +47,7 @@ def test_a_token_that_differs_is_named() -> None:
         check_same_tokens(words | {"d": 3}, words)
 
 
-def test_as_many_tokens_are_not_enough(
-    drafted: Any, turning_target: Path, tmp_path: Path
-) -> None:
+def test_as_many_tokens_are_not_enough(drafted: Any, turning_target: Path, tmp_path: Path) -> None:
     """Two ids have changed places: the sizes are equal, and every draft would be nonsense."""
     other = tmp_path / "other"
     shutil.copytree(turning_target, other)
@@ -129,9 +127,7 @@ def test_a_draft_model_may_come_to_a_target_that_is_in_use(turning: Any, itself:
     assert engine.generate(PROMPT, **options).tokens == turning.generate(PROMPT, **options).tokens
 
 
-def test_lookup_stands_beside_it(
-    drafted: Any, turning: Any, itself: str, tmp_path: Path
-) -> None:
+def test_lookup_stands_beside_it(drafted: Any, turning: Any, itself: str, tmp_path: Path) -> None:
     engine = load_with_head(turning, None, f"{itself}+ngram", calibrate=False)
     assert engine.limits.bytes_per_row == drafted.limits.bytes_per_row
     assert engine.info.remedy == ""

@@ -106,9 +106,7 @@ def test_what_a_schema_allows_may_be_written_and_nothing_else(
 
 
 @pytest.mark.parametrize("text", ["5", "true", "[1]", "x"])
-def test_texts_are_read_as_texts_also_where_they_may_be_null(
-    text: str, tokenizer: Any
-) -> None:
+def test_texts_are_read_as_texts_also_where_they_may_be_null(text: str, tokenizer: Any) -> None:
     arguments = {"city": text, "unit": "C", "note": text}
     (call,) = parse_calls(rendered(tokenizer, "weather", arguments), tokenizer.tool_parser, TOOLS)
     assert call.arguments == arguments
