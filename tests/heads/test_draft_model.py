@@ -131,9 +131,11 @@ def test_lookup_stands_beside_it(drafted: Any, turning: Any, itself: str, tmp_pa
     engine = load_with_head(turning, None, f"{itself}+ngram", calibrate=False)
     assert engine.limits.bytes_per_row == drafted.limits.bytes_per_row
     assert engine.info.remedy == ""
-    prompt = "def f(a):\n    return a\n\ndef f(a):\n    return"
-    found = engine.generate(prompt, max_tokens=6, tree=TreeShape(2, 2, 4))
-    assert found.tokens == drafted.generate(prompt, max_tokens=6, speculate=False).tokens
+    words = drafted.generate(PROMPT, max_tokens=2, speculate=False).tokens
+    bias = dict.fromkeys(words, 100.0)  # two words to answer with: what was said comes again
+    options: dict[str, Any] = {"max_tokens": 12, "ignore_eos": True, "logit_bias": bias}
+    found = engine.generate(PROMPT, tree=TreeShape(2, 2, 4), **options)
+    assert found.tokens == drafted.generate(PROMPT, speculate=False, **options).tokens
     assert set(found.stats.by_source) == {"head", "n-gram"}
     with pytest.raises(EagleError, match="draft model attends to all tokens"):
         load_with_head(turning, None, f"{itself}+ngram", calibrate=False, head_window=64)

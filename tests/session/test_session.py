@@ -130,7 +130,7 @@ def test_a_second_turn_reuses_rows_and_answers_as_a_fresh_conversation(
     turning: Any, prompts: list[str]
 ) -> None:
     session = turning.session()
-    options = {"max_tokens": 20, "tree": TreeShape.chain(3)}  # the same rounds whatever they take
+    options = {"max_tokens": 14, "tree": TreeShape.chain(3)}  # the same rounds whatever they take
     first = "".join(r.text for r in session.ask(prompts[1], **options))
     held = session.prefix.cache
     second = list(session.ask(prompts[2], **options))
@@ -177,10 +177,10 @@ def test_clear_forgets_the_conversation_but_not_the_system_prompt(
     turning: Any, prompts: list[str]
 ) -> None:
     session = turning.session(system="Be brief.")
-    want = [r.token for r in session.ask(prompts[1], max_tokens=20)]
+    want = [r.token for r in session.ask(prompts[1], max_tokens=12)]
     session.clear()
     assert session.messages == []
-    assert [r.token for r in session.ask(prompts[1], max_tokens=20)] == want
+    assert [r.token for r in session.ask(prompts[1], max_tokens=12)] == want
 
 
 def test_prompts_may_be_text_ids_or_messages(turning: Any, prompts: list[str]) -> None:

@@ -31,7 +31,7 @@ def written(turning: Engine, prompts: list[str], tmp_path_factory: pytest.TempPa
     """A file with a conversation of one turn, which stays as it is."""
     file = tmp_path_factory.mktemp("written") / "talk"
     session = turning.session(system="Be brief.")
-    list(session.ask(prompts[1], max_tokens=20, tree=TREE))
+    list(session.ask(prompts[1], max_tokens=14, tree=TREE))
     session.save(file)
     return file
 
@@ -48,9 +48,9 @@ def test_a_loaded_conversation_goes_on_without_reading_anything_again(
     session = turning.load_session(saved)
     assert session.system == "Be brief."
     assert [m["role"] for m in session.messages] == ["user", "assistant"]
-    *_, last = got = list(session.ask(prompts[2], max_tokens=20, tree=TREE))
+    *_, last = got = list(session.ask(prompts[2], max_tokens=14, tree=TREE))
     system = [{"role": "system", "content": "Be brief."}]
-    want = turning.generate([*system, *session.messages[:3]], max_tokens=20, tree=TREE)
+    want = turning.generate([*system, *session.messages[:3]], max_tokens=14, tree=TREE)
     assert [r.token for r in got] == want.tokens
     assert last.stats.n_accepted_per_round == want.stats.n_accepted_per_round
     assert last.stats.cached_tokens > 30
@@ -98,7 +98,7 @@ def test_a_head_with_a_window_that_has_moved_comes_back(
         turning.target, turning.tokenizer, turning.head, turning.info, limits=Limits(head_window=32)
     )
     session = engine.session()
-    list(session.ask(" ".join(prompts[:2]), max_tokens=20, tree=TREE))
+    list(session.ask(" ".join(prompts[:2]), max_tokens=14, tree=TREE))
     session.save(tmp_path / "talk")
     again = engine.load_session(tmp_path / "talk")
     want, got = (list(s.ask(prompts[2], max_tokens=12, tree=TREE)) for s in (session, again))
