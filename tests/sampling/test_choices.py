@@ -186,8 +186,8 @@ def penalised(logits: np.ndarray, tokens: list[int]) -> np.ndarray:
 
 Text = tuple[int, ...]
 Law = Callable[[np.ndarray, list[int]], np.ndarray]
-LAWS: list[tuple[Law, dict[str, Any]]] = [
-    (tempered, {"temperature": 0.7}),
+LAWS: list[Any] = [
+    broad(tempered, {"temperature": 0.7}),
     (nucleus, {"temperature": 1.5, "top_p": 0.8}),
     (penalised, {"temperature": 1.0, "repetition_penalty": 1.8, "frequency_penalty": 0.6}),
 ]

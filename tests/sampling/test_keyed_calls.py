@@ -161,7 +161,8 @@ def test_a_forced_call_is_valid_drafted_and_the_same_in_the_next_prompt(
     assert answer.tokens[0] == start and answer.tokens.index(end) == len(answer.tokens) - 2
     assert written.removesuffix(tokenizer.tool_call_end) == rendered(tokenizer, "first", arguments)
     engine.tree = None
-    assert engine.generate(ASKED, speculate=False, **options).tokens == answer.tokens
+    if not is_quick or family == FAMILIES[0]:  # by default plain decoding writes one of them
+        assert engine.generate(ASKED, speculate=False, **options).tokens == answer.tokens
 
 
 def call_marks_of(tokenizer: Any) -> tuple[str, str]:
