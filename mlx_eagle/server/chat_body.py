@@ -30,6 +30,7 @@ TEMPLATE_OWN = (
     *("max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
     "tokenizer_kwargs",
 )
+CHOICES = ("auto", "none", "required")  # words that say whether a tool is called, not which
 ANY_OBJECT = '{"type": "object"}'
 
 
@@ -183,6 +184,9 @@ def check_tool_choice(name: str, tools: list[dict[str, Any]], where: str = "tool
         raise RefusalError(
             "invalid", f"{where} names a function that is not among the tools", where
         )
+    if name in CHOICES:
+        message = f"{where}: a tool called {name} cannot be chosen by its name; rename it"
+        raise RefusalError("invalid", message, where)
     return name
 
 
@@ -246,7 +250,7 @@ def choice_word(choice: str | None, tools: list[dict[str, Any]]) -> str:
         RefusalError: if it is no such word, or there is no tool to be called.
     """
     where = "tool_choice"
-    if choice not in (None, "auto", "none", "required"):
+    if choice not in (None, *CHOICES):
         raise RefusalError("invalid", f"{where} is none of auto, none, required", where)
     if choice == "required" and not tools:
         raise RefusalError("invalid", f"{where} is required, but there are no tools", where)

@@ -117,7 +117,7 @@ def test_sizes_are_limited_by_what_is_said_and_what_comes() -> None:
     ],
 )
 def test_a_key_is_asked_for_where_there_is_one(header: str, value: str, status: int) -> None:
-    rules = RULES._replace(key="secret", open_paths=frozenset({"/health"}))
+    rules = RULES._replace(keys=("secret",), open_paths=frozenset({"/health"}))
     headers = [("host", "localhost"), (header, value)]
     assert call(rules, "GET", headers, "/v1/models")[0] == status
     assert call(rules, "GET", headers[:1], "/health")[0] == 200

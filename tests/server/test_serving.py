@@ -55,7 +55,7 @@ def test_a_port_that_is_taken_is_one_error() -> None:
 
 
 def test_the_page_comes_with_a_policy_and_names_no_other_host(served: Served) -> None:
-    rules = Rules(key="secret", open_paths=OPEN_PATHS)
+    rules = Rules(keys=("secret",), open_paths=OPEN_PATHS)
 
     async def use(client: httpx2.AsyncClient) -> Any:
         files = [await client.get(path) for path in ("/", "/page/app.js", "/page/style.css")]
