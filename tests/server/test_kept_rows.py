@@ -9,7 +9,7 @@ import pytest
 
 from cases import broad
 from mlx_eagle.session import prefix_files
-from served import Served, in_process
+from served import Served, close_files, in_process
 
 CHAT = "/v1/chat/completions"
 WORDS = ["map", "zip", "filter", "deque", "Counter", "join", "split", "sorted", "range", "dict"]
@@ -34,26 +34,18 @@ class Talks:
         self.open(budget)
         for _ in range(n_steps):
             if self._rng.random() < 0.15:
-                self.close()
+                close_files(self._served.engine)
                 self.open(budget)
             asyncio.run(self._step())
             kept = self._served.engine.prefix_cache
             self._served.worker.call(int)  # rows are kept once an answer is sent
             assert kept is not None
             assert kept.nbytes <= budget
-        self.close()
+        close_files(self._served.engine)
 
     def open(self, budget: int) -> None:
         """Begin as a process does."""
         self._served.worker.call(self._served.engine.keep_prefixes, budget, 1 << 30)
-
-    def close(self) -> None:
-        """Let go of the files, as the end of a process does."""
-        kept = self._served.engine.prefix_cache
-        assert kept is not None
-        assert kept.files is not None
-        assert kept.files._lock is not None
-        kept.files._lock.close()
 
     async def _step(self) -> None:
         """Ask something in a conversation, or in one that leaves it halfway."""

@@ -13,6 +13,7 @@ from mlx_eagle.engine import Engine
 from mlx_eagle.session import prefix_cache, prefix_files
 from mlx_eagle.session.prefix_cache import PrefixCache
 from mlx_eagle.session.prefix_files import PrefixFiles, clear_folder, list_folder, prefix_folder
+from served import close_files
 from turning_pair import make_turning_engine
 
 N_TOKENS = 6
@@ -34,15 +35,8 @@ def engine(plain: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setattr(prefix_files, "MOST_BLOCKS", 3)
     yield plain
     if plain.prefix_cache is not None:
-        close(plain)
+        close_files(plain)
     plain.prefix_cache = None
-
-
-def close(engine: Engine) -> None:
-    """Let go of the files, as the end of a process does."""
-    kept = engine.prefix_cache
-    if kept is not None and kept.files is not None and kept.files._lock is not None:
-        kept.files._lock.close()
 
 
 def draw(seed: int, n: int) -> list[int]:
@@ -107,7 +101,7 @@ def written(engine: Engine) -> list[int]:
     ids = draw(5, 120)
     engine.keep_prefixes(0, 1 << 30)
     ask(engine, ids)
-    close(engine)
+    close_files(engine)
     assert len(list(prefix_folder().glob("*/*/*.safetensors"))) == 3
     return ids
 
@@ -170,10 +164,10 @@ def test_rows_of_other_caches_and_salts_are_not_found(engine: Engine, written: l
     other = engine.with_kv(KVOptions(8, 32))
     other.keep_prefixes(0, 1 << 30)
     assert ask(other, written).stats.cached_tokens == 0
-    close(other)
+    close_files(other)
     engine.keep_prefixes(0, 1 << 30, salt="somebody else")
     assert ask(engine, written).stats.cached_tokens == 0
-    close(engine)
+    close_files(engine)
 
 
 def test_what_an_interrupted_run_left_is_removed_and_a_second_run_only_reads(
@@ -215,7 +209,7 @@ def test_a_conversation_of_the_library_writes_its_rows_too(engine: Engine) -> No
     session = engine.session("Be brief. " * 20)
     for _ in session.ask("What does zip do?", max_tokens=N_TOKENS):
         pass
-    close(engine)
+    close_files(engine)
     engine.keep_prefixes(0, 1 << 30)
     later = engine.session("Be brief. " * 20)
     last = list(later.ask("What does map do?", max_tokens=N_TOKENS))[-1]
@@ -230,7 +224,7 @@ def half(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     own = make_turning_engine()
     own.target.model.set_dtype(mx.float16)
     yield own
-    close(own)
+    close_files(own)
 
 
 def rows_of(engine: Engine, ids: list[int]) -> tuple[Any, dict[str, Any], int]:
@@ -256,11 +250,11 @@ def test_exact_rows_are_those_of_reading_anew_to_the_last_bit(half: Engine) -> N
     longer, branch = [*first, *tokens, *draw(9, 60)], [*first[:100], *draw(10, 40)]
     warm = {len(ids): rows_of(half, ids) for ids in (longer, branch)}
     assert (warm[len(longer)][2], warm[len(branch)][2]) == (128, 96)
-    close(half)
+    close_files(half)
     half.keep_prefixes(0, 1 << 30, exact=True)  # as after a restart
     again = rows_of(half, longer)
     assert again[2] == 192
-    close(half)
+    close_files(half)
     for ids in (longer, branch):
         half.keep_prefixes(1 << 30, exact=True)  # nothing is kept yet
         cold = rows_of(half, ids)
