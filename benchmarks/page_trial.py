@@ -5,7 +5,8 @@
 
 Starts a server and a headless Chromium, which it drives by DevTools over a pipe. It types, watches
 the answer arrive, stops one, looks at tints and at the tree of a round, loads the page anew, lets
-an answer hold HTML, asks for the page under a foreign name, and takes pictures in light and dark.
+an answer hold HTML, asks for the page under a foreign name and for answers from a page of another
+origin, and takes pictures in light and dark.
 Prints one line per promise, and exits with 1 if one was not kept.
 """
 
@@ -18,10 +19,13 @@ import select
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx2
 from server_process import ServerProcess
 
 PATIENCE = 120.0  # seconds for anything that the page does
@@ -33,6 +37,15 @@ FOREIGN = "evil.test"
 ASK = """(text) => {
   document.getElementById('text').value = text;
   document.getElementById('ask').requestSubmit();
+}"""
+ELSEWHERE = """async (url) => {
+  const got = [];
+  for (const [mode, media] of [['cors', 'application/json'], ['no-cors', 'text/plain']]) {
+    const body = '{"messages":[{"role":"user","content":"x"}],"max_tokens":1}';
+    const options = { method: 'POST', mode, body, headers: { 'Content-Type': media } };
+    got.push(await fetch(url, options).then((answer) => answer.type, () => 'nothing'));
+  }
+  return got;
 }"""
 STATE = """() => ({
   said: [...document.querySelectorAll('.assistant .said')].map(e => e.textContent),
@@ -208,6 +221,7 @@ class Trial:
         self.results["asks no other host"] = not own
         self.results["no error in the console"] = not self._browser.console
         self._rebind()
+        self._ask_from_elsewhere()
 
     def _set(self, name: str, value: Any) -> None:
         self._browser.evaluate("(n, v) => { document.getElementById(n).value = v }", name, value)
@@ -324,6 +338,39 @@ class Trial:
         self._browser.open(self._url.replace("127.0.0.1", FOREIGN))
         text = self._browser.evaluate("() => document.body.textContent")
         self.results["a foreign name gets no page"] = "--allow-host" in text
+
+    def _ask_from_elsewhere(self) -> None:
+        """Ask from a page of another origin, in both of the ways that browsers have."""
+        before = self._n_answers()
+        with HTTPServer(("127.0.0.1", 0), OtherPage) as other:
+            threading.Thread(target=other.serve_forever, daemon=True).start()
+            self._browser.open(f"http://localhost:{other.server_port}/")
+            got = self._browser.evaluate(ELSEWHERE, f"{self._url}/v1/chat/completions")
+            other.shutdown()
+        is_refused = got == ["nothing", "opaque"] and self._n_answers() == before
+        self.results["a page of another origin gets no answer"] = is_refused
+
+    def _n_answers(self) -> str:
+        """Return how many answers the server has given, as it counts them."""
+        text = httpx2.get(f"{self._url}/metrics").text
+        start = 'mlx_eagle_requests_total{api="chat",status="200"} '
+        return next(
+            line.removeprefix(start) for line in text.splitlines() if line.startswith(start)
+        )
+
+
+class OtherPage(BaseHTTPRequestHandler):
+    """A page that is not the server's."""
+
+    def do_GET(self) -> None:
+        """Send it."""
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(b"<title>other</title>")
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
 
 
 def main() -> None:
