@@ -28,7 +28,11 @@ from served import Served, chunks, on_socket
 CHAT = "/v1/chat/completions"
 ASKED: Any = {"messages": [{"role": "user", "content": "Tell all."}], "max_tokens": 1500}
 MODEL = ServedModel("m", 0, None, False, True, "f")
-WRITERS = {"chat": ChatWriter, "responses": ResponsesWriter, "messages": MessagesWriter}
+WRITERS: dict[str, Any] = {
+    "chat": ChatWriter,
+    "responses": ResponsesWriter,
+    "messages": MessagesWriter,
+}
 LIFE = {  # what shows that the server lives, by API and client
     ("chat", ""): b": prefill ",
     ("responses", ""): b"event: response.in_progress",
@@ -57,8 +61,9 @@ def test_a_prompt_that_is_read_in_many_pieces_is_no_silence(api: str, client: st
             await asyncio.sleep(0.01)
         n_before = sum(LIFE[api, client] in part for part in parts)
         parts.clear()
-        for event in [*map(Said, "abc"), End("stop", "", Usage(40, 1, 3), {})]:
-            running.put(event)
+        for text in "abc":
+            running.put(Said(text))
+        running.put(End("stop", "", Usage(40, 1, 3), {}))
         await task
         return n_before
 
