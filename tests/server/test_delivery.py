@@ -4,7 +4,9 @@ import asyncio
 import json
 import logging
 import threading
+import time
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import httpx2
@@ -41,6 +43,11 @@ LIFE = {  # what shows that the server lives, by API and client
 }
 
 
+async def never() -> Any:
+    """Receive nothing: the client stays."""
+    await asyncio.Event().wait()
+
+
 @pytest.mark.parametrize(("api", "client"), LIFE)
 def test_a_prompt_that_is_read_in_many_pieces_is_no_silence(api: str, client: str) -> None:
     """Pieces come more often than signs of life; what is said is a sign by itself."""
@@ -55,21 +62,20 @@ def test_a_prompt_that_is_read_in_many_pieces_is_no_silence(api: str, client: st
         async def send(message: Any) -> None:
             parts.append(message.get("body", b""))
 
-        task = asyncio.create_task(delivery({}, asyncio.Event().wait, send))  # type: ignore[arg-type]
+        task = asyncio.create_task(delivery({}, never, send))
         for done in range(1, 33):
             running.put(Reading(done, 40))
             await asyncio.sleep(0.01)
         n_before = sum(LIFE[api, client] in part for part in parts)
-        parts.clear()
         for text in "abc":
             running.put(Said(text))
         running.put(End("stop", "", Usage(40, 1, 3), {}))
         await task
         return n_before
 
-    # The first ones belong to the beginning: "in_progress" and a ping.
-    assert 2 <= asyncio.run(main()) <= 5
-    assert LIFE[api, client] not in b"".join(parts)
+    assert asyncio.run(main()) >= 3  # the first one belongs to the beginning
+    _, first, after = b"".join(parts).partition(b':"a"')
+    assert first and LIFE[api, client] not in after
 
 
 def test_what_was_drafted_is_left_out_for_a_client_that_does_not_read() -> None:
@@ -185,24 +191,23 @@ def test_a_prompt_is_read_for_one_more_piece_at_most_when_its_client_goes(
     assert reader.n_pieces <= 3
 
 
+def pieces(response: httpx2.Response) -> Iterator[str]:
+    """Yield the text of a stream as it comes."""
+    for line in response.iter_lines():
+        if line.startswith("data: {"):
+            yield json.loads(line[6:])["choices"][0]["delta"].get("content", "")
+
+
 def test_what_a_client_that_went_has_seen_is_kept(served: Served) -> None:
     served.worker.call(served.engine.keep_prefixes, 1 << 30)
     server, got = served.server(), list[str]()
     body = ASKED | {"stream": True}
 
-    def pieces(response: httpx2.Response) -> Iterator[str]:
-        for line in response.iter_lines():
-            if line.startswith("data: {"):
-                yield json.loads(line[6:])["choices"][0]["delta"].get("content", "")
-
     with on_socket(server) as port:
         with httpx2.stream("POST", f"http://127.0.0.1:{port}{CHAT}", json=body) as response:
-            for piece in pieces(response):
-                got.append(piece)
-                if len(got) == 4:
-                    break
+            got += islice(pieces(response), 4)
         while server.desk.now is not None:
-            pass
+            time.sleep(0.01)
         served.worker.call(int)
     kept = served.engine.prefix_cache
     assert kept is not None
@@ -210,4 +215,4 @@ def test_what_a_client_that_went_has_seen_is_kept(served: Served) -> None:
     n_read = prefix.n_read + 1
     text = served.engine.tokenizer.decode(prefix.tokens[n_read:])
     assert text.startswith("".join(got)) and "".join(got)
-    assert len(prefix.tokens) - n_read < 200
+    assert len(prefix.tokens) - n_read < ASKED["max_tokens"] / 2

@@ -138,15 +138,15 @@ def test_what_no_part_of_the_server_caught_is_an_error_and_no_text(
 ) -> None:
     sent, noted = list[Any](), list[int]()
 
-    async def fail(*_: Any) -> None:
+    async def fail(*_: Any) -> Any:
         raise RuntimeError("words of a prompt")
 
     async def send(message: Any) -> None:
         sent.append(message)
 
     guard = Guard(fail, RULES, lambda scope, status, seconds: noted.append(status))
-    scope = {"type": "http", "method": "GET", "path": "/v1/models"}
-    asyncio.run(guard(scope | {"headers": [(b"host", b"localhost")]}, asyncio.Event().wait, send))  # type: ignore[arg-type]
+    scope: Any = {"type": "http", "method": "GET", "path": "/v1/models"}
+    asyncio.run(guard(scope | {"headers": [(b"host", b"localhost")]}, fail, send))
     assert (sent[0]["status"], noted) == (500, [500])
     assert "words of" not in caplog.text + str(sent)
     assert "RuntimeError" in caplog.text
