@@ -31,7 +31,8 @@ class Costs:
         plain: per token of plain decoding, one step submitted ahead, at each context.
         draft: to take in a round's tokens and draft 1, 2, ... levels, each one read back.
         sync: the part of `draft` that is reading one level back.
-        build: the part of `verify` in which the host builds the graph; unchecked drafts hide it.
+        build: the part of `verify` in which the host builds the graph, as far as unchecked drafts
+            hide it.
     """
 
     contexts: tuple[int, ...]
@@ -106,11 +107,13 @@ class LiveCosts:
 
     Half of what a time differs from its expectation goes to a factor that all costs share (the
     machine is busy), half to the factor of that cost alone (the calibration was off there). A stall
-    of any length counts as one of 25 %. If not `is_measured`, the first times set the scale.
+    of any length counts as one of 25 %. If not `is_measured`, the first times set the scale. Plain
+    tokens are timed seldom where drafting pays, so what one tells counts more for their own factor.
     """
 
     CLIP = math.log(1.25)
     RATE = 0.1  # weight of one observation
+    PLAIN_WEIGHT = 3  # of a plain token's time for its own factor
     RETURN = 0.0005  # by which an own factor falls back towards 1 per observation of another cost
     FIRST = 5  # times that tell the scale
 
@@ -184,7 +187,7 @@ class LiveCosts:
             return
         news = max(-self.CLIP, min(self.CLIP, news)) * self.RATE / 2
         self._shared += news
-        own = self._own.get(what, 0.0) + news
+        own = self._own.get(what, 0.0) + news * (self.PLAIN_WEIGHT if what == "plain" else 1)
         self._own = {key: log * (1 - self.RETURN) for key, log in self._own.items()} | {what: own}
 
     def _factor(self, what: str | int) -> float:

@@ -99,6 +99,12 @@ class LookupPlanner(Planner):
                     self.phase, pays=pays, is_surprise=NGRAM in surprises, longest=longest
                 )
 
+    def _time_plain(self) -> None:
+        """Decode a few tokens plainly, whatever pays."""
+        super()._time_plain()
+        n = max(self.phase.plain_left, self.head_phase.plain_left)
+        self.head_phase = self.head_phase._replace(plain_left=n)
+
     def _pays(self, recent: Throughput, forecast: Forecast, n_tokens: int, plain: float) -> bool:
         """Take in a round of a source; say whether it is worth going on with."""
         recent.learn(forecast, 1 if forecast.n_rows == 1 else n_tokens)

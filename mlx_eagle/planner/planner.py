@@ -3,7 +3,8 @@
 A round checks the confidences of every level before it drafts the next one, or drafts a chain
 without checking; the costs of the machine say which. A head of which nothing is known drafts a few
 levels at first, and more with every level that is accepted. Where drafting does not pay, it pauses:
-the pause doubles until probing costs at most 0.5 % of decoding time.
+the pause doubles until probing costs at most 0.5 % of decoding time. Where it pays, a few plain
+tokens now and then, at the same price, tell whether it does: rounds that draft say nothing of them.
 What is looked up in the text, beside a head or instead of one, `lookup_planner.py` adds.
 """
 
@@ -77,6 +78,7 @@ class Planner:
         self.phase = Phase()
         self._usual = acceptance.first[0.6]  # acceptance of a likeliest token
         self.recent = Throughput()  # of rounds that drafted
+        self._since_plain = 0  # tokens since the last one that was decoded plainly
         self.round = self._begin(0, 0)
 
     @property
@@ -87,7 +89,7 @@ class Planner:
     def plan(self, context: int) -> Plan:
         """Say what the next round drafts, with `context` tokens in the cache."""
         if self.phase.plain_left:
-            self.phase = later(self.phase)
+            self.phase, self._since_plain = later(self.phase), 0
             self.round = self._begin(context, 0)
             return Plan(PLAIN, planned=self.round)
         usual = self.costs.best_chain(TYPICAL, context, self._depth)[1] - 1
@@ -118,6 +120,9 @@ class Planner:
         if len(outcome.tokens) > 1:
             self._depth = min(self._depth + len(outcome.tokens), self.max_depth)
         self._learn_whether_it_pays(planned, outcome.tokens, surprises)
+        self._since_plain += len(outcome.tokens)
+        if not self.stays_plain() and self._should_time_plain(planned.context):
+            self._time_plain()
         if not planned.levels:
             return None  # nothing was found, and no head drafted
         first = planned.levels[-planned.n_drafted].tokens[0]
@@ -164,6 +169,18 @@ class Planner:
         )
         if self.phase.plain_left:
             self.recent.pause()
+
+    def _should_time_plain(self, context: int) -> bool:
+        """Say whether seeing now what plain tokens cost is within what probes may take."""
+        plain = self.costs.plain(context)
+        lost = Phase().next_pause * max(0.0, self.recent.rate * plain - 1)
+        # The round before the pause and its first one are not submitted ahead.
+        lost += 2 * (self.costs.verify(1, context) / plain - 1)
+        return lost < self.PROBING * self._since_plain
+
+    def _time_plain(self) -> None:
+        """Decode a few tokens plainly, though drafting pays."""
+        self.phase = self.phase._replace(plain_left=Phase().next_pause)
 
     def _begin(self, context: int, depth: int, *, check_interval: int = 0) -> RoundPlan:
         """Return a new round, `depth` levels deep at most, unchecked if the interval is 0."""

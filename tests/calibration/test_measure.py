@@ -44,13 +44,16 @@ def test_all_costs_are_measured_at_all_contexts(
     tiny_target: TinyTarget,
     head_config: HeadConfig,
     monkeypatch: pytest.MonkeyPatch,
+    is_quick: bool,
 ) -> None:
+    contexts = (64, 256, 1024) if is_quick else CONTEXTS
+    monkeypatch.setattr(module, "CONTEXTS", contexts)
     monkeypatch.setattr(module, "_is_useless", lambda costs, depth: False)
     monkeypatch.setattr(module, "MOST_SAMPLES", module.SAMPLES)  # of what is asked, not how often
     steps: list[tuple[int, int]] = []
     target, drafter = pair(tiny_target, head_config, architecture)
     costs = measure(target, drafter, lambda *step: steps.append(step))
-    assert costs.contexts == CONTEXTS
+    assert costs.contexts == contexts
     assert costs.rows[:2] == [1, 2] and set(costs.rows) <= set(ROWS)
     assert len(costs.draft) == max(d for d in module.DEPTHS if d < costs.rows[-1])
     assert costs.sync < costs.draft[0]
@@ -59,22 +62,22 @@ def test_all_costs_are_measured_at_all_contexts(
 
 def run_by_clock(
     target: Target, monkeypatch: pytest.MonkeyPatch, seconds_of: Callable[[int], float]
-) -> None:
-    """Let the clock say that verifying n rows takes so long."""
+) -> Callable[[float], float]:
+    """Let the clock say that verifying n rows takes so long; return what puts it forward."""
     verify, seconds = target.verify, 0.0
 
-    def slow(tree: Any, cache: Any) -> Any:
+    def forward(by: float) -> float:
         nonlocal seconds
-        seconds += seconds_of(tree.n_nodes)
-        return verify(tree, cache)
-
-    def look() -> float:
-        nonlocal seconds
-        seconds += 1e-6
+        seconds += by
         return seconds
 
+    def slow(tree: Any, cache: Any) -> Any:
+        forward(seconds_of(tree.n_nodes))
+        return verify(tree, cache)
+
     monkeypatch.setattr(target, "verify", slow)
-    monkeypatch.setattr(time, "perf_counter", look)
+    monkeypatch.setattr(time, "perf_counter", lambda: forward(1e-6))
+    return forward
 
 
 def test_medusa_is_measured_as_deep_as_it_drafts(
@@ -112,6 +115,25 @@ def test_rows_cost_what_the_clock_says(
     assert max(costs.rows) <= 4, "five rows cost more than four times one: they are of no use"
     assert len(costs.draft) == 3, "and so is a fourth level"
     assert costs.contexts == CONTEXTS
+    assert costs.build < 0.001, "by this clock nothing goes on while a graph is built"
+
+
+def test_what_is_drafted_while_the_graph_is_built_is_measured(
+    tiny_target: TinyTarget, head_config: HeadConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock by which a level costs 3 ms, but only where it is read back."""
+    target, drafter = pair(tiny_target, head_config, "llama")
+    monkeypatch.setattr(module, "CONTEXTS", (64,))
+    forward = run_by_clock(target, monkeypatch, lambda n: 0.01)
+    greedy_path = drafter.greedy_path
+
+    def slow(n_children: int, depth: int) -> Any:
+        for level in greedy_path(n_children, depth):
+            forward(0.003)
+            yield level
+
+    monkeypatch.setattr(drafter, "greedy_path", slow)
+    assert measure(target, drafter).build == pytest.approx(0.003, rel=0.05)
 
 
 @pytest.mark.parametrize("fixed", [0.0, 0.0015])
@@ -134,6 +156,7 @@ def test_a_machine_that_is_busy_half_of_the_time_is_measured_all_the_same(
 ) -> None:
     """A clock by which four rows cost 1.6 times one, and every other pass takes five times that."""
     target, drafter = pair(tiny_target, head_config, "llama")
+    monkeypatch.setattr(module, "CONTEXTS", (64, 128))
     rng = np.random.default_rng(1)
     run_by_clock(
         target, monkeypatch, lambda n: 0.01 * (0.8 + 0.2 * n) * (5 if rng.random() < 0.5 else 1)

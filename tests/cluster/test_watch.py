@@ -111,10 +111,10 @@ def test_an_answer_that_never_comes_is_given_up_when_the_follower_ends(side: Sid
 
 
 def test_silence_is_noticed_and_a_beat_is_none(side: Side) -> None:
-    watch = watching(side, LONG._replace(silence=1.0))
+    watch = watching(side, LONG._replace(silence=0.6))
     for _ in range(8):
         side.say(Beat())
-        time.sleep(0.2)
+        time.sleep(0.1)
     assert not watch.lost
     until(lambda: "no sign of life" in watch.lost)
     watch.end()

@@ -210,7 +210,8 @@ def test_a_stall_of_any_length_moves_no_cost_by_more_than_its_share(
     live.observe(what, costs[what], factor * costs[what])
     # What was learnt of other costs fades a little whenever one is observed.
     fading = math.exp(LiveCosts.RETURN * abs(math.log(2.0)))
-    most = (1 + CLIP) ** LiveCosts.RATE * fading
+    share = LiveCosts.RATE * (1 + (LiveCosts.PLAIN_WEIGHT if what == "plain" else 1)) / 2
+    most = (1 + CLIP) ** share * fading
     for key, cost in costs.items():
         assert 1 / most <= seconds_of(live, key) / cost <= most
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import openai
 import pytest
 
 from mlx_eagle.server.app import Server, Settings
@@ -243,13 +242,15 @@ def test_a_client_that_goes_while_it_waits_is_counted_as_one_that_went(served: S
 
 
 def test_a_client_that_reads_nothing_holds_up_nobody(served: Served) -> None:
+    from openai import OpenAI  # it takes long, and every process of a run reads this file
+
     with on_socket(served.server()) as port:
         body = httpx2.Request("POST", "http://x", json=MIDDLE | {"stream": True}).content
         head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         head += f"Content-Length: {len(body)}\r\n\r\n"
         with socket.create_connection(("127.0.0.1", port)) as silent:
             silent.sendall(head.encode() + body)
-            api = openai.OpenAI(api_key="x", base_url=f"http://127.0.0.1:{port}/v1", max_retries=0)
+            api = OpenAI(api_key="x", base_url=f"http://127.0.0.1:{port}/v1", max_retries=0)
             done = api.chat.completions.create(model="m", **SHORT)
     assert done.choices[0].finish_reason == "length"
 

@@ -1,9 +1,11 @@
-"""`responses`, driven by the openai package and by what Codex sends."""
+"""`responses`, driven by the openai package and by what Codex sends.
+
+The package is imported in the test, for it takes long, and every process of a run reads this file.
+"""
 
 from typing import Any
 
 import httpx2
-import openai
 import pytest
 
 from mlx_eagle.server.app import Settings
@@ -43,10 +45,12 @@ def without_repeats(kinds: list[str]) -> list[str]:
 
 
 def test_items_come_in_the_order_that_the_package_accepts(served: Served) -> None:
+    from openai import AsyncOpenAI
+
     served.engine.write(ANSWER)
 
     async def use(client: httpx2.AsyncClient) -> Any:
-        api = openai.AsyncOpenAI(
+        api = AsyncOpenAI(
             api_key="x", base_url="http://localhost:8080/v1", http_client=client, max_retries=0
         )
         asked: Any = {"model": "m", "input": "What does zip do?", "tools": [TOOL]}

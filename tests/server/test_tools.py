@@ -1,4 +1,7 @@
-"""Tools in `chat/completions`, driven by the openai package, and answers under a schema."""
+"""Tools in `chat/completions`, driven by the openai package, and answers under a schema.
+
+The package is imported in the test, for it takes long, and every process of a run reads this file.
+"""
 
 import inspect
 import json
@@ -6,7 +9,6 @@ from typing import Any
 
 import httpx2
 import jsonschema
-import openai
 import pytest
 from transformers import PreTrainedTokenizerBase
 
@@ -32,10 +34,12 @@ def ask(served: Served, **fields: Any) -> Any:
 
 
 def test_the_package_puts_two_streamed_calls_together(served: Served) -> None:
+    from openai import AsyncOpenAI
+
     served.engine.write(TWO_CALLS)
 
     async def use(client: httpx2.AsyncClient) -> Any:
-        api = openai.AsyncOpenAI(
+        api = AsyncOpenAI(
             api_key="x", base_url="http://localhost:8080/v1", http_client=client, max_retries=0
         )
         asked: Any = {"model": "m", "messages": ASKED, "tools": TOOLS}

@@ -9,28 +9,34 @@ that its tokens depend on all rows that it has, and half of the rounds accept no
 (tests/test_turning_pair.py).
 """
 
+import json
 import re
+import shutil
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_flatten
 
 from mlx_eagle.engine import Engine, EngineInfo
+from mlx_eagle.heads.config import FORMAT_VERSION, MODEL_TYPE
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.hub.packaged import DEMO
 from mlx_eagle.session.limits import Limits, bytes_per_row
 from mlx_eagle.speculation import ON
 from mlx_eagle.target.target import Target
 from mlx_eagle.target.tokenizer import read_tokenizer
-from tiny_models import build_target, tiny_head_config
+from tiny_models import SMALL, build_target, tiny_head_config
 
 N_TOKENS = 4096  # of the demo pair's tokenizer
 SIZE = 64
 # Factors of the random layers' weights, with which the pair behaves much as the demo pair does.
 ATTENTION, QUERIES, INNER = 4.3, 3.0, 2.2
+HEAD_DIM = 32
 SHARPNESS = 0.4  # of the distributions: what is drawn at temperature 1 is seldom no word
 
 
@@ -56,18 +62,20 @@ def embeddings(
     return rows
 
 
-def make_turning_pair(n_tokens: int, words: list[int]) -> tuple[nn.Module, EagleHead]:
+def make_turning_pair(
+    n_tokens: int, words: list[int], head_dim: int = HEAD_DIM
+) -> tuple[nn.Module, EagleHead]:
     """Return the target, in float32, and its head.
 
     Args:
         n_tokens: of the vocabulary.
         words: the tokens of which texts are made; the others may stand in prompts.
+        head_dim: of the target's attention.
     """
     rng = np.random.default_rng(5)
     turn = rotation(rng)
     table = embeddings(turn, n_tokens, words, rng)
-    sizes = {"vocab_size": n_tokens, "max_position_embeddings": 2048, "head_dim": 32}
-    model = build_target("llama", **sizes)
+    model = build_target("llama", **_sizes(n_tokens, head_dim))
     for layer in model.layers:
         attention = layer.self_attn
         attention.q_proj.weight = attention.q_proj.weight * QUERIES
@@ -86,12 +94,47 @@ def make_turning_pair(n_tokens: int, words: list[int]) -> tuple[nn.Module, Eagle
 def make_turning_engine() -> Engine:
     """Return an engine of the pair with the demo pair's tokenizer, whose texts are plain words."""
     tokenizer = read_tokenizer(DEMO / "target", None)
-    texts = [tokenizer.decode([token]) for token in range(N_TOKENS)]
-    words = [token for token, text in enumerate(texts) if re.fullmatch(" [a-z]{2,}", text)]
-    model, head = make_turning_pair(N_TOKENS, words)
+    model, head = make_turning_pair(N_TOKENS, _words_of(tokenizer))
     target = Target(model, taps=head.config.taps)
     info = EngineInfo("turning", "float32", "turning", "float32", ON, "cpu", False)
     return Engine(target, tokenizer, head, info, limits=Limits(2048, None, bytes_per_row(target)))
+
+
+def write_turning_pair(folder: Path) -> tuple[Path, Path]:
+    """Write the pair as it is read from a disk; returns the folders of target and head.
+
+    Every 40th word ends an answer, and a row of its cache is one group of quantized numbers.
+    """
+    target, place = folder / "target", folder / "head"
+    sizes = _sizes(N_TOKENS, head_dim=64)
+    target.mkdir()
+    place.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(DEMO / "target" / name, target / name)
+    words = _words_of(read_tokenizer(target, None))
+    model, head = make_turning_pair(N_TOKENS, words, sizes["head_dim"])
+    config = {"model_type": "llama"} | SMALL | sizes
+    written = {target: config | {"eos_token_id": words[::40]}}
+    made_for = {name: config[name] for name in ("model_type", "num_hidden_layers", "hidden_size")}
+    about = {"model_type": MODEL_TYPE, "format_version": FORMAT_VERSION, "quantization": None}
+    about["target"] = made_for | {"name": "turning", "vocab_size": N_TOKENS, "config_sha256": ""}
+    written[place] = head.config.to_dict() | about
+    for network, where in ((model, target), (head, place)):
+        weights = dict(tree_flatten(network.parameters()))
+        mx.save_safetensors(str(where / "model.safetensors"), weights, {"format": "mlx"})
+        (where / "config.json").write_text(json.dumps(written[where]))
+    return target, place
+
+
+def _sizes(n_tokens: int, head_dim: int) -> dict[str, Any]:
+    """Return what the target has beyond `SMALL`."""
+    return {"vocab_size": n_tokens, "max_position_embeddings": 2048, "head_dim": head_dim}
+
+
+def _words_of(tokenizer: Any) -> list[int]:
+    """Return the tokens that are plain words."""
+    texts = [tokenizer.decode([token]) for token in range(N_TOKENS)]
+    return [token for token, text in enumerate(texts) if re.fullmatch(" [a-z]{2,}", text)]
 
 
 def _make_head(turn: np.ndarray, table: np.ndarray, words: list[int]) -> EagleHead:
