@@ -11,7 +11,7 @@ from cases import broad
 from mlx_eagle.session import prefix_files
 from mlx_eagle.tree import TreeShape
 from recurrent_pair import make_recurrent_pair
-from served import Served, close_files
+from served import CONTEXT, Served, close_files
 
 BLOCK = 64
 TOOL = {
@@ -73,6 +73,7 @@ def agents(
     """An engine whose target has a row per token, or states that sum up all tokens."""
     is_shared = request.param == "rows"
     own = served if is_shared else Served(make_pair=make_recurrent_pair)
+    assert own.usual.model.context == CONTEXT  # made before its limit is another for a while
     monkeypatch.setattr(own.engine, "limits", own.engine.limits._replace(max_context=1 << 15))
     own.engine.tree = TreeShape.chain(1)  # so that there are rows of the head, too
     yield own
