@@ -100,8 +100,18 @@ def make_turning_engine() -> Engine:
     return Engine(target, tokenizer, head, info, limits=Limits(2048, None, bytes_per_row(target)))
 
 
+def write_turning_target(folder: Path) -> Path:
+    """Write the target of that engine as it is read from a disk; returns the folder."""
+    tokenizer = _copy_tokenizer(folder)
+    model, _ = make_turning_pair(N_TOKENS, _words_of(tokenizer))
+    sizes = {name: value for name, value in vars(model.args).items() if value is not None}
+    _write(model, sizes, folder)
+    shutil.copyfile(DEMO / "target" / "generation_config.json", folder / "generation_config.json")
+    return folder
+
+
 def write_turning_pair(folder: Path) -> tuple[Path, Path]:
-    """Write the pair as it is read from a disk; returns the folders of target and head.
+    """Write a pair as it is read from a disk; returns the folders of target and head.
 
     Every 40th word ends an answer, and a row of its cache is one group of quantized numbers.
     """
@@ -109,21 +119,29 @@ def write_turning_pair(folder: Path) -> tuple[Path, Path]:
     sizes = _sizes(N_TOKENS, head_dim=64)
     target.mkdir()
     place.mkdir()
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copyfile(DEMO / "target" / name, target / name)
-    words = _words_of(read_tokenizer(target, None))
+    words = _words_of(_copy_tokenizer(target))
     model, head = make_turning_pair(N_TOKENS, words, sizes["head_dim"])
     config = {"model_type": "llama"} | SMALL | sizes
-    written = {target: config | {"eos_token_id": words[::40]}}
     made_for = {name: config[name] for name in ("model_type", "num_hidden_layers", "hidden_size")}
     about = {"model_type": MODEL_TYPE, "format_version": FORMAT_VERSION, "quantization": None}
     about["target"] = made_for | {"name": "turning", "vocab_size": N_TOKENS, "config_sha256": ""}
-    written[place] = head.config.to_dict() | about
-    for network, where in ((model, target), (head, place)):
-        weights = dict(tree_flatten(network.parameters()))
-        mx.save_safetensors(str(where / "model.safetensors"), weights, {"format": "mlx"})
-        (where / "config.json").write_text(json.dumps(written[where]))
+    _write(model, config | {"eos_token_id": words[::40]}, target)
+    _write(head, head.config.to_dict() | about, place)
     return target, place
+
+
+def _copy_tokenizer(folder: Path) -> Any:
+    """Copy the demo pair's tokenizer to a folder and read it there."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(DEMO / "target" / name, folder / name)
+    return read_tokenizer(folder, None)
+
+
+def _write(network: nn.Module, config: dict[str, Any], folder: Path) -> None:
+    """Write weights and configuration."""
+    weights = dict(tree_flatten(network.parameters()))
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def _sizes(n_tokens: int, head_dim: int) -> dict[str, Any]:
