@@ -251,6 +251,15 @@ def turning_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pat
     return write_turning_pair(tmp_path_factory.mktemp("turning"))
 
 
+@pytest.fixture(scope="session")
+def turning_target(is_quick: bool, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the target of `turning` alone."""
+    from mlx_eagle.hub.packaged import DEMO
+    from turning_pair import write_turning_target
+
+    return write_turning_target(tmp_path_factory.mktemp("target")) if is_quick else DEMO / "target"
+
+
 @pytest.fixture
 def small_toy_pair(
     is_quick: bool, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch

@@ -8,6 +8,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from mlx_eagle.server.app import Settings
 from served import Served, chunks
 
 ANSWER = (
@@ -128,7 +129,14 @@ def test_what_needs_a_memory_is_refused(name: str, served: Served) -> None:
 
 def test_a_stream_whose_prompt_is_too_long_fails_as_codex_knows_it(served: Served) -> None:
     body = {"input": "zip " * 3000, "stream": True}
-    events = chunks(served.ask("/v1/responses", body))
+
+    async def use(client: httpx2.AsyncClient) -> Any:
+        answer = await client.post("/v1/responses", json=body)
+        return answer, (await client.get("/metrics")).text
+
+    answer, metrics = served.run(use, Settings())
+    assert 'mlx_eagle_cancelled_total{why="too_long"} 1.0' in metrics
+    events = chunks(answer)
     kinds = [event["type"] for event in events]
     assert kinds == ["response.created", "response.in_progress", "response.failed"]
     assert events[-1]["response"]["error"]["code"] == "context_length_exceeded"

@@ -113,6 +113,20 @@ def test_calls_and_results_of_earlier_turns_reach_the_template(served: Served) -
     assert orphan.status_code == 400
 
 
+def test_calls_that_no_template_could_write_are_refused(served: Served) -> None:
+    """Nested so deeply that writing them fails; half a character; and names that are choices."""
+    for text in ('{"w": ' * 980 + "1" + "}" * 980, '{"w": "\\ud800"}'):
+        call = {"id": "c", "type": "function", "function": {"name": "count", "arguments": text}}
+        history = [*ASKED, {"role": "assistant", "content": None, "tool_calls": [call]}]
+        refused = ask(served, messages=history)
+        assert refused.status_code == 400, refused.text
+    for name in ("auto", "none", "required"):
+        tools = [{"type": "function", "function": {"name": name}}]
+        choice = {"type": "function", "function": {"name": name}}
+        refused = ask(served, tools=tools, tool_choice=choice)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tool_choice")
+
+
 def test_an_answer_under_a_schema_fits_it_with_and_without_drafts(served: Served) -> None:
     schema = {
         "type": "object",
