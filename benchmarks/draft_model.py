@@ -66,7 +66,8 @@ def loss_of(model: Model, rows: mx.array) -> mx.array:
 def train(model: Model, rows: list[mx.array]) -> None:
     """Train a model on all batches once."""
     rise = optim.linear_schedule(0.0, RATE, WARMUP)
-    schedule = optim.join_schedules([rise, optim.cosine_decay(RATE, len(rows))], [WARMUP])
+    fall = optim.cosine_decay(RATE, max(1, len(rows) - WARMUP))
+    schedule = optim.join_schedules([rise, fall], [WARMUP])
     optimizer = optim.AdamW(schedule, betas=[0.9, 0.95])
     step = nn.value_and_grad(model, loss_of)
     start = time.perf_counter()
@@ -76,7 +77,8 @@ def train(model: Model, rows: list[mx.array]) -> None:
         optimizer.update(model, gradients)
         mx.eval(model.state, optimizer.state)
         if at % 50 == 0:
-            print(f"{at} of {len(rows)}: {loss.item():.3f}, {time.perf_counter() - start:.0f} s")
+            seconds = time.perf_counter() - start
+            print(f"{at} of {len(rows)}: {loss.item():.3f}, {seconds:.0f} s", flush=True)
 
 
 def main() -> None:

@@ -11,7 +11,8 @@ the heads, each with as many updates. One run of `mlx-eagle bench` measures them
 a tree of as many tokens (or a chain), and, with --planner, as the planner drafts with it.
 Acceptance lengths of trees and n-alpha are counts, which no load changes; speeds are times.
 Texts that differ from plain decoding's by more than a near-tie end it with an error. What is left
-out of the drafters is left out of the table. A report that is in --out already is shown again.
+out of the drafters is left out of the table. A report that is in --out already is shown again, with
+the drafters that it has.
 """
 
 import argparse
@@ -99,19 +100,35 @@ def run_bench(args: argparse.Namespace, drafters: list[Drafter]) -> dict[str, An
     return report
 
 
+def contestant(drafter: Drafter) -> str:
+    """Return what `mlx-eagle bench` calls a drafter with the tree of the table."""
+    return f"{drafter.tree}:head:{drafter.head}"
+
+
+def check_drafters(report: dict[str, Any], drafters: list[Drafter], out: Path) -> None:
+    """Refuse a report that was made with other drafters.
+
+    Raises:
+        SystemExit: naming the first one that it lacks.
+    """
+    missing = [d for d in drafters if contestant(d) not in report["contestants"]]
+    if missing:
+        raise SystemExit(
+            f"error: {out} has no figures of {contestant(missing[0])}: give the drafters that it "
+            "was made with, or another --out"
+        )
+
+
 def figures(report: dict[str, Any], drafter: Drafter) -> list[str]:
-    """Return the cells of a drafter."""
+    """Return the cells of a drafter; empty for what was not measured or is not known."""
     rows = {row["contestant"]: row for row in report["summary"] if row["category"] == "all"}
     alphas = {a["head"]: a["values"] for a in report["n_alpha"] if a["category"] == "all"}
-    contestant = f"{drafter.tree}:head:{drafter.head}"
-    tree, planned = rows[contestant], rows.get(f"head:{drafter.head}")
-    values = alphas.get(report["heads"][contestant], [])[:STEPS]
-    cells = [drafter.name, f"{tree['acceptance_length']:.2f}"]
-    cells += ["" if value is None else f"{value:.2f}" for value in values]
-    cells += [""] * (STEPS - len(values))
-    cells.append(f"{planned['speedup']:.2f}" if planned else "")
-    cells += [f"{value:.2f}" for value in drafter.published] if drafter.published else ["", ""]
-    return cells
+    name = contestant(drafter)
+    values = [*alphas[report["heads"][name]], *[None] * STEPS][:STEPS]
+    planned = rows.get(f"head:{drafter.head}", {})
+    published = drafter.published or (None, None)
+    numbers = [rows[name]["acceptance_length"], *values, planned.get("speedup"), *published]
+    return [drafter.name, *("" if number is None else f"{number:.2f}" for number in numbers)]
 
 
 def main() -> None:
@@ -127,6 +144,7 @@ def main() -> None:
     args = parser.parse_args()
     drafters = present(args)
     report = json.loads(args.out.read_text()) if args.out.exists() else run_bench(args, drafters)
+    check_drafters(report, drafters, args.out)
     alphas = [f"{n}-alpha" for n in range(STEPS)]
     titles = ["drafter", "acceptance length", *alphas, "planner, x plain"]
     titles += ["published, x plain", "published length"]

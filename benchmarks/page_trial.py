@@ -5,34 +5,38 @@
 
 Starts a server and a headless Chromium, which it drives by DevTools over a pipe. It types, watches
 the answer arrive, stops one, looks at tints and at the tree of a round, loads the page anew, lets
-an answer hold HTML, asks for the page under a foreign name, and takes pictures in light and dark.
-Prints one line per promise, and exits with 1 if one was not kept.
+an answer hold HTML, asks for the page under a foreign name and for answers from a page of another
+origin, and takes pictures in light and dark. Prints one line per promise, and exits with 1 if one
+was not kept.
 """
 
 import argparse
-import base64
-import itertools
-import json
-import os
-import select
 import shutil
-import subprocess
 import tempfile
-import time
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx2
+from browser import FOREIGN, Browser
 from server_process import ServerProcess
 
-PATIENCE = 120.0  # seconds for anything that the page does
-SIZE = (900, 760)  # pixels of the window
 QUESTION = "What does os.path.join do?"
 TREE = "4x2x6"  # the planner of a busy machine may draft nothing
 HTML = "<img src=x onerror=document.title='run'>"
-FOREIGN = "evil.test"
 ASK = """(text) => {
   document.getElementById('text').value = text;
   document.getElementById('ask').requestSubmit();
+}"""
+ELSEWHERE = """async (url) => {
+  const got = [];
+  for (const [mode, media] of [['cors', 'application/json'], ['no-cors', 'text/plain']]) {
+    const body = '{"messages":[{"role":"user","content":"x"}],"max_tokens":1}';
+    const options = { method: 'POST', mode, body, headers: { 'Content-Type': media } };
+    got.push(await fetch(url, options).then((answer) => answer.type, () => 'nothing'));
+  }
+  return got;
 }"""
 STATE = """() => ({
   said: [...document.querySelectorAll('.assistant .said')].map(e => e.textContent),
@@ -45,133 +49,6 @@ STATE = """() => ({
   title: document.title,
   idle: document.getElementById('stop').hidden,
 })"""
-
-
-class Browser:
-    """A headless Chromium with one page.
-
-    Args:
-        program: its command.
-        folder: for its files.
-
-    Attributes:
-        console: errors and exceptions that the page has raised.
-        asked: the URLs that were asked for.
-    """
-
-    def __init__(self, program: str, folder: Path) -> None:
-        self.console: list[str] = []
-        self.asked: list[str] = []
-        self._numbers, self._held = itertools.count(1), b""
-        to_read, self._to_write = os.pipe()
-        self._to_read, to_write = os.pipe()
-        command = (
-            f'exec "$0" --headless=new --no-sandbox --disable-gpu --remote-debugging-pipe '
-            f'--no-first-run --user-data-dir="$1" --window-size={SIZE[0]},{SIZE[1]} '
-            f'--host-resolver-rules="MAP {FOREIGN} 127.0.0.1" about:blank '
-            f"3<&{to_read} 4>&{to_write}"
-        )
-        self._process = subprocess.Popen(
-            ["sh", "-c", command, program, str(folder)],
-            pass_fds=(to_read, to_write),
-            stderr=subprocess.DEVNULL,
-        )
-        os.close(to_read)
-        os.close(to_write)
-        self._session = self._attach()
-        for domain in ("Page", "Runtime", "Network", "Log"):
-            self.call(f"{domain}.enable")
-
-    def _attach(self) -> str:
-        """Return the session of the one page."""
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            targets = self._send("Target.getTargets", {}, None)["targetInfos"]
-            pages = [target["targetId"] for target in targets if target["type"] == "page"]
-            if pages:
-                options = {"targetId": pages[0], "flatten": True}
-                return str(self._send("Target.attachToTarget", options, None)["sessionId"])
-            time.sleep(0.1)
-        raise SystemExit("the browser has no page")
-
-    def call(self, method: str, **options: Any) -> Any:
-        """Return what a method of DevTools returns."""
-        return self._send(method, options, self._session)
-
-    def evaluate(self, function: str, *arguments: Any) -> Any:
-        """Return what a function returns in the page."""
-        shown = ", ".join(json.dumps(argument) for argument in arguments)
-        options = {"expression": f"({function})({shown})", "returnByValue": True}
-        found = self.call("Runtime.evaluate", awaitPromise=True, **options)
-        if "exceptionDetails" in found:
-            raise SystemExit(f"the page failed: {found['exceptionDetails']}")
-        return found["result"].get("value")
-
-    def open(self, url: str) -> None:
-        """Load a page, to its end."""
-        self.call("Page.navigate", url=url)
-        self.wait("() => document.readyState === 'complete'")
-
-    def wait(self, condition: str) -> None:
-        """Wait until a condition holds in the page."""
-        deadline = time.monotonic() + PATIENCE
-        while not self.evaluate(condition):
-            if time.monotonic() > deadline:
-                raise SystemExit(f"never became true: {condition}")
-            time.sleep(0.02)
-
-    def picture(self, path: Path, scheme: str) -> None:
-        """Write a picture of the page."""
-        feature = {"name": "prefers-color-scheme", "value": scheme}
-        self.call("Emulation.setEmulatedMedia", features=[feature])
-        time.sleep(0.3)
-        shot = self.call("Page.captureScreenshot", format="png")
-        path.write_bytes(base64.b64decode(shot["data"]))
-
-    def close(self) -> None:
-        """End the browser."""
-        self._process.terminate()
-        self._process.wait()
-
-    def _send(self, method: str, options: dict[str, Any], session: str | None) -> Any:
-        """Call a method, and take in what happens until it returns."""
-        number = next(self._numbers)
-        message = {"id": number, "method": method, "params": options}
-        if session:
-            message["sessionId"] = session
-        os.write(self._to_write, json.dumps(message).encode() + b"\0")
-        while True:
-            answer = self._receive()
-            if answer.get("id") == number:
-                if "error" in answer:
-                    raise SystemExit(f"{method}: {answer['error']}")
-                return answer["result"]
-            self._note(answer)
-
-    def _receive(self) -> dict[str, Any]:
-        """Return the next message."""
-        while b"\0" not in self._held:
-            if not select.select([self._to_read], [], [], PATIENCE)[0]:
-                raise SystemExit("the browser says nothing")
-            if not (part := os.read(self._to_read, 1 << 20)):
-                raise SystemExit("the browser has ended")
-            self._held += part
-        text, _, self._held = self._held.partition(b"\0")
-        message: dict[str, Any] = json.loads(text)
-        return message
-
-    def _note(self, event: dict[str, Any]) -> None:
-        """Note what a page asks for, and what goes wrong in it."""
-        details = event.get("params", {})
-        match event.get("method"):
-            case "Network.requestWillBeSent":
-                self.asked.append(details["request"]["url"])
-            case "Runtime.exceptionThrown":
-                self.console.append(str(details["exceptionDetails"].get("exception")))
-            case "Runtime.consoleAPICalled" if details["type"] in ("error", "warning"):
-                self.console.append(str(details["args"]))
-            case "Log.entryAdded" if details["entry"]["level"] in ("error", "warning"):
-                self.console.append(str(details["entry"]["text"]))
 
 
 class Trial:
@@ -208,6 +85,7 @@ class Trial:
         self.results["asks no other host"] = not own
         self.results["no error in the console"] = not self._browser.console
         self._rebind()
+        self._ask_from_elsewhere()
 
     def _set(self, name: str, value: Any) -> None:
         self._browser.evaluate("(n, v) => { document.getElementById(n).value = v }", name, value)
@@ -324,6 +202,39 @@ class Trial:
         self._browser.open(self._url.replace("127.0.0.1", FOREIGN))
         text = self._browser.evaluate("() => document.body.textContent")
         self.results["a foreign name gets no page"] = "--allow-host" in text
+
+    def _ask_from_elsewhere(self) -> None:
+        """Ask from a page of another origin, in both of the ways that browsers have."""
+        before = self._n_answers()
+        with HTTPServer(("127.0.0.1", 0), OtherPage) as other:
+            threading.Thread(target=other.serve_forever, daemon=True).start()
+            self._browser.open(f"http://localhost:{other.server_port}/")
+            got = self._browser.evaluate(ELSEWHERE, f"{self._url}/v1/chat/completions")
+            other.shutdown()
+        is_refused = got == ["nothing", "opaque"] and self._n_answers() == before
+        self.results["a page of another origin gets no answer"] = is_refused
+
+    def _n_answers(self) -> str:
+        """Return how many answers the server has given, as it counts them."""
+        text = httpx2.get(f"{self._url}/metrics").text
+        start = 'mlx_eagle_requests_total{api="chat",status="200"} '
+        return next(
+            line.removeprefix(start) for line in text.splitlines() if line.startswith(start)
+        )
+
+
+class OtherPage(BaseHTTPRequestHandler):
+    """A page that is not the server's."""
+
+    def do_GET(self) -> None:
+        """Send it."""
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(b"<title>other</title>")
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
 
 
 def main() -> None:

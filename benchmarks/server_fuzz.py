@@ -4,10 +4,11 @@
     pip install schemathesis
     python benchmarks/server_fuzz.py [--model demo] [--seconds 900]
 
-Starts a server with a context of a few dozen tokens, so that answers are short, and lets
-schemathesis make requests from `/openapi.json` until the time is over: valid ones, and ones that
-are wrong in one place. Shows what it finds, then says how many requests the server has counted and
-with which statuses. Exits with 1 if a status was 500 or above, or a check failed.
+Starts a server with a context of a few dozen tokens and a moment's time per answer, so that answers
+are short, and lets schemathesis make requests from `/openapi.json` until the time is over: valid
+ones, and ones that are wrong in one place. Shows what it finds, then says how many requests the
+server has counted and with which statuses. Exits with 1 if a status was 500 or above, or a check
+failed.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import httpx2
 from server_process import PATIENCE, ServerProcess
 
 CONTEXT = 96  # tokens of prompt and answer
+LONGEST = 0.02  # seconds of an answer
 REQUESTS = re.compile(r'mlx_eagle_requests_total\{api="(\w+)",status="(\d+)"\} ([\d.]+)')
 # Bodies that fit the description may be refused all the same: a prompt may be too long, a tool may
 # not exist, a template may insist on an order of roles; and what is not known is passed over.
@@ -52,14 +54,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        options = (
-            "--model",
-            args.model,
-            "--no-calibrate",
-            "--max-context",
-            str(CONTEXT),
-            "--no-disk-cache",
-        )
+        options = ["--model", args.model, "--no-calibrate", "--no-disk-cache"]
+        options += ["--max-context", str(CONTEXT), "--max-seconds", str(LONGEST)]
         server = ServerProcess(Path(folder), *options)
         status = ask_all(server.url, args)
         counted = count(server.url)

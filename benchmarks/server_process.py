@@ -1,5 +1,6 @@
 """`mlx-eagle serve` as a process of its own, for commands that ask it as its users do."""
 
+import atexit
 import os
 import re
 import signal
@@ -32,6 +33,7 @@ class ServerProcess:
         self.process = subprocess.Popen(
             command, stderr=subprocess.PIPE, text=True, env=environment, cwd=cache
         )
+        atexit.register(self.kill)  # whatever becomes of the command
         self.log: list[str] = []
         self._ready: Queue[str] = Queue()
         threading.Thread(target=self._read, daemon=True).start()

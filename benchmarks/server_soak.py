@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx2
-from server_process import ServerProcess
+from server_process import PATIENCE, ServerProcess
 from stream_checks import CHECKS, said
 
 QUICK = ("--no-calibrate",)  # requests name their trees: nothing needs to be measured
@@ -269,7 +269,7 @@ def long_question(n: int) -> dict[str, Any]:
 
 def answer(server: ServerProcess, n: int) -> dict[str, Any]:
     """Return the answer to a long question."""
-    response = httpx2.post(server.url + PATHS["chat"], json=long_question(n), timeout=300)
+    response = httpx2.post(server.url + PATHS["chat"], json=long_question(n), timeout=PATIENCE)
     return {"text": "", **response.json()} | {"status": response.status_code}
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 DISK = 10_000_000_000  # bytes for rows of prompts
 KEY_VARIABLE = "MLX_EAGLE_API_KEY"
+KEY_WORDS = ("any key", "the key you gave", "one of the keys you gave")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 EXAMPLES = """\b
 Examples:
@@ -45,7 +46,8 @@ Examples:
     "--api-key-file",
     metavar="FILE",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help=f"File with the key that requests must have. Default: the variable {KEY_VARIABLE}.",
+    help="File with the key that requests must have; or with several, one a line, which do not "
+    f"see what of each other's prompts is kept. Default: the variable {KEY_VARIABLE}.",
 )
 @click.option("--allow-host", metavar="NAME", multiple=True, help="A further name of this server.")
 @click.option(
@@ -86,9 +88,9 @@ def command(
     from mlx_eagle.server.app import OPEN_PATHS, Settings
     from mlx_eagle.server.guard import Rules
 
-    key = read_key(api_key_file)
-    check_address(host, key)
-    rules = Rules(host=host, hosts=allow_host, origins=allow_origin, key=key, open_paths=OPEN_PATHS)
+    keys = read_keys(api_key_file)
+    check_address(host, keys)
+    rules = Rules(host, allow_host, allow_origin, keys, OPEN_PATHS)
     # What one host holds of a prompt's rows is of no use in a file.
     is_divided = source.loading.hosts is not None
     if source.loading.cache_disk is None and not no_disk_cache and not is_divided:
@@ -96,27 +98,29 @@ def command(
     serve(source, port, Settings(served_name, rules, queue, max_seconds, grace))
 
 
-def read_key(file: Path | None) -> str:
-    """Return the key that requests must have; "" for none.
+def read_keys(file: Path | None) -> tuple[str, ...]:
+    """Return the keys of which requests must have one; none: they need none.
 
     Raises:
-        EagleError: if the file holds none.
+        EagleError: if the file does not hold keys.
     """
     if file is None:
-        return os.environ.get(KEY_VARIABLE, "").strip()
-    key = file.read_text(encoding="utf-8", errors="replace").strip()
-    if not key or not key.isprintable() or " " in key:
-        raise EagleError(f"{file} does not hold a key: one line of printable characters")
-    return key
+        key = os.environ.get(KEY_VARIABLE, "").strip()
+        return (key,) if key else ()
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    keys = tuple(dict.fromkeys(filter(None, map(str.strip, lines))))
+    if not keys or not all(key.isprintable() and " " not in key for key in keys):
+        raise EagleError(f"{file} does not hold a key a line, of printable characters, no spaces")
+    return keys
 
 
-def check_address(host: str, key: str) -> None:
+def check_address(host: str, keys: tuple[str, ...]) -> None:
     """Refuse to be reached from other machines without a key.
 
     Raises:
         click.UsageError: if that was asked for.
     """
-    if host not in LOOPBACK and not key:
+    if host not in LOOPBACK and not keys:
         raise click.UsageError(
             f"--host {host} can be reached from other machines: give a key with --api-key-file or "
             f"{KEY_VARIABLE}, or stay on 127.0.0.1"
@@ -199,8 +203,7 @@ def show_banner(model: "ServedModel", rules: "Rules", where: str) -> None:
     """Say what is served, and how clients are told."""
     lines = [
         f"{model.name} at {where} (Ctrl-C stops)",
-        f"  OpenAI: base URL {where}/v1, model {model.name}, "
-        + ("the key you gave" if rules.key else "any key"),
+        f"  OpenAI: base URL {where}/v1, model {model.name}, " + KEY_WORDS[min(len(rules.keys), 2)],
         f"  Anthropic: base URL {where}",
         "  Claude Code and Codex: mlx-eagle launch claude, mlx-eagle launch codex",
     ]

@@ -3,6 +3,7 @@
 import functools
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,14 @@ import click
 
 from mlx_eagle.cli.option_types import Gigabytes, PairsText
 from mlx_eagle.cli.options import flags_of, taken
+from mlx_eagle.cli.train_hosts import training_on
 from mlx_eagle.option import options_of
 from mlx_eagle.training.options import DataOptions, HeadOptions, LoopOptions
 
 if TYPE_CHECKING:
     from mlx_eagle.training.recipe import Recipe
     from mlx_eagle.training.run.loop import Outcome
+    from mlx_eagle.training.run.processes import Processes
 
 EXAMPLES = """\b
 Examples:
@@ -32,8 +35,16 @@ INTERRUPTED = 130
 NO_CURVES = 'curves of loss and n-alpha need matplotlib: pip install "mlx-eagle[plot]"'
 
 
+ARGUMENTS = f"{__name__}.arguments"  # in the context: what the command line says
+
+
 class GroupedCommand(click.Command):
     """A command whose help lists the options of training in groups."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep the arguments as they were given: other hosts train by the same ones."""
+        ctx.meta[ARGUMENTS] = list(args)
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options: first those without which nothing begins, then group by group."""
@@ -135,11 +146,21 @@ def file_option(*names: str, **more: Any) -> Callable[..., Any]:
     show_default=True,
     help="Bits of the head that is written for decoding.",
 )
+@click.option(
+    "--hosts",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Hosts file of mlx.launch: its machines train together, and see the same files.",
+)
 @recipe_options
+@click.pass_context
 def command(
+    ctx: click.Context,
+    /,
     model: str,
     out: Path,
     prepare: bool,
+    hosts: Path | None,
     **options: Any,
 ) -> int:
     """Make a draft head for MODEL from texts, on this machine.
@@ -151,9 +172,13 @@ def command(
     from mlx_eagle.training.train_head import train_head
 
     recipe = _recipe(model, out, options)
+    joined: Processes | None = ctx.obj  # of a process that another host has started
     try:
-        with TrainingDisplay(out) as display:
-            outcome = train_head(recipe, display.watch, prepare=prepare)
+        with (
+            training_on(hosts, ctx.meta[ARGUMENTS]) if hosts else nullcontext(joined) as processes,
+            TrainingDisplay(out) as display,
+        ):
+            outcome = train_head(recipe, display.watch, prepare=prepare, processes=processes)
     except KeyboardInterrupt:
         click.echo("stopped; what is complete is kept, and the same command goes on", err=True)
         raise

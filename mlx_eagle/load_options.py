@@ -48,7 +48,8 @@ class LoadOptions:
         hosts: hosts file in the format of `mlx.launch`: the target is divided among its machines,
             the first of which is this one; "mlx.launch" for the processes that it has started.
             None: this machine alone.
-        parallel: how it is divided: "tensor" gives every machine a part of each layer.
+        parallel: how it is divided: "tensor" gives every machine a part of each layer, "pipeline"
+            some of the layers; None is what the hosts file says, or else "tensor".
 
     Raises:
         EagleError: naming the first option that is out of range, when it is made.
@@ -168,11 +169,12 @@ class LoadOptions:
         unset="none",
         in_chat=False,
     )
-    parallel: str = option(
-        TENSOR,
-        "How it is divided among hosts: each has a part of every layer, or some of the layers.",
+    parallel: str | None = option(
+        None,
+        "Each host has a part of every layer, or some of the layers. Default: as the file says.",
         Choice((TENSOR, PIPELINE)),
         "loading",
+        unset="auto",
         in_chat=False,
     )
 
@@ -198,7 +200,7 @@ class LoadOptions:
             EagleError: naming it.
         """
         unsupported = {
-            "parallel pipeline": self.parallel == PIPELINE,
+            "kv_bits": self.parallel == PIPELINE and self.kv_bits is not None,
             "an adapter": self.adapter_path is not None,
             "kernels force": self.kernels == "force",
             "a cache on disk": bool(self.cache_disk),

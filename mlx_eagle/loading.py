@@ -1,6 +1,7 @@
 """`load`: find target and head, read them, pair them, and learn what rounds cost here."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -29,7 +30,7 @@ from mlx_eagle.hub.download import Notify, Progress, fetch, to_stderr
 from mlx_eagle.hub.fit import fit_check
 from mlx_eagle.hub.head_choice import AND_NGRAM, HeadChoice, and_lookup, choose_head
 from mlx_eagle.hub.packaged import TOY, PackagedPair, doubt_of, fetch_packaged, find_packaged
-from mlx_eagle.load_options import LAUNCHED, LoadOptions
+from mlx_eagle.load_options import LAUNCHED, TENSOR, LoadOptions
 from mlx_eagle.pairing import Company, Pair, pair_again, pair_up
 from mlx_eagle.session.limits import Limits, bytes_per_row, model_context_length
 from mlx_eagle.session.prompt import Template
@@ -226,13 +227,17 @@ def _read_divided(found: Found, options: LoadOptions) -> tuple[LoadedTarget, Com
     Raises:
         EagleError: if it cannot be divided, before anything is started, or a host is not ready.
     """
+    parallel = options.parallel or TENSOR
     if options.hosts == LAUNCHED:
         cluster = lead_launched()
     else:
         hosts = read_hosts(Path(options.hosts or ""))
-        check_divisible(found.folder, len(hosts.hosts))
+        parallel = options.parallel or hosts.parallel or TENSOR
+        replace(options, parallel=parallel)  # refuses what is not done together
+        check_divisible(found.folder, len(hosts.hosts), parallel)
         cluster = start_cluster(hosts)
-    shard = cluster.load(found.folder, str(found.name), options.dtype, options.max_context)
+    how = options.dtype, options.max_context, parallel
+    shard = cluster.load(found.folder, str(found.name), *how)
 
     def make_target(network: nn.Module, taps: Sequence[int] = (), speculate: bool = True) -> Target:
         assert network is shard.loaded.network, "only what is divided is led"

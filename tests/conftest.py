@@ -25,6 +25,7 @@ sys.dont_write_bytecode = False
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from metal_emulator.build import NO_COMPILER, find_compiler
 from mlx_eagle.heads.config import HeadConfig
@@ -202,6 +203,35 @@ def demo() -> Any:
     return mlx_eagle.load(calibrate=False)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def demo_target_is_tried_once() -> Iterator[None]:
+    """Whether the toy pair's target verifies trees is found out when it is first loaded.
+
+    That is most of the time of loading it. What is loaded with other numbers is tried each time.
+    """
+    from mlx_eagle import pairing
+    from mlx_eagle.hub.packaged import DEMO
+
+    check, tried = pairing.check_tree_verification, set[mx.Dtype]()
+
+    def check_once(target: Any) -> None:
+        weights = dict(tree_flatten(target.model.parameters()))
+        demo = dict(mx.load(str(DEMO / "target" / "model.safetensors")))
+        dtype = next((weight.dtype for name, weight in weights.items() if "norm" in name), None)
+        is_demo = weights.keys() == demo.keys() and all(
+            mx.array_equal(weights[name], value.astype(weights[name].dtype))
+            for name, value in demo.items()
+        )
+        if not is_demo or dtype not in tried:
+            check(target)
+        if is_demo and not target.chains_only:
+            tried.add(dtype)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pairing, "check_tree_verification", check_once)
+        yield
+
+
 @pytest.fixture(scope="session")
 def turning(is_quick: bool, request: pytest.FixtureRequest) -> Any:
     """A pair whose rows cost a fraction of the demo pair's, which is taken where more is asked for.
@@ -213,12 +243,61 @@ def turning(is_quick: bool, request: pytest.FixtureRequest) -> Any:
     return make_turning_engine() if is_quick else request.getfixturevalue("demo")
 
 
+@pytest.fixture(scope="session")
+def turning_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The small pair on a disk: target and head."""
+    from turning_pair import write_turning_pair
+
+    return write_turning_pair(tmp_path_factory.mktemp("turning"))
+
+
+@pytest.fixture(scope="session")
+def turning_target(is_quick: bool, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the target of `turning` alone."""
+    from mlx_eagle.hub.packaged import DEMO
+    from turning_pair import write_turning_target
+
+    return write_turning_target(tmp_path_factory.mktemp("target")) if is_quick else DEMO / "target"
+
+
 @pytest.fixture
-def short_doctor(is_quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By default the doctor judges a head by a third of a text after one of its prompts."""
+def small_toy_pair(
+    is_quick: bool, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default the small pair is what `load` finds where the toy pair would be."""
+    from mlx_eagle.hub import packaged
+
+    if is_quick:
+        target, head = request.getfixturevalue("turning_folders")
+        pair = packaged.TOY_PAIR._replace(target=target, head=head)
+        monkeypatch.setattr(packaged, "TOY_PAIR", pair)
+
+
+@pytest.fixture
+def only_facts(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let the doctor try the readings of some facts alone: each takes a forward over the text."""
+    from mlx_eagle.doctor import doctor
+
+    every = doctor.plausible_values
+
+    def choose(*facts: str) -> None:
+        def few(*head: Any) -> list[tuple[str, Any]]:
+            return [(fact, value) for fact, value in every(*head) if fact in facts]
+
+        monkeypatch.setattr(doctor, "plausible_values", few)
+
+    return choose
+
+
+@pytest.fixture
+def short_doctor(
+    is_quick: bool, only_facts: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default the doctor judges two readings of a head by a third of a text after one prompt."""
     from mlx_eagle.doctor import doctor
 
     if is_quick:
+        only_facts("norm_before_residual", "norm_output")
         monkeypatch.setattr(doctor, "PROMPTS", doctor.PROMPTS[:1])
         monkeypatch.setattr(doctor, "N_TOKENS", 36)
 

@@ -1,7 +1,8 @@
 """README and docs/: their commands and programs run, their links lead to files, no term is twice.
 
-A block of commands or of Python either runs here, with the demo pair, or has a comment above it
-that says what it needs; then its command lines are parsed only.
+A block of commands or of Python either runs here, with the toy pair or by default with a smaller
+one in its place, or has a comment above it that says what it needs; then its command lines are
+parsed only.
 """
 
 import re
@@ -129,6 +130,7 @@ def parse(arguments: list[str]) -> None:
         pass
 
 
+@pytest.mark.usefixtures("small_toy_pair")
 @pytest.mark.parametrize("block", RUN, ids=lambda block: block.name)
 def test_commands_run(block: Block, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words in block.commands():
@@ -141,6 +143,7 @@ def test_commands_run(block: Block, workplace: Path, capsys: pytest.CaptureFixtu
         assert Path(words[1]).name in (ROOT / runner).read_text()
 
 
+@pytest.mark.usefixtures("small_toy_pair")
 @pytest.mark.parametrize(
     "document",
     dict.fromkeys(block.document for block in PROGRAMS),

@@ -62,7 +62,11 @@ def test_on_a_cpu_sixteen_bits_are_computed_in_float32(demo: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", [broad("float16"), "bfloat16", "float32"])
-def test_head_and_target_compute_in_the_same_type(dtype: str) -> None:
+def test_head_and_target_compute_in_the_same_type(
+    dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whether trees are verified is not asked here, and takes seconds in 16 bits.
+    monkeypatch.setattr("mlx_eagle.pairing.check_tree_verification", lambda target: None)
     engine = mlx_eagle.load(dtype=dtype, calibrate=False)
     drafter = engine.session().prefix.drafter
     assert drafter is not None
@@ -79,6 +83,7 @@ def test_an_unknown_dtype_is_refused_with_the_known_ones() -> None:
         mlx_eagle.load(dtype="int4")
 
 
+@pytest.mark.usefixtures("small_toy_pair")
 def test_progress_reports_every_step_of_loading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,12 +153,12 @@ def test_a_truncated_weight_file_is_refused(demo_target: Path) -> None:
 def test_a_head_that_is_run_wrongly_suggests_the_doctor_once(
     demo_head: Path, demo_target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(HeadWatch, "PATIENCE", 40)
+    monkeypatch.setattr(HeadWatch, "PATIENCE", 20)
     edit(demo_head, norm_before_residual=True, taps=[1, 3, 6], rope_theta=77.0)
     engine = mlx_eagle.load(demo_target, demo_head, calibrate=False)
     question = [{"role": "user", "content": "List the functions of the module os."}]
     options = {"ignore_eos": True, "tree": TreeShape.chain(1)}
-    answers = [engine.generate(question, max_tokens=n, **options) for n in (45, 4)]
+    answers = [engine.generate(question, max_tokens=n, **options) for n in (25, 4)]
     advice = [answer.stats.advice for answer in answers]
     told = [line for line in advice if line]
     assert len(told) == 1

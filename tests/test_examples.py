@@ -1,16 +1,20 @@
 """The example apps run as they are, with the toy pair."""
 
+import contextlib
+import io
 import json
 import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
 
 import mlx_eagle
+from cases import broad
 from mlx_eagle.calibration import planners
 from mlx_eagle.planner.cost_model import Costs
 
@@ -47,23 +51,28 @@ def run(name: str, *arguments: str) -> str:
     return done.stdout
 
 
-def run_here(name: str, capsys: pytest.CaptureFixture[str]) -> str:
+def run_here(name: str, *arguments: str) -> str:
     """Run an app in this process, which has imported what it needs."""
-    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
-    return capsys.readouterr().out
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        patch.setattr(sys, "argv", [name, *arguments])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    return out.getvalue()
 
 
-def test_the_smallest_app_streams_an_answer() -> None:
-    out = run("stream.py", "What is the signature of zip?")
+@pytest.mark.parametrize("start", [run_here, broad(run)])
+def test_the_smallest_app_streams_an_answer(start: Callable[..., str]) -> None:
+    out = start("stream.py", "What is the signature of zip?")
     assert "zip" in out
     assert "target forwards" in out
 
 
 def test_texts_become_json_of_the_schema_and_the_instructions_are_read_once(
-    capsys: pytest.CaptureFixture[str],
+    turning: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(mlx_eagle, "load", lambda: turning)
     schema = runpy.run_path(str(EXAMPLES / "extract.py"))["SCHEMA"]
-    lines = run_here("extract.py", capsys).splitlines()
+    lines = run_here("extract.py").splitlines()
     assert len(lines) == 3
     for line in lines:
         text, _, read = line.rpartition(" (")
@@ -72,10 +81,8 @@ def test_texts_become_json_of_the_schema_and_the_instructions_are_read_once(
         assert n_read < n_prompt / 2
 
 
-def test_the_event_loop_goes_on_and_a_slow_answer_is_cancelled(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    out = run_here("async_app.py", capsys)
+def test_the_event_loop_goes_on_and_a_slow_answer_is_cancelled() -> None:
+    out = run_here("async_app.py")
     messages, beats = (int(word) for word in out.splitlines()[-1].split() if word.isdecimal())
     assert messages == 4
     assert beats > 3

@@ -73,6 +73,7 @@ def test_an_option_that_does_not_exist_is_refused_before_anything_is_read(tmp_pa
         load(tmp_path / "nowhere", kv_bit=4)
 
 
+@pytest.mark.usefixtures("small_toy_pair")
 def test_a_variant_with_another_cache_leaves_the_hooks_to_the_engine_that_put_them_on() -> None:
     engine = load(calibrate=False)
     engine.with_kv(KVOptions(bits=8)).target.release()
@@ -83,6 +84,7 @@ def test_every_algorithm_of_a_head_has_a_name_a_network_and_a_drafter() -> None:
     assert set(ALGORITHMS) == set(HEADS) == set(DRAFTERS) - {"draft-model"}
 
 
+@pytest.mark.usefixtures("small_toy_pair")
 def test_where_drafting_was_given_up_it_stays_so_until_costs_change(monkeypatch: Any) -> None:
     engine = load(calibrate=False)
     old, options = engine.session(), {"max_tokens": 3, "ignore_eos": True}

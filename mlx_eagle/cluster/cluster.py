@@ -22,12 +22,14 @@ from mlx_eagle.cluster.messages import (
     Ready,
     Run,
     Stop,
+    Train,
     encode_orders,
 )
 from mlx_eagle.cluster.ring import Traffic, seconds_per_sum
 from mlx_eagle.cluster.shard import Shard, check_divisible, load_shard
 from mlx_eagle.cluster.watch import Patience, Peer, Watch
 from mlx_eagle.errors import ClusterError
+from mlx_eagle.load_options import TENSOR
 
 MEASURED = 20  # sums, of which the fastest counts
 END_SECONDS = 5.0  # in which followers end by themselves once they are told to
@@ -45,6 +47,8 @@ class Cluster:
     Attributes:
         watch: looks whether the followers are there.
         is_in_step: whether all ranks run the same program by themselves just now.
+        parallel: how the target is divided, as `LoadOptions` says it.
+        chains_only: whether some follower has layers whose states cannot branch.
         weights: bytes of the weights on every rank, rank 0 first.
         peaks: the most bytes that were in use while they were read, likewise.
         rounds: what verifying trees has exchanged.
@@ -61,7 +65,8 @@ class Cluster:
     ) -> None:
         self._group, self._peers, self._end_processes = group, list(peers), end
         self.watch = Watch(self._peers, patience)
-        self.is_in_step = False
+        self.is_in_step = self.chains_only = False
+        self.parallel = TENSOR
         self.weights: list[int] = []
         self.peaks: list[int] = []
         self.rounds, self.prompts = Traffic(), Traffic()
@@ -71,6 +76,11 @@ class Cluster:
         self._is_over = threading.Event()
         atexit.register(self.close)
         self.seconds = self.measure(1)
+
+    @property
+    def group(self) -> mx.distributed.Group:
+        """All ranks, as MLX knows them."""
+        return self._group
 
     @property
     def size(self) -> int:
@@ -90,12 +100,14 @@ class Cluster:
     @property
     def identity(self) -> dict[str, str]:
         """What the costs of rounds depend on, beside machine and pair."""
-        return {"ranks": str(self.size), "link": ", ".join(self.names)}
+        link = ", ".join(self.names)
+        return {"ranks": str(self.size), "link": link, "parallel": self.parallel}
 
     def __str__(self) -> str:
         """Ranks, hosts, and the link's latency as it was measured."""
         names = ", ".join(self.names)
-        return f"{self.size} ranks (tensor): here, {names}; {1e3 * self.seconds:.2g} ms per sum"
+        ranks = f"{self.size} ranks ({self.parallel}): here, {names}"
+        return f"{ranks}; {1e3 * self.seconds:.2g} ms per sum"
 
     @property
     def names(self) -> list[str]:
@@ -125,7 +137,7 @@ class Cluster:
         """
         rows = what.rows + len(what.tokens)
         for peer in self._peers:
-            peer.expected = what.number, rows
+            peer.expect(what.number, rows)
         self._tell(what)
 
     def load(
@@ -134,6 +146,7 @@ class Cluster:
         name: str,
         dtype: str | None = None,
         max_context: int | None = None,
+        parallel: str = TENSOR,
     ) -> Shard:
         """Read a target on all ranks; another one that was loaded cannot be used from then on.
 
@@ -142,16 +155,19 @@ class Cluster:
             name: by which followers fetch it that have no such folder.
             dtype: of `LoadOptions`.
             max_context: tokens that a text may have, if the user says so.
+            parallel: how it is divided.
 
         Raises:
             EagleError: if it cannot be divided or loaded, or a follower is lost.
         """
-        check_divisible(folder, self.size)
+        check_divisible(folder, self.size, parallel)
         self._shard = None
         self._noted.clear()
-        self._tell(Load(files=_files(folder, name), dtype=dtype, max_context=max_context))
-        shard = load_shard(folder, self._group, dtype, max_context)
+        order = {"dtype": dtype, "max_context": max_context, "parallel": parallel}
+        self._tell(Load.model_validate({"files": _files(folder, name), **order}))
+        shard = load_shard(folder, self._group, dtype, max_context, parallel)
         ready = [peer.answer(Ready) for peer in self._peers]
+        self.parallel, self.chains_only = parallel, any(one.chains_only for one in ready)
         self.weights = [shard.nbytes, *(one.weights for one in ready)]
         self.peaks = [mx.get_peak_memory(), *(one.peak for one in ready)]
         self._shard = shard
@@ -190,7 +206,7 @@ class Cluster:
         self._tell(Check(chains_only=chains_only))
         self.is_in_step = True
         try:
-            with self.watch.waiting(), self._shard.end.expected():
+            with self.watch.waiting(), self._shard.end.expected(in_step=True):
                 yield
         finally:
             self.is_in_step = False
@@ -204,6 +220,18 @@ class Cluster:
         self._tell(Measure(numbers=numbers, repeats=MEASURED))
         with self.watch.waiting():
             return seconds_per_sum(self._group, numbers, MEASURED)
+
+    def train(self, arguments: Sequence[str], folder: Path) -> None:
+        """Let the followers train a head, together with this process: those that can.
+
+        Args:
+            arguments: of the command line.
+            folder: in which they were given.
+
+        Raises:
+            ClusterError: if a follower is lost.
+        """
+        self._tell(Train(arguments=list(arguments), folder=str(folder)))
 
     def close(self) -> None:
         """End the followers; nothing can be computed any more."""

@@ -50,7 +50,8 @@ from mlx_eagle.cluster.messages import (
     decode_orders,
     encode_report,
 )
-from mlx_eagle.cluster.ring import join_ring, seconds_per_sum
+from mlx_eagle.cluster.part import PartTarget
+from mlx_eagle.cluster.ring import join_hosts, seconds_per_sum
 from mlx_eagle.cluster.shard import Shard, load_shard
 from mlx_eagle.errors import ClusterError, EagleError, UnsupportedTargetError
 from mlx_eagle.files.quoting import one_line
@@ -78,7 +79,8 @@ class Follower:
     ) -> None:
         self._channel, self._rank, self._group = channel, rank, group
         self._shard: Shard | None = None
-        self._target: Target | None = None
+        self._target: PartTarget | None = None
+        self._tapped: dict[tuple[int, ...], Target] = {}  # twins of it, by what they hand out
         self._caches: dict[int, TreeCache] = {}
         self._does: dict[type, Callable[[Any], None]] = {
             New: self._new,
@@ -130,7 +132,7 @@ class Follower:
 
     def run(self, order: Run) -> None:
         """Run a tree through the shard, to its end."""
-        target, shard, cache = self._loaded(), self._shard, self._cache(order.cache)
+        target, shard, cache = self._tapping(order.taps), self._shard, self._cache(order.cache)
         assert shard is not None, "a target has a shard"
         if cache.rows != order.rows:
             raise ClusterError(f"a cache holds {cache.rows} rows, that of rank 0 {order.rows}")
@@ -168,13 +170,20 @@ class Follower:
 
     # The whole model
 
-    def _loaded(self) -> Target:
+    def _loaded(self) -> PartTarget:
         if self._target is None:
             raise ClusterError("no model is loaded")
         return self._target
 
+    def _tapping(self, taps: Sequence[int]) -> Target:
+        """Return the target that hands out the streams at these boundaries."""
+        plain, wanted = self._loaded(), tuple(taps)
+        if wanted not in self._tapped:
+            self._tapped[wanted] = plain.twin(wanted) if wanted else plain
+        return self._tapped[wanted]
+
     def _join(self, order: Join) -> None:
-        self._group = join_ring(self._rank, order.ring, JOIN_SECONDS)
+        self._group = join_hosts(self._rank, order, JOIN_SECONDS)
         self.report(Ready())
 
     def _load(self, order: Load) -> None:
@@ -187,13 +196,18 @@ class Follower:
     def _loaded_as(self, order: Load) -> Ready:
         """Hold a part of another model."""
         assert self._group is not None, "the ring is joined first"
-        self._caches, self._target, self._shard = {}, None, None
+        self._caches, self._target, self._shard, self._tapped = {}, None, None, {}
         mx.clear_cache()
         mx.reset_peak_memory()
         folder = _find(order.files)
-        self._shard = load_shard(folder, self._group, order.dtype, order.max_context)
-        self._target = Target(self._shard.loaded.network)
-        return Ready(weights=self._shard.nbytes, peak=mx.get_peak_memory())
+        how = order.dtype, order.max_context, order.parallel
+        self._shard = load_shard(folder, self._group, *how)
+        self._target = PartTarget(self._shard)
+        return Ready(
+            weights=self._shard.nbytes,
+            peak=mx.get_peak_memory(),
+            chains_only=self._target.chains_only,
+        )
 
     def _compare(self, order: Compare) -> None:
         try:
@@ -208,7 +222,7 @@ class Follower:
         target.chains_only, target.kv = order.chains_only, WHOLE
         assert self._shard is not None, "a target has a shard"
         # Rank 0 finds the same, and decides.
-        with self._shard.end.expected(), suppress(UnsupportedTargetError):
+        with self._shard.end.expected(in_step=True), suppress(UnsupportedTargetError):
             check_tree_verification(target)
 
     def _measure(self, order: Measure) -> None:

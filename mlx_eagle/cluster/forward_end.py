@@ -21,20 +21,31 @@ MOST = 1 << 24  # numbers of passes are counted modulo this: their sum stays an 
 
 
 class ForwardEnd:
-    """Where the forward passes of one shard end.
+    """Where the forward passes of one rank's part of a model end.
 
     Args:
-        network: the shard; its last layer is hooked.
+        last: what runs after the last exchange of a pass, or with it; it is hooked.
         group: of all ranks.
         needs_logits: whether logits are gathered from all ranks, so that all must evaluate them.
+        is_eager: whether passes of the self check are evaluated one by one: what is received in
+            two passes depends on nothing that would keep it in order.
+
+    Attributes:
+        is_in_step: whether all ranks run the self check, each by itself.
     """
 
     def __init__(
-        self, network: nn.Module, group: mx.distributed.Group, *, needs_logits: bool
+        self,
+        last: nn.Module,
+        group: mx.distributed.Group,
+        *,
+        needs_logits: bool = False,
+        is_eager: bool = False,
     ) -> None:
         self._group, self._needs_logits = group, needs_logits
         self._last: mx.array | None = None
-        self._is_expected = False
+        self._more: list[mx.array] = []
+        self._is_expected = self.is_in_step = False
 
         def note(plain: Any, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if not self._is_expected:
@@ -43,19 +54,36 @@ class ForwardEnd:
                     "ever: this is not supported with hosts"
                 )
             out = plain(module, *args, **kwargs)
-            self._last = out[0] if isinstance(out, tuple) else out
+            self._last, self._more = out[0] if isinstance(out, tuple) else out, []
+            if is_eager and self.is_in_step:
+                mx.eval(self._last)
             return out
 
-        wrap_method(network.layers[-1], "__call__", note)
+        wrap_method(last, "__call__", note)
+
+    @property
+    def last(self) -> mx.array:
+        """The output [1, N, D] with which the pass that was built last ends."""
+        assert self._last is not None, "a forward pass comes first"
+        return self._last
+
+    def add(self, array: mx.array) -> None:
+        """Let the pass that was built last end with another array, which all ranks exchange."""
+        self._more.append(array)
 
     @contextmanager
-    def expected(self) -> Iterator[None]:
-        """Let passes be run inside, because all ranks do so; elsewhere running one is an error."""
-        before, self._is_expected = self._is_expected, True
+    def expected(self, *, in_step: bool = False) -> Iterator[None]:
+        """Let passes be run inside, because all ranks do so; elsewhere running one is an error.
+
+        Args:
+            in_step: they are those of the self check.
+        """
+        before = self._is_expected, self.is_in_step
+        self._is_expected, self.is_in_step = True, in_step
         try:
             yield
         finally:
-            self._is_expected = before
+            self._is_expected, self.is_in_step = before
 
     def complete(
         self, logits: mx.array, number: int, n_rows: int, buffers: Sequence[mx.array] = ()
@@ -72,9 +100,8 @@ class ForwardEnd:
             ClusterError: if the ranks did not run the same pass.
             RuntimeError: of MLX, if a rank is lost.
         """
-        assert self._last is not None, "a forward pass comes first"
-        ends = [self._last, *([logits] if self._needs_logits else [])]
-        self._last = None
+        ends = [self.last, *([logits] if self._needs_logits else []), *self._more]
+        self._last, self._more = None, []
         own = [number % MOST, n_rows]
         canary = mx.depends([mx.array(own, dtype=mx.int32)], ends)[0]  # the last sum of the pass
         summed = mx.distributed.all_sum(canary, group=self._group)

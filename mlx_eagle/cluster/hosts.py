@@ -2,7 +2,9 @@
 
 Either a list of hosts or an object with "backend", "envs" and "hosts". A host has "ssh", the name
 to log in with, and "ips", the addresses for the ring; the first one is where its control socket
-and its ring are opened, and no other address is.
+and its ring are opened, and no other address is. For JACCL it has "rdma": which of its devices
+leads to each host, null for itself. "parallel", beside "backend", is ours: how a target is divided
+where the command does not say so.
 """
 
 import ipaddress
@@ -10,13 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlx_eagle.cluster.messages import MAX_RANKS
+from mlx_eagle.cluster.ring import JACCL, JACCL_RING, RING
 from mlx_eagle.errors import ClusterError, EagleError
 from mlx_eagle.files.json_files import parse_json
 from mlx_eagle.files.plain_files import check_file
 from mlx_eagle.files.quoting import quote, quote_value
+from mlx_eagle.load_options import PIPELINE, TENSOR
 
 MAX_FILE_BYTES = 1 << 20
-RING, JACCL = "ring", "jaccl"
 LOCAL_NAMES = ("localhost", "127.0.0.1")
 
 
@@ -26,10 +29,12 @@ class Host(NamedTuple):
     Attributes:
         ssh: the name to log in with.
         ips: its addresses for the ring.
+        rdma: its RDMA devices that lead to each host; None for itself, and where no cable is.
     """
 
     ssh: str
     ips: tuple[str, ...]
+    rdma: tuple[str | None, ...] = ()
 
     @property
     def is_local(self) -> bool:
@@ -43,10 +48,14 @@ class Hosts(NamedTuple):
     Attributes:
         hosts: by rank; the first is where the command runs.
         envs: variables "NAME=value" that the other processes are given.
+        backend: what joins them.
+        parallel: how a target is divided among them; None where the file does not say.
     """
 
     hosts: tuple[Host, ...]
     envs: tuple[str, ...] = ()
+    backend: str = RING
+    parallel: str | None = None
 
 
 def loopback(n_ranks: int) -> Hosts:
@@ -73,20 +82,24 @@ def read_hosts(path: Path) -> Hosts:
 
 def _hosts(said: Any) -> Hosts:
     """Return what the file says; raises ClusterError."""
-    entries, envs, backend = said, [], ""
-    if isinstance(said, dict):
-        entries, envs = said.get("hosts"), said.get("envs", [])
-        backend = said.get("backend", "")
-    if backend not in ("", "any", RING):
+    facts = said if isinstance(said, dict) else {"hosts": said}
+    entries, envs = facts.get("hosts"), facts.get("envs", [])
+    backend, parallel = facts.get("backend", ""), facts.get("parallel")
+    backend = RING if backend in ("", "any") else backend
+    if backend not in (RING, JACCL, JACCL_RING):
         raise ClusterError(
-            f"its backend is {quote_value(backend)}; only {RING} is run so far"
-            + (" (JACCL was not tried yet)" if backend == JACCL else "")
+            f"its backend is {quote_value(backend)}; {RING}, {JACCL} and {JACCL_RING} are known"
         )
+    if parallel not in (None, TENSOR, PIPELINE):
+        raise ClusterError(f'its "parallel" must be {TENSOR} or {PIPELINE}')
     if not isinstance(entries, list) or not 2 <= len(entries) <= MAX_RANKS:
         raise ClusterError(f'it must list 2 to {MAX_RANKS} hosts, each with "ssh" and "ips"')
     if not isinstance(envs, list) or not all(_is_variable(env) for env in envs):
         raise ClusterError('its "envs" must be a list of "NAME=value"')
-    return Hosts(tuple(_host(rank, entry) for rank, entry in enumerate(entries)), tuple(envs))
+    hosts = tuple(_host(rank, entry) for rank, entry in enumerate(entries))
+    if backend != RING:
+        _check_devices(hosts, is_ring=backend == JACCL_RING)
+    return Hosts(hosts, tuple(envs), backend, parallel)
 
 
 def _host(rank: int, entry: Any) -> Host:
@@ -98,7 +111,29 @@ def _host(rank: int, entry: Any) -> Host:
         raise ClusterError(f'host {rank} has no "ssh", the name to log in with')
     if not isinstance(ips, list) or not ips or not all(_is_address(ip) for ip in ips):
         raise ClusterError(f'host {rank} has no "ips", a list of its addresses (192.168.1.2)')
-    return Host(ssh, tuple(ips))
+    devices = fields.get("rdma", [])
+    if not isinstance(devices, list) or not all(_is_device(device) for device in devices):
+        raise ClusterError(f'host {rank} has an "rdma" that is no list of devices (rdma_en2, null)')
+    return Host(ssh, tuple(ips), tuple(devices))
+
+
+def _check_devices(hosts: tuple[Host, ...], *, is_ring: bool) -> None:
+    """Refuse hosts between which a device is missing; raises ClusterError."""
+    n = len(hosts)
+    for rank, host in enumerate(hosts):
+        if len(host.rdma) != n or host.rdma[rank] is not None:
+            raise ClusterError(
+                f'host {rank} must have an "rdma" of {n} devices, one for each host, with null for '
+                "itself"
+            )
+        peers = {(rank - 1) % n, (rank + 1) % n} if is_ring else {*range(n)} - {rank}
+        if missing := [peer for peer in sorted(peers) if host.rdma[peer] is None]:
+            raise ClusterError(f"host {rank} has no RDMA device that leads to host {missing[0]}")
+
+
+def _is_device(value: Any) -> bool:
+    """Say whether something is an RDMA device, or says that there is none."""
+    return value is None or (isinstance(value, str) and value.isprintable() and bool(value))
 
 
 def _is_address(text: Any) -> bool:

@@ -17,12 +17,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import IO, NamedTuple
 
+import mlx.core as mx
+
 from mlx_eagle.cluster.cluster import Cluster
 from mlx_eagle.cluster.control import Channel, Listener, new_token
 from mlx_eagle.cluster.facts import other_versions, versions
 from mlx_eagle.cluster.hosts import LOCAL_NAMES, Host, Hosts
 from mlx_eagle.cluster.messages import Hello, Join, Ready, decode_report, encode_orders
-from mlx_eagle.cluster.ring import join_ring
+from mlx_eagle.cluster.ring import RING, check_backend, join_hosts
 from mlx_eagle.cluster.watch import PATIENCE, Patience, Peer
 from mlx_eagle.errors import ClusterError
 from mlx_eagle.files.quoting import one_line, printable
@@ -31,6 +33,7 @@ FOLLOWER = (sys.executable, "-m", "mlx_eagle.cluster.follower")
 FIRST_PORT = 32323  # of the ring on other machines, as mlx.launch has it
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
 LOOK = 0.2  # seconds between two looks whether a follower has ended early
+LOOKS = 10  # until it counts as unknown who could not be joined
 LAST_WORDS = 2000  # bytes
 
 
@@ -84,6 +87,7 @@ def start_cluster(
 
 def _start_all(hosts: Hosts, patience: Patience, follower: Sequence[str]) -> Cluster:
     """Do what `start_cluster` does for the first time."""
+    check_backend(hosts.backend)
     token = new_token()
     started: list[Started] = []
     listener = Listener(hosts.hosts[0].ips[0], token)
@@ -97,15 +101,35 @@ def _start_all(hosts: Hosts, patience: Patience, follower: Sequence[str]) -> Clu
             started.append(_start(rank, host, hosts.envs, follower))
             _brief(started[-1], listener.address, token)
         _accept(listener, started, patience, peers)
-        ring = [[f"{host.ips[0]}:{_port(rank, host)}"] for rank, host in enumerate(hosts.hosts)]
+        join = how_to_join(hosts)
         for peer in peers.values():
-            peer.channel.send(encode_orders([Join(ring=ring)]))
-        group = join_ring(0, ring, patience.start)
+            with suppress(OSError):  # it has ended, which is found out when it does not join
+                peer.channel.send(encode_orders([join]))
+        group = _join(join, list(peers.values()), patience.start)
         for peer in peers.values():
             peer.answer(Ready)
         failed.pop_all()
     followers = [peers[rank] for rank in sorted(peers)]
     return Cluster(group, followers, patience, lambda seconds: _end(started, seconds))
+
+
+def how_to_join(hosts: Hosts) -> Join:
+    """Return what all ranks are told of one another."""
+    ring = [[f"{host.ips[0]}:{_port(rank, host)}"] for rank, host in enumerate(hosts.hosts)]
+    devices = [list(host.rdma) for host in hosts.hosts] if hosts.backend != RING else []
+    return Join.model_validate({"backend": hosts.backend, "ring": ring, "devices": devices})
+
+
+def _join(join: Join, peers: Sequence[Peer], seconds: float) -> mx.distributed.Group:
+    """Join all followers; raises ClusterError, by name where one of them has ended meanwhile."""
+    try:
+        return join_hosts(0, join, seconds)
+    except ClusterError as error:
+        for _ in range(LOOKS):
+            if lost := next((peer.lost for peer in peers if peer.lost), ""):
+                raise ClusterError(f"{lost}, before all had joined") from error
+            time.sleep(LOOK)
+        raise
 
 
 def _start(rank: int, host: Host, envs: Sequence[str], follower: Sequence[str]) -> Started:
@@ -126,6 +150,7 @@ def _start(rank: int, host: Host, envs: Sequence[str], follower: Sequence[str]) 
             start_new_session=True,
         )
     except OSError as error:
+        errors.close()
         raise ClusterError(f"{command[0]} cannot be run: {error.strerror or error}") from error
     return Started(host, rank, process, errors)
 
@@ -161,12 +186,12 @@ def _accept(
         channel = listener.accept(LOOK)
         if channel is None:
             continue
-        peer = greet(channel, {one.rank: one.host.ssh for one in missing})
-        found[peer.rank] = peer
+        if peer := greet(channel, {one.rank: one.host.ssh for one in missing}):
+            found[peer.rank] = peer
 
 
-def greet(channel: Channel, names: Mapping[int, str]) -> Peer:
-    """Return the follower that has connected, if it has the same versions.
+def greet(channel: Channel, names: Mapping[int, str]) -> Peer | None:
+    """Return the follower that has connected, if it has the same versions; None if it has ended.
 
     Args:
         channel: to it.
@@ -175,8 +200,12 @@ def greet(channel: Channel, names: Mapping[int, str]) -> Peer:
     Raises:
         ClusterError: if it has others, or is none of these.
     """
+    said = channel.receive()
+    if said is None:
+        channel.close()
+        return None
     try:
-        hello = decode_report(channel.receive() or b"")
+        hello = decode_report(said)
         if not isinstance(hello, Hello) or hello.rank not in names:
             raise ClusterError("a follower says that it has a rank which nobody was given")
         name = names[hello.rank]

@@ -70,8 +70,9 @@ def lead_launched(patience: Patience = PATIENCE) -> Cluster:
             if len(peers) == group.size() - 1:
                 break
             if channel := listener.accept(LOOK):
-                peer = greet(channel, {rank: f"rank {rank}" for rank in range(1, group.size())})
-                peers[peer.rank] = peer
+                names = {rank: f"rank {rank}" for rank in range(1, group.size())}
+                if peer := greet(channel, names):
+                    peers[peer.rank] = peer
         else:
             raise ClusterError("the other processes of mlx.launch have not connected in time")
     finally:

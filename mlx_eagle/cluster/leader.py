@@ -16,6 +16,7 @@ import mlx.core as mx
 from mlx_eagle.cache.model_cache import AnyCache, LayerList, OwnCache, TreeCache
 from mlx_eagle.cluster.cluster import Cluster
 from mlx_eagle.cluster.messages import Checkpoint, Drop, Fork, New, Pad, Run, Trim, commit
+from mlx_eagle.cluster.part import PartTarget
 from mlx_eagle.cluster.ring import counted
 from mlx_eagle.cluster.shard import Shard
 from mlx_eagle.errors import UnsupportedTargetError
@@ -77,7 +78,7 @@ class LeadingCache(TreeCache):
         """Stay empty, see `arrays`."""
 
 
-class LeadingTarget(Target):
+class LeadingTarget(PartTarget):
     """The target of rank 0: what it runs, all followers run.
 
     Args:
@@ -98,9 +99,10 @@ class LeadingTarget(Target):
                 "with hosts a target must verify trees or chains, and this one does neither; load "
                 "it on one machine"
             )
-        self.cluster, self._shard = cluster, shard
+        self.cluster = cluster
         self._traffic = cluster.rounds
-        super().__init__(shard.loaded.network, taps)
+        super().__init__(shard, taps)
+        self.chains_only = self.chains_only or cluster.chains_only
 
     @cached_property
     def unembed(self) -> Callable[[mx.array], mx.array]:
@@ -146,7 +148,7 @@ class LeadingTarget(Target):
             self._traffic = self.cluster.rounds
 
     def _tap(self, boundary: int) -> Undo:
-        if boundary > len(self.model.layers):
+        if boundary > self.layers_before + len(self.model.layers):
             self._check_output()
         return super()._tap(boundary)
 
@@ -167,7 +169,14 @@ class LeadingTarget(Target):
         rows, number = cache.rows, self.cluster.new_pass()
         self.cluster.check_loaded(self._shard)
         self.cluster.run(
-            Run(cache=cache.number, number=number, rows=rows, tokens=tokens, parents=parents)
+            Run(
+                cache=cache.number,
+                number=number,
+                rows=rows,
+                tokens=tokens,
+                parents=parents,
+                taps=self._taps_of_others(),
+            )
         )
         end, traffic = self._shard.end, self._traffic
         watch = self.cluster.watch
@@ -175,6 +184,11 @@ class LeadingTarget(Target):
             verified = super()._run(tree, cache)
             end.complete(verified.logits, number, tree.n_nodes)
         return verified
+
+    def _taps_of_others(self) -> list[int]:
+        """Return the taps that are sent to rank 0."""
+        stage = self._shard.stage
+        return stage.elsewhere(self.taps) if stage else []
 
     def _run_in_step(self, tree: DraftTree, cache: AnyCache) -> Verified:
         """Run a tree of the self check, which the followers run by themselves."""

@@ -14,12 +14,14 @@ from mlx_eagle.errors import ClusterError
 MAX_CACHES = 4096  # of all conversations together
 MAX_ROWS = 1 << 24  # tokens of one of them
 MAX_RANKS = 64
+MAX_TAPS = 256
 
 CacheId = Annotated[int, Field(ge=0, le=1 << 40)]
 Rows = Annotated[int, Field(ge=0, le=MAX_ROWS)]
 Token = Annotated[int, Field(ge=0, lt=1 << 31)]
 Rank = Annotated[int, Field(ge=0, lt=MAX_RANKS)]
 Line = Annotated[str, Field(max_length=4096)]
+Device = Line | list[Line] | None
 
 
 class _Message(BaseModel):
@@ -96,6 +98,7 @@ class Run(_Message):
         rows: committed rows of the cache, as rank 0 has them.
         tokens: of the nodes.
         parents: of the nodes; None for a chain.
+        taps: boundaries whose streams rank 0 is sent, in a pipeline.
     """
 
     kind: Literal["run"] = "run"
@@ -104,6 +107,7 @@ class Run(_Message):
     rows: Rows
     tokens: list[Token] = Field(min_length=1, max_length=MAX_ROWS)
     parents: list[Rows] | None = None
+    taps: list[Rows] = Field(default=[], max_length=MAX_TAPS)
 
 
 # From rank 0: what concerns the whole model.
@@ -131,19 +135,29 @@ class Load(_Message):
         files: where they are, and what they must be.
         dtype: of `LoadOptions`.
         max_context: tokens that a text may have, if the user says so.
+        parallel: of `LoadOptions`.
     """
 
     kind: Literal["load"] = "load"
     files: Compare
     dtype: Annotated[str, Field(pattern="^(float32|float16|bfloat16)$")] | None
     max_context: Rows | None
+    parallel: Literal["tensor", "pipeline"] = "tensor"
 
 
 class Join(_Message):
-    """Join the ring of all ranks: the addresses of each, as `mx.distributed` wants them."""
+    """Join all ranks, as MLX's ring or JACCL wants them described.
+
+    Attributes:
+        backend: which of them; "jaccl-ring" is JACCL without a cable between all pairs.
+        ring: by rank, its addresses "host:port".
+        devices: for JACCL, by rank, the RDMA devices that lead to every rank.
+    """
 
     kind: Literal["join"] = "join"
+    backend: Literal["ring", "jaccl", "jaccl-ring"] = "ring"
     ring: list[list[Line]] = Field(min_length=2, max_length=MAX_RANKS)
+    devices: list[list[Device]] = Field(default=[], max_length=MAX_RANKS)
 
 
 class Check(_Message):
@@ -151,6 +165,19 @@ class Check(_Message):
 
     kind: Literal["check"] = "check"
     chains_only: bool
+
+
+class Train(_Message):
+    """Train a head together with all other ranks.
+
+    Attributes:
+        arguments: of the command line, the same on all ranks.
+        folder: in which they were given.
+    """
+
+    kind: Literal["train"] = "train"
+    arguments: list[Line] = Field(max_length=1024)
+    folder: Line
 
 
 class Measure(_Message):
@@ -180,12 +207,20 @@ class Hello(_Message):
 
 
 class Ready(_Message):
-    """What was asked for is done, or why not; bytes of the weights, and the most in use."""
+    """What was asked for is done, or why not.
+
+    Attributes:
+        fault: why not.
+        weights: bytes of this rank's weights, if it was to load some.
+        peak: the most bytes that were in use meanwhile.
+        chains_only: whether layers of this rank have states that cannot branch.
+    """
 
     kind: Literal["ready"] = "ready"
     fault: Line = ""
     weights: Annotated[int, Field(ge=0)] = 0
     peak: Annotated[int, Field(ge=0)] = 0
+    chains_only: bool = False
 
 
 class Done(_Message):
@@ -210,7 +245,7 @@ class Fault(_Message):
 
 
 CacheOp = New | Fork | Commit | Trim | Checkpoint | Pad | Drop | Run
-Order = CacheOp | Compare | Load | Join | Check | Measure | Stop
+Order = CacheOp | Compare | Load | Join | Check | Measure | Train | Stop
 Report = Hello | Ready | Done | Beat | Fault
 
 _ORDERS = TypeAdapter(list[Annotated[Order, Field(discriminator="kind")]])

@@ -1,4 +1,8 @@
-"""The group of processes whose sums make one model of the shards: MLX's ring over TCP."""
+"""The group of processes whose sums make one model of the shards: MLX's ring, or JACCL.
+
+The ring goes over TCP. JACCL goes over Thunderbolt with RDMA, from macOS 26.2 on; what it reads is
+set here as `mlx.launch` sets it, and it was never run.
+"""
 
 import faulthandler
 import json
@@ -6,7 +10,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +18,30 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_eagle.cluster.messages import Join
 from mlx_eagle.errors import ClusterError
 from mlx_eagle.files.quoting import one_line
 
-COLLECTIVES = ("all_sum", "all_gather")
-Ring = Sequence[Sequence[str]]  # by rank, the addresses "host:port" at which it is reached
+GIVING = ("all_sum", "all_gather", "send")  # of `mx.distributed`, with what is given first
+TAKING = ("recv", "recv_like")
+RING, JACCL, JACCL_RING = "ring", "jaccl", "jaccl-ring"
 
 
-def join_ring(rank: int, ring: Ring, seconds: float) -> mx.distributed.Group:
+def check_backend(name: str) -> None:
+    """Refuse what MLX cannot join hosts with on this machine.
+
+    Raises:
+        ClusterError: naming it.
+    """
+    if name != RING and not mx.distributed.is_available(JACCL):
+        raise ClusterError(
+            f"the hosts file asks for {name}, which MLX does not have on this machine: it needs "
+            "macOS 26.2 or newer, and RDMA over Thunderbolt that is enabled (rdma_ctl enable, in "
+            f'recovery); "backend": "{RING}" joins hosts over TCP'
+        )
+
+
+def join_hosts(rank: int, join: Join, seconds: float) -> mx.distributed.Group:
     """Join the others; all of them must do so at about the same time.
 
     MLX keeps the interpreter's lock while it waits (0.32.4), so no other thread can look at a
@@ -30,7 +50,7 @@ def join_ring(rank: int, ring: Ring, seconds: float) -> mx.distributed.Group:
 
     Args:
         rank: of this process.
-        ring: of all.
+        join: all of them.
         seconds: after which the process is ended.
 
     Raises:
@@ -38,13 +58,14 @@ def join_ring(rank: int, ring: Ring, seconds: float) -> mx.distributed.Group:
     """
     faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or sys.stderr)
     try:
-        with _described(rank, ring):
-            group = mx.distributed.init(strict=True, backend="ring")
+        with _described(rank, join):
+            backend = RING if join.backend == RING else JACCL
+            group = mx.distributed.init(strict=True, backend=backend)
     except (RuntimeError, ValueError) as error:
         raise ClusterError(f"rank {rank} cannot join the others: {one_line(error)}") from error
     finally:
         faulthandler.cancel_dump_traceback_later()
-    if (group.rank(), group.size()) != (rank, len(ring)):
+    if (group.rank(), group.size()) != (rank, len(join.ring)):
         raise ClusterError(
             f"this process is rank {group.rank()} of {group.size()} already, and MLX lets it be "
             "in one group only; start another process"
@@ -59,8 +80,8 @@ class Traffic:
 
     Attributes:
         passes: forward passes.
-        sums: collectives, canaries included.
-        nbytes: of what rank 0 gave to them.
+        sums: collectives, canaries included, and rows received from another stage.
+        nbytes: of what rank 0 gave to them, or received.
     """
 
     passes: int = 0
@@ -71,19 +92,19 @@ class Traffic:
 @contextmanager
 def counted(traffic: Traffic) -> Iterator[None]:
     """Count one forward pass, whose collectives model code asks for inside."""
-    plain = {name: getattr(mx.distributed, name) for name in COLLECTIVES}
+    plain = {name: getattr(mx.distributed, name) for name in (*GIVING, *TAKING)}
 
     def counting(name: str) -> Callable[..., mx.array]:
-        def collective(x: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+        def exchange(*args: Any, **kwargs: Any) -> mx.array:
+            out: mx.array = plain[name](*args, **kwargs)
             traffic.sums += 1
-            traffic.nbytes += x.nbytes
-            out: mx.array = plain[name](x, *args, **kwargs)
+            traffic.nbytes += args[0].nbytes if name in GIVING else out.nbytes
             return out
 
-        return collective
+        return exchange
 
     traffic.passes += 1
-    for name in COLLECTIVES:
+    for name in plain:
         setattr(mx.distributed, name, counting(name))
     try:
         yield
@@ -103,13 +124,31 @@ def seconds_per_sum(group: mx.distributed.Group, numbers: int, repeats: int) -> 
     return min(samples)
 
 
+def environment(rank: int, join: Join, folder: Path) -> dict[str, str]:
+    """Return the variables by which MLX knows the others, as `mlx.launch` sets them.
+
+    Args:
+        rank: of the process.
+        join: all ranks.
+        folder: for the files that they name.
+    """
+    if join.backend == RING:
+        (folder / "ring.json").write_text(json.dumps(join.ring))
+        return {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(folder / "ring.json")}
+    (folder / "devices.json").write_text(json.dumps(join.devices))
+    found = {
+        "MLX_RANK": str(rank),
+        "MLX_IBV_DEVICES": str(folder / "devices.json"),
+        "MLX_JACCL_COORDINATOR": join.ring[0][0],
+    }
+    return found | ({"MLX_JACCL_RING": "1"} if join.backend == JACCL_RING else {})
+
+
 @contextmanager
-def _described(rank: int, ring: Ring) -> Iterator[None]:
-    """Describe the ring as MLX reads it, in the environment and a file."""
+def _described(rank: int, join: Join) -> Iterator[None]:
+    """Describe all ranks as MLX reads it, in the environment and a file."""
     with tempfile.TemporaryDirectory(prefix="mlx-eagle-") as folder:
-        file = Path(folder) / "ring.json"
-        file.write_text(json.dumps([list(addresses) for addresses in ring]))
-        facts = {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(file)}
+        facts = environment(rank, join, Path(folder))
         before = {name: os.environ[name] for name in facts if name in os.environ}
         os.environ.update(facts)
         try:

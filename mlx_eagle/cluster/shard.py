@@ -2,22 +2,31 @@
 
 Attention heads and the inner rows of MLPs or experts are divided; embedding, norms, routers and,
 for most families, the output layer are whole on every rank. What does not divide evenly is refused
-before a weight is read.
+before a weight is read. As a pipeline (`stage.py`) layers are dealt out instead.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes
 
 from mlx_eagle.cluster.forward_end import ForwardEnd
+from mlx_eagle.cluster.stage import TRIED as STAGED
+from mlx_eagle.cluster.stage import (
+    Stage,
+    arrays_of,
+    check_stages,
+    make_stage,
+    parts_to_read,
+    staging_module,
+)
 from mlx_eagle.errors import EagleError, UnsupportedTargetError
 from mlx_eagle.files.json_files import language_config, read_json
 from mlx_eagle.files.quoting import listed, one_line
+from mlx_eagle.load_options import PIPELINE, TENSOR
 from mlx_eagle.target.load import LoadedTarget, compute_type, load_network
 from mlx_eagle.target.target import output_layer
 
@@ -43,18 +52,25 @@ class Shard(NamedTuple):
     Attributes:
         loaded: the model, its layers divided, and what its files say.
         end: where its forward passes end.
-        has_whole_output: whether the output layer is whole on every rank.
+        has_whole_output: whether rank 0 has the whole output layer.
         nbytes: of the weights on this rank.
+        stage: which layers it has; None where it has a part of every layer.
     """
 
     loaded: LoadedTarget
     end: ForwardEnd
     has_whole_output: bool
     nbytes: int
+    stage: Stage | None = None
 
 
-def check_divisible(folder: Path, n_ranks: int) -> None:
+def check_divisible(folder: Path, n_ranks: int, parallel: str = TENSOR) -> None:
     """Refuse a target that cannot be divided among so many ranks; no weight is read.
+
+    Args:
+        folder: the target.
+        n_ranks: how many there are.
+        parallel: of `LoadOptions`.
 
     Raises:
         UnsupportedTargetError: saying what does not divide.
@@ -67,20 +83,31 @@ def check_divisible(folder: Path, n_ranks: int) -> None:
     except Exception as error:  # mlx-lm raises whatever its modules raise
         raise UnsupportedTargetError(f"mlx-lm has no model {kind!r}: {one_line(error)}") from error
     divide = getattr(model_class, "shard", None)
+    is_tried = divide is not None and divide.__module__.rpartition(".")[2] in TRIED
+    if parallel == PIPELINE:
+        instead = f"leave out parallel={PIPELINE}" if is_tried else "load it on one machine"
+        check_stages(model_class, config, n_ranks, instead)
+        return
     if divide is None:
         raise UnsupportedTargetError(
-            f"mlx-lm cannot divide models of the kind {kind} among hosts; load it on one machine"
+            f"mlx-lm cannot divide models of the kind {kind} among hosts; {_instead(model_class)}"
         )
-    if divide.__module__.rpartition(".")[2] not in TRIED:
+    if not is_tried:
         raise UnsupportedTargetError(
             f"models of the kind {kind} were not tried on several hosts yet, and might answer "
-            "otherwise there; load it on one machine"
+            f"otherwise there; {_instead(model_class)}"
         )
     wrong = _undivided(config, n_ranks)
     if wrong:
         raise UnsupportedTargetError(
             f"{folder.name} cannot be divided among {n_ranks} hosts: {listed(wrong)}; {ADVICE}"
         )
+
+
+def _instead(model_class: type) -> str:
+    """Return what would do where layers are not divided."""
+    is_staged = staging_module(model_class) in STAGED
+    return f"ask for parallel={PIPELINE}" if is_staged else "load it on one machine"
 
 
 def _undivided(config: dict[str, Any], n_ranks: int) -> list[str]:
@@ -109,6 +136,7 @@ def load_shard(
     group: mx.distributed.Group,
     dtype: str | None = None,
     max_context: int | None = None,
+    parallel: str = TENSOR,
 ) -> Shard:
     """Read one rank's part of a target.
 
@@ -120,6 +148,7 @@ def load_shard(
         group: of all ranks.
         dtype: of `LoadOptions`.
         max_context: tokens that a text may have, if the user says so.
+        parallel: of `LoadOptions`.
 
     Raises:
         EagleError: if it cannot be loaded or divided.
@@ -135,25 +164,38 @@ def load_shard(
     network, kind = loaded.network, compute_type(dtype)
     if kind is not None:
         network.set_dtype(kind)
-    before = output_layer(network, None)
-    divide: Callable[[Any], None] = network.shard
     try:
-        divide(group)
-    except Exception as error:  # mlx and mlx-lm raise ValueError, assert, ...
+        return (_staged if parallel == PIPELINE else _sharded)(loaded, group)
+    except (AttributeError, ValueError, TypeError, AssertionError) as error:  # of mlx or mlx-lm
         raise UnsupportedTargetError(
             f"{folder.name} cannot be divided among {group.size()} hosts "
             f"({one_line(error) or type(error).__name__}); {ADVICE}"
         ) from error
+
+
+def _sharded(loaded: LoadedTarget, group: mx.distributed.Group) -> Shard:
+    """Return a part of every layer, read."""
+    network = loaded.network
+    before = output_layer(network, None)
+    network.shard(group)
     has_whole_output = output_layer(network, None) is before
-    _read(network)
-    end = ForwardEnd(network, group, needs_logits=not has_whole_output)
-    nbytes = sum(array.nbytes for array in dict(tree_flatten(network.parameters())).values())
-    return Shard(loaded, end, has_whole_output, nbytes)
+    weights = arrays_of(network)
+    _read(network, weights)
+    end = ForwardEnd(network.layers[-1], group, needs_logits=not has_whole_output)
+    return Shard(loaded, end, has_whole_output, sum(array.nbytes for array in weights))
 
 
-def _read(network: nn.Module) -> None:
-    """Read the weights, a layer at a time."""
+def _staged(loaded: LoadedTarget, group: mx.distributed.Group) -> Shard:
+    """Return some of the layers, read."""
+    stage, end = make_stage(loaded.network, group)
+    weights = parts_to_read(loaded.network, stage)
+    _read(loaded.network, weights)
+    return Shard(loaded, end, True, sum(array.nbytes for array in weights), stage)
+
+
+def _read(network: nn.Module, weights: list[mx.array]) -> None:
+    """Read weights, a layer at a time."""
     for layer in network.layers:
         mx.eval(layer.parameters())
         mx.clear_cache()
-    mx.eval(network.parameters())
+    mx.eval(weights)

@@ -61,7 +61,7 @@ class Peer:
     def __init__(self, name: str, rank: int, channel: Channel, memory: int) -> None:
         self.name, self.rank, self.channel, self.memory = name, rank, channel, memory
         self.lost, self.heard = "", time.monotonic()
-        self.expected: tuple[int, int] = (0, 0)  # number of the newest pass, rows after it
+        self._expected: dict[int, int] = {}  # rows after a pass that is not answered, by its number
         self._said: SimpleQueue[Report] = SimpleQueue()
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -87,6 +87,10 @@ class Peer:
                 raise ClusterError(f"{self}: {said.fault}")
             return said
 
+    def expect(self, number: int, rows: int) -> None:
+        """Expect so many rows in the cache after a pass, whenever it says that it has ended."""
+        self._expected[number] = rows
+
     def lose(self, reason: str) -> None:
         """Note why it is of no more use, if that is not known yet."""
         self.lost = self.lost or f"{self} {reason}"
@@ -106,8 +110,10 @@ class Peer:
         if isinstance(said, Fault):
             self.lose(f"ends: {said.reason}")
         elif isinstance(said, Done):
-            number, rows = self.expected
-            if said.number == number and said.rows != rows:
+            rows = self._expected.pop(said.number, None)
+            if rows is None:
+                self.lose("says that a pass has ended which nobody asked for")
+            elif said.rows != rows:
                 self.lose(f"holds {said.rows} rows after a pass, rank 0 {rows}")
         elif not isinstance(said, Beat):
             self._said.put(said)

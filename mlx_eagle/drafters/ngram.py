@@ -33,14 +33,14 @@ class _Child(NamedTuple):
     matches: list[Match]
 
 
-class _Branch(NamedTuple):
-    """A node to be continued: which path it is on, where it is, and what leads through it."""
+class _Offer(NamedTuple):
+    """A node that may be taken; of equal paths the parent that was taken first, then the rank."""
 
     path: float  # minus the product of the confidences: a heap gives the least
-    order: int
-    node: Node
+    parent: Node
+    rank: int  # among its siblings, the likeliest first
     depth: int
-    matches: list[Match]
+    child: _Child
 
 
 class NgramDrafter:
@@ -70,22 +70,26 @@ class NgramDrafter:
 
     def lookup(self, depth: int, width: int, nodes: int) -> list[Level]:
         """Return the likeliest `nodes` continuations; see `base.Lookup`."""
-        levels: list[Level] = []
-        matches, left = self.index.matches(), nodes
-        branches = [_Branch(-1.0, 0, ROOT, 0, matches)] if matches else []
-        while branches and left:
-            branch = heapq.heappop(branches)
-            children = self._children(branch.matches, branch.depth)[: min(width, left)]
-            at, left = len(levels), left - len(children)
-            tokens, confidences = [c.token for c in children], [c.confidence for c in children]
-            levels.append(Level(tokens, confidences, branch.node, is_lookup=True))
-            if branch.depth + 1 == depth:
-                continue
-            for child, (_, confidence, leading) in enumerate(children):
-                path, order = branch.path * confidence, at * width + child
-                below = _Branch(path, order, Node(at, child), branch.depth + 1, leading)
-                heapq.heappush(branches, below)
-        return levels
+        offers = self._offers(-1.0, ROOT, 1, self.index.matches(), width)
+        places: dict[Node, int] = {}  # by parent, the level of its children
+        levels: list[tuple[list[int], list[float]]] = []  # tokens and confidences
+        for left in reversed(range(nodes)):
+            if not offers:
+                break
+            path, parent, rank, at, child = heapq.heappop(offers)
+            place = places.setdefault(parent, len(levels))
+            if place == len(levels):
+                levels.append(([], []))
+            levels[place][0].append(child.token)
+            levels[place][1].append(child.confidence)
+            if left and at < depth:
+                node = Node(place, rank)
+                for offer in self._offers(path, node, at + 1, child.matches, width):
+                    heapq.heappush(offers, offer)
+        return [
+            Level(*level, parent, is_lookup=True)
+            for parent, level in zip(places, levels, strict=True)
+        ]
 
     def draft(self, root: mx.array, shape: TreeShape) -> DraftTree:
         """Propose the likeliest continuations below `root` [1], `shape.nodes` at most."""
@@ -105,6 +109,16 @@ class NgramDrafter:
             tokens = [child.token for child in children]
             yield mx.array(log_probs), mx.array(tokens, dtype=mx.int32)
             matches = children[0].matches
+
+    def _offers(
+        self, path: float, parent: Node, depth: int, matches: list[Match], width: int
+    ) -> list[_Offer]:
+        """Return the likeliest `width` children of a node, on what path it is, the best first."""
+        children = self._children(matches, depth - 1)[:width] if matches else []
+        return [
+            _Offer(path * child.confidence, parent, rank, depth, child)
+            for rank, child in enumerate(children)
+        ]
 
     def _children(self, matches: list[Match], depth: int) -> list[_Child]:
         """Return what follows, `depth` tokens further on, by likelihood."""

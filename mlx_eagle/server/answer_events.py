@@ -1,6 +1,5 @@
 """An answer as events, made on the engine's thread."""
 
-import logging
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from typing import Any
@@ -19,14 +18,13 @@ from mlx_eagle.server.events import (
     TokenLogprob,
     Usage,
 )
+from mlx_eagle.server.faults import LOG, failure, is_memory
 from mlx_eagle.server.ids import new_id
 from mlx_eagle.server.prepare import Prepared
 from mlx_eagle.server.refusal import RefusalError
 from mlx_eagle.server.split import Split
 from mlx_eagle.session.responses import GenerationResponse, Responses
-
-LOG = logging.getLogger("mlx_eagle.server")
-MEMORY = ("out of memory", "malloc", "Insufficient Memory")  # in what MLX says then
+from mlx_eagle.session.session import Session
 
 
 class AnswerJob:
@@ -43,11 +41,11 @@ class AnswerJob:
 
     def __init__(self, engine: Engine, prepared: Prepared, report: Callable[[Event], None]) -> None:
         self._engine, self._prepared, self._report = engine, prepared, report
-        self._session = engine.session()
+        self._session = self._new_session()
         self._split = Split(engine.answer_format, prepared.tools, lambda: new_id("call_"))
         self._is_cancelled = self._is_out_of_time = False
         self._cached = self._n_thought = 0
-        self._has_read = False
+        self._has_read = self._has_begun = False
         self.nbytes = 0
         self._kind = Kind.SAID
 
@@ -63,16 +61,8 @@ class AnswerJob:
 
     def events(self) -> Generator[Event]:
         """Yield what happens, to the end; nothing is raised."""
-        kept = self._engine.prefix_cache
-        files = kept.files if kept is not None else None
-        n_damaged = files.n_damaged if files is not None else 0
         try:
-            with closing(self._stream()) as stream:
-                yield from self._answer(stream)
-            if kept is not None:
-                kept.keep(self._session.prefix)
-            if files is not None and files.n_damaged > n_damaged:
-                LOG.warning("removed damaged rows on disk: %d files", files.n_damaged - n_damaged)
+            yield from self._attempts()
         except GeneratorExit:
             raise
         except RefusalError as error:
@@ -80,8 +70,39 @@ class AnswerJob:
         except EagleError as error:
             yield Failed("invalid", str(error))
         except Exception as error:
-            LOG.error("an answer failed: %s", type(error).__name__)
-            yield _failure(error)
+            yield failure(self._prepared.asked.request_id, error)
+
+    def _attempts(self) -> Iterator[Event]:
+        """Answer; where memory is short before the first token, again without any kept rows."""
+        kept = self._engine.prefix_cache
+        try:
+            yield from self._attempt()
+            return
+        except Exception as error:
+            if self._has_begun or kept is None or not kept.nbytes or not is_memory(error):
+                raise
+        LOG.warning("%s: memory is short, kept rows are given up", self._prepared.asked.request_id)
+        kept.make_room(kept.nbytes)
+        self._session, self._has_read = self._new_session(), False
+        yield from self._attempt()
+
+    def _attempt(self) -> Iterator[Event]:
+        """Answer, and keep the rows for later requests."""
+        kept = self._engine.prefix_cache
+        files = kept.files if kept is not None else None
+        n_damaged = files.n_damaged if files is not None else 0
+        with closing(self._stream()) as stream:
+            yield from self._answer(stream)
+        if kept is not None:
+            kept.keep(self._session.prefix)
+        if files is not None and files.n_damaged > n_damaged:
+            LOG.warning("removed damaged rows on disk: %d files", files.n_damaged - n_damaged)
+
+    def _new_session(self) -> Session:
+        """Return a conversation that finds the rows of its own client."""
+        session = self._engine.session()
+        session.prefix.salt = self._prepared.asked.salt
+        return session
 
     def _stream(self) -> Responses:
         prepared = self._prepared
@@ -103,6 +124,7 @@ class AnswerJob:
     def _answer(self, stream: Responses) -> Iterator[Event]:
         stats, reason = None, "cancelled"
         for response in stream:
+            self._has_begun = True
             yield from self._events_of(response)
             if response.finish_reason is not None:
                 stats, reason = response.stats, response.finish_reason
@@ -160,7 +182,15 @@ class AnswerJob:
             reason = "length"
         elif reason == "stop" and self._split.n_complete and not stats.stop_string:
             reason = "tool_calls"
-        return End(reason, stats.stop_string, usage, figures(stats), bool(stats.ended_by))
+        return End(
+            reason,
+            stats.stop_string,
+            usage,
+            figures(stats),
+            bool(stats.ended_by),
+            self._session.prefix.hit.tier,
+            self._split.n_unread,
+        )
 
 
 def figures(stats: GenerationStats) -> dict[str, Any]:
@@ -181,11 +211,3 @@ def figures(stats: GenerationStats) -> dict[str, Any]:
         "plain_per_second": round(1 / plain, 2) if plain else None,
         "speculation": stats.speculation,
     }
-
-
-def _failure(error: Exception) -> Failed:
-    """Return the failure that an unexpected error is; its text may quote a prompt."""
-    if any(words in str(error) for words in MEMORY):
-        return Failed("memory", "the device has no memory left for this answer; try a shorter one")
-    message = f"the answer failed inside the server ({type(error).__name__})"
-    return Failed("internal", message)

@@ -1,7 +1,6 @@
 """The application: which path is answered by what, and one request from its body to its answer."""
 
 import asyncio
-import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -29,6 +28,7 @@ from mlx_eagle.server.delivery import (
     OUTCOME,
     STREAM_HEADERS,
     Delivery,
+    Outcome,
     Receive,
     Scope,
     Send,
@@ -39,7 +39,8 @@ from mlx_eagle.server.delivery import (
 )
 from mlx_eagle.server.desk import Desk
 from mlx_eagle.server.events import Failed
-from mlx_eagle.server.guard import ID, App, Guard, Rules, read_all, with_headers
+from mlx_eagle.server.faults import LOG, failure
+from mlx_eagle.server.guard import ID, SALT, App, Guard, Rules, read_all, with_headers
 from mlx_eagle.server.ids import ServedModel
 from mlx_eagle.server.messages_body import CountBody, MessagesBody, read_count, read_messages
 from mlx_eagle.server.messages_writer import MessagesWriter
@@ -54,7 +55,6 @@ from mlx_eagle.server.responses_writer import ResponsesWriter
 from mlx_eagle.server.writer import Writer
 from mlx_eagle.worker import Worker
 
-LOG = logging.getLogger("mlx_eagle.server")
 QUIET_PATHS = ("/health", "/metrics")  # which are asked for again and again
 POSTS: dict[str, type[Body]] = {
     "/v1/chat/completions": ChatBody,
@@ -129,6 +129,7 @@ class FailedStream:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
         failed = Failed(self._refusal.kind, str(self._refusal))
+        scope[OUTCOME] = Outcome(api_of(scope["path"]), failure=failed.kind)
         await start_answer(send, 200, STREAM_HEADERS)
         await send_part(send, self._writer.begin() + self._writer.write(failed), is_last=True)
 
@@ -201,7 +202,9 @@ class Server:
             self.desk.check_room()
             asked = await self._prepare_thread(lambda: read(read_body(body, data)))
             client = request.headers.get("user-agent", "")
-            asked = replace(asked, who=_who(request, asked), client=client)
+            request_id, salt = request.scope[ID], request.scope.get(SALT, "")
+            own = {"client": client, "salt": salt, "request_id": request_id}
+            asked = replace(asked, who=_who(request, asked), **own)
             writer = make_writer(asked, self.model, int(time.time()))
             try:
                 prepared = await self._prepare_thread(self._preparer.prepare, asked)
@@ -210,7 +213,7 @@ class Server:
                     return FailedStream(writer, refusal)
                 raise
             running = self.desk.accept(prepared)
-            return Delivery(running, writer, request.scope[ID], self._settings.beat)
+            return Delivery(running, writer, request_id, self._settings.beat)
 
         return endpoint
 
@@ -314,9 +317,8 @@ def guarded(
         except RefusalError as refusal:
             return Refused(refusal)
         except Exception as error:
-            LOG.error("%s failed: %s", request.scope[ID], type(error).__name__)
-            message = f"the request failed inside the server ({type(error).__name__})"
-            return Refused(RefusalError("internal", message))
+            failed = failure(request.scope[ID], error)
+            return Refused(RefusalError(failed.kind, failed.message))
 
     return safe
 

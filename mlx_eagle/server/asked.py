@@ -29,6 +29,8 @@ class Asked:
         shows_drafts: whether the stream says what was drafted.
         client: what the client calls itself (User-Agent).
         who: whose requests wait in one row; requests of others come in between.
+        salt: rows of earlier prompts are found by requests with the same one alone.
+        request_id: names the request in answers and in the log.
         schema: what the answer must be, as a JSON schema; None: text.
     """
 
@@ -47,4 +49,6 @@ class Asked:
     shows_drafts: bool = False
     client: str = ""
     who: str = ""
+    salt: str = ""
+    request_id: str = ""
     schema: str | None = None

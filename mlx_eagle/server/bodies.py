@@ -31,6 +31,11 @@ TopK = Annotated[int, Field(ge=-1, le=1_000_000)]
 Schema = dict[str, Any]
 
 
+def words(*known: str) -> Any:
+    """Return what the description says of a field for words; what else is sent is refused later."""
+    return Field(json_schema_extra={"enum": list(known)})
+
+
 class Body(BaseModel):
     """A part of a body: types are meant literally, what is not known is passed over."""
 

@@ -16,8 +16,9 @@ from mlx_eagle.server.bodies import (
     Str,
     check_schema,
     given,
+    words,
 )
-from mlx_eagle.server.conversation import canonical, text_parts
+from mlx_eagle.server.conversation import TEXT_PARTS, canonical, text_parts
 from mlx_eagle.server.openai_body import OpenAIBody
 from mlx_eagle.server.refusal import RefusalError
 from mlx_eagle.session.prompt import Message
@@ -30,13 +31,14 @@ TEMPLATE_OWN = (
     *("max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
     "tokenizer_kwargs",
 )
+CHOICES = ("auto", "none", "required")  # words that say whether a tool is called, not which
 ANY_OBJECT = '{"type": "object"}'
 
 
 class Part(Body):
     """A part of a message's content."""
 
-    type: Str
+    type: Annotated[Str, words(*TEXT_PARTS)]
     text: Str | None = None
 
 
@@ -57,7 +59,7 @@ class ToolCall(Body):
 class ChatMessage(Body):
     """A message."""
 
-    role: Str
+    role: Annotated[Str, words(*ROLES)]
     content: Str | Annotated[list[Part], Field(max_length=MOST_PARTS)] | None = None
     reasoning_content: Str | None = None
     reasoning: Str | None = None
@@ -77,7 +79,7 @@ class Function(Body):
 class Tool(Body):
     """A tool that may be called."""
 
-    type: Str = "function"
+    type: Annotated[Str, words("function")] = "function"
     function: Function
 
 
@@ -103,7 +105,7 @@ class NamedSchema(Body):
 class ResponseFormat(Body):
     """What the answer must be."""
 
-    type: Str
+    type: Annotated[Str, words("text", "json_object", "json_schema")]
     json_schema: NamedSchema | None = None
 
 
@@ -115,7 +117,7 @@ class ChatBody(OpenAIBody):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
-    tool_choice: Str | ToolChoice | None = None
+    tool_choice: Annotated[Str, words(*CHOICES)] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     reasoning_effort: Str | None = None
@@ -183,6 +185,9 @@ def check_tool_choice(name: str, tools: list[dict[str, Any]], where: str = "tool
         raise RefusalError(
             "invalid", f"{where} names a function that is not among the tools", where
         )
+    if name in CHOICES:
+        message = f"{where}: a tool called {name} cannot be chosen by its name; rename it"
+        raise RefusalError("invalid", message, where)
     return name
 
 
@@ -246,7 +251,7 @@ def choice_word(choice: str | None, tools: list[dict[str, Any]]) -> str:
         RefusalError: if it is no such word, or there is no tool to be called.
     """
     where = "tool_choice"
-    if choice not in (None, "auto", "none", "required"):
+    if choice not in (None, *CHOICES):
         raise RefusalError("invalid", f"{where} is none of auto, none, required", where)
     if choice == "required" and not tools:
         raise RefusalError("invalid", f"{where} is required, but there are no tools", where)

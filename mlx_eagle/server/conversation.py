@@ -14,6 +14,7 @@ from mlx_eagle.server.ids import DIGITS
 from mlx_eagle.server.refusal import RefusalError
 from mlx_eagle.session.prompt import Message
 
+TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 SYSTEM_ROLES = ("system", "developer")
 SHORT_ID = 9  # characters: what the templates of Mistral insist on
 # What Claude Code sends anew every turn, in these exact forms: whose bill, and what is left.
@@ -57,7 +58,7 @@ def text_parts(content: Any, where: str) -> str:
         return content or ""
     texts = []
     for place, part in enumerate(content):
-        if part.type not in ("text", "input_text", "output_text", "refusal"):
+        if part.type not in TEXT_PARTS:
             here = f"{where}[{place}]"
             raise RefusalError(
                 "content", f"{here} is of type {part.type!r}; this model reads text", here

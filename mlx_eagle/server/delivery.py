@@ -2,12 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mlx_eagle.server.desk import Running
-from mlx_eagle.server.events import Collector, End, Event, Failed, Reading, Whole
+from mlx_eagle.server.events import Collector, End, Event, Failed, Reading
+from mlx_eagle.server.faults import failure
 from mlx_eagle.server.refusal import RefusalError, as_json, error_body, status_of
 from mlx_eagle.server.writer import Writer
 
@@ -84,33 +85,55 @@ class Delivery:
     async def _send_stream(self, send: Send) -> None:
         await start_answer(send, 200, STREAM_HEADERS)
         await send_part(send, self._writer.begin())
-        while not self._is_gone:
-            events = await self._take(self._beat)
-            lines, is_over = b"", False
-            for event in events:
-                self._note(event)
-                lines += self._writer.write(event)
-                is_over = isinstance(event, End | Failed)
-            if not lines and not is_over:
-                lines = b"" if events else self._heartbeat()
+        silent_since, is_over = time.monotonic(), False
+        while not self._is_gone and not is_over:
+            # What is read of a prompt happens often, and sends nothing.
+            left = max(silent_since + self._beat - time.monotonic(), 0)
+            lines, is_over = self._write(await self._take(left))
+            if not lines and not is_over and time.monotonic() >= silent_since + self._beat:
+                lines = self._heartbeat()
             if lines or is_over:
                 await send_part(send, lines, is_last=is_over)
-            if is_over:
-                return
+                silent_since = time.monotonic()
+
+    def _write(self, events: Sequence[Event]) -> tuple[bytes, bool]:
+        """Return what a stream sends for events, and whether it is over then."""
+        lines, last = b"", None
+        try:
+            for last in events:
+                self._note(last)
+                lines += self._writer.write(last)
+        except Exception as error:
+            last = failure(self._request_id, error)
+            self._note(last)
+            lines += self._writer.write(last)
+        return lines, isinstance(last, End | Failed)
 
     async def _send_whole(self, send: Send) -> None:
         collector = Collector()
         while not self._is_gone:
             for event in await self._take():
                 self._note(event)
-                if isinstance(event, Failed):
-                    refusal = RefusalError(event.kind, event.message)
+                last = self._whole(collector, event)
+                if isinstance(last, bytes):
+                    await send_body(send, 200, last)
+                    return
+                if isinstance(last, Failed):
+                    refusal = RefusalError(last.kind, last.message)
                     await send_refusal(send, refusal, self._api, self._request_id)
                     return
-                whole: Whole | None = collector.add(event)
-                if whole is not None:
-                    await send_json(send, 200, self._writer.whole(whole))
-                    return
+
+    def _whole(self, collector: Collector, event: Event) -> bytes | Failed | None:
+        """Return the body of the answer once it has ended, or why there is none."""
+        if isinstance(event, Failed):
+            return event
+        try:
+            whole = collector.add(event)
+            return None if whole is None else as_json(self._writer.whole(whole))
+        except Exception as error:
+            failed = failure(self._request_id, error)
+            self._note(failed)
+            return failed
 
     async def _take(self, seconds: float | None = None) -> list[Event]:
         """Return what has happened; nothing once the client has gone."""
@@ -153,8 +176,14 @@ async def send_part(send: Send, body: bytes, *, is_last: bool = False) -> None:
 async def send_json(
     send: Send, status: int, value: Any, headers: dict[str, str] | None = None
 ) -> None:
+    """Send a value as JSON."""
+    await send_body(send, status, as_json(value), headers)
+
+
+async def send_body(
+    send: Send, status: int, body: bytes, headers: dict[str, str] | None = None
+) -> None:
     """Send a body of JSON."""
-    body = as_json(value)
     own = {"content-type": "application/json", "content-length": str(len(body))}
     await start_answer(send, status, own | (headers or {}))
     await send_part(send, body, is_last=True)

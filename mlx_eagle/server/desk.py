@@ -14,6 +14,7 @@ from enum import Enum
 from mlx_eagle.engine import Engine
 from mlx_eagle.server.answer_events import AnswerJob
 from mlx_eagle.server.events import End, Event, Failed
+from mlx_eagle.server.faults import failure
 from mlx_eagle.server.outbox import Outbox
 from mlx_eagle.server.prepare import Prepared
 from mlx_eagle.server.refusal import RefusalError
@@ -77,8 +78,9 @@ class Running:
 
     def cancel_job(self) -> None:
         """End what the engine does for this answer; from any thread."""
-        if self.job is not None:
-            self.job.cancel()
+        job = self.job  # once: it may be let go meanwhile
+        if job is not None:
+            job.cancel()
 
     def time_out(self) -> None:
         """End the answer soon, as if it were as long as it may be."""
@@ -140,7 +142,8 @@ class Desk:
     @property
     def nbytes(self) -> int:
         """Bytes of the rows that the answer in the making uses."""
-        job = self.now.job if self.now is not None else None
+        now = self.now  # once: another thread asks
+        job = now.job if now is not None else None
         return job.nbytes if job is not None else 0
 
     def check_room(self) -> None:
@@ -202,7 +205,7 @@ class Desk:
             else:
                 await self._run(running)
         except Exception as error:
-            running.put(Failed("internal", f"the answer failed ({type(error).__name__})"))
+            running.put(failure(running.prepared.asked.request_id, error))
         finally:
             self._leave(running)
 

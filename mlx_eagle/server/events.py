@@ -91,6 +91,8 @@ class End(NamedTuple):
         usage: tokens.
         figures: of speed and drafting, see `answer_events.figures`.
         is_full: whether no more fits into the context.
+        tier: where the rows were kept that were used again: "memory", "disk", or "".
+        n_unread: parts that look like calls and are none; they are text of the answer.
     """
 
     reason: str
@@ -98,6 +100,8 @@ class End(NamedTuple):
     usage: Usage
     figures: dict[str, Any]
     is_full: bool = False
+    tier: str = ""
+    n_unread: int = 0
 
 
 class Failed(NamedTuple):

@@ -7,6 +7,7 @@ be called JSON, which a page of others cannot do without asking first.
 """
 
 import asyncio
+import hashlib
 import hmac
 import re
 import time
@@ -14,6 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 from mlx_eagle.server.delivery import Receive, Scope, Send, send_part, send_refusal, start_answer
+from mlx_eagle.server.faults import failure
 from mlx_eagle.server.ids import new_id
 from mlx_eagle.server.refusal import RefusalError, api_of
 
@@ -23,8 +25,11 @@ Done = Callable[[Scope, int, float], None]
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 NAME = re.compile(r"(?P<name>\[[0-9a-fA-F:.]+\]|[^:\[\]@/\s]+)(?::(?P<port>\d{1,5}))?")
 ID = "mlx_eagle.request_id"  # in a scope
+SALT = "mlx_eagle.salt"  # in a scope: tells apart who has which key, where there are several
 SAFE_HEADERS = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
 ALLOWED_METHODS = "GET, POST, OPTIONS"
+SALT_DIGITS = 16  # hexadecimal
+GONE = 499  # the status that is noted for a client that went away before it got one
 
 
 class Rules(NamedTuple):
@@ -34,7 +39,7 @@ class Rules(NamedTuple):
         host: the address that the server listens on.
         hosts: further names under which it may be asked for.
         origins: of pages that may use it, as browsers write them.
-        key: that requests must have; "" for none.
+        keys: of which requests must have one; none: they need none.
         open_paths: that need no key.
         max_body: bytes of a body.
         body_silence: seconds without a byte of a body, after which a request is given up.
@@ -43,7 +48,7 @@ class Rules(NamedTuple):
     host: str = "127.0.0.1"
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
-    key: str = ""
+    keys: tuple[str, ...] = ()
     open_paths: frozenset[str] = frozenset()
     max_body: int = 32 << 20
     body_silence: float = 30.0
@@ -66,7 +71,7 @@ class Guard:
         if scope["type"] != "http" or self._done is None:
             await self._answer(scope, receive, send)
             return
-        started, status = time.monotonic(), 499  # a client that went away got none
+        started, status = time.monotonic(), GONE  # until one is sent
 
         async def noted(message: Any) -> None:
             nonlocal status
@@ -75,6 +80,11 @@ class Guard:
 
         try:
             await self._answer(scope, receive, noted)
+        except Exception as error:  # what is raised further is written to stderr, with its text
+            failed = failure(scope.get(ID, "a request"), error)
+            if status == GONE:
+                refusal = RefusalError(failed.kind, failed.message)
+                await send_refusal(noted, refusal, api_of(scope["path"]), scope.get(ID, ""))
         finally:
             self._done(scope, status, time.monotonic() - started)
 
@@ -88,25 +98,25 @@ class Guard:
             return
         scope[ID] = request_id = new_id("req_")
         headers = _headers(scope)
-        origin = headers.get("origin", "")
+        own = {"x-request-id": request_id, "request-id": request_id} | SAFE_HEADERS
+        outward, is_listed = with_headers(send, own), False
         try:
+            self._check_name(scope, headers)
+            is_listed = headers.get("origin") in self._rules.origins
+            if is_listed:  # such a page may read what it is refused, too
+                own |= {"access-control-allow-origin": headers["origin"], "vary": "Origin"}
+                outward = with_headers(send, own)
             self._check(scope, headers)
         except RefusalError as refusal:
-            outward = with_headers(send, {"x-request-id": request_id} | SAFE_HEADERS)
             await send_refusal(outward, refusal, api_of(scope["path"]), request_id)
             return
-        own = {"x-request-id": request_id, "request-id": request_id} | SAFE_HEADERS
-        is_listed = origin in self._rules.origins
-        if is_listed:
-            own |= {"access-control-allow-origin": origin, "vary": "Origin"}
-        outward = with_headers(send, own)
         if scope["method"] == "OPTIONS" and is_listed:
             await self._preflight(outward, headers)
             return
         await self._app(scope, receive, outward)
 
-    def _check(self, scope: Scope, headers: Mapping[str, str]) -> None:
-        """Refuse a request by its headers.
+    def _check_name(self, scope: Scope, headers: Mapping[str, str]) -> None:
+        """Refuse requests that ask for another server, and pages that are not ours or listed.
 
         Raises:
             RefusalError: naming what is wrong.
@@ -117,9 +127,16 @@ class Guard:
                 "foreign", "this server does not answer under that name (Host); see --allow-host"
             )
         self._check_page(scope, headers)
+
+    def _check(self, scope: Scope, headers: Mapping[str, str]) -> None:
+        """Refuse a request without a key, or whose body is none that is read here.
+
+        Raises:
+            RefusalError: naming what is wrong.
+        """
         is_preflight = scope["method"] == "OPTIONS"
-        if self._rules.key and not is_preflight and scope["path"] not in self._rules.open_paths:
-            self._check_key(headers)
+        if self._rules.keys and not is_preflight and scope["path"] not in self._rules.open_paths:
+            scope[SALT] = self._salt(self._checked_key(headers))
         if scope["method"] == "POST":
             self._check_body(headers)
 
@@ -135,15 +152,30 @@ class Guard:
             message = "pages of this origin may not use this server; see --allow-origin"
             raise RefusalError("foreign", message)
 
-    def _check_key(self, headers: Mapping[str, str]) -> None:
+    def _checked_key(self, headers: Mapping[str, str]) -> str:
+        """Return which of the keys a request has; all are compared, whichever it is."""
         bearer = headers.get("authorization", "")
         scheme, _, token = bearer.partition(" ")
         given = [headers.get("x-api-key", ""), token.strip() if scheme.lower() == "bearer" else ""]
-        key = self._rules.key.encode()
         # Headers were read as Latin-1, which gives back the bytes that came.
-        matches = [hmac.compare_digest(one.encode("latin-1"), key) for one in given]
-        if not any(matches):
+        matches = [
+            key
+            for key in self._rules.keys
+            for one in given
+            if hmac.compare_digest(one.encode("latin-1"), key.encode())
+        ]
+        if not matches:
             raise RefusalError("key", "the key is missing or wrong (Authorization: Bearer ...)")
+        return matches[0]
+
+    def _salt(self, key: str) -> str:
+        """Return what tells the rows of a key from those of others; "" where there is one key.
+
+        How soon an answer begins would tell one client what another one has asked.
+        """
+        if len(self._rules.keys) == 1:
+            return ""
+        return hashlib.sha256(b"mlx-eagle rows " + key.encode()).hexdigest()[:SALT_DIGITS]
 
     def _check_body(self, headers: Mapping[str, str]) -> None:
         media = headers.get("content-type", "").partition(";")[0].strip().lower()

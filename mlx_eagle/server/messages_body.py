@@ -23,6 +23,7 @@ from mlx_eagle.server.bodies import (
     check_schema,
     given,
     sampling,
+    words,
 )
 from mlx_eagle.server.chat_body import check_tool_choice
 from mlx_eagle.server.conversation import canonical, is_noise
@@ -30,13 +31,18 @@ from mlx_eagle.server.refusal import RefusalError
 from mlx_eagle.session.prompt import Message
 
 SIGNATURE = "bWx4LWVhZ2xl"  # of our thoughts: those of others are not this model's
+SPEAKERS = ("user", "assistant", "system")
+BLOCKS = (
+    *("text", "thinking", "redacted_thinking", "tool_use", "tool_result"),
+    *("image", "document", "tool_reference"),
+)
 IMAGE = "[image omitted]"
 
 
 class Block(Body):
     """A part of a message: text, a thought, a call, or the result of one."""
 
-    type: Str
+    type: Annotated[Str, words(*BLOCKS)]
     text: Str | None = None
     thinking: Str | None = None
     signature: Str | None = None
@@ -51,7 +57,7 @@ class Block(Body):
 class OneMessage(Body):
     """A message."""
 
-    role: Str
+    role: Annotated[Str, words(*SPEAKERS)]
     content: Str | Annotated[list[Block], Field(max_length=MOST_PARTS)]
 
 
@@ -67,7 +73,7 @@ class AnthropicTool(Body):
 class Choice(Body):
     """Which tools may or must be called."""
 
-    type: Str
+    type: Annotated[Str, words("auto", "any", "tool", "none")]
     name: Str | None = None
     disable_parallel_tool_use: bool | None = None
 
@@ -171,7 +177,7 @@ def _conversation(body: CountBody) -> list[Message]:
     newest = max((i for i, m in enumerate(body.messages) if m.role == "user"), default=-1)
     for place, message in enumerate(body.messages):
         content, where = message.content, f"messages.{place}.content"
-        if message.role not in ("user", "assistant", "system"):
+        if message.role not in SPEAKERS:
             known = f"messages.{place}.role is none of user, assistant"
             raise RefusalError("invalid", known, f"messages.{place}.role")
         if isinstance(content, str):

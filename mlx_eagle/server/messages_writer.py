@@ -83,7 +83,7 @@ class MessagesWriter:
             case End():
                 return self._end(event)
             case Failed(kind, message):
-                error = anthropic_error(RefusalError(kind, message), self._id)
+                error = anthropic_error(RefusalError(kind, message), self._asked.request_id)
                 return sse(error, "error")
         return b""
 

@@ -14,7 +14,6 @@ from mlx_eagle.server.guard import ID
 
 BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)  # seconds
 CLIENT = re.compile(r"[A-Za-z0-9_.-]{1,40}")  # the first word of what a client calls itself
-GONE = 499  # the status that is noted for a client that went away
 
 
 class Meters:
@@ -38,6 +37,7 @@ class Meters:
         self._drafts = counter("spec_decode_num_draft_tokens", "Tokens drafted.")
         self._accepted = counter("spec_decode_num_accepted_tokens", "Drafted tokens accepted.")
         self._cancelled = counter("cancelled", "Answers that were not finished.", "why")
+        self._unread = counter("unread_calls", "Parts that look like calls and are none.")
         name = "mlx_eagle_time_to_first_token_seconds"
         self._first = Histogram(
             name, "From acceptance to the first of an answer.", buckets=BUCKETS, registry=registry
@@ -62,7 +62,8 @@ class Meters:
             self._cancelled.labels(outcome.failure or "client").inc()
             return
         usage, figures = outcome.end.usage, outcome.end.figures
-        self._prompt.labels("cached").inc(usage.cached)
+        self._unread.inc(outcome.end.n_unread)
+        self._prompt.labels("disk" if outcome.end.tier == "disk" else "cached").inc(usage.cached)
         self._prompt.labels("read").inc(usage.prompt - usage.cached)
         self._generated.inc(usage.completion)
         self._drafts.inc(figures["draft_n"])
@@ -81,8 +82,9 @@ def log_line(scope: Scope, status: int, seconds: float, outcome: Outcome | None)
     line = f"{scope.get(ID, '-')} {what} {status} {client[0] if client else '-'}"
     if outcome is not None and outcome.end is not None:
         usage, figures = outcome.end.usage, outcome.end.figures
+        where = f", {outcome.end.tier}" if outcome.end.tier else ""
         line += (
-            f" prompt {usage.prompt} (cached {usage.cached}) answer {usage.completion} "
+            f" prompt {usage.prompt} (cached {usage.cached}{where}) answer {usage.completion} "
             f"accepted {figures['draft_n_accepted']}/{figures['draft_n']} {outcome.end.reason}"
         )
     elif outcome is not None:

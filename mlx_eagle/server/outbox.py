@@ -2,9 +2,10 @@
 
 import asyncio
 
-from mlx_eagle.server.events import CallPart, Event, Reading, Said, Thought
+from mlx_eagle.server.events import CallPart, Drafted, Event, Reading, Said, Thought
 
 MANY = 64  # events, beyond which texts are joined
+TOO_MANY = 1024  # beyond which nobody is told what was drafted
 
 
 class Outbox:
@@ -15,7 +16,9 @@ class Outbox:
         self._news = asyncio.Event()
 
     def put(self, event: Event) -> None:
-        """Take in an event; where many wait, it is joined with the one before."""
+        """Take in an event; where many wait, it is joined with the one before, or left out."""
+        if isinstance(event, Drafted) and len(self._events) >= TOO_MANY:
+            return
         joined = _join(self._events[-1], event) if len(self._events) >= MANY else None
         if joined is None:
             self._events.append(event)

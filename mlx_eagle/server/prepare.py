@@ -123,6 +123,9 @@ class Preparer:
             check_ids(ids, self._engine.target.vocab_size)
         except EagleError as error:
             raise RefusalError("invalid", str(error), _prompt_field(asked)) from None
+        except RecursionError:
+            message = "arguments of a call are nested too deeply for the chat template"
+            raise RefusalError("invalid", message, _prompt_field(asked)) from None
         return ids
 
     def _options(

@@ -119,5 +119,6 @@ def known_api(path: str) -> str:
 
 
 def as_json(value: Any) -> bytes:
-    """Return JSON for the wire: UTF-8, without needless spaces."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    """Return JSON for the wire: UTF-8, without needless spaces; half a character is escaped."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.encode("utf-8", "backslashreplace")

@@ -39,6 +39,7 @@ class CachedPrefix:
         judged_by: the planners whose costs that is by; other ones judge anew.
         n_read: rows at the beginning that prefill has made, and not decoding.
         hit: what of the last prompt was found among what the engine keeps.
+        salt: rows that the engine keeps are found by conversations with the same one alone.
     """
 
     def __init__(self, engine: "Engine") -> None:
@@ -49,6 +50,7 @@ class CachedPrefix:
         self.outlook = ON
         self.judged_by: Planners | None = None
         self.hit = Hit()
+        self.salt = ""
         self.reset()
 
     @property

@@ -62,10 +62,11 @@ class PrefixCache:
             speculate: whether the head's rows are needed too.
         """
         least = prefix.reusable(ids, speculate) + LEAST_GAIN
-        best = max(self._kept, key=lambda kept: kept.reusable(ids, speculate), default=None)
+        own = [kept for kept in self._kept if kept.salt == prefix.salt]
+        best = max(own, key=lambda kept: kept.reusable(ids, speculate), default=None)
         rows = best.reusable(ids, speculate) if best is not None else 0
         files = self.files
-        on_disk = files.longest(ids) - 1 if files is not None else 0
+        on_disk = files.longest(ids, prefix.salt) - 1 if files is not None else 0
         is_more = on_disk >= max(least, rows + LEAST_GAIN)
         if files is not None and is_more and files.load(prefix, ids):
             return Hit(prefix.reusable(ids, speculate), "disk")
@@ -121,4 +122,6 @@ class PrefixCache:
 def _begins(kept: "CachedPrefix", prefix: "CachedPrefix") -> bool:
     """Say whether all that is kept is the beginning of a longer prefix, which serves as well."""
     n = len(kept.tokens)
+    if kept.salt != prefix.salt:
+        return False
     return n <= len(prefix.tokens) and prefix.tokens[:n] == kept.tokens and prefix.is_pageable

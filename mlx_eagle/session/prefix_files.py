@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -95,13 +96,18 @@ class PrefixFiles:
         """Bytes of all files in the folder."""
         return sum(size for size, _, _ in _files(self._all))
 
-    def longest(self, ids: Sequence[int]) -> int:
-        """Return how many tokens of a prompt there are rows of."""
-        return len(self._chain(ids)) * BLOCK
+    def longest(self, ids: Sequence[int], salt: str = "") -> int:
+        """Return how many tokens of a prompt there are rows of.
+
+        Args:
+            ids: the prompt.
+            salt: of the conversation, see `CachedPrefix.salt`.
+        """
+        return len(self._chain(ids, salt)) * BLOCK
 
     def load(self, prefix: "CachedPrefix", ids: Sequence[int]) -> bool:
         """Let a prefix hold the rows that there are of a prompt; returns whether it does."""
-        hashes = self._chain(ids)
+        hashes = self._chain(ids, prefix.salt)
         while hashes:
             parts = self._read(hashes, ids)
             if parts is not None:
@@ -110,11 +116,12 @@ class PrefixFiles:
                     n_head = rows if prefix.has_own_rows else 0
                     prefix.restore(list(ids[:rows]), _joined(parts), rows, n_head)
                     prefix.n_read = rows  # matters where files hold nothing else
+                    self._touch(hashes)
                     return True
                 prefix.reset()
                 for path in {self._by_hash[name].path for name in hashes}:
                     self._drop(path)
-            hashes = self._chain(ids)
+            hashes = self._chain(ids, prefix.salt)
         return False
 
     def write(self, prefix: "CachedPrefix", n_rows: int) -> None:
@@ -128,7 +135,7 @@ class PrefixFiles:
             return
         n_blocks = min(n_rows, prefix.head_limit) // BLOCK
         n_blocks = min(n_blocks, len(prefix.tokens) // BLOCK)
-        hashes = self._hashes(prefix.tokens[: n_blocks * BLOCK])
+        hashes = self._hashes(prefix.tokens[: n_blocks * BLOCK], prefix.salt)
         first = next((i for i, name in enumerate(hashes) if name not in self._by_hash), n_blocks)
         if n_blocks < LEAST_BLOCKS or first == n_blocks:
             return
@@ -137,25 +144,26 @@ class PrefixFiles:
             for start in range(first, n_blocks, MOST_BLOCKS):
                 end = min(start + MOST_BLOCKS, n_blocks)
                 self._write(prefix.tokens, arrays, hashes, slice(start, end))
+            self._touch(hashes)
             self._evict()
 
     def clear(self) -> None:
         """Remove the rows of this target and head."""
         for path in {segment.path for segment in self._by_hash.values()}:
-            self._drop(path)
+            self._remove(path)
 
-    def _hashes(self, ids: Sequence[int]) -> list[str]:
-        """Return the names of the whole blocks of some tokens."""
-        names, name = list[str](), self._root
+    def _hashes(self, ids: Sequence[int], salt: str) -> list[str]:
+        """Return the names of the whole blocks of some tokens, as clients with a salt find them."""
+        names, name = list[str](), self._root + salt
         for start in range(0, len(ids) - BLOCK + 1, BLOCK):
             tokens = np.array(ids[start : start + BLOCK], dtype="<i4").tobytes()
             name = hashlib.sha256(name.encode() + tokens).hexdigest()
             names.append(name)
         return names
 
-    def _chain(self, ids: Sequence[int]) -> list[str]:
+    def _chain(self, ids: Sequence[int], salt: str) -> list[str]:
         """Return the names of the first blocks of a prompt, as far as all of them are there."""
-        names = self._hashes(ids)
+        names = self._hashes(ids, salt)
         n_known = next((i for i, name in enumerate(names) if name not in self._by_hash), len(names))
         return names[:n_known]
 
@@ -205,7 +213,6 @@ class PrefixFiles:
             arrays, about = cast(tuple[dict[str, mx.array], dict[str, str]], loaded)
             if _checksum(arrays) != about.get("crc32"):
                 return None
-            os.utime(segment.path)
         except (RuntimeError, ValueError, OSError):
             return None
         held = arrays.pop(TOKENS, None)
@@ -237,6 +244,14 @@ class PrefixFiles:
         _flush_folder(folder)
         segment = Segment(path, blocks.start, names)
         self._by_hash |= dict.fromkeys(names, segment)
+
+    def _touch(self, hashes: list[str]) -> None:
+        """Note that blocks are in use; what others go on from comes last where room is wanted."""
+        paths = list(dict.fromkeys(self._by_hash[name].path for name in hashes))
+        now = time.time_ns()
+        for place, path in enumerate(reversed(paths)):
+            with suppress(OSError):
+                os.utime(path, ns=(now, now + place))
 
     def _evict(self) -> None:
         """Remove the files that were used longest ago until the rest is small enough."""
@@ -287,13 +302,13 @@ def clear_folder(folder: Path) -> int:
     return total
 
 
-def _files(folder: Path) -> list[tuple[int, float, Path]]:
-    """Return size, time of the last use, and path of every file with rows."""
+def _files(folder: Path) -> list[tuple[int, int, Path]]:
+    """Return size, time of the last use (nanoseconds), and path of every file with rows."""
     found = []
     for path in folder.glob(f"*/*/*{SUFFIX}"):
         with suppress(OSError):
             about = path.stat()
-            found.append((about.st_size, about.st_mtime, path))
+            found.append((about.st_size, about.st_mtime_ns, path))
     return found
 
 

@@ -9,7 +9,7 @@ saving are as before.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -130,6 +130,11 @@ class Target:
         return rows
 
     @property
+    def layers_before(self) -> int:
+        """Layers that run before those of this model: on other machines, if there are any."""
+        return 0
+
+    @property
     def queries_per_key(self) -> int:
         """Queries that share a key and a value in attention; 1 where the model does not say."""
         args = getattr(self.model, "args", None)
@@ -202,11 +207,12 @@ class Target:
 
     def _tap(self, boundary: int) -> Undo:
         """Make the layer at `boundary` record the residual stream whenever it runs."""
-        layers, recorder = self.model.layers, self._recorder
-        if not 0 <= boundary <= len(layers) + 1:
+        layers, recorder, place = self.model.layers, self._recorder, boundary - self.layers_before
+        if not 0 <= place <= len(layers) + 1:
+            n_layers = self.layers_before + len(layers)
             raise UnsupportedTargetError(
                 f"the head taps boundary {boundary}, but the target has boundaries 0 to "
-                f"{len(layers)}, and {len(layers) + 1} after the final norm"
+                f"{n_layers}, and {n_layers + 1} after the final norm"
             )
 
         def note_input(plain: Any, self: nn.Module, x: mx.array, *args: Any, **kwargs: Any) -> Any:
@@ -218,14 +224,14 @@ class Target:
             recorder.note(boundary, out[0] if isinstance(out, tuple) else out)
             return out
 
-        if boundary > len(layers):
+        if place > len(layers):
             # The output layer is given what the final norm gives (minicpm scales it in between).
             output = output_layer(self.model, self.vocab_size)
             name = "__call__" if output else "as_linear"
             return wrap_method(output or self.embedding, name, note_input)
-        if boundary == 0:
+        if place == 0:
             return wrap_method(layers[0], "__call__", note_input)
-        return wrap_method(layers[boundary - 1], "__call__", note_output)
+        return wrap_method(layers[place - 1], "__call__", note_output)
 
     def make_cache(self) -> AnyCache:
         """Return an empty cache for one conversation.
@@ -271,15 +277,25 @@ class Target:
         cache.open(tree)
         with self._recorder.open() as recorded:
             logits = self.model(tree.tokens[None], cache=cache.layers)[0]  # [N, V]
-        if not self.taps:
-            return Verified(logits, None)
-        if missed := [b for b in self.taps if b not in recorded]:
-            raise UnsupportedTargetError(
-                f"the target's stream at boundary {missed[0]} is not where it is in other models, "
-                "so the head cannot read it; load the target without a head to decode plainly"
-            )
-        taps = mx.concatenate([recorded[b][0] for b in self.taps], axis=-1)
-        return Verified(logits, taps)
+        return Verified(logits, self._joined(recorded) if self.taps else None)
+
+    def _joined(self, recorded: dict[int, mx.array]) -> mx.array:
+        """Return the streams [1, N, D] of one forward at all taps, side by side: [N, A * D]."""
+        check_recorded(recorded, self.taps)
+        return mx.concatenate([recorded[b][0] for b in self.taps], axis=-1)
+
+
+def check_recorded(recorded: Container[int], taps: Iterable[int]) -> None:
+    """Refuse a model that has not come by all of these boundaries.
+
+    Raises:
+        UnsupportedTargetError: naming the first one.
+    """
+    if missed := [boundary for boundary in taps if boundary not in recorded]:
+        raise UnsupportedTargetError(
+            f"the target's stream at boundary {missed[0]} is not where it is in other models, so "
+            "the head cannot read it; load the target without a head to decode plainly"
+        )
 
 
 class _Recorder:

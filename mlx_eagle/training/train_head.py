@@ -59,20 +59,27 @@ class _Setting(NamedTuple):
     processes: Processes
 
 
-def train_head(recipe: Recipe, watch: Watch, *, prepare: bool = False) -> Outcome:
+def train_head(
+    recipe: Recipe,
+    watch: Watch,
+    *,
+    prepare: bool = False,
+    processes: Processes | None = None,
+) -> Outcome:
     """Train a head, or go on with it.
 
     Args:
         recipe: what it is made of.
         watch: who is told.
         prepare: stop before the first update, when answers and features are there.
+        processes: who trains together; None for those that `mlx.launch` has started, if it has.
 
     Raises:
         EagleError: if something that was asked for cannot be had or used together, or another of
             the processes that train together has failed; the message says what. Whatever was
             complete is kept.
     """
-    processes = Processes.joined()
+    processes = processes or Processes.joined()
     watch = watch if processes.is_first else SILENT
     keep_freed_memory()
     with _leaving_nothing_empty(recipe.out, processes), processes.ending_together():

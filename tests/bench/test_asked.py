@@ -2,22 +2,27 @@
 
 from typing import Any
 
+import pytest
+
 from mlx_eagle.bench.asked import Asked, fits
 from mlx_eagle.bench.prompts import ask, with_later_turns
+from mlx_eagle.loading import load
 
 QUESTION, LATER = "What is the signature of shutil.copyfile?", "What does zip do?"
 
 
-def test_a_later_turn_is_asked_as_a_session_would_ask_it(demo: Any) -> None:
-    asked = Asked.of(demo, with_later_turns([ask("c", QUESTION, LATER)]))
-    session = demo.session()
-    said = list(session.ask(QUESTION, max_tokens=40))
+@pytest.mark.usefixtures("small_toy_pair")
+def test_a_later_turn_is_asked_as_a_session_would_ask_it() -> None:
+    engine = load(calibrate=False)
+    asked = Asked.of(engine, with_later_turns([ask("c", QUESTION, LATER)]))
+    session = engine.session()
+    said = list(session.ask(QUESTION, max_tokens=200))
     asked.note(0.0, 0, [piece.token for piece in said])
     assert said[-1].finish_reason == "stop", "the answer ends with an end token, which is left out"
     next(session.ask(LATER, max_tokens=2))
     n_prompt = len(asked.ids(0.0, 1))
     assert session.prefix.tokens[:n_prompt] == asked.ids(0.0, 1)
-    assert demo.tokenizer.decode(asked.ids(0.0, 1)).count(said[0].text) > 0
+    assert engine.tokenizer.decode(asked.ids(0.0, 1)).count(said[0].text) > 0
 
 
 def test_every_temperature_has_a_conversation_of_its_own_and_the_first_answer_stays() -> None:

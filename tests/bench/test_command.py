@@ -24,6 +24,7 @@ from mlx_eagle.bench.text_comparison import judge_by
 from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.cli.main import run
 from mlx_eagle.errors import EagleError
+from mlx_eagle.hub import packaged
 from mlx_eagle.hub.packaged import DEMO
 from mlx_eagle.tree_shape import TreeShape
 
@@ -71,21 +72,21 @@ def liar(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_json_is_one_object_with_everything_that_a_report_must_tell(
-    questions: Path, capsys: pytest.CaptureFixture[str]
+    turning: Any, loaded: None, questions: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = ["bench", "--prompts", str(questions), *SHORT, "--temp", "0", "--temp", "0.8"]
-    assert run([*args, "-n", "5", "--seed", "3", "--json"]) == 0
+    assert run([*args, "-n", "9", "--seed", "3", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["command"].startswith(f"mlx-eagle bench --prompts {questions} -n 6")
     assert report["date"][:2] == "20"
     machine = {"chip", "system", "device", "python", "mlx", "mlx-lm", "mlx-eagle", "architecture"}
     assert machine <= set(report["machine"])
-    assert report["models"]["target"] == "pydoc-llama (demo)"
+    assert report["models"]["target"] == turning.info.target
     assert report["prompts"]["categories"] == {"signature": 1, "source": 1}
     assert report["trial"]["seed"] == 3 and report["trial"]["ignore_eos"]
     assert report["equality"] == {"n_compared": 4, "n_bugs": 0, "differences": []}
     assert len(report["samples"]) == 2 * 2 * 2
-    assert all(s["tokens"] == 5 and "rounds" in s["stats"] for s in report["samples"])
+    assert all(s["tokens"] == 9 and "rounds" in s["stats"] for s in report["samples"])
     rows = {(r["temperature"], r["category"], r["contestant"]): r for r in report["summary"]}
     assert len(rows) == 2 * 3 * 2
     chain = rows[0.0, "all", "chain:2"]
@@ -95,14 +96,15 @@ def test_json_is_one_object_with_everything_that_a_report_must_tell(
     assert {entry["category"] for entry in report["n_alpha"]} == {"signature", "source", "all"}
 
 
+@pytest.mark.usefixtures("small_toy_pair")
 def test_every_kind_of_contestant_gives_plain_decodings_text(
-    demo: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("mlx_eagle.loading.load", lambda *args, **options: demo)
+    pair = packaged.TOY_PAIR
     question = tmp_path / "question.jsonl"
     question.write_text(json.dumps({"category": "source", "prompt": "What does os.walk do?"}))
-    names = ["auto", "tree:2x2x3", f"head:{DEMO / 'head'}", f"draft-model:{DEMO / 'target'}:3"]
-    names.append(f"tree:eagle1:head:{DEMO / 'head'}")
+    names = ["auto", "tree:2x2x3", f"head:{pair.head}", f"draft-model:{pair.target}:3"]
+    names.append(f"tree:eagle1:head:{pair.head}")
     compare = [word for name in [*names, "mlx-lm"] for word in ("--compare", name)]
     args = ["bench", "--prompts", str(question), *SHORT, "-n", "8", *compare, "--json"]
     assert run(args) == 0
@@ -126,33 +128,37 @@ def test_every_kind_of_contestant_gives_plain_decodings_text(
     assert rows["mlx-lm"]["host_seconds"] is None
 
 
+@pytest.mark.usefixtures("small_toy_pair")
 def test_c10_another_head_is_loaded_beside_the_target_which_is_not_loaded_again(
-    demo: Any, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from mlx_eagle import loading
+
+    first, head = loading.load(calibrate=False), packaged.TOY_PAIR.head
+    assert head is not None
 
     def load_other(engine: Any, head: str) -> Any:
         return loading.load_with_head(engine, None, head, calibrate=False)
 
     monkeypatch.setattr(loading, "load_target", lambda *_, **__: pytest.fail("loaded again"))
-    spec = parse_spec(f"head:{DEMO / 'head'}")
+    spec = parse_spec(f"head:{head}")
     before = mx.get_active_memory()
-    made = contestants.make_contestant(spec, demo, load_other, Path)
+    made = contestants.make_contestant(spec, first, load_other, Path)
     other = made.engine
-    assert other is not None and other.head is not demo.head
-    assert other.target.model is demo.target.model
-    n_head = sum(f.stat().st_size for f in (DEMO / "head").iterdir())
+    assert other is not None and other.head is not first.head
+    assert other.target.model is first.target.model
+    n_head = sum(f.stat().st_size for f in head.iterdir())
     assert mx.get_active_memory() - before < 2 * n_head
     options = {"max_tokens": 8, "tree": TreeShape.chain(3)}
     question = [{"role": "user", "content": "What is the signature of shutil.copyfile?"}]
-    plain = demo.generate(question, max_tokens=8, speculate=False).tokens
-    for engine in (demo, other, demo):  # each with taps of its own, in turns
+    plain = first.generate(question, max_tokens=8, speculate=False).tokens
+    for engine in (first, other, first):  # each with taps of its own, in turns
         result = engine.generate(question, **options)
         assert result.tokens == plain
         assert result.stats.accepted > 0
     other.target.release()
-    quantized = demo.with_kv(KVOptions(bits=8))
-    pair = loading.load_with_head(quantized, None, DEMO / "head", calibrate=False, kv_bits=8)
+    quantized = first.with_kv(KVOptions(bits=8))
+    pair = loading.load_with_head(quantized, None, head, calibrate=False, kv_bits=8)
     assert pair.target.kv == quantized.target.kv
     assert pair.generate(question, **options).stats.drafted > 0
     pair.target.release()
@@ -173,14 +179,14 @@ def test_a_contestant_that_lies_is_a_bug_with_status_one(
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_the_judge_repeats_plain_decodings_choice_at_every_position(
-    demo: Any, temperature: float
+    turning: Any, temperature: float
 ) -> None:
     """With the same seed and positions; of a prompt that is not the run's first."""
-    ids = demo.tokenizer.encode("What does zip do?")
+    ids = turning.tokenizer.encode("What does zip do?")
     options = {"max_tokens": 6, "temperature": temperature, "seed": 5, "ignore_eos": True}
-    tokens = demo.generate(ids, speculate=False, **options).tokens
+    tokens = turning.generate(ids, speculate=False, **options).tokens
     plain = Sample("plain", temperature, 1, "c", 0, tokens, 5, 1.0, 1.0, {})
-    judge = judge_by(demo.target.model, lambda *_: ids, seed=4)
+    judge = judge_by(turning.target.model, lambda *_: ids, seed=4)
     verdicts = [judge(plain, at, token, token) for at, token in enumerate(tokens)]
     assert verdicts == [(0.0, 0.001)] * 6
     assert judge(plain, 2, tokens[2], (tokens[2] + 1) % 4096).gap > 0.001

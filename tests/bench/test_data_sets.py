@@ -106,8 +106,12 @@ def test_the_papers_table_comes_first_and_categories_after_it(
 
 
 def test_second_turns_are_answered_alike_by_everybody(
-    loaded: None, folder: Path, capsys: pytest.CaptureFixture[str]
+    turning: Any,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr("mlx_eagle.loading.load", lambda *args, **options: turning)
     (folder / "mt_bench.jsonl").write_text(json.dumps(ROWS["mt_bench"][0]))
     args = ["bench", "--dataset", "mt-bench", "--data", str(folder), "-n", "4", "--warmup", "0"]
     assert run([*args, "--compare", "chain:2", "--temp", "1", "--json"]) == 0

@@ -12,8 +12,8 @@ from mlx_eagle.bench.draft_scores import STEPS, DraftScore, alphas_of, score_ans
 from mlx_eagle.bench.metrics import Sample
 from mlx_eagle.bench.prompts import BenchPrompt, ask
 from mlx_eagle.doctor.score import Evidence, draft_hits
-from mlx_eagle.hub.packaged import DEMO
-from mlx_eagle.loading import load_with_head
+from mlx_eagle.hub import packaged
+from mlx_eagle.loading import load, load_with_head
 from mlx_eagle.tree import TreeShape
 
 QUESTION = "What is the signature of shutil.copyfile?"
@@ -29,19 +29,19 @@ def evidence(engine: Any, prompt: list[int], answer: list[int]) -> Evidence:
     return Evidence(tokens, len(prompt), dict(zip(engine.target.taps, parts, strict=True)))
 
 
-def test_the_hits_are_what_the_loop_accepts_from_every_token_on(demo: Any) -> None:
+def test_the_hits_are_what_the_loop_accepts_from_every_token_on(turning: Any) -> None:
     """Where a chain is right from its beginning on, the loop accepts exactly that much of it."""
-    prompt = demo.tokenizer.apply_chat_template(
+    prompt = turning.tokenizer.apply_chat_template(
         [{"role": "user", "content": QUESTION}], add_generation_prompt=True
     )
-    answer = demo.generate(prompt, max_tokens=18, speculate=False).tokens
-    hits = draft_hits(demo.head, demo.target, evidence(demo, prompt, answer), STEPS)
+    answer = turning.generate(prompt, max_tokens=18, speculate=False).tokens
+    hits = draft_hits(turning.head, turning.target, evidence(turning, prompt, answer), STEPS)
     n = len(answer)
     assert [len(step) for step in hits] == [n - k for k in range(STEPS)]
     found = []
     begins = range(0, n - STEPS - 1, 3)
     for begun in begins:
-        stream = demo.stream_generate([*prompt, *answer[:begun]], tree=TreeShape.chain(STEPS))
+        stream = turning.stream_generate([*prompt, *answer[:begun]], tree=TreeShape.chain(STEPS))
         with closing(stream):
             tree = next(piece.tree for piece in stream if piece.tree)
         assert tree.tokens[0] == answer[begun], "the loop goes on with the same text"
@@ -77,12 +77,14 @@ def test_only_plain_decodings_first_answers_are_scored_once_for_every_head(demo:
     ]
 
 
-def test_a_draft_model_is_scored_by_what_it_foresees_of_each_token(demo: Any) -> None:
+@pytest.mark.usefixtures("small_toy_pair")
+def test_a_draft_model_is_scored_by_what_it_foresees_of_each_token() -> None:
     """The target itself foresees its own answer; of another text, tokens that it would choose."""
-    itself = load_with_head(demo, None, f"draft:{DEMO / 'target'}", calibrate=False)
-    asked = Asked.of(demo, [ask("c", QUESTION)])
+    engine = load(calibrate=False)
+    itself = load_with_head(engine, None, f"draft:{packaged.TOY_PAIR.target}", calibrate=False)
+    asked = Asked.of(engine, [ask("c", QUESTION)])
     prompt = asked.ids(0.0, 0)
-    own = demo.generate(prompt, max_tokens=8, speculate=False, ignore_eos=True).tokens
+    own = engine.generate(prompt, max_tokens=8, speculate=False, ignore_eos=True).tokens
     contestants = [Contestant("plain", None, True), Contestant("auto", None, True, itself)]
     for answer, right in ((own, [8, 7, 6, 5, 4, 3]), ([*own[:2], 9, 9], [2, 1, 0, 0, 0, 0])):
         sample = Sample("plain", 0.0, 0, "c", 0, answer, 3, 1.0, 1.0, {})

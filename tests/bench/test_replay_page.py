@@ -139,9 +139,12 @@ def test_times_are_those_at_which_tokens_came_of_the_repeat_of_median_length() -
 
 
 def test_the_command_writes_a_page_with_the_measured_times(
-    demo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    turning: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("mlx_eagle.loading.load", lambda *args, **options: demo)
+    monkeypatch.setattr("mlx_eagle.loading.load", lambda *args, **options: turning)
     file = tmp_path / "replay.html"
     args = ["bench", "--replay", str(file), "-n", "6", "--warmup", "0", "--compare", "chain:3"]
     assert run([*args, "--json"]) == 0

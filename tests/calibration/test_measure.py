@@ -44,13 +44,16 @@ def test_all_costs_are_measured_at_all_contexts(
     tiny_target: TinyTarget,
     head_config: HeadConfig,
     monkeypatch: pytest.MonkeyPatch,
+    is_quick: bool,
 ) -> None:
+    contexts = (64, 256, 1024) if is_quick else CONTEXTS
+    monkeypatch.setattr(module, "CONTEXTS", contexts)
     monkeypatch.setattr(module, "_is_useless", lambda costs, depth: False)
     monkeypatch.setattr(module, "MOST_SAMPLES", module.SAMPLES)  # of what is asked, not how often
     steps: list[tuple[int, int]] = []
     target, drafter = pair(tiny_target, head_config, architecture)
     costs = measure(target, drafter, lambda *step: steps.append(step))
-    assert costs.contexts == CONTEXTS
+    assert costs.contexts == contexts
     assert costs.rows[:2] == [1, 2] and set(costs.rows) <= set(ROWS)
     assert len(costs.draft) == max(d for d in module.DEPTHS if d < costs.rows[-1])
     assert costs.sync < costs.draft[0]
@@ -153,6 +156,7 @@ def test_a_machine_that_is_busy_half_of_the_time_is_measured_all_the_same(
 ) -> None:
     """A clock by which four rows cost 1.6 times one, and every other pass takes five times that."""
     target, drafter = pair(tiny_target, head_config, "llama")
+    monkeypatch.setattr(module, "CONTEXTS", (64, 128))
     rng = np.random.default_rng(1)
     run_by_clock(
         target, monkeypatch, lambda n: 0.01 * (0.8 + 0.2 * n) * (5 if rng.random() < 0.5 else 1)

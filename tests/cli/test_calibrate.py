@@ -20,6 +20,9 @@ from mlx_eagle.speculation import Speculation
 STEPPED = Costs((64,), {1: (1.0,), 2: (1.0,), 3: (1.0,), 4: (3.0,)}, (1.0,), (0.05, 0.1, 0.15), 0.0)
 
 
+pytestmark = pytest.mark.usefixtures("small_toy_pair")
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine of which nothing is known yet; contexts are short, for they take time."""

@@ -70,8 +70,8 @@ def test_the_default_tree_is_one_that_target_and_head_can_do(
     assert default_tree(engine).text == text
 
 
-def test_rounds_are_those_of_the_answer(pair: Any) -> None:
-    stream = list(pair.stream_generate(MESSAGES, tree=TreeShape(4, 2, 8), max_tokens=40))
+def test_rounds_are_those_of_the_answer(turning: Any) -> None:
+    stream = list(turning.stream_generate(MESSAGES, tree=TreeShape(4, 2, 8), max_tokens=40))
     answer = [response.token for response in stream]
     rounds = list(list_rounds(stream))
     assert len(rounds) > 3
@@ -81,8 +81,9 @@ def test_rounds_are_those_of_the_answer(pair: Any) -> None:
         assert answer[: len(written)] == written
 
 
-def test_confidences_of_siblings_are_shares(pair: Any) -> None:
-    for one in list_rounds(pair.stream_generate(MESSAGES, tree=TreeShape(4, 2, 8), max_tokens=40)):
+def test_confidences_of_siblings_are_shares(turning: Any) -> None:
+    options = {"tree": TreeShape(4, 2, 8), "max_tokens": 40}
+    for one in list_rounds(turning.stream_generate(MESSAGES, **options)):
         tree, shares = one.tree, one.tree.confidences()
         assert shares[0] == 1.0
         assert all(0 < share <= 1 + 1e-6 for share in shares)

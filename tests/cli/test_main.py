@@ -398,13 +398,15 @@ def test_a_reader_that_leaves_early_is_not_a_traceback() -> None:
     assert result.stderr == ""
 
 
-def test_log_probabilities_are_in_the_json_as_the_library_gives_them(demo: Any) -> None:
+@pytest.mark.usefixtures("small_toy_pair")
+def test_log_probabilities_are_in_the_json_as_the_library_gives_them() -> None:
     """A real answer: every token with its log-probability, and the likeliest ones with theirs."""
     options = ["-n", "6", "--json", "--logprobs", "3", "--no-calibrate"]
     done = run_here("generate", "Explain io.", *options)
     answer = json.loads(done.stdout)
     messages = [{"role": "user", "content": "Explain io."}]
-    want = list(demo.stream_generate(messages, max_tokens=6, logprobs=True))
+    pair = mlx_eagle.load(calibrate=False)
+    want = list(pair.stream_generate(messages, max_tokens=6, logprobs=True))
     assert answer["tokens"] == [r.token for r in want]
     assert [row["logprob"] for row in answer["logprobs"]] == pytest.approx(
         [r.logprob for r in want], abs=1e-4

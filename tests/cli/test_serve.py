@@ -10,7 +10,7 @@ import pytest
 from mlx_eagle.cli import launch
 from mlx_eagle.cli.launch import claude, codex
 from mlx_eagle.cli.main import run
-from mlx_eagle.cli.serve import check_address, read_key
+from mlx_eagle.cli.serve import check_address, read_keys
 from mlx_eagle.errors import EagleError
 
 MODEL: dict[str, Any] = {"id": "toy", "context_length": 4096}
@@ -19,23 +19,25 @@ MODEL: dict[str, Any] = {"id": "toy", "context_length": 4096}
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.0.7", "::"])
 def test_other_machines_need_a_key(host: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(click.UsageError, match="can be reached from other machines"):
-        check_address(host, "")
-    check_address(host, "secret")
-    check_address("127.0.0.1", "")
+        check_address(host, ())
+    check_address(host, ("secret",))
+    check_address("127.0.0.1", ())
     assert run(["serve", "--host", host]) == 2
     assert "--api-key-file" in capsys.readouterr().err
 
 
-def test_a_key_is_one_line_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_is_a_line_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLX_EAGLE_API_KEY", " from outside ")
-    assert read_key(None) == "from outside"
+    assert read_keys(None) == ("from outside",)
+    monkeypatch.setenv("MLX_EAGLE_API_KEY", "")
+    assert read_keys(None) == ()
     file = tmp_path / "key"
-    file.write_text("secret\n")
-    assert read_key(file) == "secret"
-    for text in ("", "two words", "two\nlines"):
+    file.write_text("secret\n\n other\nsecret\n")
+    assert read_keys(file) == ("secret", "other")
+    for text in ("", "two words", "one\nsec\x00ret"):
         file.write_text(text)
         with pytest.raises(EagleError, match="does not hold a key"):
-            read_key(file)
+            read_keys(file)
 
 
 def test_rows_on_disk_are_listed_and_removed(

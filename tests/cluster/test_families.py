@@ -2,9 +2,7 @@
 
 import json
 import pkgutil
-import re
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import mlx_lm.models
@@ -19,16 +17,7 @@ from mlx_eagle.target.load import load_network
 from mlx_eagle.target.self_check import check_tree_verification
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import DraftTree
-from shards import lead, write_tiny
-
-KINDS = json.loads((Path(__file__).parents[1] / "data" / "families.json").read_text())
-FAMILIES: dict[str, dict[str, Any]] = {
-    name: config for kind in KINDS.values() for name, config in kind.items()
-} | {"llama": {}, "qwen3": {}}
-
-
-def architecture_of(family: str) -> str:
-    return re.sub(r".*\((\w+)\)", r"\1", family)
+from shards import FAMILIES, architecture_of, lead, write_tiny
 
 
 def dividing_modules() -> set[str]:

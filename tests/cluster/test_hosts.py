@@ -14,7 +14,11 @@ TWO = [
     {"ssh": "studio-1", "ips": ["192.168.7.1"], "rdma": [None, "rdma_en2"]},
     {"ssh": "studio-2", "ips": ["192.168.7.2", "10.0.0.2"]},
 ]
-FOUND = (Host("studio-1", ("192.168.7.1",)), Host("studio-2", ("192.168.7.2", "10.0.0.2")))
+FOUND = (
+    Host("studio-1", ("192.168.7.1",), (None, "rdma_en2")),
+    Host("studio-2", ("192.168.7.2", "10.0.0.2")),
+)
+CABLED = [TWO[0], TWO[1] | {"rdma": ["rdma_en2", None]}]
 
 
 def written(folder: Path, said: Any) -> Path:
@@ -35,7 +39,8 @@ def test_mlx_reads_the_same_file_alike(tmp_path: Path) -> None:
     common = pytest.importorskip("mlx._distributed_utils.common")
     theirs = common.Hostfile.from_file(written(tmp_path, {"hosts": TWO}))
     ours = read_hosts(tmp_path / "hosts.json")
-    assert [(h.ssh_hostname, tuple(h.ips)) for h in theirs.hosts] == list(map(tuple, ours.hosts))
+    facts = [(h.ssh_hostname, tuple(h.ips), tuple(h.rdma)) for h in theirs.hosts]
+    assert facts == list(map(tuple, ours.hosts))
 
 
 def test_this_machine_is_told_by_its_addresses() -> None:
@@ -54,8 +59,12 @@ def test_this_machine_is_told_by_its_addresses() -> None:
         ([TWO[0], {"ssh": "-oProxyCommand=x", "ips": ["10.0.0.1"]}], 'host 1 has no "ssh"'),
         ([TWO[0], {"ssh": "a"}], 'host 1 has no "ips"'),
         ([TWO[0], {"ssh": "a", "ips": ["studio"]}], 'host 1 has no "ips"'),
-        ({"hosts": TWO, "backend": "jaccl"}, "JACCL was not tried"),
-        ({"hosts": TWO, "backend": "mpi"}, "only ring"),
+        ({"hosts": TWO, "backend": "jaccl"}, 'host 1 must have an "rdma" of 2 devices'),
+        ({"hosts": [CABLED[1]] * 2, "backend": "jaccl"}, "host 0 must .* null for itself"),
+        ({"hosts": [TWO[0] | {"rdma": [None] * 2}] * 2, "backend": "jaccl"}, "leads to host 1"),
+        ([TWO[0], TWO[1] | {"rdma": [1, None]}], 'host 1 has an "rdma" that is no list'),
+        ({"hosts": TWO, "backend": "mpi"}, "ring, jaccl and jaccl-ring are known"),
+        ({"hosts": TWO, "parallel": "both"}, '"parallel" must be tensor or pipeline'),
         ({"hosts": TWO, "envs": ["X"]}, '"envs"'),
     ],
     ids=str,
@@ -63,6 +72,11 @@ def test_this_machine_is_told_by_its_addresses() -> None:
 def test_what_is_wrong_is_named(said: Any, reason: str, tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match=reason):
         read_hosts(written(tmp_path, said))
+
+
+def test_how_a_target_is_divided_may_stand_in_the_file(tmp_path: Path) -> None:
+    file = written(tmp_path, {"hosts": TWO, "parallel": "pipeline"})
+    assert read_hosts(file) == Hosts(FOUND, parallel="pipeline")
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -73,7 +87,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"parallel": "pipeline"},
+        {"parallel": "pipeline", "kv_bits": 8},
         {"adapter_path": "adapter"},
         {"kernels": "force"},
         {"cache_disk": 1 << 30},

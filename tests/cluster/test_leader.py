@@ -15,57 +15,21 @@ from mlx.utils import tree_flatten
 from cases import broad
 from mlx_eagle.bench.metrics import Sample
 from mlx_eagle.bench.text_comparison import judge_on_hosts
-from mlx_eagle.calibration.planners import Calibration, Planners
 from mlx_eagle.cluster.cluster import Cluster
 from mlx_eagle.cluster.leader import LeadingTarget
 from mlx_eagle.engine import Engine
 from mlx_eagle.errors import ClusterError, UnsupportedTargetError
-from mlx_eagle.planner.cost_model import Costs
 from mlx_eagle.session.session import Session
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import DraftTree, TreeShape
-from shards import lead, write_model, write_tiny
+from pairs_on_hosts import PROMPT, SAMPLING, TREES, Pair
+from shards import lead, write_tiny
 from tiny_models import SMALL
-from turning_pair import make_turning_engine
-
-FREE_ROWS = Costs((0,), dict.fromkeys(range(1, 17), (1.0,)), (1.0,), (0.01,) * 8, 0.0)
-TREES: dict[str, dict[str, Any]] = {
-    "plain": {"speculate": False},
-    "chain 4": {"tree": TreeShape.chain(4)},
-    "tree 8": {"tree": TreeShape(4, 4, 8)},
-    "tree 60": {"tree": TreeShape(6, 10, 60)},
-    "planner": {},
-}
-SAMPLING: dict[str, dict[str, Any]] = {
-    "greedy": {},
-    "drawn": {"temperature": 0.8, "top_p": 0.95, "seed": 7},
-}
-
-
-class Pair:
-    """The same pair twice: in this process, and on two ranks; head and tokenizer are shared."""
-
-    def __init__(self, cluster: Cluster, folder: Path) -> None:
-        self.alone = make_turning_engine()
-        network = self.alone.target.model
-        sizes = {"vocab_size": 4096, "max_position_embeddings": 2048, "head_dim": 32}
-        write_model(folder, network, {"model_type": "llama"} | SMALL | sizes)
-        self.target = lead(cluster, folder, self.alone.target.taps)
-        self.together = self.engine(self.target)
-        self.alone = self.engine(self.alone.target)
-
-    def engine(self, target: Target) -> Engine:
-        one, head = self.alone, self.alone.head
-        planners = Planners(Calibration(FREE_ROWS, "a test", is_measured=True), head.max_depth)
-        return Engine(target, one.tokenizer, head, one.info, planners, one.limits)
 
 
 @pytest.fixture(scope="module")
 def pair(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return Pair(cluster, tmp_path_factory.mktemp("turning"))
-
-
-PROMPT = list(range(300, 330))
 
 
 @pytest.mark.bitwise
@@ -183,6 +147,7 @@ def test_a_target_that_verifies_nothing_is_refused(pair: Pair) -> None:
 
 
 # From here on other targets take the place of the pair's.
+SIZES = ("hidden_size", "intermediate_size", "moe_intermediate_size")
 
 
 @pytest.mark.parametrize(
@@ -194,7 +159,7 @@ def test_a_target_that_verifies_nothing_is_refused(pair: Pair) -> None:
         broad("llama", None, {"tie_word_embeddings": True}),
         broad("qwen2", None, {}),
         broad("gpt_oss", None, {}),
-        broad("qwen3_moe", 4, {"moe_intermediate_size": 128, "hidden_size": 128, "head_dim": 32}),
+        broad("qwen3_moe", 4, {"head_dim": 32} | dict.fromkeys(SIZES, 128)),
     ],
 )
 def test_logits_are_those_of_one_process(

@@ -80,15 +80,21 @@ def test_a_follower_says_why_it_ends(side: Side) -> None:
 
 
 def test_a_follower_with_other_rows_is_lost(side: Side) -> None:
-    side.peer.expected = 7, 40
-    side.say(Done(number=6, rows=1))  # of an earlier pass
-    side.say(Done(number=7, rows=40))
+    for number, rows in ((6, 39), (7, 40), (8, 41)):  # rank 0 may be ahead
+        side.peer.expect(number, rows)
+    side.say(Done(number=6, rows=39))
     side.say(Ready())
     assert side.peer.answer(Ready) == Ready()
     assert not side.peer.lost
     side.say(Done(number=7, rows=41))
     until(lambda: side.peer.lost)
     assert "holds 41 rows after a pass, rank 0 40" in side.peer.lost
+
+
+def test_a_follower_that_ends_a_pass_which_nobody_asked_for_is_lost(side: Side) -> None:
+    side.say(Done(number=7, rows=40))
+    until(lambda: side.peer.lost)
+    assert "nobody asked for" in side.peer.lost
 
 
 def test_noise_is_no_follower(side: Side) -> None:
@@ -111,10 +117,10 @@ def test_an_answer_that_never_comes_is_given_up_when_the_follower_ends(side: Sid
 
 
 def test_silence_is_noticed_and_a_beat_is_none(side: Side) -> None:
-    watch = watching(side, LONG._replace(silence=1.0))
+    watch = watching(side, LONG._replace(silence=0.6))
     for _ in range(8):
         side.say(Beat())
-        time.sleep(0.2)
+        time.sleep(0.1)
     assert not watch.lost
     until(lambda: "no sign of life" in watch.lost)
     watch.end()

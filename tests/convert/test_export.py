@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 from safetensors import safe_open
 
+from cases import broad
 from mlx_eagle.convert.export import export_head
 from mlx_eagle.convert.heads import convert_head
 from mlx_eagle.convert.publisher_layouts import LAYOUTS
@@ -94,7 +95,12 @@ SUPPORTED: dict[str, list[tuple[HeadConfig, dict[str, Any]]]] = {
         (PARALLEL, {"norm_before_residual": True, "norm_before_fc": True, "qk_norm": True}),
     ],
 }
-CASES = [(layout, *case) for layout, cases in SUPPORTED.items() for case in cases]
+# By default every other one.
+CASES = [
+    broad(layout, *case) if n % 2 else (layout, *case)
+    for layout, cases in SUPPORTED.items()
+    for n, case in enumerate(cases)
+]
 
 
 @pytest.mark.parametrize(("layout", "base", "changes"), CASES, ids=name_of)

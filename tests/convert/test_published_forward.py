@@ -132,8 +132,16 @@ def assert_close(found: mx.array, expected: Any, what: str) -> None:
     assert error < 1e-5, f"{what}: {error:.1e}"
 
 
+@pytest.fixture(scope="module")
+def converted() -> dict[str, Any]:
+    """What was converted in this module, which reads it and changes nothing of it."""
+    return {}
+
+
 @pytest.fixture
-def convert(publish: Callable[..., Any], tmp_path: Path) -> Callable[[str], Any]:
+def convert(
+    publish: Callable[..., Any], tmp_path: Path, converted: dict[str, Any]
+) -> Callable[[str], Any]:
     """Publish a case and convert it; gives the head, its config, the oracle and an embedding."""
 
     def run(case: str) -> SimpleNamespace:
@@ -159,7 +167,12 @@ def convert(publish: Callable[..., Any], tmp_path: Path) -> Callable[[str], Any]
             logits=logits,
         )
 
-    return run
+    def run_once(case: str) -> Any:
+        if case not in converted:
+            converted[case] = run(case)
+        return converted[case]
+
+    return run_once
 
 
 def random_rows(rows: int, columns: int) -> Any:

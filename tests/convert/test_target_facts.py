@@ -1,6 +1,7 @@
 """What a target's configuration says about it, wherever it says it."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from mlx_eagle.convert.quantization import choose_quantization
 from mlx_eagle.convert.target_facts import TargetFacts, read_target_facts
 from mlx_eagle.convert.targets import convert_target
 from mlx_eagle.errors import CheckpointError
+from mlx_eagle.hub.packaged import DEMO
+from shards import write_tiny
 
 SIZES = {"model_type": "llama", "num_hidden_layers": 8, "hidden_size": 256, "vocab_size": 4096}
 
@@ -20,10 +23,13 @@ def folder_with(folder: Path, changes: dict[str, Any]) -> Path:
     return folder
 
 
-def test_facts_are_the_same_before_and_after_conversion(fixtures: Path, tmp_path: Path) -> None:
-    convert_target(fixtures / "pydoc-llama", tmp_path / "out", choose_quantization("mxfp4"))
-    before, after = read_target_facts(fixtures / "pydoc-llama"), read_target_facts(tmp_path / "out")
-    assert before[:5] == ("pydoc-llama", "llama", 8, 256, 4096)
+def test_facts_are_the_same_before_and_after_conversion(tmp_path: Path) -> None:
+    source, _ = write_tiny(tmp_path / "tiny", "llama")
+    for file in (DEMO / "target").glob("token*.json"):
+        shutil.copyfile(file, source / file.name)
+    convert_target(source, tmp_path / "out", choose_quantization("mxfp4"))
+    before, after = read_target_facts(source), read_target_facts(tmp_path / "out")
+    assert before[:5] == ("tiny", "llama", 4, 64, 128)
     assert after[1:5] == before[1:5]
     assert after.config_sha256 != before.config_sha256
     assert after.rope_theta == before.rope_theta == 10000.0

@@ -14,7 +14,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 import mlx_eagle
-from cases import broad
+from cases import broad, rotated
 from mlx_eagle.convert.quantization import MODES, Quantization, choose_quantization
 from mlx_eagle.convert.targets import convert_target
 from mlx_eagle.errors import CheckpointError, EagleError
@@ -22,6 +22,9 @@ from mlx_eagle.errors import CheckpointError, EagleError
 PROMPT = mx.array([[5, 99, 102, 7, 40, 12]])
 DEMO = Path(mlx_eagle.__file__).parent / "demo" / "target"
 ALL = [Quantization(b, g, name) for name, m in MODES.items() for b in m.bits for g in m.group_sizes]
+FOUR_BITS = Quantization(4, 64, "affine")
+# By default every mode, and of the affine one bits that fill no byte, and the widest of both.
+FEW = {Quantization(3, 32, "affine"), Quantization(8, 128, "affine")}
 WIDE = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "num_hidden_layers": 2}
 Tensors = dict[str, mx.array]
 
@@ -147,9 +150,13 @@ def assert_same(ours: Path, theirs: Path) -> None:
 # Four bits are compared on tiny targets below: to quantize 8 million numbers twice takes seconds.
 @pytest.mark.parametrize("bits", [broad(4), broad(8), None])
 def test_target_is_what_mlx_lm_makes_of_it(
-    fixtures: Path, tmp_path: Path, bits: int | None
+    publish: Callable[..., Path],
+    tmp_path: Path,
+    bits: int | None,
+    is_quick: bool,
+    request: pytest.FixtureRequest,
 ) -> None:
-    source = fixtures / "pydoc-llama"
+    source = publish() if is_quick else request.getfixturevalue("fixtures") / "pydoc-llama"
     quantization = bits and choose_quantization(bits=bits)
     convert_target(source, tmp_path / "ours", quantization or None)
     convert_by_mlx_lm(source, tmp_path / "theirs", quantization or None)
@@ -158,9 +165,19 @@ def test_target_is_what_mlx_lm_makes_of_it(
         assert mx.array_equal(logits(tmp_path / "ours"), logits(source))
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3_moe"])
-@pytest.mark.parametrize("n_shards", [1, 3])
-@pytest.mark.parametrize("suffix", [".safetensors", pytest.param(".bin", marks=pytest.mark.torch)])
+@pytest.mark.parametrize(
+    ("suffix", "n_shards", "architecture"),
+    [
+        (".safetensors", 3, "llama"),
+        pytest.param(".bin", 1, "llama", marks=pytest.mark.torch),
+        pytest.param(".bin", 3, "qwen3_moe", marks=pytest.mark.torch),
+        broad(".safetensors", 1, "llama"),
+        broad(".safetensors", 1, "qwen3_moe"),
+        broad(".safetensors", 3, "qwen3_moe"),
+        pytest.param(".bin", 1, "qwen3_moe", marks=[pytest.mark.torch, pytest.mark.broad]),
+        pytest.param(".bin", 3, "llama", marks=[pytest.mark.torch, pytest.mark.broad]),
+    ],
+)
 def test_four_bits_from_any_files_are_those_of_mlx_lm_from_one(
     publish: Callable[..., Path], tmp_path: Path, suffix: str, n_shards: int, architecture: str
 ) -> None:
@@ -172,7 +189,11 @@ def test_four_bits_from_any_files_are_those_of_mlx_lm_from_one(
     assert "tokenizer.json" in {file.name for file in (tmp_path / "ours").iterdir()}
 
 
-@pytest.mark.parametrize("quantization", ALL, ids=lambda q: f"{q.mode}-{q.bits}-{q.group_size}")
+@pytest.mark.parametrize(
+    "quantization",
+    [q if q in FEW or q.mode != "affine" else broad(q) for q in ALL],
+    ids=lambda q: f"{q.mode}-{q.bits}-{q.group_size}",
+)
 def test_every_quantization_of_mlx_is_written_and_run_by_mlx_lm(
     publish: Callable[..., Path], tmp_path: Path, quantization: Quantization
 ) -> None:
@@ -193,8 +214,10 @@ def test_every_quantization_of_mlx_is_written_and_run_by_mlx_lm(
     assert mx.array_equal(weight, mx.dequantize(*again, **options))
 
 
-@pytest.mark.parametrize("quantization", [None, Quantization(4, 64, "affine"), *ALL[-1:]])
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize(
+    ("dtype", "quantization"),
+    list(rotated(["float16", "bfloat16", "float32"], [None, FOUR_BITS, ALL[-1]])),
+)
 def test_everything_that_is_not_packed_has_the_type_that_was_asked_for(
     publish: Callable[..., Path], tmp_path: Path, dtype: str, quantization: Quantization | None
 ) -> None:

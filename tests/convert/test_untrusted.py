@@ -1,7 +1,7 @@
 """Files made to harm: planted attacks are refused by name, thousands of mutants do no harm.
 
 Every mutant gives a typed error or a right load: no other exception, no work beyond two seconds,
-no large allocation, nothing executed, no file outside the output folder. By default 100 of every
+no large allocation, nothing executed, no file outside the output folder. By default 50 of every
 kind, with `--exactness broad` 20,000 in all; MLX_EAGLE_MUTANTS sets another number. Mutant `i` is
 the same in every run.
 """
@@ -387,7 +387,7 @@ def attempt(read: Callable[[], None]) -> bool:
 @pytest.fixture
 def n_mutants(is_quick: bool) -> int:
     """How many mutants there are of every kind."""
-    n = int(os.environ.get("MLX_EAGLE_MUTANTS", 900 if is_quick else 20_000))
+    n = int(os.environ.get("MLX_EAGLE_MUTANTS", 450 if is_quick else 20_000))
     return -(-n // len(MUTATIONS))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +50,25 @@ def silent(what: str, done: int, total: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def target(fixtures: Path) -> Target:
-    (network, *_), _ = load_target(fixtures / "pydoc-llama", "float32")
-    return Target(network, range(9))
+def loaded(fixtures: Path) -> tuple[Target, Any]:
+    """The trained target with all of its boundaries tapped, and its tokenizer."""
+    (network, *_), tokenizer = load_target(fixtures / "pydoc-llama", "float32")
+    return Target(network, range(9)), tokenizer
 
 
 @pytest.fixture(scope="module")
-def evidence(target: Target, engine: Any, is_quick: bool) -> list[Evidence]:
+def target(loaded: tuple[Target, Any]) -> Target:
+    return loaded[0]
+
+
+@pytest.fixture(scope="module")
+def evidence(loaded: tuple[Target, Any], is_quick: bool) -> list[Evidence]:
+    target, tokenizer = loaded
     questions = [
         [{"role": "user", "content": prompt}] for prompt in PROMPTS[: 1 if is_quick else 4]
     ]
     ids = [
-        engine.tokenizer.apply_chat_template(question, add_generation_prompt=True)
+        tokenizer.apply_chat_template(question, add_generation_prompt=True)
         for question in questions
     ]
     return record_evidence(target, ids, 44 if is_quick else 96, silent)
@@ -91,6 +99,13 @@ def scored_once(known_scores: dict[str, Score], monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("mlx_eagle.doctor.doctor.score_head", score)
 
 
+@pytest.fixture
+def few_readings(is_quick: bool, only_facts: Callable[..., None]) -> None:
+    """By default a search tries the facts that are planted below; all, on a sound head."""
+    if is_quick:
+        only_facts("taps", "rope_theta", "draft_to_target")
+
+
 def weights_of(folder: Path) -> dict[str, mx.array]:
     return dict(mx.load(str(folder / "model.safetensors")))
 
@@ -113,7 +128,7 @@ def test_planted_error_is_named_and_its_loss_restored(
     assert found.after.acceptance_length >= 0.98 * truth.acceptance_length
 
 
-@pytest.mark.usefixtures("scored_once")
+@pytest.mark.usefixtures("scored_once", "few_readings")
 @pytest.mark.parametrize(
     "planted",
     [
@@ -134,7 +149,7 @@ def test_two_planted_errors_are_found_one_after_the_other(
     assert found.after.acceptance_length == truth.acceptance_length
 
 
-@pytest.mark.usefixtures("scored_once")
+@pytest.mark.usefixtures("scored_once", "few_readings")
 def test_offsets_stored_as_ids_are_read_as_offsets(
     target: Target, evidence: list[Evidence], truth: Score, trained_head: Path
 ) -> None:
@@ -159,18 +174,18 @@ def test_a_sound_head_is_left_as_it_is(
     assert {"taps", "rope_interleaved", "norm_before_residual", "double_norm"} <= tried
 
 
-def test_score_is_what_the_loop_gives(engine: Any, target: Target, trained_head: Path) -> None:
+def test_score_is_what_the_loop_gives(turning: Any) -> None:
     """The rounds of a chain over the same text are the rounds that the score walks through."""
-    prompt = engine.tokenizer.apply_chat_template(
+    question = turning.tokenizer.apply_chat_template(
         [{"role": "user", "content": PROMPTS[0]}], add_generation_prompt=True
     )
-    text = record_evidence(target, [prompt], 40, silent)
-    # The score's first round begins where the prompt's last token is not known yet.
+    # The score's first round begins where the prompt's last token, the target's, is not known yet.
+    prompt = [*question, *turning.generate(question, max_tokens=1, speculate=False).tokens]
+    text = record_evidence(turning.target, [prompt], 40, silent)
     options = {"ignore_eos": True, "tree": TreeShape.chain(STEPS), "max_tokens": 41}
-    result = engine.generate(prompt[:-1], **options)
-    assert result.tokens[0] == prompt[-1], "the target would have said so too"
+    result = turning.generate(question, **options)
     assert [prompt[-1], *text[0].tokens[len(prompt) :]] == result.tokens
-    found = score_head(target, text, load_head(trained_head))
+    found = score_head(turning.target, text, turning.head)
     rounds, start = [], 0
     for n_accepted in result.stats.n_accepted_per_round:
         if start < len(found.likelihoods):
@@ -246,13 +261,20 @@ def zeroed(tmp_path: Path, fixtures: Path) -> Path:
 @pytest.mark.torch
 @pytest.mark.usefixtures("short_doctor")
 def test_zeroed_d2t_is_rebuilt_from_t2d_and_named(
-    zeroed: Path, fixtures: Path, trained_head: Path, tmp_path: Path
+    zeroed: Path,
+    fixtures: Path,
+    trained_head: Path,
+    tmp_path: Path,
+    is_quick: bool,
+    only_facts: Callable[..., None],
 ) -> None:
     written = convert_head(zeroed, fixtures / "pydoc-llama", tmp_path / "out", bits=None)
     assert written["source"]["draft_to_target"] == "t2d"
     assert mx.array_equal(
         load_head(tmp_path / "out").draft_to_target, load_head(trained_head).draft_to_target
     )
+    if is_quick:
+        only_facts()  # the head is measured as it is
     result = CliRunner().invoke(command, [str(zeroed), "--target", str(fixtures / "pydoc-llama")])
     assert result.exit_code == 0
     assert "draft ids: rebuilt from t2d, because d2t is not usable" in result.stdout
@@ -314,7 +336,7 @@ def test_a_head_of_another_target_is_refused(
         diagnose_head(folder, fixtures / "pydoc-llama", silent)
 
 
-@pytest.mark.usefixtures("scored_once")
+@pytest.mark.usefixtures("scored_once", "few_readings")
 def test_taps_far_off_are_followed_as_far_as_there_is_evidence(
     target: Target, evidence: list[Evidence], trained_head: Path
 ) -> None:

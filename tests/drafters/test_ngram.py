@@ -1,9 +1,14 @@
 """Drafting by lookup: which tree follows from a text, and how likely its tokens are taken to be."""
 
+from typing import cast
+
 import mlx.core as mx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mlx_eagle.drafters.base import Lookup, Restorable
+from mlx_eagle.drafters.early_stop import all_nodes, levels_to_tree
 from mlx_eagle.drafters.ngram import NgramDrafter
 from mlx_eagle.planner.policy import ROOT, Level, Node
 from mlx_eagle.tree import PLAIN, TreeShape
@@ -46,6 +51,29 @@ def test_the_likeliest_nodes_are_kept_and_a_chain_follows_the_likeliest_of_them(
     few = drafter.draft(ROOT_TOKEN, TreeShape(4, 2, 3))
     assert few.tokens.tolist() == [6, 7, 9, 8]
     assert drafter.draft(ROOT_TOKEN, PLAIN).n_nodes == 1
+
+
+def test_a_long_copy_goes_deep_before_short_matches_are_tried() -> None:
+    """Of what followed "9 10", one token had eight more before it that agree, the others none."""
+    copied = list(range(1, 16))
+    text = [*copied, *[9, 10, 50], *[9, 10, 60], *[9, 10, 70], *copied[:10]]
+    levels = drafter_of(text).lookup(8, 4, 4)
+    assert [level.tokens for level in levels] == [[11], [12], [13], [14]]
+    assert drafter_of(text).lookup(1, 4, 4)[0].tokens == [11, 70, 60, 50]
+
+
+@given(st.lists(st.integers(0, 2), min_size=16, max_size=40), st.integers(1, 12))
+def test_no_node_is_kept_for_one_that_is_likelier(text: list[int], n: int) -> None:
+    """The confidences of the paths of few nodes are the largest of the whole tree's."""
+    drafter = drafter_of(text)
+
+    def paths(nodes: int) -> list[float]:
+        levels = drafter.lookup(3, 4, nodes)
+        tree = levels_to_tree(ROOT_TOKEN, levels, all_nodes(levels))
+        found = cast(list[float], mx.exp(tree.log_probs[1:]).tolist())
+        return sorted(found, reverse=True)
+
+    assert paths(n) == pytest.approx(paths(4 + 4**2 + 4**3)[:n])
 
 
 def test_nothing_is_drafted_where_the_last_tokens_are_new() -> None:

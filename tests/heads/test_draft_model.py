@@ -21,15 +21,19 @@ from mlx_eagle.session.limits import bytes_per_row
 from mlx_eagle.static_tree import MeasuredTree, StaticTree
 from mlx_eagle.tree_shape import TreeShape
 
-TARGET = DEMO / "target"
-ITSELF = f"draft:{TARGET}"  # the best draft model there is, if not a quick one
 PROMPT = "def read(path):"
 
 
 @pytest.fixture(scope="module")
-def drafted() -> Any:
-    """The demo pair's target, which drafts for itself."""
-    return mlx_eagle.load(TARGET, ITSELF, calibrate=False)
+def itself(turning_target: Path) -> str:
+    """The best draft model of a target that there is, if not a quick one."""
+    return f"draft:{turning_target}"
+
+
+@pytest.fixture(scope="module")
+def drafted(turning_target: Path, itself: str) -> Any:
+    """A small target, which drafts for itself."""
+    return mlx_eagle.load(turning_target, itself, calibrate=False)
 
 
 def test_a_token_that_differs_is_named() -> None:
@@ -43,10 +47,10 @@ def test_a_token_that_differs_is_named() -> None:
         check_same_tokens(words | {"d": 3}, words)
 
 
-def test_as_many_tokens_are_not_enough(drafted: Any, tmp_path: Path) -> None:
+def test_as_many_tokens_are_not_enough(drafted: Any, turning_target: Path, tmp_path: Path) -> None:
     """Two ids have changed places: the sizes are equal, and every draft would be nonsense."""
     other = tmp_path / "other"
-    shutil.copytree(TARGET, other)
+    shutil.copytree(turning_target, other)
     file = other / "tokenizer.json"
     tokenizer = json.loads(file.read_text())
     words = tokenizer["model"]["vocab"]
@@ -57,75 +61,84 @@ def test_as_many_tokens_are_not_enough(drafted: Any, tmp_path: Path) -> None:
         load_draft_model(other, drafted.tokenizer)
 
 
-def test_a_draft_model_that_cannot_be_had_is_refused(tmp_path: Path) -> None:
+def test_a_draft_model_that_cannot_be_had_is_refused(
+    turning_target: Path, itself: str, tmp_path: Path
+) -> None:
     with pytest.raises(EagleError, match="there is no folder"):
-        mlx_eagle.load(TARGET, f"draft:{tmp_path}/nowhere", calibrate=False)
+        mlx_eagle.load(turning_target, f"draft:{tmp_path}/nowhere", calibrate=False)
     with pytest.raises(EagleError, match="draft model attends to all tokens"):
-        mlx_eagle.load(TARGET, ITSELF, calibrate=False, head_window=64)
+        mlx_eagle.load(turning_target, itself, calibrate=False, head_window=64)
 
 
 def test_a_draft_model_is_named_as_targets_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Folders, hub repositories, GGUF files and packaged models all go through `fetch`."""
     asked: list[str] = []
+    target = DEMO / "target"
 
     def fetch(name: str, **_: Any) -> Path:
         asked.append(name)
-        return TARGET
+        return target
 
     monkeypatch.setattr(head_choice, "fetch", fetch)
     for name in ("owner/model", "small.gguf", "ollama:small"):
-        choice = head_choice.choose_head(TARGET, f"draft:{name}", TARGET)
-        assert (choice.folder, choice.name, choice.is_named) == (TARGET, f"draft:{name}", True)
+        choice = head_choice.choose_head(target, f"draft:{name}", target)
+        assert (choice.folder, choice.name, choice.is_named) == (target, f"draft:{name}", True)
         assert choice.is_draft_model
     assert asked == ["owner/model", "small.gguf", "ollama:small"]
-    assert head_choice.choose_head(TARGET, "draft:demo", TARGET).folder == TARGET
-    beside = head_choice.choose_head(TARGET, "draft:owner/model+ngram", TARGET)
+    assert head_choice.choose_head(target, "draft:demo", target).folder == target
+    beside = head_choice.choose_head(target, "draft:owner/model+ngram", target)
     assert (asked[-1], beside.is_draft_model, beside.has_lookup) == ("owner/model", True, True)
     assert beside.name == "draft:owner/model + n-gram lookup"
 
 
-def test_the_text_is_that_of_plain_decoding_and_nearly_all_is_accepted(drafted: Any) -> None:
+def test_the_text_is_that_of_plain_decoding_and_nearly_all_is_accepted(
+    drafted: Any, itself: str
+) -> None:
     for options in ({}, {"temperature": 0.8, "seed": 3}):
         want = drafted.generate(PROMPT, max_tokens=8, speculate=False, **options)
         found = drafted.generate(PROMPT, max_tokens=8, tree=TreeShape.chain(3), **options)
         assert found.tokens == want.tokens
         if not options:
             assert found.stats.acceptance_length > 3
-    assert drafted.info.head == ITSELF
+    assert drafted.info.head == itself
     assert drafted.info.head_precision == drafted.info.target_precision
     assert drafted.info.remedy == "", "there is nothing that a doctor could find"
 
 
-def test_its_cache_counts_in_every_figure_of_memory(drafted: Any) -> None:
+def test_its_cache_counts_in_every_figure_of_memory(
+    drafted: Any, turning_target: Path, itself: str
+) -> None:
     own = bytes_per_row(drafted.target)
     assert drafted.limits.bytes_per_row == (*own, *own)
     session = drafted.session()
     list(session.ask("hello", max_tokens=2))
     assert session.prefix.nbytes == 2 * session.prefix.cache.nbytes
-    alone, both = foresee(TARGET, "none"), foresee(TARGET, ITSELF)
+    alone, both = foresee(turning_target, "none"), foresee(turning_target, itself)
     assert (both.cache, both.head) == (2 * alone.cache, alone.weights)
-    assert foresee(TARGET, f"{ITSELF}+ngram") == both
+    assert foresee(turning_target, f"{itself}+ngram") == both
 
 
-def test_a_draft_model_may_come_to_a_target_that_is_in_use(demo: Any) -> None:
-    engine = load_with_head(demo, None, ITSELF, calibrate=False)
+def test_a_draft_model_may_come_to_a_target_that_is_in_use(turning: Any, itself: str) -> None:
+    engine = load_with_head(turning, None, itself, calibrate=False)
     assert isinstance(engine.head, DraftModel)
-    assert engine.target.model is demo.target.model
-    assert len(engine.limits.bytes_per_row) == 2 * len(demo.limits.bytes_per_row)
+    assert engine.target.model is turning.target.model
+    assert len(engine.limits.bytes_per_row) == 2 * len(turning.limits.bytes_per_row)
     options = {"max_tokens": 4, "tree": TreeShape(2, 2, 4)}
-    assert engine.generate(PROMPT, **options).tokens == demo.generate(PROMPT, **options).tokens
+    assert engine.generate(PROMPT, **options).tokens == turning.generate(PROMPT, **options).tokens
 
 
-def test_lookup_stands_beside_it(drafted: Any, demo: Any, tmp_path: Path) -> None:
-    engine = load_with_head(demo, None, f"{ITSELF}+ngram", calibrate=False)
+def test_lookup_stands_beside_it(drafted: Any, turning: Any, itself: str, tmp_path: Path) -> None:
+    engine = load_with_head(turning, None, f"{itself}+ngram", calibrate=False)
     assert engine.limits.bytes_per_row == drafted.limits.bytes_per_row
     assert engine.info.remedy == ""
-    prompt = "def f(a):\n    return a\n\ndef f(a):\n    return"
-    found = engine.generate(prompt, max_tokens=6, tree=TreeShape(2, 2, 4))
-    assert found.tokens == drafted.generate(prompt, max_tokens=6, speculate=False).tokens
+    words = drafted.generate(PROMPT, max_tokens=2, speculate=False).tokens
+    bias = dict.fromkeys(words, 100.0)  # two words to answer with: what was said comes again
+    options: dict[str, Any] = {"max_tokens": 12, "ignore_eos": True, "logit_bias": bias}
+    found = engine.generate(PROMPT, tree=TreeShape(2, 2, 4), **options)
+    assert found.tokens == drafted.generate(PROMPT, speculate=False, **options).tokens
     assert set(found.stats.by_source) == {"head", "n-gram"}
     with pytest.raises(EagleError, match="draft model attends to all tokens"):
-        load_with_head(demo, None, f"{ITSELF}+ngram", calibrate=False, head_window=64)
+        load_with_head(turning, None, f"{itself}+ngram", calibrate=False, head_window=64)
     engine.session().save(tmp_path / "saved")
     with pytest.raises(EagleError, match="another head"):
         drafted.load_session(tmp_path / "saved")
@@ -146,7 +159,7 @@ def test_beside_lookup_what_is_drawn_and_what_has_a_fixed_structure_is_refused(
 
 
 def test_a_conversation_of_another_drafter_is_refused_by_name(
-    drafted: Any, demo: Any, tmp_path: Path
+    drafted: Any, turning: Any, tmp_path: Path
 ) -> None:
     session = drafted.session()
     list(session.ask("hello", max_tokens=3))
@@ -154,11 +167,11 @@ def test_a_conversation_of_another_drafter_is_refused_by_name(
     again = drafted.load_session(tmp_path / "saved")
     assert again.prefix.drafter.rows == session.prefix.drafter.rows > 0
     with pytest.raises(EagleError, match=r"another head \(draft model \w{12}, this one is"):
-        demo.load_session(tmp_path / "saved")
+        turning.load_session(tmp_path / "saved")
 
 
-def test_the_command_line_takes_it() -> None:
-    command = ("generate", PROMPT, "--model", str(TARGET), "--head", ITSELF, "--tree", "3")
+def test_the_command_line_takes_it(turning_target: Path, itself: str) -> None:
+    command = ("generate", PROMPT, "--model", str(turning_target), "--head", itself, "--tree", "3")
     done = run_here(*command, "--max-tokens", "4", "--json", "--no-calibrate")
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map
 
+from cases import rotated
 from mlx_eagle.heads import unroll
 from mlx_eagle.heads.config import HeadConfig
 from mlx_eagle.heads.eagle import EagleHead
@@ -63,8 +64,7 @@ def inputs(head: EagleHead, rows: int = 1) -> tuple[mx.array, mx.array]:
     return taps, mx.random.normal((rows, LENGTH + STEPS, H))
 
 
-@pytest.mark.parametrize("name", HEADS)
-@pytest.mark.parametrize("block", [4, 5, 256])
+@pytest.mark.parametrize(("name", "block"), list(rotated(HEADS, [4, 5, 256])))
 def test_every_start_gives_what_it_gives_alone(
     name: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

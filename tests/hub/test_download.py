@@ -20,7 +20,8 @@ from mlx_eagle.errors import HubError
 from mlx_eagle.hub import download as hub
 from mlx_eagle.hub.download import Repo, fetch, parse_repo
 
-WEIGHTS = bytes(range(256)) * 90_000  # 23 MB: huggingface_hub writes chunks of 10.5 MB
+WEIGHTS = bytes(range(256)) * 1000
+MANY_WEIGHTS = WEIGHTS * 90  # 23 MB: huggingface_hub writes chunks of 10.5 MB
 FILES = {
     "config.json": b'{"model_type": "llama"}',
     "model.safetensors": WEIGHTS,
@@ -47,6 +48,13 @@ FakeHub = Any  # the class is in fake_hub.py, which tests cannot import
 def fake_hub(fake_hub: FakeHub) -> FakeHub:
     """The fake hub with one model that has weights in two formats, code and a second copy."""
     fake_hub.files = dict(FILES)
+    return fake_hub
+
+
+@pytest.fixture
+def large_hub(fake_hub: FakeHub) -> FakeHub:
+    """The same, with weights that come in more than one piece."""
+    fake_hub.files["model.safetensors"] = MANY_WEIGHTS
     return fake_hub
 
 
@@ -167,10 +175,10 @@ def test_a_file_that_the_repository_lacks_is_named(fake_hub: FakeHub, tmp_path: 
 
 
 def test_progress_starts_with_the_whole_size_and_ends_with_it(
-    fake_hub: FakeHub, tmp_path: Path
+    large_hub: FakeHub, tmp_path: Path
 ) -> None:
-    total = len(WEIGHTS) + len(FILES["config.json"])
-    calls = run("owner/model", fake_hub.url, tmp_path)["calls"]
+    total = len(MANY_WEIGHTS) + len(FILES["config.json"])
+    calls = run("owner/model", large_hub.url, tmp_path)["calls"]
     assert calls[0] == ("download owner/model", 0, total)
     assert calls[-1] == ("download owner/model", total, total)
     done = [call[1] for call in calls]
@@ -195,11 +203,11 @@ def test_what_is_cached_is_not_downloaded_again(fake_hub: FakeHub, tmp_path: Pat
     assert fake_hub.downloads() == []
 
 
-def test_a_download_that_is_cut_goes_on_where_it_was(fake_hub: FakeHub, tmp_path: Path) -> None:
-    fake_hub.cut_after = 14_000_000
-    folder = Path(run("owner/model", fake_hub.url, tmp_path)["folder"])
-    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
-    ranges = [r for method, path, r in fake_hub.requests if method == "GET" and "safetens" in path]
+def test_a_download_that_is_cut_goes_on_where_it_was(large_hub: FakeHub, tmp_path: Path) -> None:
+    large_hub.cut_after = 14_000_000
+    folder = Path(run("owner/model", large_hub.url, tmp_path)["folder"])
+    assert (folder / "model.safetensors").read_bytes() == MANY_WEIGHTS
+    ranges = [r for method, path, r in large_hub.requests if method == "GET" and "safetens" in path]
     assert len(ranges) == 2
     assert ranges[0] is None
     assert ranges[1] is not None
@@ -207,24 +215,24 @@ def test_a_download_that_is_cut_goes_on_where_it_was(fake_hub: FakeHub, tmp_path
 
 
 def test_ctrl_c_ends_a_download_and_the_next_one_keeps_finished_files(
-    fake_hub: FakeHub, tmp_path: Path
+    large_hub: FakeHub, tmp_path: Path
 ) -> None:
-    fake_hub.delay = 0.15
-    process = start("owner/model", fake_hub.url, tmp_path)
-    while "model.safetensors" not in fake_hub.downloads() or "config.json" not in str(
+    large_hub.delay = 0.1
+    process = start("owner/model", large_hub.url, tmp_path)
+    while "model.safetensors" not in large_hub.downloads() or "config.json" not in str(
         list(tmp_path.rglob("*"))
     ):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
-    assert fake_hub.n_sent < len(WEIGHTS) >> 20, "it was downloaded to the end"
+    assert large_hub.n_sent < len(MANY_WEIGHTS) >> 20, "it was downloaded to the end"
     assert process.returncode != 0
-    fake_hub.delay = 0
-    fake_hub.requests.clear()
-    folder = Path(run("owner/model", fake_hub.url, tmp_path)["folder"])
-    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
-    assert fake_hub.downloads() == ["model.safetensors"]
+    large_hub.delay = 0
+    large_hub.requests.clear()
+    folder = Path(run("owner/model", large_hub.url, tmp_path)["folder"])
+    assert (folder / "model.safetensors").read_bytes() == MANY_WEIGHTS
+    assert large_hub.downloads() == ["model.safetensors"]
 
 
 def test_without_a_hub_the_cache_serves(fake_hub: FakeHub, tmp_path: Path) -> None:

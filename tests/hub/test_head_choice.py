@@ -1,6 +1,6 @@
 """Published heads: converted once and kept, taken by themselves where known, never silently.
 
-Downloads come from the fake hub; what the library writes by itself is read from a process.
+Downloads come from the fake hub.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import mlx_eagle
-from hub_settings import environment_for, hub_at
+from hub_settings import hub_at
 from mlx_eagle.errors import CheckpointError, EagleError, HubError
 from mlx_eagle.files.folders import cache_folder
 from mlx_eagle.hub import head_choice as published
@@ -26,16 +26,6 @@ from mlx_eagle.tree import TreeShape
 TARGET = DEMO / "target"
 HEAD_FILES = ("config.json", "pytorch_model.bin")
 KNOWN = KnownHead("owner/model", ("a/b",), "SafeAILab", "recommended", "-", (), None, "")
-# Loads the demo target as if owner/model were its known head, and tells whoever listens nothing.
-SCRIPT = """
-import mlx_eagle
-from mlx_eagle.hub import head_choice as published
-from mlx_eagle.hub.packaged import DEMO
-from mlx_eagle.hub.known_heads import KnownHead
-known = KnownHead("owner/model", ("a/b",), "SafeAILab", "recommended", "-", (), None, "")
-published.default_head = lambda target: known
-print(mlx_eagle.load(DEMO / "target", calibrate=False).info.speculation)
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -216,6 +206,7 @@ def test_a_process_that_comes_second_takes_what_the_first_one_made(
     assert [path.name for path in (cache / "heads").iterdir()] == [ends[0].name]
 
 
+@pytest.mark.broad  # the test before this one has both in one process
 def test_two_processes_at_once_end_with_one_whole_folder(raw: Path, cache: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from mlx_eagle.hub.head_choice import prepare_head;"
@@ -310,18 +301,20 @@ def test_a_known_head_is_taken_and_its_size_told_before_the_first_byte(
     assert again == facts | {"told": []}
 
 
-def test_the_library_tells_on_stderr_by_itself(fake_hub: Any, raw: Path, tmp_path: Path) -> None:
+def test_the_library_tells_on_stderr_by_itself(
+    fake_hub: Any,
+    raw: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     publish(fake_hub, raw)
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        env=environment_for(fake_hub.url, tmp_path / "home"),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    assert done.stdout == "on\n"
-    assert [line.split()[0] for line in done.stderr.splitlines()] == ["owner/model", "converting"]
+    monkeypatch.setattr(published, "default_head", lambda target: KNOWN)
+    with hub_at(fake_hub.url, tmp_path / "home"):
+        assert mlx_eagle.load(TARGET, calibrate=False).info.speculation == "on"
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert [line.split()[0] for line in err.splitlines()] == ["owner/model", "converting"]
 
 
 def test_a_known_head_that_cannot_be_had_is_no_error_and_a_named_one_is(

@@ -8,6 +8,7 @@ import mlx.core as mx
 import pytest
 
 from attention_cases import SPARE, Case, Inputs, error, make_inputs, run, spoil
+from cases import broad
 from emulated import Emulated
 from mlx_eagle.kernels import attention as module
 from mlx_eagle.kernels.attention import attends, attention, refusal
@@ -184,7 +185,7 @@ def test_far_larger_scores_do_not_overflow(emulated: Emulated) -> None:
     assert error(LONG, loud, run(LONG, loud)) <= 1.5
 
 
-@pytest.mark.parametrize("case", [LONG, PACKED], ids=str)
+@pytest.mark.parametrize("case", [broad(LONG), PACKED], ids=str)
 def test_metal_s_address_spaces_are_kept_apart(emulated: Emulated, case: Case) -> None:
     emulated.launch = {"spaces": True}
     run(case, make_inputs(case))

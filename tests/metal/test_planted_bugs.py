@@ -5,6 +5,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from cases import rotated
 from metal_emulator import EmulationError, Kernel, metal_kernel
 from planted_bugs import BUGS, HEADER, ROWS, SOURCE, THREADS, WIDTH, Bug, lines_of
 
@@ -44,8 +45,11 @@ def test_the_sound_kernel_sums_its_rows_and_has_no_finding(
     assert mx.allclose(result, rows.sum(axis=1), atol=1e-4)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("bug", BUGS, ids=[bug.name for bug in BUGS])
+@pytest.mark.parametrize(
+    ("bug", "seed"),
+    list(rotated(BUGS, SEEDS)),
+    ids=lambda v: v.name if isinstance(v, Bug) else None,
+)
 def test_a_planted_bug_is_reported_with_its_kind_and_line(
     sums: Kernel, rows: mx.array, bug: Bug, seed: int
 ) -> None:

@@ -78,12 +78,12 @@ def test_speculation_does_not_change_a_token_whatever_chooses_it(
 ) -> None:
     """Every setting with two policies (one under a grammar); or all where asked.
 
-    Under a grammar the demo pair's head drafts better than one that knows no sense.
+    Of JSON the demo pair's head foresees more than one that knows words alone.
     """
     accepted = 0
     for index in (2 * block, 2 * block + 1):
         messages, options = combination(index, prompts)
-        engine = demo if {"json_schema", "regex"} & options.keys() else turning
+        engine = demo if "json_schema" in options else turning
         want = engine.generate(messages, speculate=False, **options)
         turned = [*POLICIES[index % len(POLICIES) :], *POLICIES]
         n_tried = 1 if is_quick and engine is demo else 2 if is_quick else len(POLICIES)
@@ -116,7 +116,7 @@ def test_samplers_and_processors_of_mlx_lm_choose_the_tokens_that_they_choose_th
 ) -> None:
     """mlx-lm's own loop after the same mx.random.seed is the oracle, log-probabilities too.
 
-    Every sampler with two shapes in turn, or with all of them.
+    Every sampler with a shape in turn, or with all of them.
     """
     messages = [{"role": "user", "content": prompts[3]}]
     ids = turning.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
@@ -126,7 +126,7 @@ def test_samplers_and_processors_of_mlx_lm_choose_the_tokens_that_they_choose_th
     want = list(generate_step(mx.array(ids), turning.target.model, max_tokens=14, **options))
     options |= {"max_tokens": 14, "ignore_eos": True, "logprobs": True}
     shapes = POLICIES[1:]
-    for policy in (shapes * 2)[STOCK.index((sampling, penalties)) :][:2] if is_quick else shapes:
+    for policy in (shapes * 2)[STOCK.index((sampling, penalties)) :][:1] if is_quick else shapes:
         mx.random.seed(77)
         got = list(turning.stream_generate(ids, tree=policy, **options))
         assert [r.token for r in got] == [int(token) for token, _ in want], policy
@@ -186,8 +186,8 @@ def penalised(logits: np.ndarray, tokens: list[int]) -> np.ndarray:
 
 Text = tuple[int, ...]
 Law = Callable[[np.ndarray, list[int]], np.ndarray]
-LAWS: list[tuple[Law, dict[str, Any]]] = [
-    (tempered, {"temperature": 0.7}),
+LAWS: list[Any] = [
+    broad(tempered, {"temperature": 0.7}),
     (nucleus, {"temperature": 1.5, "top_p": 0.8}),
     (penalised, {"temperature": 1.0, "repetition_penalty": 1.8, "frequency_penalty": 0.6}),
 ]

@@ -46,9 +46,19 @@ WHOLE = {
 }
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(scope="module", params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(family: str) -> Any:
+    return demo_tokenizer(keyed_template(family), family)
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tokenizer: Any) -> Vocabulary:
+    return Vocabulary(tokenizer, len(tokenizer.get_vocab()))
 
 
 def rendered(tokenizer: Any, name: str, arguments: dict[str, Any]) -> str:
@@ -79,13 +89,16 @@ def rendered(tokenizer: Any, name: str, arguments: dict[str, Any]) -> str:
     ids=str,
 )
 def test_what_a_schema_allows_may_be_written_and_nothing_else(
-    name: str, arguments: dict[str, Any], is_allowed: bool, family: str
+    name: str,
+    arguments: dict[str, Any],
+    is_allowed: bool,
+    family: str,
+    tokenizer: Any,
+    vocabulary: Vocabulary,
 ) -> None:
-    tokenizer = demo_tokenizer(keyed_template(family), family)
     form = read_format(tokenizer)
     assert form.call_layout is not None
     end = tokenizer.get_vocab()[call_marks(family)[1]]
-    vocabulary = Vocabulary(tokenizer, len(tokenizer.get_vocab()))
     matcher = vocabulary.compile(keyed_grammar(TOOLS, end, form.call_layout), "call", "none")
     ids = tokenizer.encode(rendered(tokenizer, name, arguments), add_special_tokens=False)
     n = matcher.try_consume_tokens([*ids, end])
@@ -93,24 +106,24 @@ def test_what_a_schema_allows_may_be_written_and_nothing_else(
 
 
 @pytest.mark.parametrize("text", ["5", "true", "[1]", "x"])
-def test_texts_are_read_as_texts_also_where_they_may_be_null(text: str, family: str) -> None:
-    tokenizer = demo_tokenizer(keyed_template(family), family)
+def test_texts_are_read_as_texts_also_where_they_may_be_null(text: str, tokenizer: Any) -> None:
     arguments = {"city": text, "unit": "C", "note": text}
     (call,) = parse_calls(rendered(tokenizer, "weather", arguments), tokenizer.tool_parser, TOOLS)
     assert call.arguments == arguments
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def engine(family: str) -> ScriptedEngine:
     return make_engine(keyed_template(family), family=family)
 
 
 @pytest.mark.parametrize("seed", [0, *map(broad, range(1, 30))])
 def test_a_forced_call_is_valid_drafted_and_the_same_in_the_next_prompt(
-    seed: int, engine: ScriptedEngine
+    seed: int, engine: ScriptedEngine, family: str, is_quick: bool
 ) -> None:
+    """By default an argument that is text in each family, and two of the others."""
     rng = random.Random(seed)
-    properties = {
+    properties: dict[str, Any] = {
         "a": {"type": "integer", "minimum": 0, "maximum": 99},
         "b": {"type": "boolean"},
         "c": {"enum": ["red", 'with "quotes"', "ünï\nx"]},
@@ -119,15 +132,20 @@ def test_a_forced_call_is_valid_drafted_and_the_same_in_the_next_prompt(
         "f": {"enum": [1, 20]},
         "g": {"anyOf": [{"type": "boolean"}]},
     }
-    schema = {
+    required = [name for name in properties if rng.random() < 0.7]
+    if is_quick:
+        others = [name for name in properties if name != "c"]
+        few = ("c", *others[FAMILIES.index(family) :: len(FAMILIES)])
+        properties = {name: properties[name] for name in few}
+    schema: dict[str, Any] = {
         "type": "object",
         "properties": properties,
-        "required": [name for name in properties if rng.random() < 0.7],
+        "required": [name for name in required if name in properties],
         "$defs": {
             "e": {"type": "object", "properties": {"x": {"enum": [1, 2]}}, "required": ["x"]}
         },
     }
-    schema["$defs"]["e"]["additionalProperties"] = False  # type: ignore[index]
+    schema["$defs"]["e"]["additionalProperties"] = False
     tools = [{"type": "function", "function": {"name": "first", "parameters": schema}}]
     options: dict[str, Any] = {"tools": tools, "tool_choice": "required", "temperature": 1}
     options |= {"parallel_tool_calls": False, "seed": seed, "max_tokens": 300}
@@ -143,7 +161,8 @@ def test_a_forced_call_is_valid_drafted_and_the_same_in_the_next_prompt(
     assert answer.tokens[0] == start and answer.tokens.index(end) == len(answer.tokens) - 2
     assert written.removesuffix(tokenizer.tool_call_end) == rendered(tokenizer, "first", arguments)
     engine.tree = None
-    assert engine.generate(ASKED, speculate=False, **options).tokens == answer.tokens
+    if not is_quick or family == FAMILIES[0]:  # by default plain decoding writes one of them
+        assert engine.generate(ASKED, speculate=False, **options).tokens == answer.tokens
 
 
 def call_marks_of(tokenizer: Any) -> tuple[str, str]:

@@ -124,10 +124,10 @@ def test_a_drafter_that_is_the_target_is_always_believed(tiny_target: Any) -> No
 def test_a_seed_gives_the_same_text_with_the_same_trees(tiny_target: Any) -> None:
     draft = perturbed(tiny_target("qwen3"), 0.5)
     engine = make_drafted_engine(tiny_target("qwen3"), draft, Letters())
-    options = {"temperature": 1.2, "max_tokens": 16, "ignore_eos": True, "acceptance": "ratio"}
+    options = {"temperature": 1.2, "max_tokens": 12, "ignore_eos": True, "acceptance": "ratio"}
     texts = {
         tuple(engine.generate(PROMPT, tree=TreeShape(3, 3, 9), seed=seed, **options).tokens)
-        for seed in (1, 1, 1, 2)
+        for seed in (1, 1, 2)
     }
     assert len(texts) == 2
     stats = engine.generate(PROMPT, tree=TreeShape(3, 3, 9), seed=1, **options).stats

@@ -4,6 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from cases import broad
 from mlx_eagle.sampling.samplers import NO_NUMBERS, SeededSampler, StockSampler
 from mlx_eagle.tree import DraftTree
 
@@ -28,7 +29,7 @@ def test_temperature_zero_is_the_argmax() -> None:
     assert SeededSampler()(logits, tree, 3).tolist() == [1, 0]
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("temperature", [0.5, broad(1.0), 2.0])
 def test_draws_follow_the_softmax(temperature: float) -> None:
     """Chi-square with 5 degrees of freedom; 30 is exceeded once in 70,000 fair trials."""
     n = 3000

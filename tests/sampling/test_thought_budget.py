@@ -20,6 +20,14 @@ from served import ScriptedEngine, make_engine
 
 START, END, N_LOGITS = 3, 4, 6
 ASKED = [{"role": "user", "content": "What does zip do?"}]
+FORCED: dict[str, Any] = {
+    "json_schema": {"enum": ["yes", "no"]},
+    "thinks_first": True,
+    "temperature": 1,
+    "seed": 4,
+    "max_tokens": 40,
+    "thinking_budget": 9,
+}
 
 
 def may_follow(text: list[int], most: int) -> list[bool]:
@@ -82,23 +90,26 @@ def engine() -> ScriptedEngine:
     return make_engine(R1)
 
 
-@pytest.mark.parametrize("shape", [None, TreeShape(4, 1, 4), TreeShape(3, 3, 8)])
-def test_an_answer_stops_thinking_and_answers(
-    shape: TreeShape | None, engine: ScriptedEngine
-) -> None:
-    schema = {"enum": ["yes", "no"]}
-    options: dict[str, Any] = {"json_schema": schema, "thinks_first": True, "temperature": 1}
-    options |= {"seed": 4, "max_tokens": 40, "thinking_budget": 9}
-    engine.tree = shape
-    result = engine.generate(ASKED, speculate=shape is not None, **options)
-    end = engine.tokenizer.get_vocab()["</think>"]
-    assert result.tokens.index(end) == 9
-    assert json.loads(engine.tokenizer.decode(result.tokens[10:-1])) in ("yes", "no")
-    assert result.finish_reason == "stop"
+@pytest.fixture(scope="module")
+def thought(engine: ScriptedEngine) -> Any:
+    """An answer of plain decoding that is made to end its thought."""
     engine.tree = None
-    plain = engine.generate(ASKED, speculate=False, **options)
-    assert result.tokens == plain.tokens
-    assert shape is None or result.stats.drafted > 0
+    return engine.generate(ASKED, speculate=False, **FORCED)
+
+
+def test_an_answer_stops_thinking_and_answers(thought: Any, engine: ScriptedEngine) -> None:
+    end = engine.tokenizer.get_vocab()["</think>"]
+    assert thought.tokens.index(end) == FORCED["thinking_budget"]
+    assert json.loads(engine.tokenizer.decode(thought.tokens[10:-1])) in ("yes", "no")
+    assert thought.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("shape", [TreeShape(4, 1, 4), TreeShape(3, 3, 8)])
+def test_so_it_does_with_drafts(shape: TreeShape, thought: Any, engine: ScriptedEngine) -> None:
+    engine.tree = shape
+    drafted = engine.generate(ASKED, **FORCED)
+    assert (drafted.tokens, drafted.finish_reason) == (thought.tokens, "stop")
+    assert drafted.stats.drafted > 0
 
 
 def test_a_model_whose_thoughts_cannot_be_told_is_refused_by_name() -> None:

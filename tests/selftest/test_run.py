@@ -112,13 +112,14 @@ def test_a_target_that_chooses_otherwise_in_trees_is_a_bug(
     assert any("differs from plain decoding's by more than a near-tie" in f for f in found.faults)
 
 
-def test_without_a_head_there_is_nothing_to_test(demo: Any) -> None:
+@pytest.mark.usefixtures("small_toy_pair")
+def test_without_a_head_there_is_nothing_to_test() -> None:
     engine = mlx_eagle.load(head="none")
     with pytest.raises(EagleError, match="nothing to test without a head"):
         run_selftest(engine, [], lambda *_: None)
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("quick", "small_toy_pair")
 def test_the_command_writes_both_files_and_a_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -19,7 +20,9 @@ from mlx_eagle.server.app import Server, Settings
 from mlx_eagle.server.events import CallPart, Reading, Said, Thought
 from mlx_eagle.server.outbox import MANY, Outbox
 from mlx_eagle.server.waiting import FairQueue
-from served import Served, chunks, in_process, on_socket
+from mlx_eagle.session import prefix_files
+from mlx_eagle.tree import TreeShape
+from served import Served, chunks, close_files, in_process, on_socket
 
 CHAT = "/v1/chat/completions"
 LONG: Any = {"messages": [{"role": "user", "content": "Tell all."}], "max_tokens": 1500}
@@ -93,6 +96,42 @@ def test_too_many_are_refused_as_clients_of_each_api_try_again(
     assert refused.status_code == status
     assert 1 <= int(refused.headers["retry-after"]) <= 60
     assert [answer.status_code for answer in answers] == [200] * 3
+
+
+def test_of_many_at_once_those_that_may_wait_are_answered(served: Served) -> None:
+    held = Held(served)
+
+    async def main() -> list[httpx2.Response]:
+        async with in_process(served.server(Settings(queue=4))) as client:
+            tasks = [asyncio.create_task(client.post(CHAT, json=SHORT)) for _ in range(20)]
+            while sum(task.done() for task in tasks) < 15:
+                await asyncio.sleep(0.01)
+            held.go.set()
+            return await asyncio.gather(*tasks)
+
+    answers = asyncio.run(main())
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert len(refused) == 15
+    assert all(1 <= int(answer.headers["retry-after"]) <= 60 for answer in refused)
+    assert [a.status_code for a in answers if a not in refused] == [200] * 5
+
+
+def test_a_client_that_was_refused_asks_again_when_it_was_told_to(served: Served) -> None:
+    held, server = Held(served), served.server(Settings(queue=0))
+    server.desk._seconds = 0.1
+    with on_socket(server) as port:
+        url = f"http://127.0.0.1:{port}/v1"
+        first = openai.OpenAI(api_key="x", base_url=url, max_retries=0)
+        ask = threading.Thread(target=lambda: first.chat.completions.create(model="m", **SHORT))
+        ask.start()
+        assert held.is_held.wait(10)
+        with pytest.raises(openai.RateLimitError):
+            first.chat.completions.create(model="m", **SHORT)
+        threading.Timer(0.2, held.go.set).start()
+        again = openai.OpenAI(api_key="x", base_url=url, max_retries=1)
+        done = again.chat.completions.create(model="m", **SHORT)
+        ask.join(10)
+    assert done.choices[0].finish_reason == "length"
 
 
 def test_clients_get_their_turn_one_after_another(served: Served) -> None:
@@ -204,13 +243,15 @@ def test_a_client_that_goes_while_it_waits_is_counted_as_one_that_went(served: S
 
 
 def test_a_client_that_reads_nothing_holds_up_nobody(served: Served) -> None:
+    from openai import OpenAI  # it takes long, and every process of a run reads this file
+
     with on_socket(served.server()) as port:
         body = httpx2.Request("POST", "http://x", json=MIDDLE | {"stream": True}).content
         head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         head += f"Content-Length: {len(body)}\r\n\r\n"
         with socket.create_connection(("127.0.0.1", port)) as silent:
             silent.sendall(head.encode() + body)
-            api = openai.OpenAI(api_key="x", base_url=f"http://127.0.0.1:{port}/v1", max_retries=0)
+            api = OpenAI(api_key="x", base_url=f"http://127.0.0.1:{port}/v1", max_retries=0)
             done = api.chat.completions.create(model="m", **SHORT)
     assert done.choices[0].finish_reason == "length"
 
@@ -315,9 +356,16 @@ def test_a_stream_shows_that_it_lives_until_the_first_token(path: str, served: S
     assert sum(mark < before for mark in marks) > 3
 
 
-def test_nothing_that_was_said_is_in_counts_or_log(
-    served: Served, caplog: pytest.LogCaptureFixture
+def test_nothing_that_was_said_is_in_counts_log_or_names_of_files(
+    served: Served,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("MLX_EAGLE_CACHE", str(tmp_path))
+    monkeypatch.setattr(prefix_files, "BLOCK", 4)
+    served.engine.tree = TreeShape.chain(1)
+    served.worker.call(served.engine.keep_prefixes, 1 << 30, 1 << 30)
     canary = "canarywordthatisnowhereelse"
     served.engine.write(f"answer {canary}")
     asked: Any = {"messages": [{"role": "user", "content": canary}], "max_tokens": 60}
@@ -340,3 +388,6 @@ def test_nothing_that_was_said_is_in_counts_or_log(
     assert re.search(r"mlx_eagle_active_memory_bytes [\d.e+]+\n", metrics)
     assert canary not in metrics
     assert canary not in caplog.text
+    close_files(served.engine)
+    files = [str(path) for path in tmp_path.rglob("*.safetensors")]
+    assert files and canary not in "".join(files)

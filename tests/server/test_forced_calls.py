@@ -5,6 +5,7 @@ import random
 from typing import Any
 
 import jsonschema
+import pytest
 
 from mlx_eagle.tree import TreeShape
 from served import Served
@@ -103,6 +104,7 @@ def test_a_tool_whose_schema_cannot_be_followed_is_refused_if_it_is_strict(
     assert "schema of a tool" in refused.json()["error"]["message"]
 
 
+@pytest.mark.broad
 def test_every_turn_of_an_agent_reads_only_what_is_new(served: Served) -> None:
     """A call is rendered from the history as it was generated, token by token."""
     served.worker.call(lambda: served.engine.keep_prefixes(1 << 30))

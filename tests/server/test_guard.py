@@ -117,7 +117,36 @@ def test_sizes_are_limited_by_what_is_said_and_what_comes() -> None:
     ],
 )
 def test_a_key_is_asked_for_where_there_is_one(header: str, value: str, status: int) -> None:
-    rules = RULES._replace(key="secret", open_paths=frozenset({"/health"}))
+    rules = RULES._replace(keys=("secret",), open_paths=frozenset({"/health"}))
     headers = [("host", "localhost"), (header, value)]
     assert call(rules, "GET", headers, "/v1/models")[0] == status
     assert call(rules, "GET", headers[:1], "/health")[0] == 200
+    several = rules._replace(keys=("first", "secret", "last"))
+    assert call(several, "GET", headers, "/v1/models")[0] == status
+
+
+def test_a_listed_page_may_read_what_it_is_refused() -> None:
+    rules = RULES._replace(keys=("secret",))
+    headers = [("host", "localhost"), ("origin", "app://obsidian.md")]
+    status, found, _ = call(rules, "GET", headers)
+    assert (status, found["access-control-allow-origin"]) == (401, "app://obsidian.md")
+    assert found["request-id"] == found["x-request-id"]
+
+
+def test_what_no_part_of_the_server_caught_is_an_error_and_no_text(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sent, noted = list[Any](), list[int]()
+
+    async def fail(*_: Any) -> Any:
+        raise RuntimeError("words of a prompt")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    guard = Guard(fail, RULES, lambda scope, status, seconds: noted.append(status))
+    scope: Any = {"type": "http", "method": "GET", "path": "/v1/models"}
+    asyncio.run(guard(scope | {"headers": [(b"host", b"localhost")]}, fail, send))
+    assert (sent[0]["status"], noted) == (500, [500])
+    assert "words of" not in caplog.text + str(sent)
+    assert "RuntimeError" in caplog.text

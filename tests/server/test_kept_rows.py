@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from cases import broad
+from mlx_eagle.server.app import Settings
+from mlx_eagle.server.guard import Rules
 from mlx_eagle.session import prefix_files
-from served import Served, in_process
+from served import Served, close_files, in_process
 
 CHAT = "/v1/chat/completions"
 WORDS = ["map", "zip", "filter", "deque", "Counter", "join", "split", "sorted", "range", "dict"]
@@ -34,26 +36,18 @@ class Talks:
         self.open(budget)
         for _ in range(n_steps):
             if self._rng.random() < 0.15:
-                self.close()
+                close_files(self._served.engine)
                 self.open(budget)
             asyncio.run(self._step())
             kept = self._served.engine.prefix_cache
             self._served.worker.call(int)  # rows are kept once an answer is sent
             assert kept is not None
             assert kept.nbytes <= budget
-        self.close()
+        close_files(self._served.engine)
 
     def open(self, budget: int) -> None:
         """Begin as a process does."""
         self._served.worker.call(self._served.engine.keep_prefixes, budget, 1 << 30)
-
-    def close(self) -> None:
-        """Let go of the files, as the end of a process does."""
-        kept = self._served.engine.prefix_cache
-        assert kept is not None
-        assert kept.files is not None
-        assert kept.files._lock is not None
-        kept.files._lock.close()
 
     async def _step(self) -> None:
         """Ask something in a conversation, or in one that leaves it halfway."""
@@ -83,6 +77,25 @@ class Talks:
         result = self._served.worker.call(engine.generate, options.pop("messages"), **options)
         engine.prefix_cache = kept
         return str(result.text)
+
+
+@pytest.mark.parametrize("keys", [("one",), ("one", "two")])
+def test_who_has_another_key_finds_no_rows_of_others(keys: tuple[str, ...], served: Served) -> None:
+    served.worker.call(served.engine.keep_prefixes, 1 << 30)
+    body = {"messages": [{"role": "user", "content": "What does zip do? " * 5}], "max_tokens": 2}
+
+    async def use(client: Any) -> list[int]:
+        found = []
+        for key in (keys[0], keys[-1], keys[0], keys[-1]):
+            answer = await client.post(CHAT, json=body, headers={"x-api-key": key})
+            served.worker.call(int)
+            found.append(answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+        return found
+
+    found = served.run(use, Settings(rules=Rules(keys=keys)))
+    n_empty = len(keys)
+    assert found[:n_empty] == [0] * n_empty
+    assert all(n > 20 for n in found[n_empty:])
 
 
 @pytest.mark.parametrize("n", [1, broad(60)])

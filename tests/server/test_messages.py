@@ -1,8 +1,10 @@
-"""`messages` and `count_tokens`, driven by the anthropic package."""
+"""`messages` and `count_tokens`, driven by the anthropic package.
+
+It is imported in the tests, for it takes long, and every process of a run reads this file.
+"""
 
 from typing import Any
 
-import anthropic
 import httpx2
 import pytest
 
@@ -27,9 +29,10 @@ ANSWER = (
 
 def claude(served: Served, use: Any, **options: Any) -> Any:
     """Return what `use` makes of the package's client."""
+    from anthropic import AsyncAnthropic
 
     async def run(client: httpx2.AsyncClient) -> Any:
-        api = anthropic.AsyncAnthropic(
+        api = AsyncAnthropic(
             api_key="x", base_url="http://localhost:8080", http_client=client, max_retries=0
         )
         return await use(api)
@@ -104,9 +107,11 @@ def test_a_stop_string_is_named(served: Served) -> None:
 def test_a_prompt_that_is_too_long_is_refused_in_the_words_that_clients_know(
     served: Served,
 ) -> None:
+    from anthropic import BadRequestError
+
     async def use(api: Any) -> Any:
         long: Any = [{"role": "user", "content": "zip " * 3000}]
-        with pytest.raises(anthropic.BadRequestError) as caught:
+        with pytest.raises(BadRequestError) as caught:
             await api.messages.create(model="m", max_tokens=9, messages=long)
         n_tokens = (await api.messages.count_tokens(model="m", messages=long)).input_tokens
         return caught.value.body, n_tokens

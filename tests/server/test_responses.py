@@ -1,11 +1,14 @@
-"""`responses`, driven by the openai package and by what Codex sends."""
+"""`responses`, driven by the openai package and by what Codex sends.
+
+The package is imported in the test, for it takes long, and every process of a run reads this file.
+"""
 
 from typing import Any
 
 import httpx2
-import openai
 import pytest
 
+from mlx_eagle.server.app import Settings
 from served import Served, chunks
 
 ANSWER = (
@@ -42,10 +45,12 @@ def without_repeats(kinds: list[str]) -> list[str]:
 
 
 def test_items_come_in_the_order_that_the_package_accepts(served: Served) -> None:
+    from openai import AsyncOpenAI
+
     served.engine.write(ANSWER)
 
     async def use(client: httpx2.AsyncClient) -> Any:
-        api = openai.AsyncOpenAI(
+        api = AsyncOpenAI(
             api_key="x", base_url="http://localhost:8080/v1", http_client=client, max_retries=0
         )
         asked: Any = {"model": "m", "input": "What does zip do?", "tools": [TOOL]}
@@ -124,7 +129,14 @@ def test_what_needs_a_memory_is_refused(name: str, served: Served) -> None:
 
 def test_a_stream_whose_prompt_is_too_long_fails_as_codex_knows_it(served: Served) -> None:
     body = {"input": "zip " * 3000, "stream": True}
-    events = chunks(served.ask("/v1/responses", body))
+
+    async def use(client: httpx2.AsyncClient) -> Any:
+        answer = await client.post("/v1/responses", json=body)
+        return answer, (await client.get("/metrics")).text
+
+    answer, metrics = served.run(use, Settings())
+    assert 'mlx_eagle_cancelled_total{why="too_long"} 1.0' in metrics
+    events = chunks(answer)
     kinds = [event["type"] for event in events]
     assert kinds == ["response.created", "response.in_progress", "response.failed"]
     assert events[-1]["response"]["error"]["code"] == "context_length_exceeded"

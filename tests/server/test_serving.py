@@ -16,19 +16,27 @@ from mlx_eagle.errors import EagleError
 from mlx_eagle.server.app import OPEN_PATHS, Settings
 from mlx_eagle.server.guard import Rules
 from mlx_eagle.server.serving import bind, run
+from mlx_eagle.session import prefix_files
 from mlx_eagle.tree import TreeShape
-from served import Served, chunks
+from served import Served, chunks, close_files
 
 CHAT = "/v1/chat/completions"
 PAGE = Path(mlx_eagle.__file__).parent / "server" / "page"
 
 
-def test_a_signal_during_a_stream_ends_it_with_an_error_and_the_server(served: Served) -> None:
+def test_a_signal_during_a_stream_ends_it_with_an_error_and_the_server(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLX_EAGLE_CACHE", str(tmp_path))
+    monkeypatch.setattr(prefix_files, "BLOCK", 8)
+    served.engine.tree = TreeShape.chain(1)
+    served.worker.call(served.engine.keep_prefixes, 1 << 30, 1 << 30)
     server = served.server(Settings(grace=0.05))
     listening = bind("127.0.0.1", 0)
     port = listening.getsockname()[1]
     got: list[Any] = []
-    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1500, "stream": True}
+    asked = [{"role": "user", "content": "zip " * 60}]
+    body = {"messages": asked, "max_tokens": 1500, "stream": True}
 
     def use() -> None:
         url = f"http://127.0.0.1:{port}{CHAT}"
@@ -45,6 +53,9 @@ def test_a_signal_during_a_stream_ends_it_with_an_error_and_the_server(served: S
     assert data[-1] == "[DONE]"
     assert json.loads(data[-2])["error"]["code"] == "unavailable"
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    close_files(served.engine)
+    assert list(tmp_path.rglob("*.safetensors")), "rows are written before it ends"
+    assert not list(tmp_path.rglob("*.partial*"))
 
 
 def test_a_port_that_is_taken_is_one_error() -> None:
@@ -55,7 +66,7 @@ def test_a_port_that_is_taken_is_one_error() -> None:
 
 
 def test_the_page_comes_with_a_policy_and_names_no_other_host(served: Served) -> None:
-    rules = Rules(key="secret", open_paths=OPEN_PATHS)
+    rules = Rules(keys=("secret",), open_paths=OPEN_PATHS)
 
     async def use(client: httpx2.AsyncClient) -> Any:
         files = [await client.get(path) for path in ("/", "/page/app.js", "/page/style.css")]

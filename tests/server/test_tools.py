@@ -1,4 +1,7 @@
-"""Tools in `chat/completions`, driven by the openai package, and answers under a schema."""
+"""Tools in `chat/completions`, driven by the openai package, and answers under a schema.
+
+The package is imported in the test, for it takes long, and every process of a run reads this file.
+"""
 
 import inspect
 import json
@@ -6,7 +9,6 @@ from typing import Any
 
 import httpx2
 import jsonschema
-import openai
 import pytest
 from transformers import PreTrainedTokenizerBase
 
@@ -32,10 +34,12 @@ def ask(served: Served, **fields: Any) -> Any:
 
 
 def test_the_package_puts_two_streamed_calls_together(served: Served) -> None:
+    from openai import AsyncOpenAI
+
     served.engine.write(TWO_CALLS)
 
     async def use(client: httpx2.AsyncClient) -> Any:
-        api = openai.AsyncOpenAI(
+        api = AsyncOpenAI(
             api_key="x", base_url="http://localhost:8080/v1", http_client=client, max_retries=0
         )
         asked: Any = {"model": "m", "messages": ASKED, "tools": TOOLS}
@@ -107,6 +111,20 @@ def test_calls_and_results_of_earlier_turns_reach_the_template(served: Served) -
     assert ask(served, messages=history).json()["choices"][0]["message"]["content"] == "done"
     orphan = ask(served, messages=[ASKED[0], history[2]])
     assert orphan.status_code == 400
+
+
+def test_calls_that_no_template_could_write_are_refused(served: Served) -> None:
+    """Nested so deeply that writing them fails; half a character; and names that are choices."""
+    for text in ('{"w": ' * 980 + "1" + "}" * 980, '{"w": "\\ud800"}'):
+        call = {"id": "c", "type": "function", "function": {"name": "count", "arguments": text}}
+        history = [*ASKED, {"role": "assistant", "content": None, "tool_calls": [call]}]
+        refused = ask(served, messages=history)
+        assert refused.status_code == 400, refused.text
+    for name in ("auto", "none", "required"):
+        tools = [{"type": "function", "function": {"name": name}}]
+        choice = {"type": "function", "function": {"name": name}}
+        refused = ask(served, tools=tools, tool_choice=choice)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tool_choice")
 
 
 def test_an_answer_under_a_schema_fits_it_with_and_without_drafts(served: Served) -> None:

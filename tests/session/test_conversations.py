@@ -21,7 +21,7 @@ from mlx_eagle.worker import Worker
 from turning_pair import make_turning_engine
 
 TREE = TreeShape.chain(3)
-OPTIONS: dict[str, Any] = {"max_tokens": 16, "tree": TREE}
+OPTIONS: dict[str, Any] = {"max_tokens": 12, "tree": TREE}
 
 
 def said(stream: Any) -> str:
@@ -133,8 +133,8 @@ def test_a_second_turn_runs_only_new_tokens(
     demo: Engine, prompts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counted at the target: the second prefill runs the rows that the first turn lacks."""
-    session, shape = demo.session(), TreeShape(3, 3, 7)
-    first = list(session.ask(prompts[3], max_tokens=60, tree=shape))  # a short answer
+    session = demo.session()
+    first = list(session.ask(prompts[3], max_tokens=60, tree=TREE))  # a short answer
     assert first[-1].finish_reason == "stop"
     turn = first[-1].prompt_tokens + len(first)
     rows, extend = [], Target.extend
@@ -144,7 +144,7 @@ def test_a_second_turn_runs_only_new_tokens(
         return extend(self, tokens, cache)
 
     monkeypatch.setattr(Target, "extend", counted)
-    second = list(session.ask(prompts[2], max_tokens=20, tree=shape))
+    second = list(session.ask(prompts[2], **OPTIONS))
     stats = second[-1].stats
     assert stats.accepted > 0
     # At most the newest token of the first turn is run again, for the head; the last is the root.
@@ -277,7 +277,7 @@ def test_requests_that_are_abandoned_free_their_memory_at_once(
         for _ in range(2):
             for _ in engine.stream_generate(ids, max_tokens=9, tree=TREE):
                 break
-            for _ in engine.session().ask("why " * 40, max_tokens=9, tree=TREE):
+            for _ in engine.session().ask("why " * 20, max_tokens=9, tree=TREE):
                 break
         assert mx.get_active_memory() - before < 10**6
     finally:
@@ -350,7 +350,7 @@ def test_b7_logits_that_are_no_numbers_are_an_error_at_once(
 def test_b5_every_sampled_answer_has_a_seed_of_its_own_which_its_statistics_name(
     turning: Engine,
 ) -> None:
-    options: dict[str, Any] = {"temperature": 1.5, "max_tokens": 12, "tree": TREE}
+    options: dict[str, Any] = {"temperature": 1.5, "max_tokens": 8, "tree": TREE}
     answers = [turning.generate("def f", **options) for _ in range(4)]
     assert len({tuple(answer.tokens) for answer in answers}) > 1
     seeds = [answer.stats.seed for answer in answers]

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from cases import broad
 from doubles import HEADS
 from mlx_eagle.calibration.planners import Calibration, Planners
 from mlx_eagle.engine import Engine
@@ -38,8 +39,10 @@ def asked(turning: Engine, prompts: list[str]) -> dict[str, Any]:
     return {"prompt": ids, "max_tokens": 32, "ignore_eos": True, "logit_bias": bias}
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.7])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "temperature"),
+    [("ngram", 0.7), ("head+ngram", 0.0), broad("ngram", 0.0), broad("head+ngram", 0.7)],
+)
 def test_the_text_is_that_of_plain_decoding_and_what_repeats_is_accepted(
     kind: str, temperature: float, turning: Engine, asked: dict[str, Any]
 ) -> None:

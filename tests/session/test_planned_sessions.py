@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cases import rotated
 from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.calibration.planners import Calibration, Planners
 from mlx_eagle.engine import Engine
@@ -49,8 +50,7 @@ def plain_tokens(turning: Any, prompts: list[str]) -> Callable[[int, float], lis
     return generate
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize("name", MACHINES)
+@pytest.mark.parametrize(("name", "temperature"), list(rotated(MACHINES, [0.0, 0.8])))
 def test_what_is_planned_does_not_show_in_the_text(
     name: str,
     temperature: float,
@@ -112,10 +112,10 @@ def test_settings_may_change_from_turn_to_turn(
     ]
     for index, options in enumerate(changes):
         before = list(session.messages)
-        found = [r.token for r in session.ask(questions[index], max_tokens=10, **options)]
+        found = [r.token for r in session.ask(questions[index], max_tokens=7, **options)]
         plain = {k: v for k, v in options.items() if k != "tree"} | {"speculate": False}
         messages = [*before, {"role": "user", "content": questions[index]}]
-        assert found == turning.generate(messages, max_tokens=10, **plain).tokens
+        assert found == turning.generate(messages, max_tokens=7, **plain).tokens
 
 
 def test_planners_of_a_target_that_verifies_chains_plan_chains() -> None:

@@ -9,10 +9,16 @@ import mlx.core as mx
 import pytest
 
 from mlx_eagle.cache.options import KVOptions
-from mlx_eagle.engine import Engine
+from mlx_eagle.engine import Engine, EngineInfo
+from mlx_eagle.hub.packaged import DEMO
 from mlx_eagle.session import prefix_cache, prefix_files
 from mlx_eagle.session.prefix_cache import PrefixCache
 from mlx_eagle.session.prefix_files import PrefixFiles, clear_folder, list_folder, prefix_folder
+from mlx_eagle.speculation import ON
+from mlx_eagle.target.target import Target
+from mlx_eagle.target.tokenizer import read_tokenizer
+from recurrent_pair import make_recurrent_pair
+from served import close_files
 from turning_pair import make_turning_engine
 
 N_TOKENS = 6
@@ -34,15 +40,8 @@ def engine(plain: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setattr(prefix_files, "MOST_BLOCKS", 3)
     yield plain
     if plain.prefix_cache is not None:
-        close(plain)
+        close_files(plain)
     plain.prefix_cache = None
-
-
-def close(engine: Engine) -> None:
-    """Let go of the files, as the end of a process does."""
-    kept = engine.prefix_cache
-    if kept is not None and kept.files is not None and kept.files._lock is not None:
-        kept.files._lock.close()
 
 
 def draw(seed: int, n: int) -> list[int]:
@@ -86,7 +85,7 @@ def test_rows_are_the_same_whatever_was_asked_before(engine: Engine, is_quick: b
     engine.prefix_cache = PrefixCache(3 * size, engine.prefix_cache.files)
     texts = [draw(0, 150)]
     tiers = set()
-    for turn in range(8 if is_quick else 500):
+    for turn in range(6 if is_quick else 500):
         base = rng.choice(texts)
         ids = [*base[: rng.choice([len(base), len(base) // 2, 40])], *draw(turn, rng.randrange(30))]
         options = {"speculate": rng.random() < 0.8, "seed": turn, "temperature": rng.choice([0, 1])}
@@ -107,7 +106,7 @@ def written(engine: Engine) -> list[int]:
     ids = draw(5, 120)
     engine.keep_prefixes(0, 1 << 30)
     ask(engine, ids)
-    close(engine)
+    close_files(engine)
     assert len(list(prefix_folder().glob("*/*/*.safetensors"))) == 3
     return ids
 
@@ -170,10 +169,10 @@ def test_rows_of_other_caches_and_salts_are_not_found(engine: Engine, written: l
     other = engine.with_kv(KVOptions(8, 32))
     other.keep_prefixes(0, 1 << 30)
     assert ask(other, written).stats.cached_tokens == 0
-    close(other)
+    close_files(other)
     engine.keep_prefixes(0, 1 << 30, salt="somebody else")
     assert ask(engine, written).stats.cached_tokens == 0
-    close(engine)
+    close_files(engine)
 
 
 def test_what_an_interrupted_run_left_is_removed_and_a_second_run_only_reads(
@@ -210,12 +209,66 @@ def test_files_stay_within_their_limit_and_can_be_cleared(engine: Engine) -> Non
     assert list_folder(prefix_folder()) == {}
 
 
+def test_what_others_go_on_from_is_removed_last_and_clearing_damages_nothing(
+    engine: Engine,
+) -> None:
+    engine.keep_prefixes(0, 1 << 30)
+    ids = draw(20, 120)
+    ask(engine, ids)
+    assert engine.prefix_cache is not None
+    files = engine.prefix_cache.files
+    assert files is not None
+    sizes = [size for size, _, _ in prefix_files._files(prefix_folder())]
+    assert len(sizes) == 3
+    files._max_bytes = sum(sizes) - 1
+    files._evict()
+    assert files.longest(ids) == 6 * BLOCK
+    engine.prefix_cache.clear()
+    assert (files.longest(ids), files.n_evicted, files.n_damaged) == (0, 1, 0)
+
+
+@pytest.mark.parametrize("tier", ["memory", "disk"])
+def test_rows_of_one_client_are_not_found_by_another(tier: str, engine: Engine) -> None:
+    engine.keep_prefixes(1 << 30 if tier == "memory" else 0, 0 if tier == "memory" else 1 << 30)
+    ids, found = draw(30, 100), []
+    for salt in ("", "a", "b", "a", "b", ""):
+        session = engine.session()
+        session.prefix.salt = salt
+        tokens = [r.token for r in session.stream_generate(ids, max_tokens=N_TOKENS)]
+        assert tokens == fresh(engine, ids)
+        assert engine.prefix_cache is not None
+        engine.prefix_cache.keep(session.prefix)
+        found.append(session.prefix.hit.tier)
+    assert found == ["", "", "", tier, tier, tier]
+
+
+def test_states_are_gone_back_to_at_the_ends_of_the_last_prompts() -> None:
+    """A branch goes on from the newest end of a prompt before it; one before both reads anew."""
+    tokenizer = read_tokenizer(DEMO / "target", None)
+    model, head = make_recurrent_pair(4096, list(range(500, 900)))
+    info = EngineInfo("states", "float32", "states", "float32", ON, "cpu", False)
+    engine = Engine(Target(model, taps=head.config.taps), tokenizer, head, info)
+    assert engine.target.chains_only
+    asked, session, ends = draw(40, 60), engine.session(), [60, 60 + N_TOKENS + 20]
+    asked += [r.token for r in session.stream_generate(asked, max_tokens=N_TOKENS)]
+    asked += draw(41, 20)
+    asked += [r.token for r in session.stream_generate(asked, max_tokens=N_TOKENS)]
+    for place, held in ((ends[1] + 2, ends[1]), (ends[0] + 2, ends[0]), (ends[0] - 10, 1)):
+        engine.keep_prefixes(1 << 30)
+        assert engine.prefix_cache is not None
+        engine.prefix_cache.keep(session.fork().prefix)
+        branch = [*asked[:place], *draw(50 + place, 10)]
+        again = engine.session()
+        tokens = [r.token for r in again.stream_generate(branch, max_tokens=N_TOKENS)]
+        assert (again.prefix.hit.rows, tokens) == (held - 1, fresh(engine, branch))
+
+
 def test_a_conversation_of_the_library_writes_its_rows_too(engine: Engine) -> None:
     engine.keep_prefixes(0, 1 << 30)
     session = engine.session("Be brief. " * 20)
     for _ in session.ask("What does zip do?", max_tokens=N_TOKENS):
         pass
-    close(engine)
+    close_files(engine)
     engine.keep_prefixes(0, 1 << 30)
     later = engine.session("Be brief. " * 20)
     last = list(later.ask("What does map do?", max_tokens=N_TOKENS))[-1]
@@ -230,7 +283,7 @@ def half(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     own = make_turning_engine()
     own.target.model.set_dtype(mx.float16)
     yield own
-    close(own)
+    close_files(own)
 
 
 def rows_of(engine: Engine, ids: list[int]) -> tuple[Any, dict[str, Any], int]:
@@ -256,11 +309,11 @@ def test_exact_rows_are_those_of_reading_anew_to_the_last_bit(half: Engine) -> N
     longer, branch = [*first, *tokens, *draw(9, 60)], [*first[:100], *draw(10, 40)]
     warm = {len(ids): rows_of(half, ids) for ids in (longer, branch)}
     assert (warm[len(longer)][2], warm[len(branch)][2]) == (128, 96)
-    close(half)
+    close_files(half)
     half.keep_prefixes(0, 1 << 30, exact=True)  # as after a restart
     again = rows_of(half, longer)
     assert again[2] == 192
-    close(half)
+    close_files(half)
     for ids in (longer, branch):
         half.keep_prefixes(1 << 30, exact=True)  # nothing is kept yet
         cold = rows_of(half, ids)

@@ -10,7 +10,6 @@ import pytest
 import mlx_eagle
 from command_line import run_here
 from mlx_eagle.cli.settings import with_recommended
-from mlx_eagle.hub.packaged import DEMO
 from mlx_eagle.session.options import GenerationOptions
 from mlx_eagle.session.recommended import read_recommended
 
@@ -49,8 +48,8 @@ def test_b6_what_a_person_has_decided_stays_and_the_next_model_has_its_own() -> 
 
 
 @pytest.fixture
-def target(tmp_path: Path) -> Path:
-    folder = Path(shutil.copytree(DEMO / "target", tmp_path / "target"))
+def target(turning_target: Path, tmp_path: Path) -> Path:
+    folder = Path(shutil.copytree(turning_target, tmp_path / "target"))
     (folder / "generation_config.json").write_text(json.dumps(QWEN))
     return folder
 

@@ -119,19 +119,19 @@ FAMILIES = json.loads((Path(__file__).parents[1] / "data" / "families.json").rea
 ]
 # How many scripts there are of each by default, and where more is asked for.
 N_SCRIPTS = {
-    ("llama", "head"): (5, 200),
-    ("gemma3_text", "head"): (4, 150),
-    ("qwen3_moe", "head"): (2, 50),
-    ("lfm2", "head"): (5, 60),
-    ("qwen3_next", "head"): (4, 40),
-    ("llama", "ngram"): (2, 100),
-    ("llama", "head+ngram"): (3, 100),
-    ("lfm2", "head+ngram"): (2, 60),
+    ("llama", "head"): (3, 200),
+    ("gemma3_text", "head"): (2, 150),
+    ("qwen3_moe", "head"): (1, 50),
+    ("lfm2", "head"): (3, 60),
+    ("qwen3_next", "head"): (1, 40),
+    ("llama", "ngram"): (1, 100),
+    ("llama", "head+ngram"): (2, 100),
+    ("lfm2", "head+ngram"): (1, 60),
 }
 # A target and what drafts for it: itself changed a little, a window of 8, a recurrent model; and
 # whether tokens are looked up beside it.
 DRAFTED = {
-    ("qwen3", "qwen3", "alone"): (2, 100),
+    ("qwen3", "qwen3", "alone"): (1, 100),
     ("qwen3", "qwen3", "+ngram"): (1, 100),
     ("llama", "gemma3_text", "alone"): (1, 60),
     ("llama", "lfm2", "alone"): (1, 60),

@@ -1,9 +1,10 @@
 """Rank 0 as a program that never stops decoding: what tests kill, stop and lead astray.
 
-`python leading.py FOLDER PATIENCE FAULT` loads a tiny target on two ranks, prints the process id of
-its follower and then a line for every token. The follower is `python leading.py --follow FAULT`: it
-writes its id to the file in LEADING_PID, and does wrong what FAULT says: "none", "skips" (a pass),
-"other tree" (runs fewer tokens), "lies" (about its rows), "old" (has another version).
+`python leading.py FOLDER PATIENCE FAULT PARALLEL` loads a tiny target on two ranks, prints the
+process id of its follower and then a line for every token. The follower is `python leading.py
+--follow FAULT`: it writes its id to the file in LEADING_PID, and does wrong what FAULT says:
+"none", "skips" (a pass), "other tree" (runs fewer tokens), "lies" (about its rows), "old" (has
+another version).
 """
 
 import json
@@ -53,7 +54,7 @@ def follow(fault: str) -> None:
     follower.start(make)
 
 
-def lead_on(folder: Path, patience: dict[str, float], fault: str) -> None:
+def lead_on(folder: Path, patience: dict[str, float], fault: str, parallel: str) -> None:
     """Be rank 0, and decode until something happens."""
     from mlx_eagle.cluster.hosts import loopback
     from mlx_eagle.cluster.launch import start_cluster
@@ -68,7 +69,7 @@ def lead_on(folder: Path, patience: dict[str, float], fault: str) -> None:
 
     command = (sys.executable, __file__, "--follow", fault)
     cluster = start_cluster(loopback(2), Patience(**patience), command)
-    target = lead(cluster, folder)
+    target = lead(cluster, folder, parallel=parallel)
     print("follower", Path(os.environ[PID]).read_text(), flush=True)
     decoder = Decoder(target, target.make_cache(), None, TokenSelector(SeededSampler()))
     for round_ in rounds(decoder, 5, FixedShape(PLAIN)):
@@ -80,9 +81,9 @@ def main() -> int:
     if sys.argv[1] == "--follow":
         follow(sys.argv[2])
         return 0
-    folder, patience, fault = sys.argv[1:]
+    folder, patience, fault, parallel = sys.argv[1:]
     try:
-        lead_on(Path(folder), json.loads(patience), fault)
+        lead_on(Path(folder), json.loads(patience), fault, parallel)
     except EagleError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1

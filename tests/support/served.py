@@ -11,10 +11,12 @@ from typing import Any
 
 import httpx2
 import mlx.core as mx
+import mlx.nn as nn
 import uvicorn
 
 from chat_templates import demo_tokenizer
 from mlx_eagle.engine import Engine, EngineInfo
+from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.server.app import Server, Settings
 from mlx_eagle.session.limits import Limits, bytes_per_row
 from mlx_eagle.session.prompt import Prompt, encode
@@ -49,6 +51,7 @@ m.content }}{% for c in m.tool_calls %}{% if m.content or not loop.first %}{{ '\
 {% if enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"""
 MARKS = ["<tool_call>", "</tool_call>"]
 CONTEXT = 2048
+MakePair = Callable[[int, list[int]], tuple[nn.Module, EagleHead]]
 
 
 class Forced:
@@ -101,9 +104,12 @@ class ScriptedEngine(Engine):
 
 
 def make_engine(
-    template: str = AGENT, context: int = CONTEXT, family: str | None = None
+    template: str = AGENT,
+    context: int = CONTEXT,
+    family: str | None = None,
+    make_pair: MakePair = make_turning_pair,
 ) -> ScriptedEngine:
-    """Return the small pair with a tokenizer that has marks of thoughts and calls."""
+    """Return a small pair with a tokenizer that has marks of thoughts and calls."""
     tokenizer = demo_tokenizer(template, family)
     inner = tokenizer._tokenizer
     inner.add_special_tokens(
@@ -111,11 +117,18 @@ def make_engine(
     )
     texts = [inner.decode([token]) for token in range(len(inner))]
     words = [token for token, text in enumerate(texts) if re.fullmatch(" [a-z]{2,}", text)]
-    model, head = make_turning_pair(len(inner), words)
+    model, head = make_pair(len(inner), words)
     target = Target(model, taps=head.config.taps)
     info = EngineInfo("maker/turning", "float32", "turning", "float32", ON, "cpu", False)
     limits = Limits(context, None, bytes_per_row(target))
     return ScriptedEngine(target, tokenizer, head, info, limits=limits)
+
+
+def close_files(engine: Engine) -> None:
+    """Let go of the rows on disk, as the end of a process does."""
+    kept = engine.prefix_cache
+    if kept is not None and kept.files is not None and kept.files._lock is not None:
+        kept.files._lock.close()
 
 
 class Served:
@@ -129,6 +142,11 @@ class Served:
     def usual(self) -> Server:
         """A server that most tests share: each copies a tokenizer, which takes a while."""
         return self.server()
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether the target has a row per token, and no states."""
+        return not self.engine.target.chains_only
 
     def server(self, settings: Settings | None = None) -> Server:
         return Server(self.engine, self.worker, settings or Settings())

@@ -1,6 +1,7 @@
 """Targets in folders, which followers read, and rank 0's side of them."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,19 @@ from mlx.utils import tree_flatten
 
 from mlx_eagle.cluster.cluster import Cluster
 from mlx_eagle.cluster.leader import LeadingTarget
+from mlx_eagle.load_options import TENSOR
 from mlx_eagle.target.self_check import check_tree_verification
 from tiny_models import ARCHITECTURES, SMALL, build_target
+
+KINDS = json.loads((Path(__file__).parents[1] / "data" / "families.json").read_text())
+FAMILIES: dict[str, dict[str, Any]] = {
+    name: config for kind in KINDS.values() for name, config in kind.items()
+} | {"llama": {}, "qwen3": {}}
+
+
+def architecture_of(family: str) -> str:
+    """Return what mlx-lm calls the model of a family of families.json."""
+    return re.sub(r".*\((\w+)\)", r"\1", family)
 
 
 def write_model(folder: Path, model: nn.Module, config: dict[str, Any]) -> Path:
@@ -35,9 +47,11 @@ def write_tiny(
     return write_model(folder, model, config), model
 
 
-def lead(cluster: Cluster, folder: Path, taps: tuple[int, ...] = ()) -> LeadingTarget:
+def lead(
+    cluster: Cluster, folder: Path, taps: tuple[int, ...] = (), parallel: str = TENSOR
+) -> LeadingTarget:
     """Load a target on all ranks and let them check it together."""
-    shard = cluster.load(folder, folder.name, "float32")
+    shard = cluster.load(folder, folder.name, "float32", parallel=parallel)
     target = LeadingTarget(cluster, shard, taps)
     check_tree_verification(target)
     return target

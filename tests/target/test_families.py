@@ -22,7 +22,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 
-from cases import broad
+from cases import broad, narrowed
 from doubles import Cycle, ScriptedDrafter, always_right, always_wrong
 from mlx_eagle.cache.recurrent import RecurrentCache
 from mlx_eagle.decoding.loop import rounds
@@ -41,6 +41,17 @@ from mlx_eagle.tree import TreeShape
 
 KINDS = json.loads((Path(__file__).parents[1] / "data" / "families.json").read_text())
 FAMILIES = {name: config for kind in KINDS.values() for name, config in kind.items()}
+# Two or three of every kind of state, of what breaks branches, of experts and of windows.
+FEW = {
+    *("mamba", "nemotron_h", "qwen3_5", "lfm2", "recurrent_gemma", "longcat_flash_ngram"),
+    *("longcat_flash", "minimax_m3_vl", "gpt2"),
+    "mixture of experts (qwen3_moe)",
+    "mixture of experts, latent attention (deepseek_v3)",
+    "sliding windows, attention sinks, experts (gpt_oss)",
+    "sliding windows (gemma3_text)",
+    "sliding windows, keys shared by layers (gemma4_text)",
+    "tied embeddings (llama)",
+}
 N_TOKENS, VOCABULARY = 20, 128
 PROMPT = [(37 * i + 11) % VOCABULARY for i in range(36)]
 CHAINS = [TreeShape.chain(n) for n in (1, 4, 2, 0, 0, 7, 3)]
@@ -107,11 +118,11 @@ def decode(target: Target, drafter: ScriptedDrafter, policy: Policy) -> tuple[li
 
 
 def pairs() -> Iterator[Any]:
-    """(family, drafter): every family with one drafter, the first of each kind with all three."""
+    """(family, drafter): few families with one drafter, the first of each kind with all three."""
     first = {next(iter(kind)) for kind in KINDS.values()}
     for family, name in product(FAMILIES, ("now and then right", "oracle", "always wrong")):
-        few = family in first or name == "now and then right"
-        yield (family, name) if few else broad(family, name)
+        is_few = family in first or (family in FEW and name == "now and then right")
+        yield (family, name) if is_few else broad(family, name)
 
 
 @pytest.mark.parametrize(("family", "name"), list(pairs()))
@@ -145,7 +156,7 @@ def test_a_planner_makes_chains_where_only_chains_are_verified(family: str, load
     assert all(round_.tree.is_chain for round_ in made) == target.chains_only
 
 
-@pytest.mark.parametrize("family", KINDS["recurrent"])
+@pytest.mark.parametrize("family", narrowed(KINDS["recurrent"], FEW))
 def test_a_state_that_does_not_go_back_is_noticed_at_load(
     family: str, loaded: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,7 +198,9 @@ def test_rejected_tokens_cost_no_further_forward(
     assert len(made) < 0.6 * N_TOKENS, "the drafter is right now and then"
 
 
-@pytest.mark.parametrize("family", ["qwen3_5", "falcon_h1", "lfm2_moe", "rwkv7"])
+@pytest.mark.parametrize(
+    "family", narrowed(["qwen3_5", "rwkv7", "falcon_h1", "lfm2_moe"], ["qwen3_5", "rwkv7"])
+)
 def test_quantized_targets_with_states_verify_chains(family: str, tiny_target: Build) -> None:
     model = awake(tiny_target(family, **FAMILIES[family]))
     nn.quantize(model, 32, 4, class_predicate=lambda _, m: can_quantize(m))

@@ -21,11 +21,11 @@ from tiny_models import build_target
 PROMPT = mx.array([3, 1, 4, 1, 5, 9, 2, 6], dtype=mx.int32)
 TREE = DraftTree.static(mx.array([7, 8, 9, 10, 11, 12], dtype=mx.int32), [0, 0, 0, 1, 1, 2])
 HEADS = Heads(4, 2, 64, "float16", 64**-0.5)
+SIZES = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "head_dim": 64}
 
 
-def model_in_16_bits(architecture: str = "llama", **changes: object) -> nn.Module:
-    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "head_dim": 64}
-    model = build_target(architecture, **{**sizes, **changes})
+def model_in_16_bits() -> nn.Module:
+    model = build_target("llama", **SIZES)
     model.set_dtype(mx.float16)
     nn.quantize(model, group_size=32, bits=4)
     return model
@@ -37,9 +37,7 @@ def in_float32(model: nn.Module) -> nn.Module:
     def widened(array: mx.array) -> mx.array:
         return array.astype(mx.float32) if array.dtype == mx.float16 else array
 
-    wide = build_target(
-        "llama", hidden_size=256, intermediate_size=512, num_hidden_layers=2, head_dim=64
-    )
+    wide = build_target("llama", **SIZES)
     nn.quantize(wide, group_size=32, bits=4)
     wide.update(tree_map(widened, model.parameters()))
     return wide
@@ -163,7 +161,7 @@ def test_a_twin_that_is_given_up_leaves_the_kernels_on(target: Target) -> None:
 def test_what_not_all_layers_took_is_dropped_after_the_verification(target: Target) -> None:
     target.few_rows.put_on(target.model, plan(target.model, range(2, 9)))
     attention = target.model.layers[0].self_attn
-    rows = mx.zeros((1, 4, 256), dtype=mx.float16)
+    rows = mx.zeros((1, 4, SIZES["hidden_size"]), dtype=mx.float16)
     with target.few_rows.verifying():
         attention.q_proj(rows)
         assert any(shared._left for shared in target.few_rows._shared)

@@ -160,7 +160,7 @@ def test_random_configurations_run_as_in_pytorch_or_are_refused(
     """The logits of 24 tokens; where the context is limited, of as many."""
     torch = pytest.importorskip("torch")
     n_equal, wrong = 0, []
-    for seed in range(30 if is_quick else 300):
+    for seed in range(20 if is_quick else 300):
         rng = random.Random(seed)
         family = rng.choice(list(FAMILIES))
         extra = {key: rng.choice(values) for key, values in FAMILIES[family].items()}
@@ -189,7 +189,7 @@ def test_random_configurations_run_as_in_pytorch_or_are_refused(
             wrong.append((seed, family, config, loaded.remarks))
         n_equal += 1
     assert wrong == [], "\n".join(map(str, wrong))
-    assert n_equal >= 15, "nearly everything was refused"
+    assert n_equal >= (10 if is_quick else 15), "nearly everything was refused"
 
 
 def test_layers_of_two_kinds_have_their_own_facts_and_sizes() -> None:

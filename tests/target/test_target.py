@@ -1,6 +1,7 @@
 """Trees against paths, on every architecture that speculation is claimed for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any
 
 import mlx.core as mx
@@ -10,6 +11,7 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import ChunkedKVCache, make_prompt_cache
 
+from cases import broad, rotated
 from mlx_eagle.errors import UnsupportedTargetError
 from mlx_eagle.target.positions import is_rope, rotates_rows_alike
 from mlx_eagle.target.self_check import check_tree_verification
@@ -35,6 +37,13 @@ PREFIX = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26, 43, 38, 32, 79, 50, 28,
 TOKENS = [71, 69, 39, 93, 75, 10, 58, 20, 97]
 PARENTS = [0, 0, 0, 1, 1, 2, 3, 3, 6]
 Build = Callable[..., nn.Module]
+
+
+def quantized() -> Iterator[Any]:
+    """(architecture, bits): all of both, by default one of each kind."""
+    few = {("llama", 4), ("gemma3_text", 8), ("qwen3_moe", 8), ("gpt_oss", 4)}
+    for case in product(ARCHITECTURES, (4, 8)):
+        yield case if case in few else broad(*case)
 
 
 def path_to(node: int) -> list[int]:
@@ -75,8 +84,7 @@ def test_tree_verification_equals_running_every_path_plainly(
     assert_tree_equals_paths(tiny_target(architecture), tolerance=2e-5)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("architecture", "bits"), list(quantized()))
 def test_tree_verification_equals_paths_on_quantized_targets(
     architecture: str, bits: int, tiny_target: Build
 ) -> None:
@@ -130,8 +138,7 @@ def test_taps_are_the_residual_stream_at_each_boundary(tiny_target: Build) -> No
         assert mx.allclose(tap, stream[boundary][0], atol=1e-5), f"boundary {boundary}"
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("architecture", "tied"), list(rotated(ARCHITECTURES, [False, True])))
 def test_the_last_tap_is_what_mlx_lms_inner_model_returns(
     architecture: str, tied: bool, tiny_target: Build
 ) -> None:

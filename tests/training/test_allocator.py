@@ -13,7 +13,7 @@ from mlx_eagle.training.allocator import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 mx.set_cache_limit(0)
-for _ in range(20):
+for _ in range(12):
     mx.eval(mx.zeros((16 << 20,)))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 """

@@ -27,6 +27,7 @@ from mlx_eagle.training.run.exchange_thread import ExchangeThread
 from mlx_eagle.training.run.heartbeat import Heartbeats, heartbeat
 
 PAUSE = 0.2  # seconds between two looks of one who waits
+LOOKS = 5  # until it counts as unknown who is lost
 SHOWN_AFTER = 5.0  # seconds in which a folder on the network must show what another has written
 KEPT = "what was saved stays, and the same command goes on"
 
@@ -39,10 +40,16 @@ class Processes:
 
     Args:
         group: as `mx.distributed.init` gives it; None for this process alone.
+        find_lost: tells why another one is of no more use, "" while all are; None where only
+            heartbeats tell.
     """
 
-    def __init__(self, group: mx.distributed.Group | None = None) -> None:
-        self._group = group
+    def __init__(
+        self,
+        group: mx.distributed.Group | None = None,
+        find_lost: Callable[[], str] | None = None,
+    ) -> None:
+        self._group, self._find_lost = group, find_lost
         self.rank = 0 if group is None else group.rank()
         self.size = 1 if group is None else group.size()
         self._may_meet = True  # whatever the others do next begins with a meeting
@@ -234,12 +241,24 @@ class Processes:
         except RuntimeError as error:
             if "connection" not in str(error) and "peer" not in str(error):
                 raise
-            raise EagleError(
-                f"the process of rank {self.rank} has lost another one, which was killed or cannot "
-                f"be reached ({one_line(error, 80)}); {KEPT}"
-            ) from error
+            raise EagleError(f"{self._loss(error)}; {KEPT}") from error
         self._may_meet = True
         return found
+
+    def _lost(self) -> str:
+        """Return why another process is of no more use, if that is known; "" otherwise."""
+        return self._find_lost() if self._find_lost else ""
+
+    def _loss(self, error: RuntimeError) -> str:
+        """Return which process MLX has lost, once that is known."""
+        for _ in range(LOOKS if self._find_lost else 0):
+            if found := self._lost():
+                return found
+            sleep(PAUSE)
+        return (
+            f"the process of rank {self.rank} has lost another one, which was killed or cannot be "
+            f"reached ({one_line(error, 80)})"
+        )
 
     def _wait(self, is_over: Callable[[], bool], pause: Callable[[float], object]) -> None:
         """Wait until something is over.
@@ -254,6 +273,8 @@ class Processes:
         beats = Heartbeats(self._files)
         while not is_over():
             pause(PAUSE)
+            if found := self._lost():
+                raise EagleError(f"{found}; {KEPT}")
             if not is_over() and (lost := beats.lost()):
                 raise EagleError(
                     f"the process of rank {self.rank} has lost that of rank "

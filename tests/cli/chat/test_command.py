@@ -1,8 +1,10 @@
-"""The chat on a pseudo-terminal, with a stub of an engine, which is slow on purpose."""
+"""The chat on a pseudo-terminal, with a stub of an engine, which waits for what the tests allow."""
 
 import contextlib
 import re
 import time
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 import pytest
 
@@ -10,11 +12,16 @@ from pseudo_terminal import Terminal
 
 STUB = """
 import fcntl, sys, termios, time, types
+from pathlib import Path
 from types import SimpleNamespace
 from mlx_eagle.answers.sections import Kind, Span
 
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C on this terminal reaches this process
-LOAD_SECONDS = float(sys.argv.pop())
+FOLDER = Path(sys.argv.pop())  # the files in it say what may go on
+
+def wait_for(name):
+    while not (FOLDER / name).exists():
+        time.sleep(0.01)
 
 class Session:
     system = None
@@ -24,11 +31,12 @@ class Session:
         return SimpleNamespace(max_context=2048)
     def cancel(self):
         self.is_cancelled = True
+        (FOLDER / "cancelled").touch()
     def ask(self, text, **options):
         self.messages.append(text)
         self.is_cancelled = False
         if text == "slow":  # to be read, which is not interrupted
-            time.sleep(1.2)
+            wait_for("read")
             print("the step is over")
             if self.is_cancelled:
                 return
@@ -44,7 +52,7 @@ class Session:
                 return
 
 def load(*args, **options):
-    time.sleep(LOAD_SECONDS)
+    wait_for("loaded")
     info = SimpleNamespace(
         target="toy", target_precision="8-bit", head="", head_precision="", speculation="on",
         device="CPU", hosts="", is_demo=True, remarks=(), recommended={},
@@ -64,8 +72,15 @@ main()
 """
 
 
-def test_ctrl_c_on_a_terminal_stops_the_answer_and_keeps_the_conversation() -> None:
-    with contextlib.closing(Terminal(STUB, "0")) as screen:
+def chat(folder: Path, *allowed: str) -> AbstractContextManager[Terminal]:
+    """Start the chat; what it waits for beyond what is allowed already are files in the folder."""
+    for name in allowed:
+        (folder / name).touch()
+    return contextlib.closing(Terminal(STUB, str(folder)))
+
+
+def test_ctrl_c_on_a_terminal_stops_the_answer_and_keeps_the_conversation(tmp_path: Path) -> None:
+    with chat(tmp_path, "loaded") as screen:
         screen.wait_for(">>>")
         screen.press("long\r")
         screen.wait_for("[1.20]")
@@ -80,9 +95,9 @@ def test_ctrl_c_on_a_terminal_stops_the_answer_and_keeps_the_conversation() -> N
 
 
 @pytest.mark.parametrize("n_times", [1, 2])
-def test_ctrl_c_while_the_prompt_is_read_stops_that(n_times: int) -> None:
+def test_ctrl_c_while_the_prompt_is_read_stops_that(n_times: int, tmp_path: Path) -> None:
     """The first one waits for the engine to end its step, the second one does not."""
-    with contextlib.closing(Terminal(STUB, "0")) as screen:
+    with chat(tmp_path, "loaded") as screen:
         screen.wait_for("toy · 8-bit")
         screen.wait_for(">>>")
         screen.press("slow\r")
@@ -90,17 +105,27 @@ def test_ctrl_c_while_the_prompt_is_read_stops_that(n_times: int) -> None:
         for _ in range(n_times):
             screen.press("\x03")
             time.sleep(0.1)
+        ends = time.monotonic() + 20
+        while not (tmp_path / "cancelled").exists() and time.monotonic() < ends:
+            time.sleep(0.01)
+        if n_times == 1:
+            (tmp_path / "read").touch()
         shown = screen.wait_for("stopped · no tokens")
         assert ("the step is over" in shown) == (n_times == 1)
+        (tmp_path / "read").touch()
         screen.wait_for(">>>")
         screen.press("short\r")
         screen.wait_for("[2.0]")
 
 
-def test_the_prompt_is_there_while_the_model_loads_and_a_message_waits_for_it() -> None:
-    with contextlib.closing(Terminal(STUB, "1.5")) as screen:
+def test_the_prompt_is_there_while_the_model_loads_and_a_message_waits_for_it(
+    tmp_path: Path,
+) -> None:
+    with chat(tmp_path) as screen:
         assert "toy" not in screen.wait_for(">>>") + screen.wait_for("loading the model")
         screen.press("short\r")
+        time.sleep(0.3)  # seconds, in which the message is taken from the keyboard
+        (tmp_path / "loaded").touch()
         screen.wait_for("toy · 8-bit")
         screen.wait_for("[1.0]")
         screen.wait_for(">>>")
@@ -108,25 +133,27 @@ def test_the_prompt_is_there_while_the_model_loads_and_a_message_waits_for_it() 
         assert screen.end() == 0
 
 
-def test_the_banner_appears_above_what_is_being_typed() -> None:
-    with contextlib.closing(Terminal(STUB, "1.5")) as screen:
+def test_the_banner_appears_above_what_is_being_typed(tmp_path: Path) -> None:
+    with chat(tmp_path) as screen:
         screen.wait_for(">>>")
         screen.press("sho")
+        screen.wait_for("sho")
+        (tmp_path / "loaded").touch()
         screen.wait_for("toy · 8-bit")
         screen.wait_for("sho")
         screen.press("rt\r")
         screen.wait_for("[1.0]")
 
 
-def test_leaving_does_not_wait_for_a_model_that_still_loads() -> None:
-    with contextlib.closing(Terminal(STUB, "60.0")) as screen:
+def test_leaving_does_not_wait_for_a_model_that_still_loads(tmp_path: Path) -> None:
+    with chat(tmp_path) as screen:
         screen.wait_for(">>>")
         screen.press("\x04")
-        assert screen.end() == 0, "it waits a third of the time that loading takes"
+        assert screen.end() == 0, "it would wait for ever"
 
 
-def test_ctrl_c_while_a_message_waits_for_the_model_returns_to_the_prompt() -> None:
-    with contextlib.closing(Terminal(STUB, "60.0")) as screen:
+def test_ctrl_c_while_a_message_waits_for_the_model_returns_to_the_prompt(tmp_path: Path) -> None:
+    with chat(tmp_path) as screen:
         screen.wait_for(">>>")
         screen.press("short\r")
         screen.wait_for("loading ")
@@ -138,10 +165,10 @@ def test_ctrl_c_while_a_message_waits_for_the_model_returns_to_the_prompt() -> N
         assert screen.end() == 0
 
 
-def test_no_color_means_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_color_means_no_color(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dim text and a moving cursor are no colours."""
     monkeypatch.setenv("NO_COLOR", "1")
-    with contextlib.closing(Terminal(STUB, "0")) as screen:
+    with chat(tmp_path, "loaded") as screen:
         shown = screen.wait_for("toy · 8-bit") + screen.wait_for(">>>")
         screen.press("\x04")
         screen.end()

@@ -1,6 +1,10 @@
-"""Every command of the chat on a pseudo-terminal, with the demo pair."""
+"""Every command of the chat on a pseudo-terminal, with the demo pair.
+
+By default a smaller pair stands in its place.
+"""
 
 import contextlib
+import json
 import re
 import subprocess
 import sys
@@ -14,18 +18,27 @@ from mlx_eagle.cli.chat.commands import COMMANDS
 from pseudo_terminal import Terminal
 
 CHAT = """
-import fcntl, sys, termios
+import fcntl, json, sys, termios
+from pathlib import Path
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 from mlx_eagle.cli import main
+from mlx_eagle.hub import packaged
+folders = {part: Path(folder) for part, folder in json.loads(sys.argv.pop()).items()}
+packaged.TOY_PAIR = packaged.TOY_PAIR._replace(**folders)
 main()
 """
 
 
 @pytest.fixture(scope="module")
-def screen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def screen(
+    tmp_path_factory: pytest.TempPathFactory, is_quick: bool, request: pytest.FixtureRequest
+) -> Iterator[Any]:
     """The chat with the demo pair; what is said to it in one test is known in the next."""
-    folder = tmp_path_factory.mktemp("chat")
-    arguments = ["chat", "--no-calibrate", "--max-tokens", "12"]
+    folder, places = tmp_path_factory.mktemp("chat"), {}
+    if is_quick:
+        target, head = request.getfixturevalue("turning_folders")
+        places = {"target": str(target), "head": str(head)}
+    arguments = ["chat", "--no-calibrate", "--max-tokens", "12", json.dumps(places)]
     with contextlib.closing(Terminal(CHAT, *arguments, cwd=folder)) as terminal:
         terminal.wait_for("toy: it knows", 60)
         terminal.wait_for(">>>")
@@ -104,7 +117,7 @@ def test_the_demo_pair_is_saved_loaded_and_copied(screen: Any) -> None:
     screen.expect("/system none", "system prompt: none")
     screen.expect("/copy", "there is no answer")
     screen.expect(QUESTION, " tokens/s")
-    assert re.search(r"copied with|\x1b]52;c;", screen.expect("/copy", "cop"))
+    assert re.search(r"copied with|\x1b]52;c;", screen.expect("/copy", "copie"))
     screen.expect("/save ./a chat.mlx", "saved 2 messages to a chat.mlx")
     screen.expect("/clear", "forgotten")
     screen.expect("/load nothing", "error: ")
@@ -193,6 +206,7 @@ def test_the_demo_pair_survives_pastes_and_bytes_that_are_no_text(screen: Any) -
     screen.expect("/context", "messages     0")
 
 
+@pytest.mark.broad  # tests/cli/test_main.py has it for commands without a model
 def test_what_a_reader_does_not_want_is_not_written() -> None:
     command = f"{sys.executable} -m mlx_eagle.cli chat --no-calibrate -n 12 -p zip | head -c 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)

@@ -207,10 +207,10 @@ def test_a_terminal_of_few_rows_has_few_rows_below_the_text() -> None:
     ]
 
 
-def test_what_is_below_never_touches_the_text() -> None:
+def test_what_is_below_never_touches_the_text(is_quick: bool) -> None:
     """Words of all lengths, so that rows are filled to the last column, in terminals of any."""
     chance = random.Random(3)
-    for _ in range(60):
+    for _ in range(20 if is_quick else 60):
         words = ["".join(chance.choices("ab \n", k=chance.randint(1, 9))) for _ in range(40)]
         terminal = Terminal(width := chance.randint(8, 30))
         pieces = [piece(word, tree=TREE if chance.random() < 0.4 else None) for word in words]

@@ -1,7 +1,7 @@
 """GGUF files made to harm: planted attacks are refused by name, mutants do no harm.
 
 Every mutant gives a typed error or a right load: no other exception, no work beyond two seconds, no
-large allocation. By default a few hundred, 10,000 with `--exactness broad`; MLX_EAGLE_MUTANTS sets
+large allocation. By default a hundred, 10,000 with `--exactness broad`; MLX_EAGLE_MUTANTS sets
 another number. Mutant `i` is the same in every run.
 """
 
@@ -214,7 +214,7 @@ def attempt(file: Path, out: Path) -> str:
 
 @pytest.fixture
 def n_mutants(is_quick: bool) -> int:
-    return int(os.environ.get("MLX_EAGLE_MUTANTS", 200 if is_quick else 10_000))
+    return int(os.environ.get("MLX_EAGLE_MUTANTS", 100 if is_quick else 10_000))
 
 
 @pytest.mark.usefixtures("bounded")

@@ -82,7 +82,7 @@ def test_in_16_bits_the_gradient_of_a_weight_does_not_lose_the_last_blocks(
     assert gradient.item() == 600
 
 
-VOCABULARY, LENGTH = 8192, 128
+VOCABULARY, LENGTH = 8192, 64
 
 
 @pytest.mark.parametrize("algorithm", ["eagle", "hass", "medusa"])

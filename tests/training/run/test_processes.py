@@ -22,8 +22,8 @@ FULL = "the disk is full"
 @pytest.mark.parametrize(
     ("rank", "update", "how", "others"),
     [
-        (0, 12, FULL, "EagleError: the process of rank 0 failed or was stopped, as it says itself"),
         (1, 4, "killed", "EagleError: the process of rank 0 has lost another one"),
+        broad(0, 12, FULL, "EagleError: the process of rank 0 failed or was stopped, as it says"),
         broad(1, 4, FULL, "EagleError: the process of rank 1 failed or was stopped"),
         broad(0, 4, "killed", "EagleError: the process of rank 1 has lost another one"),
     ],
