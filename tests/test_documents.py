@@ -181,10 +181,11 @@ def test_files_that_are_named_exist(document: Path) -> None:
         assert (ROOT / name).exists(), name
 
 
-def test_the_screen_of_chat_in_the_readme_shows_the_demo_pairs_answer(
+def test_the_screen_of_chat_shows_the_demo_pairs_answer(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    screen = (ROOT / "README.md").read_text().partition("```text\n")[2].partition("```")[0]
+    screens = re.findall(r"```text\n(.*?)```", (ROOT / "docs" / "chat.md").read_text(), re.S)
+    screen = next(screen for screen in screens if ">>> " in screen)
     question = next(line for line in screen.splitlines() if line.startswith(">>> "))
     assert run_command_line(["chat", "-m", "demo", "-p", question.removeprefix(">>> ")]) == 0
     assert capsys.readouterr().out.strip() in screen
