@@ -52,6 +52,8 @@ def launched_by_mlx(
             found.append((rank, dict(each.split("=", 1) for each in env), files))
         raise StartedError
 
+    # It hands on the size of a terminal, where there is one.
+    monkeypatch.setattr(theirs.shutil, "get_terminal_size", lambda unknown: unknown)
     monkeypatch.setattr(theirs, "_launch_with_io", start)
     monkeypatch.setattr(sys, "argv", ["mlx.launch", "--hostfile", str(hosts), "--", "true"])
     with pytest.raises(StartedError):
