@@ -53,7 +53,7 @@ def launched_by_mlx(
         raise StartedError
 
     # It hands on the size of a terminal, where there is one.
-    monkeypatch.setattr(theirs.shutil, "get_terminal_size", lambda unknown: unknown)
+    monkeypatch.setattr(theirs.shutil, "get_terminal_size", lambda size=(0, 0): size)
     monkeypatch.setattr(theirs, "_launch_with_io", start)
     monkeypatch.setattr(sys, "argv", ["mlx.launch", "--hostfile", str(hosts), "--", "true"])
     with pytest.raises(StartedError):
