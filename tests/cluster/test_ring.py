@@ -1,6 +1,7 @@
 """What MLX is told of the other hosts: the variables of `mlx.launch`, for the ring and JACCL."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,9 @@ def launched_by_mlx(
         raise StartedError
 
     # It hands on the size of a terminal, where there is one.
-    monkeypatch.setattr(theirs.shutil, "get_terminal_size", lambda size=(0, 0): size)
+    monkeypatch.setattr(
+        theirs.shutil, "get_terminal_size", lambda size=(0, 0): os.terminal_size(size)
+    )
     monkeypatch.setattr(theirs, "_launch_with_io", start)
     monkeypatch.setattr(sys, "argv", ["mlx.launch", "--hostfile", str(hosts), "--", "true"])
     with pytest.raises(StartedError):
