@@ -47,7 +47,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--exactness",
         choices=["quick", "broad", "full"],
         default="quick",
-        help="quick: every kind of promise, few cases of each (five minutes); broad: the large "
+        help="quick: every kind of promise, few cases of each (six minutes); broad: the large "
         "grids and many examples (hours); full: every prompt with every shape and drafter (a day)",
     )
 
