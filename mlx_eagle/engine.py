@@ -1,6 +1,6 @@
 """`Engine`: a target, perhaps with a head, ready to generate; `loading.py` makes one."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,14 @@ from weakref import WeakSet
 from mlx_eagle.answers.answer_format import read_format
 from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.calibration.kernels import Kernels
-from mlx_eagle.calibration.planners import Calibration, Planners, measure_costs
+from mlx_eagle.calibration.measure import Report
+from mlx_eagle.calibration.planners import (
+    AWAITED,
+    Calibration,
+    Planners,
+    find_costs,
+    measure_costs,
+)
 from mlx_eagle.calibration.store import Records
 from mlx_eagle.drafters.base import Drafter
 from mlx_eagle.drafters.make import make_drafter
@@ -177,36 +184,78 @@ class Engine:
         """The tokens as grammars see them."""
         return Vocabulary(self.tokenizer, self.target.n_logits)
 
-    def calibrate(self, report: Callable[[int, int], None] | None = None) -> Calibration:
+    def await_calibration(self) -> None:
+        """Let a CPU decode plainly until this machine is measured, unless that is on record.
+
+        The published costs, which a GPU drafts by meanwhile, say nothing of a CPU.
+        """
+        if self.head is not None and not self.planners.calibration.is_measured:
+            self._take_costs(AWAITED, self.planners.records)
+
+    def calibrate(self, report: Report | None = None) -> Calibration:
         """Measure anew what rounds cost on this machine, and keep it for later runs.
 
         Open conversations follow the new costs from their next answer on, also those of engines
         with other caches.
 
         Args:
-            report: called with (steps done, steps in all).
+            report: called with (steps done, steps in all), before every sample too; what it raises
+                ends the measurement and leaves the costs as they were.
 
         Raises:
             EagleError: if there is no head, so that nothing is drafted.
         """
+        head = self._required_head()
+        with self.turn.taken():
+            if self.kernels is not None:
+                self.kernels.try_out(to_stderr)
+            records = self._records()
+            drafter = make_drafter(head, self.target)
+            costs = measure_costs(self.target, drafter, records, report)
+            ranks = self._measure_ranks(records)
+        self._adopt(costs, records, ranks)
+        return costs
+
+    def catch_up(self, report: Report | None = None) -> Calibration:
+        """Do what `calibrate` does, as far as it is not on record, for an engine that put it off.
+
+        Args:
+            report: as for `calibrate`.
+
+        Raises:
+            EagleError: if there is no head, so that nothing is drafted.
+        """
+        head, known = self._required_head(), self.planners
+        with self.turn.taken():
+            if self.kernels is not None:
+                self.kernels.put_on(to_stderr, may_try=True)
+            records = self._records()
+            costs = find_costs(self.target, make_drafter(head, self.target), records, report)
+        self._adopt(costs, records, known.ranks)
+        return costs
+
+    def _required_head(self) -> AnyHead:
+        """Return the head; raises EagleError if there is none."""
         if self.head is None:
             raise EagleError(
                 f"there is nothing to calibrate: speculation is {self.info.speculation}"
             )
-        known, drafter = self.planners, make_drafter(self.head, self.target)
-        with self.turn.taken():
-            if self.kernels is not None:
-                self.kernels.try_out(to_stderr)
-            records = known.records
-            records = records.with_kernels(self.target.few_rows.identity) if records else None
-            costs = measure_costs(self.target, drafter, records, report)
-            ranks = self._measure_ranks(records)
+        return self.head
+
+    def _records(self) -> Records | None:
+        """Return what is on record of the pair with the kernels that run now."""
+        known = self.planners.records
+        return known.with_kernels(self.target.few_rows.identity) if known else None
+
+    def _adopt(
+        self, costs: Calibration, records: Records | None, ranks: list[list[float]] | None
+    ) -> None:
+        """Plan by what was found from now on, with other caches too."""
         self._take_costs(costs, records)
         for variant in self._variants.values():
             variant._take_costs(costs, variant.planners.records)
         for engine in (self, *self._variants.values()):
             engine.planners.ranks = ranks
-        return costs
 
     def _measure_ranks(self, records: Records | None) -> list[list[float]] | None:
         """Measure how often each rank of Medusa heads is right, and keep it for later runs."""

@@ -57,6 +57,11 @@ class Worker:
         """Whether anything runs or waits to run."""
         return self._newest is not None and not self._newest.done()
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether something waits to run: what runs meanwhile may want to give way."""
+        return not self._jobs.empty()
+
     def submit(self, function: Callable[P, T], *args: P.args, **options: P.kwargs) -> Future[T]:
         """Let the thread call a function when it is free; returns at once.
 

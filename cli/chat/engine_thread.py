@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 from mlx_eagle.cli.options import ModelSource
 from mlx_eagle.errors import EagleError
@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     from mlx_eagle.session.responses import GenerationResponse, Responses
     from mlx_eagle.session.session import Session, Usage
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 Load = Callable[[ModelSource, "Progress"], "Engine"]
+
+
+class _AwaitedError(Exception):
+    """Something waits, so that this machine is measured later."""
 
 
 class Loaded(NamedTuple):
@@ -52,12 +59,17 @@ class Conversation:
         self.spelling: dict[int, str] = {}
         self._load = load
         self._worker = Worker()
+        self._is_measuring = source.loading.calibrate
         self._begun = self._worker.submit(self._begin, source, system)
         self._worker.submit(self._read_ahead)
+        self._is_ready = self._worker.submit(self._catch_up)
         self._now: Loaded
 
     def _begin(self, source: ModelSource, system: str | None) -> None:
-        engine = self._load(source, self._note)
+        """Load; this machine is measured when there is nothing else to do."""
+        engine = self._load(source.with_loading(calibrate=False), self._note)
+        if self._is_measuring:
+            engine.await_calibration()
         self._now = Loaded(engine, engine.session(system))
 
     def _read_ahead(self) -> None:
@@ -65,6 +77,23 @@ class Conversation:
         if self._begun.exception() is None:
             with suppress(EagleError):  # the question will say it
                 self._now.session.read_ahead()
+
+    def _catch_up(self) -> None:
+        """Measure this machine, if that is still to be done and nothing is asked meanwhile."""
+        is_loaded = self._begun.exception() is None
+        if not (is_loaded and self._is_measuring and self._now.engine.head is not None):
+            return
+        self._is_measuring = False
+        try:
+            self._now.engine.catch_up(self._report)
+        except _AwaitedError:
+            self._is_measuring = True
+
+    def _report(self, done: int, total: int) -> None:
+        """Note how far measuring is, or end it where something waits."""
+        self._note("calibrate", done, total)
+        if self._worker.is_awaited:
+            raise _AwaitedError
 
     def _note(self, phase: str, done: int, total: int) -> None:
         """Note how far loading is; models are here, so what is fetched is not shown again."""
@@ -80,12 +109,16 @@ class Conversation:
 
     @property
     def is_loaded(self) -> bool:
-        """Whether the first loading is over, well or not."""
-        return self._begun.done()
+        """Whether the first loading is over, well or not, and this machine measured or asked."""
+        return self._is_ready.done()
+
+    def hurry(self) -> None:
+        """Ask for what is loaded, so that measuring this machine waits."""
+        self._worker.submit(lambda: None)
 
     def failure(self) -> BaseException | None:
-        """Return what loading raised, or None; only once it is over."""
-        return self._begun.exception()
+        """Return what loading raised, or None; waits until it is over."""
+        return self._begun.exception() or self._is_ready.exception()
 
     def wait(self) -> "EngineInfo":
         """Wait for the engine and return what is loaded; raises what its loading raised."""
@@ -99,7 +132,7 @@ class Conversation:
 
     def adopt(self, source: ModelSource, engine: "Engine") -> None:
         """Go on with another model; what was said stays, and is read anew. Frees the old one."""
-        self._worker.call(self._adopt, engine)
+        self._call(self._adopt, engine)
         self.source = source
         self.spelling = {}
 
@@ -143,26 +176,26 @@ class Conversation:
 
     def undo(self) -> dict[str, Any] | None:
         """Forget the last question and its answer; returns the question."""
-        return self._worker.call(self._now.session.undo)
+        return self._call(self._now.session.undo)
 
     def clear(self) -> None:
         """Forget the conversation; the system prompt stays."""
-        self._worker.call(self._now.session.clear)
+        self._call(self._now.session.clear)
 
     def save(self, path: Path) -> None:
         """Write the conversation to a file."""
-        self._worker.call(self._now.session.save, path)
+        self._call(self._now.session.save, path)
 
     def load(self, path: Path) -> None:
         """Go on with the conversation in a file."""
-        self._worker.call(self._load_session, path)
+        self._call(self._load_session, path)
 
     def _load_session(self, path: Path) -> None:
         self._now = self._now._replace(session=self._now.engine.load_session(path))
 
     def usage(self) -> "Usage":
         """Return what the conversation takes."""
-        return self._worker.call(self._now.session.usage)
+        return self._call(self._now.session.usage)
 
     def spell(self, token: int) -> str:
         """Return the text of a token that was in a tree."""
@@ -172,7 +205,16 @@ class Conversation:
         """Return an answer of the session as it comes."""
         self.wait()
         session, engine = self._now.session, self._now.engine
-        return self._worker.stream(lambda: self._spelled(start(session), engine), session.cancel)
+        stream = self._worker.stream(lambda: self._spelled(start(session), engine), session.cancel)
+        self._worker.submit(self._catch_up)
+        return stream
+
+    def _call(self, function: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+        """Return what a function returns on the engine's thread."""
+        try:
+            return self._worker.call(function, *args, **options)
+        finally:
+            self._worker.submit(self._catch_up)
 
     def _spelled(self, stream: "Responses", engine: "Engine") -> "Responses":
         """Pass an answer on; the tokens of its trees are spelled here, on the engine's thread."""

@@ -160,6 +160,7 @@ class Repl:
         if self._announced:
             return
         if not self.conversation.is_loaded:
+            self.conversation.hurry()
             self._show_loading(lambda: self.conversation.is_loaded)
         self._take_recommended()
         self.print(self.about())

@@ -38,7 +38,7 @@ WARM = 9  # tokens that are read first
 DEPTHS = (1, 2, 3, 4, 6, 8)
 GOOD = 0.85  # acceptance of every token, as the best heads have it where the text suits them
 USELESS = 4.0  # rows that cost so many times one row are not worth verifying
-MORE_ROWS = 4  # from here on, a number of rows that is useless ends the search on a CPU
+MORE_ROWS = 4  # beyond them a CPU is not asked on if none of so many, or the next one, may pay
 # Metal's fused attention takes so many products of rows and queries that share a key, up to eight
 # rows, and then as many rows as there are; between, attention works with 16-bit scores.
 FUSED, FUSED_AGAIN = 32, 9
@@ -55,26 +55,26 @@ def measure(target: Target, drafter: Drafter, report: Report | None = None) -> C
     Args:
         target: a target that verifies trees.
         drafter: a new drafter for it; it is left in no useful state.
-        report: called with (steps done, steps in all).
+        report: called with (steps done, steps in all), before every sample too, so that what it
+            raises ends the measurement soon.
     """
-    bench = _Bench(target, drafter)
-    steps = len(CONTEXTS) + 2
-    report = report or (lambda done, total: None)
-    report(0, steps)
+    steps = _Steps(report, len(CONTEXTS) + 2)
+    bench = _Bench(target, drafter, steps.remind)
+    steps(0)
     bench.warm_up()
     sync = median(_time_sync() for _ in range(20))
     tried = bench.useful_rows()
-    report(1, steps)
+    steps(1)
     if not comes_down_again():
         seconds = {n: (least,) for n, least in tried.items()}
         costs = Costs((bench.cache.rows,), seconds, seconds[1], bench.draft(1), sync)
         if _is_useless(costs, drafter.max_depth):
-            report(steps, steps)
+            steps(steps.total)
             return costs
     rows = sorted(tried)
     draft = bench.draft(rows[-1] - 1)
     sync = min([sync, *(high - low for low, high in pairwise((0.0, *draft)) if high > low)])
-    report(2, steps)
+    steps(2)
     verify: dict[int, list[float]] = {n: [] for n in rows}
     plain: list[float] = []
     for done, context in enumerate(CONTEXTS, start=3):
@@ -91,8 +91,8 @@ def measure(target: Target, drafter: Drafter, report: Report | None = None) -> C
         costs = replace(costs, build=build)
         if not comes_down_again() and _is_useless(costs, drafter.max_depth):
             break
-        report(done, steps)
-    report(steps, steps)
+        steps(done)
+    steps(steps.total)
     return costs
 
 
@@ -115,6 +115,12 @@ def comes_down_again() -> bool:
 def _is_useless(costs: Costs, max_depth: int) -> bool:
     """Say whether even a good head would not pay; on a CPU more context does not change that."""
     return LiveCosts(costs).best_chain(GOOD, costs.contexts[-1], max_depth)[0] < 1
+
+
+def _may_pay(seconds: Mapping[int, float]) -> bool:
+    """Say whether any of some numbers of rows would pay with a good head that costs nothing."""
+    tokens = {n: sum(GOOD**depth for depth in range(n)) for n in seconds}
+    return any(seconds[n] < tokens[n] * seconds[1] for n in seconds if n > 1)
 
 
 def _few(rows: Sequence[int]) -> list[int]:
@@ -168,6 +174,23 @@ def _time_sync() -> float:
     return time.perf_counter() - start
 
 
+class _Steps:
+    """The steps of a measurement, and who is told of them."""
+
+    def __init__(self, report: Report | None, total: int) -> None:
+        self._report, self.total = report or (lambda done, total: None), total
+        self.done = 0
+
+    def __call__(self, done: int) -> None:
+        """Report that so many steps are done."""
+        self.done = done
+        self.remind()
+
+    def remind(self) -> None:
+        """Report again what is done."""
+        self._report(self.done, self.total)
+
+
 class _Count:
     """A check that wants a given number of levels and chooses nothing."""
 
@@ -187,10 +210,13 @@ class _Count:
 class _Bench:
     """A target and a drafter at work on tokens without meaning."""
 
-    def __init__(self, target: Target, drafter: Drafter) -> None:
+    def __init__(
+        self, target: Target, drafter: Drafter, before: Callable[[], None] = lambda: None
+    ) -> None:
         cache = target.make_cache()
         assert isinstance(cache, TreeCache), "only a target that verifies trees is calibrated"
         self.target, self.drafter, self.cache = target, drafter, cache
+        self.before = before  # is called before every sample
         n_tokens = target.vocab_size or 1000
         # Spread over the vocabulary, so that the experts of a mixture are woken as by any text.
         self.ids = [(7919 * i + 11) % n_tokens for i in range(MAX_NODES)]
@@ -211,6 +237,7 @@ class _Bench:
 
     def plain(self) -> float:
         """Return the seconds of a token of plain decoding, as the loop does it."""
+        self.before()
         rows = self.cache.rows
         decoder = Decoder(self.target, self.cache, None, TokenSelector(SeededSampler()))
         stream = rounds(decoder, self.ids[0], FixedShape(PLAIN))
@@ -231,6 +258,8 @@ class _Bench:
         useful, tries = {1: min(self._verify(1) for _ in range(3))}, 4
         limit = USELESS * useful[1]
         for n in fused_rows(self.target.queries_per_key, is_metal=mx.metal.is_available())[1:]:
+            if n > MORE_ROWS and not comes_down_again() and not _may_pay(useful):
+                break
             seconds = next((s for _ in range(tries) if (s := self._verify(n)) <= limit), None)
             if seconds is not None:
                 useful[n] = seconds
@@ -273,6 +302,7 @@ class _Bench:
 
     def _verify(self, n: int) -> float:
         """Return the seconds of one verification that depends on the one before it."""
+        self.before()
         mx.eval(self.target_tokens)
         start = time.perf_counter()
         tokens = mx.array(self.ids[:n], dtype=mx.int32) + 0 * self.target_tokens[:1]
@@ -285,6 +315,7 @@ class _Bench:
 
     def _draft(self, depth: int, deepest: int) -> float:
         """Return the seconds to take in two tokens and draft `depth` levels, each one read back."""
+        self.before()
         rows = self.drafter.rows
         tokens, taps = self._two_tokens()
         start = time.perf_counter()
@@ -296,6 +327,7 @@ class _Bench:
 
     def _unchecked(self, depth: int) -> float:
         """Return the seconds to take in two tokens, draft a chain and verify it, unread."""
+        self.before()
         rows = self.drafter.rows
         tokens, taps = self._two_tokens()
         decoder = Decoder(self.target, self.cache, self.drafter, TokenSelector(SeededSampler()))

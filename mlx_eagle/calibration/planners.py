@@ -7,6 +7,8 @@ rule by which drafts are accepted.
 
 from typing import NamedTuple
 
+import mlx.core as mx
+
 from mlx_eagle.calibration.head_health import HeadWatch
 from mlx_eagle.calibration.measure import Report, measure
 from mlx_eagle.calibration.store import Records
@@ -27,22 +29,24 @@ LOOKUP = ", looked up"  # after either: of tokens that were looked up
 
 
 class Calibration(NamedTuple):
-    """Costs, and where they come from in words."""
+    """Costs, and where they come from in words; `is_awaited` if they will be measured soon."""
 
     costs: Costs
     source: str
     is_measured: bool
+    is_awaited: bool = False
 
 
 UNMEASURED = Calibration(
     Costs.published(), "published for an M4 Pro, not measured here", is_measured=False
 )
+AWAITED = UNMEASURED._replace(is_awaited=True)
 
 
 def find_costs(
     target: Target,
     drafter: Drafter,
-    records: Records,
+    records: Records | None,
     report: Report | None = None,
     *,
     may_measure: bool = True,
@@ -52,11 +56,11 @@ def find_costs(
     Args:
         target: the target that verifies.
         drafter: a new drafter for it.
-        records: of the pair on this machine.
+        records: of the pair on this machine; None: nothing is kept.
         report: called with (steps done, steps in all) if it is measured.
         may_measure: False takes published costs where none are on record.
     """
-    known = records.costs()
+    known = records.costs() if records else None
     if known is not None:
         costs, day = known
         return Calibration(costs, f"measured on {day}", is_measured=True)
@@ -156,6 +160,8 @@ class Planners:
 
     def outlook(self, context: int) -> Speculation:
         """Say whether any tree could pay with `context` cached tokens, were the head perfect."""
+        if self.calibration.is_awaited and mx.default_device() == mx.cpu:
+            return Speculation.off("this machine has not been measured yet, and soon will be")
         planner = self.planner(0.0)
         if planner.is_hopeless(context):
             return Speculation.off(planner.why_hopeless(context))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 from cases import rotated
@@ -145,3 +146,37 @@ def test_c4_what_was_calibrated_anew_holds_everywhere_at_once(
     assert speculation("rows free") == ["on"] * 4
     assert all(each.startswith("off: verifying") for each in speculation("rows dear"))
     assert speculation("rows free") == ["on"] * 4
+
+
+def test_a_calibration_that_is_put_off_is_caught_up_with(
+    turning: Any, prompts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until then a CPU does not draft; whoever cannot wait ends it and leaves all as it was."""
+    monkeypatch.setattr(mx, "default_device", lambda: mx.cpu)
+    own = Engine(turning.target, turning.tokenizer, turning.head, turning.info, Planners())
+    session = own.session()
+
+    def speculation() -> str:
+        return str(list(session.ask(prompts[1], max_tokens=4))[-1].stats.speculation)
+
+    own.await_calibration()
+    assert "not been measured yet" in own.info.speculation and own.info.speculation == speculation()
+    with pytest.raises(KeyboardInterrupt):
+        own.catch_up(interrupt_after(3))
+    assert "not been measured yet" in speculation()
+    costs = Calibration(MACHINES["rows free"], "made up", is_measured=True)
+    monkeypatch.setattr("mlx_eagle.calibration.planners.measure_costs", lambda *_: costs)
+    assert own.catch_up() is costs and own.info.speculation == speculation() == "on"
+    own.await_calibration()
+    assert own.info.speculation == "on", "it is measured"
+
+
+def interrupt_after(n_reports: int) -> Callable[[int, int], None]:
+    """Return a report of progress that interrupts its caller."""
+    reports = iter(range(n_reports))
+
+    def report(done: int, total: int) -> None:
+        if next(reports, None) is None:
+            raise KeyboardInterrupt
+
+    return report

@@ -57,7 +57,9 @@ def load(*args, **options):
         target="toy", target_precision="8-bit", head="", head_precision="", speculation="on",
         device="CPU", hosts="", is_demo=True, remarks=(), recommended={},
     )
-    return SimpleNamespace(info=info, session=Session)
+    return SimpleNamespace(
+        info=info, head=None, session=Session, await_calibration=lambda: None
+    )
 
 loading = types.ModuleType("mlx_eagle.loading")
 loading.load = load

@@ -1,6 +1,7 @@
 """A conversation on a thread of its own, with a session that is none."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -71,10 +72,22 @@ class Engine:
 
     def __init__(self, name: str) -> None:
         self.info = SimpleNamespace(target=name)
+        self.head, self.begun, self.is_measured = object(), 0, False
         self.tokenizer = SimpleNamespace(decode=lambda ids: f"<{ids[0]}>")
 
     def session(self, system: str | None) -> FakeSession:
         return FakeSession(system)
+
+    def await_calibration(self) -> None:
+        self.is_measured = False
+
+    def catch_up(self, report: Any) -> None:
+        """Measure for as long as nobody asks, twice; then at once."""
+        self.begun += 1
+        while self.begun <= 2 and self.info.target == "slow":
+            report(1, 4)
+            time.sleep(0.001)
+        self.is_measured = True
 
     def load_session(self, path: Path) -> FakeSession:
         session = FakeSession("of the file")
@@ -95,6 +108,14 @@ def conversation() -> Conversation:
     return Conversation(load, DEMO, "Be brief.")
 
 
+def until(is_true: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + 20
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def said(stream: Any) -> str:
     return "".join(piece.text for piece in stream)
 
@@ -111,6 +132,31 @@ def test_what_stands_before_the_first_question_is_read_while_that_is_typed(syste
     conversation = Conversation(load, DEMO, system)
     assert said(conversation.ask("hi")) == "".join(WORDS)
     assert conversation._now.session.is_read  # type: ignore[attr-defined]
+
+
+def test_a_question_does_not_wait_for_the_machine_to_be_measured() -> None:
+    conversation = Conversation(load, DEMO._replace(model="slow"))
+    conversation.wait()
+    engine: Any = conversation._now.engine
+    until(lambda: engine.begun == 1)
+    assert not conversation.is_loaded and not engine.is_measured
+    conversation.hurry()
+    until(lambda: conversation.is_loaded)
+    assert said(conversation.ask("hi")) == "".join(WORDS)
+    until(lambda: engine.begun == 2)
+    conversation.undo()  # commands do not wait either
+    until(lambda: not conversation.is_busy)
+    assert engine.begun == 3 and engine.is_measured
+    assert said(conversation.ask("hi")) == "".join(WORDS)
+    until(lambda: not conversation.is_busy)
+    assert engine.begun == 3, "it was measured again"
+
+
+def test_a_machine_that_is_not_to_be_measured_is_not() -> None:
+    conversation = Conversation(load, DEMO.with_loading(calibrate=False))
+    until(lambda: conversation.is_loaded)
+    engine: Any = conversation._now.engine
+    assert not engine.begun
 
 
 def test_what_loading_raised_is_raised_to_whoever_waits() -> None:
