@@ -2,7 +2,7 @@
 """A server asked what its own description allows and forbids, by schemathesis.
 
     pip install schemathesis
-    python benchmarks/server_fuzz.py [--model demo] [--seconds 900]
+    python benchmarks/server_fuzz.py [--model demo] [--head HEAD] [--seconds 900]
 
 Starts a server with a context of a few dozen tokens and a moment's time per answer, so that answers
 are short, and lets schemathesis make requests from `/openapi.json` until the time is over: valid
@@ -50,12 +50,14 @@ def main() -> None:
     """Parse the command line, ask, print the counts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="demo")
+    parser.add_argument("--head", help="the smaller both are, the more requests there are")
     parser.add_argument("--seconds", type=int, default=900)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         options = ["--model", args.model, "--no-calibrate", "--no-disk-cache"]
         options += ["--max-context", str(CONTEXT), "--max-seconds", str(LONGEST)]
+        options += ["--head", args.head] if args.head else []
         server = ServerProcess(Path(folder), *options)
         status = ask_all(server.url, args)
         counted = count(server.url)
