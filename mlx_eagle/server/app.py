@@ -152,14 +152,15 @@ class Server:
         self._thread = ThreadPoolExecutor(1, "mlx-eagle-prepare")
         self.model = served_model(engine, self._preparer, settings.name)
         self.meters = Meters(self._gauges())
-        self.app: App = Guard(self._routes(), settings.rules, self._note)
+        routes = self._routes()
+        self.app: App = Guard(routes, settings.rules, self._note, _posted(routes))
 
     async def stop(self) -> None:
         """Accept nothing more, and end what runs."""
         await self.desk.stop(self._settings.grace)
         self._thread.shutdown(wait=False)
 
-    def _routes(self) -> App:
+    def _routes(self) -> Starlette:
         """Return the application behind the guard."""
         get: dict[str, Any] = {
             "/health": self._health,
@@ -321,6 +322,12 @@ def guarded(
             return Refused(RefusalError(failed.kind, failed.message))
 
     return safe
+
+
+def _posted(app: Starlette) -> frozenset[str]:
+    """Return the paths to which something may be posted."""
+    routes = (route for route in app.routes if isinstance(route, Route))
+    return frozenset(route.path for route in routes if "POST" in (route.methods or ()))
 
 
 def served_model(engine: Engine, preparer: Preparer, name: str | None) -> ServedModel:

@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from mlx_eagle.server.delivery import Receive, Scope, Send, send_part, send_refusal, start_answer
@@ -61,10 +61,18 @@ class Guard:
         app: that answers the rest.
         rules: who may ask.
         done: told of every request that is over: its scope, the status and the seconds.
+        posted: paths to which something may be posted; bodies for others are not looked at, and
+            the application says that. None: all.
     """
 
-    def __init__(self, app: App, rules: Rules, done: Done | None = None) -> None:
-        self._app, self._rules, self._done = app, rules, done
+    def __init__(
+        self,
+        app: App,
+        rules: Rules,
+        done: Done | None = None,
+        posted: Collection[str] | None = None,
+    ) -> None:
+        self._app, self._rules, self._done, self._posted = app, rules, done, posted
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it on; tell that it is over."""
@@ -137,7 +145,7 @@ class Guard:
         is_preflight = scope["method"] == "OPTIONS"
         if self._rules.keys and not is_preflight and scope["path"] not in self._rules.open_paths:
             scope[SALT] = self._salt(self._checked_key(headers))
-        if scope["method"] == "POST":
+        if scope["method"] == "POST" and (self._posted is None or scope["path"] in self._posted):
             self._check_body(headers)
 
     def _check_page(self, scope: Scope, headers: Mapping[str, str]) -> None:

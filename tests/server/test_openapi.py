@@ -46,19 +46,21 @@ def test_every_path_is_described_and_there(served: Served) -> None:
         described = (await client.get("/openapi.json")).json()
         got = {path: await client.get(path) for path in GETS}
         wrong = await client.get("/v1/chat/completions")
+        unread = [await client.post(path, content=b"no JSON") for path in GETS]
         posted = {}
         for path, body in POSTS.items():
             assert "$ref" in json.dumps(described["paths"][path]), body
             posted[path] = (await client.post(path, json=fitting(path))).status_code
-        return described, got, posted, wrong
+        return described, got, posted, wrong, unread
 
-    described, got, posted, wrong = served.run(use)
+    described, got, posted, wrong, unread = served.run(use)
     assert set(described["paths"]) == {*GETS, *POSTS}
     for path, answer in got.items():
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith(GETS[path])
     assert set(posted.values()) == {200}
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+    assert {answer.status_code for answer in unread} == {405}
     for path in POSTS:
         content = described["paths"][path]["post"]["requestBody"]["content"]
         schema = content["application/json"]["schema"]
