@@ -22,7 +22,7 @@ from mlx_eagle.errors import ClusterError, UnsupportedTargetError
 from mlx_eagle.session.session import Session
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import DraftTree, TreeShape
-from pairs_on_hosts import PROMPT, SAMPLING, TREES, Pair
+from pairs_on_hosts import PROMPT, Pair
 from shards import lead, write_tiny
 from tiny_models import SMALL
 
@@ -51,22 +51,13 @@ def pair(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Pair:
 def test_tokens_are_those_of_one_process_and_of_plain_decoding(
     tree: str, sampling: str, pair: Pair, is_quick: bool
 ) -> None:
-    options = {"max_tokens": 8 if is_quick else 256, **SAMPLING[sampling]}
-    want = pair.alone.generate(PROMPT, **options, speculate=False)
-    got = pair.together.generate(PROMPT, **options, **TREES[tree])
-    assert got.tokens == want.tokens
-    if tree != "plain":
-        assert got.stats.accepted > 0, "nothing was accepted; the test shows little"
-        rounds = pair.alone.generate(PROMPT, **options, **TREES[tree]).stats.n_accepted_per_round
-        assert got.stats.n_accepted_per_round == rounds
+    pair.agree(tree, sampling, 8 if is_quick else 256)
 
 
 @pytest.mark.bitwise
 def test_a_prompt_read_in_pieces_leaves_no_rank_behind(pair: Pair) -> None:
     """Rank 0 needs no output of the last layer then, and must evaluate its sums all the same."""
-    options = {"max_tokens": 4, "prefill_step_size": 10}
-    want = pair.alone.generate(PROMPT, **options)
-    assert pair.together.generate(PROMPT, **options).tokens == want.tokens
+    pair.agree_on_pieces()
 
 
 @pytest.mark.bitwise

@@ -131,20 +131,12 @@ def pair(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Pair:
 def test_tokens_are_those_of_one_process_and_of_plain_decoding(
     tree: str, sampling: str, pair: Pair, is_quick: bool
 ) -> None:
-    options = {"max_tokens": 6 if is_quick else 64, **SAMPLING[sampling]}
-    plain = pair.together.generate(PROMPT, **options, speculate=False).tokens
-    want = pair.alone.generate(PROMPT, **options, **TREES[tree])
-    got = pair.together.generate(PROMPT, **options, **TREES[tree])
-    assert got.tokens == want.tokens == plain
-    assert got.stats.n_accepted_per_round == want.stats.n_accepted_per_round
-    assert tree == "plain" or got.stats.accepted > 0, "nothing was accepted; it shows little"
+    pair.agree(tree, sampling, 6 if is_quick else 256)
 
 
 @pytest.mark.bitwise
 def test_a_prompt_read_in_pieces_leaves_no_rank_behind(pair: Pair) -> None:
-    options = {"max_tokens": 4, "prefill_step_size": 10}
-    want = pair.alone.generate(PROMPT, **options)
-    assert pair.together.generate(PROMPT, **options).tokens == want.tokens
+    pair.agree_on_pieces()
 
 
 @pytest.mark.bitwise

@@ -59,6 +59,23 @@ class Pair:
         self.together = self.engine(self.target)
         self.alone = self.engine(self.alone.target)
 
+    def agree(self, tree: str, sampling: str, n_tokens: int) -> None:
+        """Compare what both decode with a tree of TREES, and what one process decodes plainly."""
+        options = {"max_tokens": n_tokens, **SAMPLING[sampling]}
+        plain = self.alone.generate(PROMPT, **options, speculate=False)
+        got = self.together.generate(PROMPT, **options, **TREES[tree])
+        assert got.tokens == plain.tokens
+        if tree != "plain":
+            assert got.stats.accepted > 0, "nothing was accepted; the test shows little"
+            drafted = self.alone.generate(PROMPT, **options, **TREES[tree])
+            assert got.stats.n_accepted_per_round == drafted.stats.n_accepted_per_round
+
+    def agree_on_pieces(self) -> None:
+        """Compare what both say to a prompt that is read in pieces."""
+        options = {"max_tokens": 4, "prefill_step_size": 10}
+        want = self.alone.generate(PROMPT, **options)
+        assert self.together.generate(PROMPT, **options).tokens == want.tokens
+
     def engine(self, target: Target) -> Engine:
         """Return an engine of the pair with this target, whose planner takes rows for free."""
         one, head = self.alone, self.alone.head

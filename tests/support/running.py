@@ -65,6 +65,15 @@ class Running:
         _, errors = self.process.communicate(timeout=90)
         return errors
 
+    def kill_follower(self, patience: float = SOON) -> str:
+        """Kill the follower; return what rank 0 has to say, which must end in time, with 1."""
+        self.tell_follower(signal.SIGKILL)
+        killed = time.monotonic()
+        errors = self.end()
+        assert time.monotonic() - killed < patience
+        assert self.process.returncode == 1
+        return errors
+
     def tell_follower(self, number: int) -> None:
         """Send the follower a signal; never to anybody else."""
         assert self.follower is not None, self.end()
