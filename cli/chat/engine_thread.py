@@ -83,6 +83,8 @@ class Conversation:
         is_loaded = self._begun.exception() is None
         if not (is_loaded and self._is_measuring and self._now.engine.head is not None):
             return
+        if self._worker.is_awaited:  # a trial of kernels could not be ended
+            return
         self._is_measuring = False
         try:
             self._now.engine.catch_up(self._report)
