@@ -212,10 +212,11 @@ class Answering:
         n_tokens = stats.prompt_tokens
         options = self._request.options
         planner = planners.planner(0.0 if options.is_greedy else 1.0, options.rule)
-        stats.planned = Planned(planners.calibration.source, planner.costs.plain(n_tokens))
         if prefix.outlook.is_on or prefix.judged_by is not planners:
             prefix.outlook, prefix.judged_by = planners.outlook(n_tokens), planners
         stats.status = prefix.outlook
+        if prefix.outlook.is_on or not planners.calibration.is_awaited:  # else nothing is known
+            stats.planned = Planned(planners.calibration.source, planner.costs.plain(n_tokens))
         return planner if prefix.outlook.is_on else None
 
     def _conclude(self, policy: Policy | None) -> None:

@@ -157,7 +157,9 @@ def test_a_calibration_that_is_put_off_is_caught_up_with(
     session = own.session()
 
     def speculation() -> str:
-        return str(list(session.ask(prompts[1], max_tokens=4))[-1].stats.speculation)
+        stats = list(session.ask(prompts[1], max_tokens=4))[-1].stats
+        assert (stats.planned is None) == ("not been measured" in stats.speculation)
+        return str(stats.speculation)
 
     own.await_calibration()
     assert "not been measured yet" in own.info.speculation and own.info.speculation == speculation()
