@@ -26,6 +26,7 @@ from mlx_eagle.planner.policy import Plan, Policy, Review
 from mlx_eagle.tree import PLAIN
 
 FREED_EVERY = 256  # tokens, which is also how many rows a cache grows by
+INDEX_BYTES = 1 << 15  # by which caches grow unnoticed: the index of lookup, a few bytes a token
 UNREAD = -1  # stands for a token that is computed and not read yet
 
 IsEnd = Callable[[Sequence[int]], bool]
@@ -93,10 +94,12 @@ class Garbage:
     def collect(self, n_tokens: int, cache_bytes: int) -> None:
         """Give them back after a round that gave `n_tokens`, if it is time to."""
         self._n_tokens += n_tokens
-        if cache_bytes > self._cache_bytes or self._n_tokens >= FREED_EVERY:
+        has_grown = cache_bytes > self._cache_bytes + INDEX_BYTES
+        if has_grown or self._n_tokens >= FREED_EVERY:
             mx.clear_cache()
             self._n_tokens = 0
-        self._cache_bytes = max(self._cache_bytes, cache_bytes)
+        if has_grown:
+            self._cache_bytes = cache_bytes
 
 
 def _submit_ahead(

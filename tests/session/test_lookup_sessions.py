@@ -39,6 +39,15 @@ def asked(turning: Engine, prompts: list[str]) -> dict[str, Any]:
     return {"prompt": ids, "max_tokens": 32, "ignore_eos": True, "logit_bias": bias}
 
 
+def test_an_index_that_grows_does_not_cost_the_buffers_of_every_round(
+    turning: Engine, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back: list[int] = []
+    monkeypatch.setattr("mlx_eagle.decoding.loop.mx.clear_cache", lambda: given_back.append(1))
+    found = engine_of(turning, "ngram").generate(**asked, tree=TREES[0])
+    assert found.stats.rounds > 6 and len(given_back) <= 2
+
+
 @pytest.mark.parametrize(
     ("kind", "temperature"),
     [("ngram", 0.7), ("head+ngram", 0.0), broad("ngram", 0.0), broad("head+ngram", 0.7)],
