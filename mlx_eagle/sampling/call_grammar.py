@@ -77,8 +77,9 @@ def _keyed_rules(rule: str, function: Tool, layout: CallLayout) -> list[str]:
     one was.
     """
     schema = function.get("parameters") or ANY_ARGUMENTS
-    required = set(schema.get("required") or ())
-    properties: Mapping[str, Any] = schema.get("properties") or {}
+    required, properties = schema.get("required") or [], schema.get("properties") or {}
+    if not (isinstance(properties, Mapping) and isinstance(required, list)):
+        raise EagleError(f"{function['name']}: properties must be an object, required an array")
     rules = [f"{rule}: {_quote(str(function['name']))} {rule}_none0"]
     for place, (key, value) in enumerate(properties.items()):
         said = f"{_quote(key + layout.middle)} {_value(key, value, schema, layout)}"

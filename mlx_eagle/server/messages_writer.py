@@ -76,7 +76,7 @@ class MessagesWriter:
             case CallStart(_, call_id, name):
                 call = {"type": "tool_use", "id": tool_id(call_id), "name": name, "input": {}}
                 return self._begin(self._usage) + self._close() + self._block(call)
-            case CallPart(_, text) if text.strip() != "{}":
+            case CallPart(_, text):
                 return self._delta({"type": "input_json_delta", "partial_json": text})
             case CallEnd():
                 return self._close()

@@ -193,3 +193,12 @@ def test_an_argument_whose_type_bare_text_does_not_tell_is_refused_if_it_is_to_b
 def test_a_template_that_does_not_show_its_calls_forces_none() -> None:
     template = keyed_template("qwen3_coder").replace("c.function.arguments", "{}")
     assert read_format(demo_tokenizer(template, "qwen3_coder")).call_layout is None
+
+
+@pytest.mark.parametrize("schema", [{"properties": ["a"]}, {"required": "a"}], ids=str)
+def test_a_schema_that_is_none_is_refused_by_the_name_of_its_tool(schema: dict[str, Any]) -> None:
+    layout = read_format(demo_tokenizer(keyed_template("glm47"), "glm47")).call_layout
+    assert layout is not None
+    tool = {"name": "f", "parameters": {"type": "object"} | schema}
+    with pytest.raises(EagleError, match="f: properties must be an object, required an array"):
+        keyed_grammar([tool], 1, layout)

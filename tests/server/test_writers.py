@@ -53,3 +53,12 @@ def test_a_call_that_was_not_completed_is_incomplete_whatever_follows() -> None:
     writer = ResponsesWriter(Asked(api="responses", prompt="x"), MODEL, 0)
     lines = b"".join(map(writer.write, [*half, CallPart(0, ": 1}"), CallEnd(0)]))
     assert events_of(lines)[-1]["item"]["status"] == "completed"
+
+
+def test_every_piece_of_a_calls_arguments_reaches_clients_of_messages() -> None:
+    for pieces in (['{"code": "d =', " {}", '\\n"}'], ['{"a": ', "{}", "}"], ["{}"]):
+        writer = MessagesWriter(Asked(api="messages", prompt="x"), MODEL, 0)
+        parts = [CallPart(0, piece) for piece in pieces]
+        written = [CallStart(0, "call_0", "edit"), *parts, CallEnd(0)]
+        sent = [e.get("delta", {}) for e in events_of(b"".join(map(writer.write, written)))]
+        assert "".join(d.get("partial_json", "") for d in sent) == "".join(pieces)
