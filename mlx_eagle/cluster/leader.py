@@ -104,6 +104,11 @@ class LeadingTarget(PartTarget):
         super().__init__(shard, taps)
         self.chains_only = self.chains_only or cluster.chains_only
 
+    @property
+    def lost(self) -> str:
+        """Why the followers are of no more use; "" while they are."""
+        return self.cluster.watch.lost
+
     @cached_property
     def unembed(self) -> Callable[[mx.array], mx.array]:
         """The output layer, see `Target.unembed`.

@@ -130,6 +130,11 @@ class Target:
         return rows
 
     @property
+    def lost(self) -> str:
+        """Why nothing can be computed any more; "" while it can. Other machines may be lost."""
+        return ""
+
+    @property
     def layers_before(self) -> int:
         """Layers that run before those of this model: on other machines, if there are any."""
         return 0
