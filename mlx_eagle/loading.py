@@ -23,7 +23,6 @@ from mlx_eagle.cluster.leader import LeadingTarget
 from mlx_eagle.cluster.shard import check_divisible
 from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.errors import EagleError
-from mlx_eagle.files.folders import cache_folder
 from mlx_eagle.heads.draft_model import DraftModel
 from mlx_eagle.heads.ngram import without_lookup
 from mlx_eagle.hub.download import Notify, Progress, fetch, to_stderr
@@ -35,7 +34,7 @@ from mlx_eagle.pairing import Company, Pair, pair_again, pair_up
 from mlx_eagle.session.limits import Limits, bytes_per_row, model_context_length
 from mlx_eagle.session.prompt import Template
 from mlx_eagle.session.recommended import read_recommended
-from mlx_eagle.session.rescue import write_conversations
+from mlx_eagle.session.rescue import rescue_folder, write_conversations
 from mlx_eagle.target.load import LoadedTarget, load_target, precision
 from mlx_eagle.target.target import Target
 from mlx_eagle.target.tokenizer import read_tokenizer
@@ -106,7 +105,7 @@ def load(
     engine.template = Template(chosen.template_args or {})
     _keep_prefixes(engine, chosen)
     if cluster := _cluster_of(pair.target):
-        folder = cache_folder() / "conversations"
+        folder = rescue_folder()
         cluster.watch.on_lost.append(
             lambda reason: write_conversations(engine.sessions, tokenizer, folder, reason)
         )

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from mlx_eagle.files.atomic import new_file
+from mlx_eagle.files.folders import cache_folder
 from mlx_eagle.session.session import Session
+
+
+def rescue_folder() -> Path:
+    """Return the folder of such conversations; it need not exist."""
+    return cache_folder() / "conversations"
 
 
 def write_conversations(
