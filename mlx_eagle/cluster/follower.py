@@ -22,7 +22,7 @@ import mlx.core as mx
 from mlx_eagle.cache.estimate import device_memory
 from mlx_eagle.cache.model_cache import TreeCache
 from mlx_eagle.cache.options import WHOLE, KVOptions
-from mlx_eagle.cluster.control import Channel
+from mlx_eagle.cluster.control import BEAT, SIGN_OF_LIFE, Channel
 from mlx_eagle.cluster.facts import fingerprint, versions
 from mlx_eagle.cluster.messages import (
     MAX_CACHES,
@@ -60,7 +60,9 @@ from mlx_eagle.target.self_check import check_tree_verification
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import DraftTree
 
-BEAT = 1.0  # seconds between two signs of life
+# Seconds without one of rank 0 after which there are none from here. It is stopped, as by Ctrl-Z,
+# and does not take them in: a connection that is full would count as lost.
+UNHEARD = 60.0
 JOIN_SECONDS = 60.0  # in which all ranks must have joined the ring
 REACH_SECONDS = 20.0  # in which rank 0 must be reached
 
@@ -78,6 +80,7 @@ class Follower:
         self, channel: Channel, rank: int, group: mx.distributed.Group | None = None
     ) -> None:
         self._channel, self._rank, self._group = channel, rank, group
+        self._heard = time.monotonic()  # when rank 0 was, last
         self._shard: Shard | None = None
         self._target: PartTarget | None = None
         self._tapped: dict[tuple[int, ...], Target] = {}  # twins of it, by what they hand out
@@ -234,14 +237,17 @@ class Follower:
     def _listen(self, waiting: "SimpleQueue[bytes]") -> None:
         """Pass on what rank 0 says; when it is gone, whatever is waited for will never come."""
         while (data := self._channel.receive()) is not None:
-            waiting.put(data)
+            self._heard = time.monotonic()
+            if data != SIGN_OF_LIFE:
+                waiting.put(data)
         os._exit(0)
 
     def _beat(self) -> None:
-        """Show that this process is there."""
+        """Show that this process is there, to a rank 0 that is there itself."""
         while True:
             time.sleep(BEAT)
-            self.report(Beat())
+            if time.monotonic() - self._heard < UNHEARD:
+                self.report(Beat())
 
 
 def _find(files: Compare) -> Path:

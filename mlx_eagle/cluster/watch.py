@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from typing import NamedTuple, TypeVar
 
-from mlx_eagle.cluster.control import Channel
+from mlx_eagle.cluster.control import BEAT, SIGN_OF_LIFE, Channel
 from mlx_eagle.cluster.messages import Beat, Done, Fault, Hello, Ready, Report, decode_report
 from mlx_eagle.errors import ClusterError
 
@@ -63,7 +63,8 @@ class Peer:
         self.lost, self.heard = "", time.monotonic()
         self._expected: dict[int, int] = {}  # rows after a pass that is not answered, by its number
         self._said: SimpleQueue[Report] = SimpleQueue()
-        threading.Thread(target=self._listen, daemon=True).start()
+        for work in (self._listen, self._beat):
+            threading.Thread(target=work, daemon=True).start()
 
     def __str__(self) -> str:
         return f"rank {self.rank} on {self.name}"
@@ -94,6 +95,15 @@ class Peer:
     def lose(self, reason: str) -> None:
         """Note why it is of no more use, if that is not known yet."""
         self.lost = self.lost or f"{self} {reason}"
+
+    def _beat(self) -> None:
+        """Show that this process is there and does not stand still, as long as that matters."""
+        while not self.lost:
+            try:
+                self.channel.send(SIGN_OF_LIFE)
+            except OSError:
+                return  # as `_listen` finds out
+            time.sleep(BEAT)
 
     def _listen(self) -> None:
         """Take in what it says, to its end."""
