@@ -19,7 +19,7 @@ from mlx_eagle.cluster.messages import Checkpoint, Drop, Fork, New, Pad, Run, Tr
 from mlx_eagle.cluster.part import PartTarget
 from mlx_eagle.cluster.ring import counted
 from mlx_eagle.cluster.shard import Shard
-from mlx_eagle.errors import UnsupportedTargetError
+from mlx_eagle.errors import ClusterError, UnsupportedTargetError
 from mlx_eagle.target.hooks import Undo
 from mlx_eagle.target.target import Target, Verified
 from mlx_eagle.tree import DraftTree
@@ -90,6 +90,8 @@ class LeadingTarget(PartTarget):
     Raises:
         UnsupportedTargetError: as `Target` does, and if a tap is where no whole stream is.
     """
+
+    foreign_errors = (ClusterError, RuntimeError)  # the latter as MLX loses a rank
 
     def __init__(
         self, cluster: Cluster, shard: Shard, taps: Sequence[int] = (), speculate: bool = True

@@ -67,3 +67,10 @@ def test_a_follower_of_another_version_is_refused(start: Start) -> None:
     running = start("old")
     assert "127.0.0.1 (rank 1) has mlx 0.1 (here: " in running.end()
     assert running.process.returncode == 1
+
+
+@pytest.mark.broad
+def test_a_follower_that_is_lost_while_the_target_is_tried_is_named(start: Start) -> None:
+    running = start("leaves")
+    assert "error: rank 1 on 127.0.0.1 has ended" in running.end()
+    assert running.process.returncode == 1
