@@ -93,6 +93,8 @@ def load(
         TypeError: if an option does not exist.
     """
     chosen = LoadOptions(**options)
+    if chosen.hosts == LAUNCHED:
+        lead_launched()  # before a download, for which the others would not wait
     found = find(model, head, progress, notify, chosen)
     pair, target, tokenizer = _read_pair(found, chosen, progress)
     info, limits = _describe(found, pair, target, chosen), _limits(pair, target, chosen)

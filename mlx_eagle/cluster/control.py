@@ -82,12 +82,26 @@ class Channel:
         with self._sending:
             self._socket.sendall(_LENGTH.pack(len(data)) + data)
 
-    def receive(self) -> bytes | None:
+    def receive(self, seconds: float | None = None) -> bytes | None:
         """Wait for a message and return it; None once the other end has closed, or is lost.
+
+        Args:
+            seconds: after which it counts as lost, as long as nobody sends at the same time; None
+                waits for ever.
 
         Raises:
             ClusterError: if a message is announced that is longer than is allowed.
         """
+        if seconds is None:
+            return self._message()
+        self._socket.settimeout(seconds)
+        try:
+            return self._message()
+        finally:
+            self._socket.settimeout(None)
+
+    def _message(self) -> bytes | None:
+        """Do what `receive` does, for as long as the socket waits."""
         header = self._read(_LENGTH.size)
         if header is None:
             return None
@@ -160,9 +174,10 @@ class Listener:
         return host, port
 
     def accept(self, seconds: float) -> Channel | None:
-        """Return the next connection that says the token; None if there is none in time.
+        """Return the next connection that says the token; None if none is made in time.
 
-        Others are closed without an answer.
+        It may take a while longer to say it, as the network is. Others are closed without an
+        answer.
         """
         ends = time.monotonic() + seconds
         while (left := ends - time.monotonic()) > 0:
@@ -171,7 +186,7 @@ class Listener:
                 connection, _ = self._socket.accept()
             except OSError:
                 return None
-            if self._knows_token(connection, min(left, TOKEN_SECONDS)):
+            if self._knows_token(connection, TOKEN_SECONDS):
                 connection.settimeout(None)
                 return Channel(connection)
             connection.close()

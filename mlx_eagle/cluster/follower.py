@@ -51,7 +51,7 @@ from mlx_eagle.cluster.messages import (
     encode_report,
 )
 from mlx_eagle.cluster.part import PartTarget
-from mlx_eagle.cluster.ring import join_hosts, seconds_per_sum
+from mlx_eagle.cluster.ring import JOIN_SECONDS, join_hosts, seconds_per_sum
 from mlx_eagle.cluster.shard import Shard, load_shard
 from mlx_eagle.errors import ClusterError, EagleError, UnsupportedTargetError
 from mlx_eagle.files.quoting import one_line
@@ -63,7 +63,6 @@ from mlx_eagle.tree import DraftTree
 # Seconds without one of rank 0 after which there are none from here. It is stopped, as by Ctrl-Z,
 # and does not take them in: a connection that is full would count as lost.
 UNHEARD = 60.0
-JOIN_SECONDS = 60.0  # in which all ranks must have joined the ring
 REACH_SECONDS = 20.0  # in which rank 0 must be reached
 
 

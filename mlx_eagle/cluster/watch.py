@@ -5,8 +5,7 @@ each follower, and one looks at the clock. What they find is raised where rank 0
 it is stuck in MLX, the process is ended, after those who want to save something were called.
 """
 
-import os
-import sys
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from queue import Empty, SimpleQueue
 from typing import NamedTuple, TypeVar
 
 from mlx_eagle.cluster.control import BEAT, SIGN_OF_LIFE, Channel
+from mlx_eagle.cluster.ending import end_now
 from mlx_eagle.cluster.messages import Beat, Done, Fault, Hello, Ready, Report, decode_report
 from mlx_eagle.errors import ClusterError
 
@@ -54,12 +54,15 @@ class Peer:
         memory: bytes that MLX may use there.
 
     Attributes:
+        process: id of the process of this machine that is the follower, or reaches it; None if it
+            was not started from here.
         lost: why it is of no more use; "" while it is.
         heard: moment in seconds of its last sign of life.
     """
 
     def __init__(self, name: str, rank: int, channel: Channel, memory: int) -> None:
         self.name, self.rank, self.channel, self.memory = name, rank, channel, memory
+        self.process: int | None = None
         self.lost, self.heard = "", time.monotonic()
         self._expected: dict[int, int] = {}  # rows after a pass that is not answered, by its number
         self._said: SimpleQueue[Report] = SimpleQueue()
@@ -69,13 +72,20 @@ class Peer:
     def __str__(self) -> str:
         return f"rank {self.rank} on {self.name}"
 
-    def answer(self, kind: type[_Report]) -> _Report:
+    def answer(self, kind: type[_Report], seconds: float = math.inf) -> _Report:
         """Wait for what it says next beside signs of life, which is to be of this kind.
+
+        Args:
+            kind: of the report.
+            seconds: until it counts as lost; for ever, where `Watch` looks at the clock.
 
         Raises:
             ClusterError: if it is lost, could not do it, or says something else.
         """
+        ends = time.monotonic() + seconds
         while True:
+            if time.monotonic() > ends:
+                self.lose(f"stands still or cannot be reached: no answer for {seconds:.0f} s")
             try:
                 said = self._said.get(timeout=PAUSE)
             except Empty:
@@ -127,6 +137,11 @@ class Peer:
                 self.lose(f"holds {said.rows} rows after a pass, rank 0 {rows}")
         elif not isinstance(said, Beat):
             self._said.put(said)
+
+
+def processes_of(peers: Sequence[Peer]) -> list[int]:
+    """Return the ids of those processes of this machine that are followers, or reach them."""
+    return [peer.process for peer in peers if peer.process is not None]
 
 
 class Watch:
@@ -257,6 +272,4 @@ class Watch:
         for call in self.on_lost:
             with suppress(Exception):  # the others must be called as well
                 call(reason)
-        with suppress(Exception):
-            print(f"error: {reason}; ending, because MLX waits for it", file=sys.stderr, flush=True)
-        os._exit(1)
+        end_now(f"{reason}; ending, because MLX waits for it", processes_of(self._peers))
