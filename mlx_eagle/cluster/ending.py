@@ -15,7 +15,7 @@ from mlx_eagle.files.quoting import one_line
 
 FAREWELL = r"""
 IFS= read -r _ || exit 0
-if [ -t 2 ]; then stty sane <&2; printf '\033[?25h\033[J\033[?2004l\n' >&2; fi
+if [ -t 1 ]; then stty sane <&1; printf '\033[?25h\033[J\033[?2004l\n'; fi
 printf 'error: %s\n' "$0" >&2
 [ $# -eq 0 ] || kill -KILL "$@" 2>/dev/null
 """  # the terminal: its modes, the cursor, nothing below the line, pastes as they are
@@ -54,6 +54,5 @@ def _farewell(reason: str, processes: Sequence[int]) -> "subprocess.Popen[bytes]
     return subprocess.Popen(
         ["/bin/sh", "-c", FAREWELL, *words],
         stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C does not reach it
     )

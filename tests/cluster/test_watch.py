@@ -116,6 +116,12 @@ def test_an_answer_that_never_comes_is_given_up_when_the_follower_ends(side: Sid
         side.peer.answer(Ready)
 
 
+def test_an_answer_that_never_comes_is_given_up_in_time(side: Side) -> None:
+    side.say(Beat())
+    with pytest.raises(ClusterError, match="rank 1 on studio-2 stands still .* no answer"):
+        side.peer.answer(Ready, 0.1)
+
+
 def test_silence_is_noticed_and_a_beat_is_none(side: Side) -> None:
     watch = watching(side, LONG._replace(silence=0.6))
     for _ in range(8):
