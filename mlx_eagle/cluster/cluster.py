@@ -239,7 +239,8 @@ class Cluster:
             return
         self._is_over.set()
         atexit.unregister(self.close)
-        self.watch.end()
+        if not self.watch.lost:  # else a thread may be stuck in MLX, which the end waits for
+            self.watch.end()
         for peer in self._peers:
             with suppress(OSError):
                 peer.channel.send(encode_orders([Stop()]))

@@ -1,4 +1,4 @@
-"""A process that waits in MLX, which nothing can interrupt, ends with one line and leaves nobody."""
+"""A process that waits in MLX, which nothing can interrupt, ends with one line and alone."""
 
 import os
 import pty
