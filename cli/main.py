@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import click
 
-from mlx_eagle.cluster.rank import launched_rank
 from mlx_eagle.errors import EagleError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -166,8 +165,11 @@ def _launched(args: list[str]) -> tuple[list[str], bool]:
     All of these have the same command line and a copy of stdin. Where models are divided, those
     above rank 0 follow, before they read or print anything, and rank 0 leads.
     """
-    rank = launched_rank()
-    if rank is None or not args or args[0] not in DIVIDED:
+    if not args or args[0] not in DIVIDED:
+        return args, False
+    from mlx_eagle.cluster.rank import launched_rank
+
+    if (rank := launched_rank()) is None:
         return args, False
     from mlx_eagle.cluster.launched import follow, lead_launched
     from mlx_eagle.load_options import LAUNCHED
