@@ -27,7 +27,7 @@ from mlx_eagle.errors import EagleError, UnsupportedTargetError
 from mlx_eagle.files.json_files import language_config, read_json
 from mlx_eagle.files.quoting import listed, one_line
 from mlx_eagle.load_options import PIPELINE, TENSOR
-from mlx_eagle.target.load import LoadedTarget, compute_type, load_network
+from mlx_eagle.target.load import LoadedTarget, load_network
 from mlx_eagle.target.target import output_layer
 
 # Sizes that are divided, by their names in config.json; those of inputs hold whole groups of
@@ -62,6 +62,20 @@ class Shard(NamedTuple):
     has_whole_output: bool
     nbytes: int
     stage: Stage | None = None
+
+
+class PeakMemory:
+    """The most bytes that MLX has in use from now on, beside what is in use now."""
+
+    def __init__(self) -> None:
+        mx.clear_cache()
+        self._before = mx.get_active_memory()
+        mx.reset_peak_memory()
+
+    @property
+    def nbytes(self) -> int:
+        """So far."""
+        return max(mx.get_peak_memory() - self._before, 0)
 
 
 def check_divisible(folder: Path, n_ranks: int, parallel: str = TENSOR) -> None:
@@ -134,7 +148,7 @@ def _undivided(config: dict[str, Any], n_ranks: int) -> list[str]:
 def load_shard(
     folder: Path,
     group: mx.distributed.Group,
-    dtype: str | None = None,
+    dtype: mx.Dtype | None = None,
     max_context: int | None = None,
     parallel: str = TENSOR,
 ) -> Shard:
@@ -146,7 +160,7 @@ def load_shard(
     Args:
         folder: the target, checked by `check_divisible`.
         group: of all ranks.
-        dtype: of `LoadOptions`.
+        dtype: in which all ranks compute; None keeps what is stored.
         max_context: tokens that a text may have, if the user says so.
         parallel: of `LoadOptions`.
 
@@ -161,9 +175,8 @@ def load_shard(
         raise UnsupportedTargetError(
             f"{folder} is not a target that mlx-lm can load ({one_line(error)})"
         ) from error
-    network, kind = loaded.network, compute_type(dtype)
-    if kind is not None:
-        network.set_dtype(kind)
+    if dtype is not None:
+        loaded.network.set_dtype(dtype)
     try:
         return (_staged if parallel == PIPELINE else _sharded)(loaded, group)
     except (AttributeError, ValueError, TypeError, AssertionError) as error:  # of mlx or mlx-lm

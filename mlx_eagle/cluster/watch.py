@@ -16,12 +16,14 @@ from typing import NamedTuple, TypeVar
 
 from mlx_eagle.cluster.control import Channel
 from mlx_eagle.cluster.messages import Beat, Done, Fault, Hello, Ready, Report, decode_report
-from mlx_eagle.errors import ClusterError
+from mlx_eagle.errors import ClusterError, UnsupportedTargetError
+from mlx_eagle.files.quoting import one_line
 
 _Report = TypeVar("_Report", Hello, Ready)
 
 PAUSE = 0.1  # seconds between two looks
 GRACE = 1.0  # seconds in which MLX mostly raises an error itself, once a rank is lost
+UNFINISHED = "what all hosts compute together was not run to its end here"
 SLOWER = 20.0  # times as long as the slowest pass so far, row by row, is too long
 
 
@@ -68,8 +70,14 @@ class Peer:
     def __str__(self) -> str:
         return f"rank {self.rank} on {self.name}"
 
-    def answer(self, kind: type[_Report]) -> _Report:
+    def answer(self, kind: type[_Report], order: int = 0) -> _Report:
         """Wait for what it says next beside signs of life, which is to be of this kind.
+
+        What answers an earlier order is passed over: whoever gave that did not wait for it.
+
+        Args:
+            kind: of the answer.
+            order: that is answered; 0 for one without a number.
 
         Raises:
             ClusterError: if it is lost, could not do it, or says something else.
@@ -81,7 +89,10 @@ class Peer:
                 if self.lost:
                     raise ClusterError(self.lost) from None
                 continue
-            if not isinstance(said, kind):
+            number = said.number if isinstance(said, Ready) else 0
+            if number < order:
+                continue
+            if not isinstance(said, kind) or number != order:
                 raise ClusterError(f"{self} said {said.kind}, which was not asked for")
             if isinstance(said, Ready) and said.fault:
                 raise ClusterError(f"{self}: {said.fault}")
@@ -147,19 +158,23 @@ class Watch:
 
     def fail(self, reason: str) -> None:
         """Note why the hosts are not in step any more, which cannot be mended."""
-        self._failure = self._failure or reason
+        self._failure = self.lost or reason
 
     @contextmanager
-    def decisive(self) -> Iterator[None]:
+    def decisive(self, what: str, *alike: type[BaseException]) -> Iterator[None]:
         """Let nothing be computed any more after what fails inside, Ctrl-C included.
 
-        The followers were told of a pass and wait for it, or what they have computed is wrong.
+        The followers were told of something and wait for it, or what they have computed is wrong.
+
+        Args:
+            what: has happened then, in words.
+            *alike: what is no failure, because all ranks find it alike, or that is found out later.
         """
         try:
             yield
         except BaseException as error:
-            if not isinstance(error, RuntimeError):  # of MLX: which host is lost is found out
-                self.fail(f"a pass was not run to its end here ({error or type(error).__name__})")
+            if not isinstance(error, alike):
+                self.fail(f"{what} ({one_line(error) or type(error).__name__})")
             raise
 
     def check(self) -> None:
@@ -175,18 +190,23 @@ class Watch:
     def waiting(self, n_rows: int = 0) -> Iterator[None]:
         """Wait for the others inside; what MLX raises for a lost rank is said in words.
 
+        Whatever fails inside is decisive: the others are elsewhere from then on. Only a target
+        that is refused by the self check is refused by all ranks alike.
+
         Args:
             n_rows: of the forward pass; 0 for anything else.
 
         Raises:
-            ClusterError: if a follower is lost.
+            ClusterError: if a follower is lost, or MLX fails here.
         """
         expected = SLOWER * self._per_row * n_rows
         known = max(expected, self._patience.least)
         self._limit = known if self._per_row and n_rows else self._patience.first
         self._since = start = time.monotonic()
+        alike = (RuntimeError,) if n_rows else (RuntimeError, UnsupportedTargetError)
         try:
-            yield
+            with self.decisive(UNFINISHED, *alike):
+                yield
         except RuntimeError as error:
             raise ClusterError(self._told(self._reason(error))) from error
         finally:
@@ -199,12 +219,13 @@ class Watch:
         self._is_over.set()
 
     def _reason(self, error: RuntimeError) -> str:
-        """Return which follower is lost, once that is known."""
+        """Return which follower is lost, once that is known; else MLX failed on this host."""
         for _ in range(round(GRACE / PAUSE)):
             if self.lost:
                 return self.lost
             time.sleep(PAUSE)
-        return f"a host is lost: {error}"
+        self.fail(f"{UNFINISHED} ({one_line(error)})")
+        return self.lost
 
     def _told(self, reason: str) -> str:
         return f"{reason}; what was said is kept here, but nothing more can be computed: start anew"
@@ -244,7 +265,7 @@ class Watch:
 
     def _give_up(self, reason: str) -> None:
         """End the process: MLX waits for ever, and its wait cannot be left."""
-        for call in self.on_lost:
+        for call in [*self.on_lost]:
             with suppress(Exception):  # the others must be called as well
                 call(reason)
         with suppress(Exception):

@@ -51,7 +51,7 @@ def lead(
     cluster: Cluster, folder: Path, taps: tuple[int, ...] = (), parallel: str = TENSOR
 ) -> LeadingTarget:
     """Load a target on all ranks and let them check it together."""
-    shard = cluster.load(folder, folder.name, "float32", parallel=parallel)
-    target = LeadingTarget(cluster, shard, taps)
+    divided = cluster.load(folder, folder.name, "float32", parallel=parallel)
+    target = LeadingTarget(cluster, divided, taps)
     check_tree_verification(target)
     return target
