@@ -69,6 +69,7 @@ class Cluster:
         peers: the followers, by rank.
         patience: when something is wrong.
         end: called at the end, to see that no process is left.
+        wiring: what joins them, as `Hosts.wiring` says it.
 
     Attributes:
         watch: looks whether the followers are there.
@@ -84,8 +85,10 @@ class Cluster:
         peers: Sequence[Peer],
         patience: Patience,
         end: Callable[[float], None],
+        wiring: str,
     ) -> None:
         self._group, self._peers, self._end_processes = group, list(peers), end
+        self._wiring = wiring
         self.watch = Watch(self._peers, patience)
         self.is_in_step = False
         self.rounds, self.prompts = Traffic(), Traffic()
@@ -122,7 +125,7 @@ class Cluster:
         Args:
             parallel: how the target is divided.
         """
-        link = ", ".join(self.names)
+        link = f"{self._wiring}: {', '.join(self.names)}"
         return {"ranks": str(self.size), "link": link, "parallel": parallel}
 
     def describe(self, parallel: str) -> str:

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import IO, NamedTuple
 
 import mlx.core as mx
@@ -110,7 +111,8 @@ def _start_all(hosts: Hosts, patience: Patience, follower: Sequence[str]) -> Clu
             peer.answer(Ready)
         failed.pop_all()
     followers = [peers[rank] for rank in sorted(peers)]
-    return Cluster(group, followers, patience, lambda seconds: _end(started, seconds))
+    end = partial(_end, started)
+    return Cluster(group, followers, patience, end, hosts.wiring)
 
 
 def how_to_join(hosts: Hosts) -> Join:

@@ -17,6 +17,7 @@ import mlx.core as mx
 from mlx_eagle.cluster.cluster import Cluster
 from mlx_eagle.cluster.control import Channel, Listener, new_token
 from mlx_eagle.cluster.follower import REACH_SECONDS, Follower
+from mlx_eagle.cluster.hosts import wiring
 from mlx_eagle.cluster.launch import LOOK, greet
 from mlx_eagle.cluster.watch import PATIENCE, Patience, Peer
 from mlx_eagle.errors import ClusterError
@@ -77,7 +78,8 @@ def lead_launched(patience: Patience = PATIENCE) -> Cluster:
             raise ClusterError("the other processes of mlx.launch have not connected in time")
     finally:
         listener.close()
-    return Cluster(group, [peers[rank] for rank in sorted(peers)], patience, lambda _: None)
+    followers = [peers[rank] for rank in sorted(peers)]
+    return Cluster(group, followers, patience, lambda _: None, _wiring())
 
 
 def _join() -> mx.distributed.Group:
@@ -103,10 +105,22 @@ def _summed(group: mx.distributed.Group, values: list[int]) -> list[int]:
 
 def _own_address() -> str:
     """Return rank 0's address in the ring; loopback where another backend tells none."""
+    ring = _ring()
+    return ring[0][0] if ring and ring[0] else "127.0.0.1"
+
+
+def _wiring() -> str:
+    """Return what joins the processes, see `Hosts.wiring`; another backend's cables are unknown."""
+    ring = _ring()
+    return wiring(ring) if ring else "mlx.launch"
+
+
+def _ring() -> list[list[str]]:
+    """Return every rank's addresses in the ring; nothing where another backend tells none."""
     file = os.environ.get(RING_FILE, "")
     try:
         with open(file, "rb") as stream:
             ring = parse_json(stream.read(1 << 20))
-        return str(ring[0][0]).rpartition(":")[0]
-    except (OSError, ValueError, LookupError, TypeError):
-        return "127.0.0.1"
+        return [[str(each).rpartition(":")[0] for each in addresses] for addresses in ring]
+    except (OSError, ValueError, TypeError):
+        return []

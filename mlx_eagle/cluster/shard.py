@@ -23,7 +23,7 @@ from mlx_eagle.cluster.stage import (
     parts_to_read,
     staging_module,
 )
-from mlx_eagle.errors import EagleError, UnsupportedTargetError
+from mlx_eagle.errors import CheckpointError, EagleError, UnsupportedTargetError
 from mlx_eagle.files.json_files import language_config, read_json
 from mlx_eagle.files.quoting import listed, one_line
 from mlx_eagle.load_options import PIPELINE, TENSOR
@@ -34,6 +34,7 @@ from mlx_eagle.target.target import output_layer
 # quantized numbers.
 HEADS = ("num_attention_heads", "num_key_value_heads")
 INNER = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size")
+BY_INPUT = ("o_proj", "out_proj", "down_proj")  # layers whose inputs are divided
 REPEATED = ("qwen3_5", "qwen3_5_moe")  # families that repeat keys where there are more ranks
 # mlx-lm's modules whose `shard()` was tried, two ranks against one: tests/cluster/test_families.py.
 TRIED = frozenset(
@@ -126,7 +127,7 @@ def _instead(model_class: type) -> str:
 
 def _undivided(config: dict[str, Any], n_ranks: int) -> list[str]:
     """Return which sizes do not divide, in words."""
-    facts, quantization = language_config(config), config.get("quantization")
+    facts = language_config(config)
     sizes = {name: facts.get(name) for name in (*HEADS, *INNER)}
     counts = {name: size for name, size in sizes.items() if type(size) is int and size > 0}
     if config.get("model_type") in REPEATED:
@@ -134,6 +135,7 @@ def _undivided(config: dict[str, Any], n_ranks: int) -> list[str]:
         if keys < n_ranks and n_ranks % keys == 0:
             counts.pop("num_key_value_heads")
     wrong = [f"{name} is {size}" for name, size in counts.items() if size % n_ranks]
+    quantization = config.get("quantization")
     group = quantization.get("group_size") if isinstance(quantization, Mapping) else None
     if type(group) is int and group > 0 and not wrong:
         wrong += [
@@ -177,13 +179,31 @@ def load_shard(
         ) from error
     if dtype is not None:
         loaded.network.set_dtype(dtype)
+    cut = _cut_groups(loaded.network, group.size())
     try:
         return (_staged if parallel == PIPELINE else _sharded)(loaded, group)
     except (AttributeError, ValueError, TypeError, AssertionError) as error:  # of mlx or mlx-lm
+        reason = f"groups would be cut in {listed(cut)}: " if cut else ""
         raise UnsupportedTargetError(
             f"{folder.name} cannot be divided among {group.size()} hosts "
-            f"({one_line(error) or type(error).__name__}); {ADVICE}"
+            f"({reason}{one_line(error) or type(error).__name__}); {ADVICE}"
         ) from error
+    except RuntimeError as error:  # of mlx: no memory, or a file that ends early
+        raise CheckpointError(
+            f"the weights of {folder.name} cannot be read here: {one_line(error)}"
+        ) from error
+
+
+def _cut_groups(network: nn.Module, n_ranks: int) -> list[str]:
+    """Return layers, divided by their input, whose groups of quantized numbers do not divide.
+
+    Each may have a size of groups of its own; what is cut is refused when it is divided.
+    """
+    return [
+        name
+        for name, module in network.named_modules()
+        if name.endswith(BY_INPUT) and "scales" in module and module.scales.shape[-1] % n_ranks
+    ]
 
 
 def _sharded(loaded: LoadedTarget, group: mx.distributed.Group) -> Shard:

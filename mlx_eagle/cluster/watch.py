@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeVar
 
 from mlx_eagle.cluster.control import Channel
 from mlx_eagle.cluster.messages import Beat, Done, Fault, Hello, Ready, Report, decode_report
+from mlx_eagle.cluster.pass_times import PassTimes
 from mlx_eagle.errors import ClusterError, UnsupportedTargetError
 from mlx_eagle.files.quoting import one_line
 
@@ -23,8 +24,8 @@ _Report = TypeVar("_Report", Hello, Ready)
 
 PAUSE = 0.1  # seconds between two looks
 GRACE = 1.0  # seconds in which MLX mostly raises an error itself, once a rank is lost
+TOO_LONG = "what all hosts compute together takes longer than"
 UNFINISHED = "what all hosts compute together was not run to its end here"
-SLOWER = 20.0  # times as long as the slowest pass so far, row by row, is too long
 
 
 class Patience(NamedTuple):
@@ -33,8 +34,8 @@ class Patience(NamedTuple):
     Attributes:
         start: until all followers have connected.
         silence: without a sign of life of a follower.
-        least: of a forward pass, however fast the ones before were.
-        first: of the first pass, of which nothing is known.
+        least: of a forward pass, however fast the ones before were (`pass_times.py`).
+        first: of the first pass, of which nothing is known, and of what is no pass.
     """
 
     start: float = 60.0
@@ -146,7 +147,7 @@ class Watch:
         self._peers, self._patience = peers, patience
         self._failure = ""
         self._since: float | None = None  # rank 0 is in MLX, waiting for the others
-        self._limit, self._per_row = patience.first, 0.0
+        self._limit, self._times = patience.first, PassTimes()
         self._stuck_since: float | None = None
         self._is_over = threading.Event()
         threading.Thread(target=self._run, name="mlx-eagle-watch", daemon=True).start()
@@ -199,9 +200,8 @@ class Watch:
         Raises:
             ClusterError: if a follower is lost, or MLX fails here.
         """
-        expected = SLOWER * self._per_row * n_rows
-        known = max(expected, self._patience.least)
-        self._limit = known if self._per_row and n_rows else self._patience.first
+        known = self._times.limit(n_rows) if n_rows else None
+        self._limit = self._patience.first if known is None else max(known, self._patience.least)
         self._since = start = time.monotonic()
         alike = (RuntimeError,) if n_rows else (RuntimeError, UnsupportedTargetError)
         try:
@@ -210,9 +210,9 @@ class Watch:
         except RuntimeError as error:
             raise ClusterError(self._told(self._reason(error))) from error
         finally:
-            self._since = None
+            since, self._since = self._since or start, None  # a stop of this process is forgiven
         if n_rows:
-            self._per_row = max(self._per_row, (time.monotonic() - start) / n_rows)
+            self._times.add(n_rows, time.monotonic() - since)
 
     def end(self) -> None:
         """Look no more."""
@@ -257,7 +257,7 @@ class Watch:
             self._stuck_since = None
             return
         if not self.lost and now - since > self._limit:
-            self._give_up(f"a forward pass takes longer than {self._limit:.0f} s on some host")
+            self._give_up(f"{TOO_LONG} {self._limit:.0f} s, on some host")
         if self.lost:
             self._stuck_since = self._stuck_since or now
             if now - self._stuck_since > GRACE:

@@ -4,6 +4,7 @@ float32 on the CPU wheel: two ranks add in one order, so what one row gives it g
 """
 
 import gc
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,11 +24,12 @@ from mlx_eagle.cluster.leader import LeadingTarget
 from mlx_eagle.cluster.messages import Drop, Order, Unload, encode_orders
 from mlx_eagle.engine import Engine
 from mlx_eagle.errors import CheckpointError, ClusterError, UnsupportedTargetError
+from mlx_eagle.load_options import PIPELINE
 from mlx_eagle.session.session import Session
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import DraftTree, TreeShape
 from pairs_on_hosts import PROMPT, Pair
-from shards import lead, write_tiny
+from shards import lead, write_model, write_tiny
 from tiny_models import SMALL
 
 
@@ -182,6 +184,40 @@ def test_a_rank_holds_its_part_and_never_the_whole(cluster: Cluster, tmp_path: P
     divided = cluster.load(folder, "deep", "float32")
     assert max(divided.weights) <= (0.5 + 0.05) * whole
     assert max(divided.peaks) <= max(divided.weights) + 3 * whole / 12
+
+
+def test_a_layer_whose_own_groups_would_be_cut_is_refused_by_name(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """Half of 192 numbers are whole groups of 32, and one and a half of 64."""
+    sizes = {"intermediate_size": 192, "hidden_size": 128, "head_dim": 32, "num_hidden_layers": 2}
+    name = "model.layers.1.mlp.down_proj"
+    folder, _ = write_tiny(tmp_path / "mixed", "llama", 8, {name: 64}, **sizes)
+    with pytest.raises(UnsupportedTargetError, match=f"groups would be cut in {name}: "):
+        cluster.load(folder, "mixed", "float32")
+    cluster.measure(1)
+
+
+def test_all_ranks_compute_in_the_type_that_rank_0_has_chosen(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU it keeps what is stored, on a CPU it does not."""
+    folder, model = write_tiny(tmp_path / "halves", "qwen2", num_hidden_layers=2)
+    model.set_dtype(mx.bfloat16)
+    write_model(folder, model, json.loads((folder / "config.json").read_text()))
+    sizes = []
+    for on_gpu in (False, True):
+        with monkeypatch.context() as patch:
+            if on_gpu:
+                patch.setattr("mlx_eagle.cluster.cluster.compute_type", lambda name: None)
+            sizes.append(cluster.load(folder, "halves").weights)
+    assert sizes[0] == [2 * size for size in sizes[1]]
+    assert sizes[0][0] == sizes[0][1]
+
+
+def test_costs_are_of_one_wiring(cluster: Cluster) -> None:
+    want = {"ranks": "2", "link": "ring 127.0.0.1, 127.0.0.1: 127.0.0.1", "parallel": PIPELINE}
+    assert cluster.identity(PIPELINE) == want
 
 
 def refuse(*args: Any) -> None:

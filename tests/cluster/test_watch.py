@@ -207,3 +207,14 @@ def test_after_a_pass_that_was_not_run_to_its_end_nothing_is_computed(
     with pytest.raises(ClusterError, match="not run to its end here"):
         watch.check()
     watch.end()
+
+
+def test_a_large_pass_is_given_as_long_as_large_ones_take(side: Side, exits: list[int]) -> None:
+    """Not as long as so many passes of one row."""
+    watch = watching(side, LONG._replace(least=0.2))
+    for n_rows in (1, 1000):
+        with watch.waiting(n_rows):
+            time.sleep(0.02)
+    with watch.waiting(1000):
+        until(lambda: exits, 10.0)
+    assert exits == [1]
