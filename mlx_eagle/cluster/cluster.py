@@ -95,6 +95,7 @@ class Cluster:
         self._noted: deque[Note] = deque()  # what the followers have not been told yet
         self._numbers, self._targets = count(), count()
         self._orders, self._passes = count(1), count(1)
+        self._asked = 0  # the last order that is answered
         self._is_over = threading.Event()
         atexit.register(self.close)
         self.seconds = self.measure(1)
@@ -159,16 +160,17 @@ class Cluster:
         """
         self._noted.append(what)
 
-    def run(self, what: Run) -> None:
-        """Let the followers begin a forward pass, in which this rank must take part at once.
+    @contextmanager
+    def running(self, what: Run) -> Iterator[None]:
+        """Let the followers run a forward pass, in which this rank takes part inside.
 
         Raises:
-            ClusterError: if one of them is lost.
+            ClusterError: if one of them is lost, or the pass does not end here.
         """
-        rows = what.rows + len(what.tokens)
         for peer in self._peers:
-            peer.expect(what.number, rows)
-        self._tell(what)
+            peer.expect(what.number, what.rows + len(what.tokens))
+        with self._together(what, len(what.tokens)):
+            yield
 
     def load(
         self,
@@ -204,7 +206,7 @@ class Cluster:
 
     def _compare(self, files: Files) -> None:
         order = Compare(number=next(self._orders), files=files)
-        self._tell(order)
+        self._ask(order)
         self._answers(order.number)
 
     def _load(
@@ -215,7 +217,7 @@ class Cluster:
         how = {"max_context": max_context, "parallel": parallel, "dtype": _name(kind)}
         about = {"number": next(self._orders), "target": number, "files": files}
         order = Load.model_validate(about | how)
-        self._tell(order)
+        self._ask(order)
         peak = PeakMemory()
         shard = load_shard(Path(files.folder), self._group, kind, max_context, parallel)
         own = shard.nbytes, peak.nbytes
@@ -251,8 +253,8 @@ class Cluster:
         """
         end = divided.shard.end
         try:
-            with self.watch.waiting(), end.expected(in_step=True):
-                self._tell(Check(target=divided.number, chains_only=chains_only))
+            order = Check(target=divided.number, chains_only=chains_only)
+            with self._together(order), end.expected(in_step=True):
                 self.is_in_step = True
                 yield
         finally:
@@ -264,8 +266,7 @@ class Cluster:
         Raises:
             ClusterError: if a follower is lost.
         """
-        with self.watch.waiting():
-            self._tell(Measure(numbers=numbers, repeats=MEASURED))
+        with self._together(Measure(numbers=numbers, repeats=MEASURED)):
             return seconds_per_sum(self._group, numbers, MEASURED)
 
     def train(self, arguments: Sequence[str], folder: Path) -> None:
@@ -294,6 +295,28 @@ class Cluster:
         self._end_processes(max(ends - time.monotonic(), 0.0))
         for peer in self._peers:
             peer.channel.close()
+
+    @contextmanager
+    def _together(self, order: Run | Check | Measure, n_rows: int = 0) -> Iterator[None]:
+        """Let the followers begin what all ranks compute together; this one does so inside.
+
+        Args:
+            order: what that is.
+            n_rows: of the forward pass; 0 for anything else.
+
+        Raises:
+            ClusterError: if one of them is lost, or it does not end here.
+        """
+        for peer in self._peers:  # who was asked for something else is still at it
+            peer.settle(self._asked)
+        with self.watch.waiting(n_rows):
+            self._tell(order)
+            yield
+
+    def _ask(self, order: Compare | Load) -> None:
+        """Give an order that is answered, see `_answers`."""
+        self._tell(order)
+        self._asked = order.number
 
     def _tell(self, order: Order) -> None:
         """Send what is noted, and one thing more.

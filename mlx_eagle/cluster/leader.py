@@ -187,9 +187,7 @@ class LeadingTarget(PartTarget):
             parents=parents,
             taps=self._taps_of_others(),
         )
-        waiting = self.cluster.watch.waiting(tree.n_nodes)
-        with waiting, counted(self._traffic), end.expected():
-            self.cluster.run(order)
+        with self.cluster.running(order), counted(self._traffic), end.expected():
             verified = super()._run(tree, cache)
             end.complete(verified.logits, number, tree.n_nodes)
         return verified

@@ -66,6 +66,7 @@ class Peer:
         self.lost, self.heard = "", time.monotonic()
         self._expected: dict[int, int] = {}  # rows after a pass that is not answered, by its number
         self._said: SimpleQueue[Report] = SimpleQueue()
+        self._answered = 0  # the order that it has answered last
         threading.Thread(target=self._listen, daemon=True).start()
 
     def __str__(self) -> str:
@@ -84,12 +85,7 @@ class Peer:
             ClusterError: if it is lost, could not do it, or says something else.
         """
         while True:
-            try:
-                said = self._said.get(timeout=PAUSE)
-            except Empty:
-                if self.lost:
-                    raise ClusterError(self.lost) from None
-                continue
+            said = self._next()
             number = said.number if isinstance(said, Ready) else 0
             if number < order:
                 continue
@@ -99,6 +95,15 @@ class Peer:
                 raise ClusterError(f"{self}: {said.fault}")
             return said
 
+    def settle(self, order: int) -> None:
+        """Wait until it has answered an order, whatever it says, because nobody else waits for it.
+
+        Raises:
+            ClusterError: if it is lost.
+        """
+        while self._answered < order:
+            self._next()
+
     def expect(self, number: int, rows: int) -> None:
         """Expect so many rows in the cache after a pass, whenever it says that it has ended."""
         self._expected[number] = rows
@@ -106,6 +111,19 @@ class Peer:
     def lose(self, reason: str) -> None:
         """Note why it is of no more use, if that is not known yet."""
         self.lost = self.lost or f"{self} {reason}"
+
+    def _next(self) -> Report:
+        """Wait for what it says next beside signs of life; raises ClusterError if it is lost."""
+        while True:
+            try:
+                said = self._said.get(timeout=PAUSE)
+            except Empty:
+                if self.lost:
+                    raise ClusterError(self.lost) from None
+                continue
+            if isinstance(said, Ready):
+                self._answered = said.number
+            return said
 
     def _listen(self) -> None:
         """Take in what it says, to its end."""
@@ -220,11 +238,12 @@ class Watch:
 
     def _reason(self, error: RuntimeError) -> str:
         """Return which follower is lost, once that is known; else MLX failed on this host."""
-        for _ in range(round(GRACE / PAUSE)):
-            if self.lost:
-                return self.lost
-            time.sleep(PAUSE)
-        self.fail(f"{UNFINISHED} ({one_line(error)})")
+        try:
+            ends = time.monotonic() + GRACE
+            while not self.lost and time.monotonic() < ends:
+                time.sleep(PAUSE)
+        finally:  # Ctrl-C included
+            self.fail(f"{UNFINISHED} ({one_line(error)})")
         return self.lost
 
     def _told(self, reason: str) -> str:

@@ -224,6 +224,10 @@ def refuse(*args: Any) -> None:
     raise CheckpointError("damaged here")
 
 
+def interrupt(*args: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def next_rows(target: Target, cache: AnyCache) -> np.ndarray:
     return np.array(target.forward(mx.array([1, 2]), cache).logits)
 
@@ -235,10 +239,11 @@ def test_a_target_goes_on_beside_another_one_and_after_one_that_was_refused(
     caches = [first.make_cache() for _ in range(3)]
     want = next_rows(first, caches[0])
     other, _ = write_tiny(tmp_path / "second", "llama", num_hidden_layers=3)
-    with monkeypatch.context() as patch:
-        patch.setattr("mlx_eagle.cluster.cluster.load_shard", refuse)
-        with pytest.raises(CheckpointError, match="damaged here"):
-            cluster.load(other, "second", "float32")
+    for fault, error in ((refuse, CheckpointError), (interrupt, KeyboardInterrupt)):
+        with monkeypatch.context() as patch:
+            patch.setattr("mlx_eagle.cluster.cluster.load_shard", fault)
+            with pytest.raises(error):
+                cluster.load(other, "second", "float32")
     np.testing.assert_array_equal(next_rows(first, caches[1]), want)
     second = lead(cluster, other)
     cache = second.make_cache()

@@ -119,6 +119,18 @@ def test_an_answer_to_an_order_that_nobody_waits_for_is_passed_over(side: Side) 
         side.peer.answer(Ready, 5)
 
 
+def test_what_was_asked_before_is_waited_for_whatever_the_answer(side: Side) -> None:
+    side.say(Ready(number=2))
+    threading.Timer(0.2, side.say, [Ready(number=3, fault="too late")]).start()
+    side.peer.settle(3)
+    side.peer.settle(3)  # nothing more comes
+    side.say(Ready(number=4))
+    assert side.peer.answer(Ready, 4)
+    side.channel.close()
+    with pytest.raises(ClusterError, match="has ended"):
+        side.peer.settle(5)
+
+
 def test_an_answer_that_never_comes_is_given_up_when_the_follower_ends(side: Side) -> None:
     threading.Timer(0.1, side.channel.close).start()
     with pytest.raises(ClusterError, match="has ended"):
