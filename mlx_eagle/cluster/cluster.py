@@ -206,7 +206,7 @@ class Cluster:
 
     def _compare(self, files: Files) -> None:
         order = Compare(number=next(self._orders), files=files)
-        self._ask(order)
+        self._tell(order)
         self._answers(order.number)
 
     def _load(
@@ -217,7 +217,7 @@ class Cluster:
         how = {"max_context": max_context, "parallel": parallel, "dtype": _name(kind)}
         about = {"number": next(self._orders), "target": number, "files": files}
         order = Load.model_validate(about | how)
-        self._ask(order)
+        self._tell(order)
         peak = PeakMemory()
         shard = load_shard(Path(files.folder), self._group, kind, max_context, parallel)
         own = shard.nbytes, peak.nbytes
@@ -307,16 +307,12 @@ class Cluster:
         Raises:
             ClusterError: if one of them is lost, or it does not end here.
         """
+        self._check_usable()
         for peer in self._peers:  # who was asked for something else is still at it
             peer.settle(self._asked)
         with self.watch.waiting(n_rows):
             self._tell(order)
             yield
-
-    def _ask(self, order: Compare | Load) -> None:
-        """Give an order that is answered, see `_answers`."""
-        self._tell(order)
-        self._asked = order.number
 
     def _tell(self, order: Order) -> None:
         """Send what is noted, and one thing more.
@@ -324,9 +320,7 @@ class Cluster:
         Raises:
             ClusterError: if a follower is lost.
         """
-        if self._is_over.is_set():
-            raise ClusterError("the followers were told to end; start anew")
-        self.watch.check()
+        self._check_usable()
         with self.watch.decisive("the followers were told a part of something"):
             noted = [self._noted.popleft() for _ in range(len(self._noted))]
             data = encode_orders([*noted, order])
@@ -335,6 +329,14 @@ class Cluster:
                     peer.channel.send(data)
                 except OSError:
                     peer.lose("cannot be reached any more")
+            if isinstance(order, Compare | Load):
+                self._asked = order.number
+        self.watch.check()
+
+    def _check_usable(self) -> None:
+        """Raise ClusterError if the followers can be told nothing any more."""
+        if self._is_over.is_set():
+            raise ClusterError("the followers were told to end; start anew")
         self.watch.check()
 
     def _answers(self, order: int) -> list[Ready]:

@@ -85,7 +85,12 @@ class Peer:
             ClusterError: if it is lost, could not do it, or says something else.
         """
         while True:
-            said = self._next()
+            try:
+                said = self._said.get(timeout=PAUSE)
+            except Empty:
+                if self.lost:
+                    raise ClusterError(self.lost) from None
+                continue
             number = said.number if isinstance(said, Ready) else 0
             if number < order:
                 continue
@@ -102,7 +107,9 @@ class Peer:
             ClusterError: if it is lost.
         """
         while self._answered < order:
-            self._next()
+            if self.lost:
+                raise ClusterError(self.lost)
+            time.sleep(PAUSE)
 
     def expect(self, number: int, rows: int) -> None:
         """Expect so many rows in the cache after a pass, whenever it says that it has ended."""
@@ -111,19 +118,6 @@ class Peer:
     def lose(self, reason: str) -> None:
         """Note why it is of no more use, if that is not known yet."""
         self.lost = self.lost or f"{self} {reason}"
-
-    def _next(self) -> Report:
-        """Wait for what it says next beside signs of life; raises ClusterError if it is lost."""
-        while True:
-            try:
-                said = self._said.get(timeout=PAUSE)
-            except Empty:
-                if self.lost:
-                    raise ClusterError(self.lost) from None
-                continue
-            if isinstance(said, Ready):
-                self._answered = said.number
-            return said
 
     def _listen(self) -> None:
         """Take in what it says, to its end."""
@@ -147,6 +141,7 @@ class Peer:
                 self.lose(f"holds {said.rows} rows after a pass, rank 0 {rows}")
         elif not isinstance(said, Beat):
             self._said.put(said)
+            self._answered = said.number if isinstance(said, Ready) else self._answered
 
 
 class Watch:
