@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import IO, NamedTuple
 
 import mlx.core as mx
@@ -101,7 +102,7 @@ def joined_once(others: Hosts | str, start: Callable[[], Cluster]) -> Cluster:
 def _start_all(hosts: Hosts, patience: Patience, follower: Sequence[str]) -> Cluster:
     """Do what `start_cluster` does for the first time."""
     check_backend(hosts.backend)
-    os.environ.update(env.split("=", 1) for env in hosts.envs)
+    os.environ.update(dict(env.split("=", 1) for env in hosts.envs))
     token = new_token()
     started: list[Started] = []
     listener = Listener(hosts.hosts[0].ips[0], token)
@@ -120,10 +121,11 @@ def _start_all(hosts: Hosts, patience: Patience, follower: Sequence[str]) -> Clu
                 peer.channel.send(encode_orders([join]))
         group = _join(join, list(peers.values()), patience.start)
         for peer in peers.values():
-            peer.answer(Ready, patience.start)
+            peer.answer(Ready, seconds=patience.start)
         failed.pop_all()
     followers = [peers[rank] for rank in sorted(peers)]
-    return Cluster(group, followers, patience, lambda seconds: _end(started, seconds))
+    end = partial(_end, started)
+    return Cluster(group, followers, patience, end, hosts.wiring)
 
 
 def how_to_join(hosts: Hosts) -> Join:

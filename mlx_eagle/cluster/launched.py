@@ -19,6 +19,7 @@ from mlx_eagle.cluster.cluster import Cluster
 from mlx_eagle.cluster.connecting import accept_all
 from mlx_eagle.cluster.control import Channel, Listener, new_token
 from mlx_eagle.cluster.follower import REACH_SECONDS, Follower
+from mlx_eagle.cluster.hosts import wiring
 from mlx_eagle.cluster.launch import joined_once
 from mlx_eagle.cluster.rank import launched_rank
 from mlx_eagle.cluster.ring import (
@@ -84,7 +85,8 @@ def _lead(patience: Patience) -> Cluster:
         peers = accept_all(listener, names, patience.start, _check_time)
     finally:
         listener.close()
-    return Cluster(group, [peers[rank] for rank in sorted(peers)], patience, lambda _: None)
+    followers = [peers[rank] for rank in sorted(peers)]
+    return Cluster(group, followers, patience, lambda _: None, _wiring())
 
 
 def _check_time(missing: Mapping[int, str], is_late: bool) -> None:
@@ -116,9 +118,21 @@ def _own_address(environment: Mapping[str, str] = os.environ) -> str:
     """Return the address at which the others join rank 0; loopback where none is known."""
     if coordinator := environment.get(COORDINATOR):  # of JACCL
         return coordinator.rpartition(":")[0]
+    ring = _ring(environment)
+    return ring[0][0] if ring and ring[0] else "127.0.0.1"
+
+
+def _wiring() -> str:
+    """Return what joins the processes, see `Hosts.wiring`; another backend's cables are unknown."""
+    ring = _ring(os.environ)
+    return wiring(ring) if ring else "mlx.launch"
+
+
+def _ring(environment: Mapping[str, str]) -> list[list[str]]:
+    """Return every rank's addresses in the ring; nothing where another backend tells none."""
     try:
         with open(environment.get(RING_FILE, ""), "rb") as stream:
             ring = parse_json(stream.read(1 << 20))
-        return str(ring[0][0]).rpartition(":")[0]
-    except (OSError, ValueError, LookupError, TypeError):
-        return "127.0.0.1"
+        return [[str(each).rpartition(":")[0] for each in addresses] for addresses in ring]
+    except (OSError, ValueError, TypeError):
+        return []

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def write_conversations(
         reason: why the process ends.
     """
     files: list[Path] = []
-    for number, session in enumerate(sessions):
+    for session in sessions:
         tokens = list(session.prefix.tokens)
         if not tokens:
             continue
@@ -41,9 +42,15 @@ def write_conversations(
             "text": tokenizer.decode(tokens),
             "tokens": tokens,
         }
-        file = folder / f"conversation-{time.strftime('%Y%m%d-%H%M%S')}-{number}.json"
+        file = _unused(folder, f"conversation-{time.strftime('%Y%m%d-%H%M%S')}")
         with new_file(file, mode=0o600) as partial:
             partial.write_text(json.dumps(said, indent=1, default=str))
         print(f"the conversation was written to {file}", file=sys.stderr, flush=True)
         files.append(file)
     return files
+
+
+def _unused(folder: Path, name: str) -> Path:
+    """Return a file that does not exist yet: several engines write at the same time."""
+    files = (folder / f"{name}-{number}.json" for number in count())
+    return next(file for file in files if not file.exists())

@@ -81,7 +81,9 @@ def check_kv_options(target: Target) -> None:
         target.extend(mx.array(PREFIX, dtype=mx.int32), cache)
         chain = DraftTree.chain(mx.array(TOKENS, dtype=mx.int32))
         mx.eval(target.verify(chain, cache).logits)
-    except (UnsupportedTargetError, *target.foreign_errors):
+    except UnsupportedTargetError:
+        raise
+    except target.foreign_errors:
         raise
     except Exception as error:  # model code may stumble over quantized rows in any way
         option = "kv_bits" if target.kv.bits is not None else "max_kv_size"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_eagle.load_options import PIPELINE
+from mlx_eagle.load_options import PIPELINE, TENSOR
 from running import SOON, Start, starting
 
 pytestmark = pytest.mark.broad
@@ -23,8 +23,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 @pytest.mark.parametrize("case", range(9))
 def test_a_follower_that_is_killed_while_it_starts_ends_rank_0(case: int, start: Start) -> None:
-    """While it connects, joins, loads, or is tried."""
-    running = start(start=JOINING)
+    """While it connects, joins, loads, or is tried: a part of every layer, or a stage."""
+    running = start(parallel=(TENSOR, PIPELINE)[case % 2], start=JOINING)
     running.wait_for_follower()
     time.sleep(random.Random(case).uniform(0, 6))
     errors = running.kill_follower(JOINING + SOON)
