@@ -49,7 +49,7 @@ def test_a_token_that_takes_a_while_on_the_network_is_waited_for(listener: Liste
 
     def say_slowly() -> None:
         for half in (listener._token[:10], listener._token[10:]):
-            time.sleep(0.3)
+            time.sleep(0.15)
             connection.sendall(half)
         Channel(connection).send(hello)
 
