@@ -228,6 +228,10 @@ def interrupt(*args: Any) -> None:
     raise KeyboardInterrupt
 
 
+def unchecked(cluster: Cluster, folder: Path) -> LeadingTarget:
+    return LeadingTarget(cluster, cluster.load(folder, folder.name, "float32"))
+
+
 def next_rows(target: Target, cache: AnyCache) -> np.ndarray:
     return np.array(target.forward(mx.array([1, 2]), cache).logits)
 
@@ -235,17 +239,17 @@ def next_rows(target: Target, cache: AnyCache) -> np.ndarray:
 def test_a_target_goes_on_beside_another_one_and_after_one_that_was_refused(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = lead(cluster, write_tiny(tmp_path / "first", "llama", num_hidden_layers=2)[0])
+    first = unchecked(cluster, write_tiny(tmp_path / "first", "llama", num_hidden_layers=1)[0])
     caches = [first.make_cache() for _ in range(3)]
     want = next_rows(first, caches[0])
-    other, _ = write_tiny(tmp_path / "second", "llama", num_hidden_layers=3)
+    other, _ = write_tiny(tmp_path / "second", "llama", num_hidden_layers=2)
     for fault, error in ((refuse, CheckpointError), (interrupt, KeyboardInterrupt)):
         with monkeypatch.context() as patch:
             patch.setattr("mlx_eagle.cluster.cluster.load_shard", fault)
             with pytest.raises(error):
                 cluster.load(other, "second", "float32")
     np.testing.assert_array_equal(next_rows(first, caches[1]), want)
-    second = lead(cluster, other)
+    second = unchecked(cluster, other)
     cache = second.make_cache()
     np.testing.assert_array_equal(next_rows(first, caches[2]), want)
     assert (next_rows(second, cache) != want).any()
@@ -259,7 +263,7 @@ def test_followers_forget_a_target_that_nobody_has_any_more(
 ) -> None:
     """What is done to its caches afterwards is no fault, and they are forgotten in turn."""
     folder, _ = write_tiny(tmp_path / "tiny", "llama", num_hidden_layers=1)
-    target, told = lead(cluster, folder), list[Order]()
+    target, told = unchecked(cluster, folder), list[Order]()
     cache, number = target.make_cache(), target.divided.number
     target.extend(mx.array([1, 2]), cache)
 
