@@ -89,7 +89,8 @@ class LeadingTarget(PartTarget):
         speculate: False is refused: mlx-lm's own caches are not led.
 
     Raises:
-        UnsupportedTargetError: as `Target` does, and if a tap is where no whole stream is.
+        UnsupportedTargetError: as `Target` does, if a tap is where no whole stream is, and if other
+            ranks alone keep states, of which this one would not know where they can go back.
     """
 
     foreign_errors = (ClusterError, RuntimeError)  # the latter as MLX loses a rank
@@ -105,7 +106,11 @@ class LeadingTarget(PartTarget):
         self.cluster, self.divided = cluster, divided
         self._traffic = cluster.rounds
         super().__init__(divided.shard, taps)
-        self.chains_only = self.chains_only or divided.chains_only
+        if divided.chains_only and not self.chains_only:
+            raise UnsupportedTargetError(
+                "other hosts have layers that keep one state for all tokens, and this one has none; "
+                "use fewer hosts"
+            )
 
     @property
     def hosts(self) -> str:
@@ -146,7 +151,15 @@ class LeadingTarget(PartTarget):
         return self.cluster.checking(self.divided, chains_only=self.chains_only)
 
     def make_cache(self) -> AnyCache:
-        """Return an empty cache, which the followers have too."""
+        """Return an empty cache, which the followers have too.
+
+        Raises:
+            UnsupportedTargetError: if it would be quantized, in a pipeline.
+        """
+        if self.kv.bits is not None and self._shard.stage is not None:
+            raise UnsupportedTargetError(
+                "mlx-lm's pipelines cannot read quantized caches; leave kv_bits out"
+            )
         cache = super().make_cache()
         if self.cluster.is_in_step:
             return cache

@@ -12,6 +12,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from cases import broad
+from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.cluster.cluster import Cluster
 from mlx_eagle.cluster.shard import check_divisible
 from mlx_eagle.cluster.stage import TRIED, Stage
@@ -164,6 +165,21 @@ def test_a_pass_hands_on_rows_once_and_gathers_them_with_the_taps(pair: Pair) ->
         assert traffic.passes - before.passes == 1
         assert traffic.sums - before.sums == 4
         assert traffic.nbytes - before.nbytes == (2 + n_taps) * n_rows * width * 4 + 2 * 4
+
+
+def test_a_quantized_cache_is_refused_and_nobody_is_lost(pair: Pair) -> None:
+    with pytest.raises(UnsupportedTargetError, match="leave kv_bits out"):
+        pair.together.with_kv(KVOptions(8, 32))
+    assert pair.together.with_kv(KVOptions(max_size=64)).generate(PROMPT, max_tokens=1).tokens
+
+
+def test_states_that_other_ranks_alone_keep_are_refused(cluster: Cluster, tmp_path: Path) -> None:
+    """Rank 0 would go back to tokens of which they hold no state."""
+    changes = {"text_config": FAMILIES["qwen3_5"]["text_config"] | {"num_hidden_layers": 2}}
+    folder, _ = write_tiny(tmp_path / "model", "qwen3_5", **changes)
+    with pytest.raises(UnsupportedTargetError, match="one state for all tokens.*fewer hosts"):
+        lead(cluster, folder, (), PIPELINE)
+    cluster.watch.check()
 
 
 def test_a_rank_reads_its_layers_and_no_others(cluster: Cluster, tmp_path: Path) -> None:
