@@ -3,7 +3,6 @@
 import atexit
 import gc
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -169,7 +168,7 @@ class Cluster:
         """
         for peer in self._peers:
             peer.expect(what.number, what.rows + len(what.tokens))
-        with self._together(what, len(what.tokens)):
+        with self._together(what):
             yield
 
     def load(
@@ -292,18 +291,13 @@ class Cluster:
         for peer in self._peers:
             with suppress(OSError):
                 peer.channel.send(encode_orders([Stop()]))
-        ends = time.monotonic() + END_SECONDS
-        self._end_processes(max(ends - time.monotonic(), 0.0))
+        self._end_processes(END_SECONDS)
         for peer in self._peers:
             peer.channel.close()
 
     @contextmanager
-    def _together(self, order: Run | Check | Measure, n_rows: int = 0) -> Iterator[None]:
+    def _together(self, order: Run | Check | Measure) -> Iterator[None]:
         """Let the followers begin what all ranks compute together; this one does so inside.
-
-        Args:
-            order: what that is.
-            n_rows: of the forward pass; 0 for anything else.
 
         Raises:
             ClusterError: if one of them is lost, or it does not end here.
@@ -311,7 +305,8 @@ class Cluster:
         self._check_usable()
         for peer in self._peers:  # who was asked for something else is still at it
             peer.settle(self._asked)
-        with self.watch.waiting(n_rows):
+        run = (len(order.tokens), order.target) if isinstance(order, Run) else ()
+        with self.watch.waiting(*run):
             self._tell(order)
             yield
 

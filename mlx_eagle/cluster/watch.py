@@ -182,7 +182,9 @@ class Watch:
         self._peers, self._patience = peers, patience
         self._failure = ""
         self._since: float | None = None  # rank 0 is in MLX, waiting for the others
-        self._limit, self._times = patience.first, PassTimes()
+        self._limit = patience.first
+        self._times: dict[int, PassTimes] = {}  # by target
+        self._awake = time.monotonic()  # since then this process was not stopped
         self._stuck_since: float | None = None
         self._is_over = threading.Event()
         threading.Thread(target=self._run, name="mlx-eagle-watch", daemon=True).start()
@@ -223,7 +225,7 @@ class Watch:
             raise ClusterError(self._told(self.lost))
 
     @contextmanager
-    def waiting(self, n_rows: int = 0) -> Iterator[None]:
+    def waiting(self, n_rows: int = 0, target: int = 0) -> Iterator[None]:
         """Wait for the others inside; what MLX raises for a lost rank is said in words.
 
         Whatever fails inside is decisive: the others are elsewhere from then on. Only a target
@@ -231,11 +233,13 @@ class Watch:
 
         Args:
             n_rows: of the forward pass; 0 for anything else.
+            target: whose pass it is: what one took says nothing of another's.
 
         Raises:
             ClusterError: if a follower is lost, or MLX fails here.
         """
-        known = self._times.limit(n_rows) if n_rows else None
+        times = self._times.setdefault(target, PassTimes())
+        known = times.limit(n_rows) if n_rows else None
         self._limit = self._patience.first if known is None else max(known, self._patience.least)
         self._since = start = time.monotonic()
         alike = (RuntimeError,) if n_rows else (RuntimeError, UnsupportedTargetError)
@@ -245,9 +249,9 @@ class Watch:
         except RuntimeError as error:
             raise ClusterError(self._told(self._reason(error))) from error
         finally:
-            since, self._since = self._since or start, None  # a stop of this process is forgiven
+            self._since = None
         if n_rows:
-            self._times.add(n_rows, time.monotonic() - since)
+            times.add(n_rows, time.monotonic() - max(start, self._awake))
 
     def end(self) -> None:
         """Look no more."""
@@ -264,7 +268,7 @@ class Watch:
         return self.lost
 
     def _told(self, reason: str) -> str:
-        return f"{reason}; what was said is kept here, but nothing more can be computed: start anew"
+        return f"{reason}; nothing more can be computed with these hosts: start anew"
 
     def _run(self) -> None:
         """Look at the clock until it is over."""
@@ -272,27 +276,21 @@ class Watch:
         while not self._is_over.wait(PAUSE):
             now = time.monotonic()
             if now - last > 10 * PAUSE:  # this process was stopped itself, or had no core
-                self._forgive(now)
+                self._awake = now  # everybody is waited for anew
             last = now
             self._look(now)
-
-    def _forgive(self, now: float) -> None:
-        """Begin to wait anew."""
-        for peer in self._peers:
-            peer.heard = now
-        if self._since is not None:
-            self._since = now
 
     def _look(self, now: float) -> None:
         """See who is silent, and whether rank 0 is stuck."""
         for peer in self._peers:
-            if (silent := now - peer.heard) > self._patience.silence:
+            silent = now - max(peer.heard, self._awake)
+            if silent > self._patience.silence:
                 peer.lose(f"stands still or cannot be reached: no sign of life for {silent:.0f} s")
         since = self._since
         if since is None:
             self._stuck_since = None
             return
-        if not self.lost and now - since > self._limit:
+        if not self.lost and now - max(since, self._awake) > self._limit:
             self._give_up(f"{TOO_LONG} {self._limit:.0f} s, on some host")
         if self.lost:
             self._stuck_since = self._stuck_since or now

@@ -21,7 +21,7 @@ from mlx_eagle.server.events import (
 from mlx_eagle.server.faults import LOG, failure, is_memory
 from mlx_eagle.server.ids import new_id
 from mlx_eagle.server.prepare import Prepared
-from mlx_eagle.server.refusal import RefusalError
+from mlx_eagle.server.refusal import LOST, RefusalError
 from mlx_eagle.server.split import Split
 from mlx_eagle.session.responses import GenerationResponse, Responses
 from mlx_eagle.session.session import Session
@@ -68,7 +68,7 @@ class AnswerJob:
         except RefusalError as error:
             yield Failed(error.kind, str(error))
         except ClusterError as error:
-            yield Failed("lost", str(error))
+            yield Failed("lost", LOST.format(self._engine.target.lost or error))
         except EagleError as error:
             yield Failed("invalid", str(error))
         except Exception as error:

@@ -17,7 +17,7 @@ from mlx_eagle.server.events import End, Event, Failed
 from mlx_eagle.server.faults import failure
 from mlx_eagle.server.outbox import Outbox
 from mlx_eagle.server.prepare import Prepared
-from mlx_eagle.server.refusal import RefusalError
+from mlx_eagle.server.refusal import LOST, RefusalError
 from mlx_eagle.server.waiting import FairQueue
 from mlx_eagle.worker import Worker
 
@@ -25,7 +25,6 @@ LONGEST_WAIT = 600.0  # seconds in the queue
 FIRST_GUESS = 5.0  # seconds of an answer, before one was seen
 NEWEST = 0.3  # share of the newest answer in the guess
 STOPPING = Failed("stopping", "the server is stopping; ask again once it runs")
-LOST = "{}; start the server again"
 WAITED = Failed("stopping", f"the request waited {LONGEST_WAIT:.0f} s for its turn; try again")
 
 

@@ -42,6 +42,7 @@ WORDINGS = {
     "memory": Wording(500, "server_error", "oom", "api_error"),
     "internal": Wording(500, "server_error", "internal_error", "api_error"),
 }
+LOST = "{}; start the server again"  # why nothing is answered any more
 APIS = ("chat", "completions", "messages", "responses")
 OVERLOADED = 529  # what Anthropic's API answers where others say 429
 

@@ -9,7 +9,7 @@ import uvicorn
 
 from mlx_eagle.errors import ClusterError, EagleError
 from mlx_eagle.server.app import Server
-from mlx_eagle.server.desk import LOST
+from mlx_eagle.server.refusal import LOST
 from mlx_eagle.server.guard import App
 
 BACKLOG = 128  # connections that may wait to be accepted

@@ -236,3 +236,15 @@ def test_a_large_pass_is_given_as_long_as_large_ones_take(side: Side, exits: lis
     with watch.waiting(1000):
         until(lambda: exits, 10.0)
     assert exits == [1]
+
+
+def test_another_target_is_given_time_whatever_the_passes_of_the_first_took(
+    side: Side, exits: list[int]
+) -> None:
+    watch = watching(side, LONG._replace(least=0.2))
+    with watch.waiting(1, 0):
+        pass
+    with watch.waiting(1, 1):
+        time.sleep(1.0)
+    assert exits == []
+    watch.end()
