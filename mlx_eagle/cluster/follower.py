@@ -26,7 +26,6 @@ from mlx_eagle.cache.options import WHOLE, KVOptions
 from mlx_eagle.cluster.control import BEAT, SIGN_OF_LIFE, Channel
 from mlx_eagle.cluster.facts import fingerprint, versions
 from mlx_eagle.cluster.messages import (
-    MAX_CACHES,
     Beat,
     Check,
     Checkpoint,
@@ -180,8 +179,6 @@ class Follower:
         return self._caches[cache]
 
     def _new(self, order: New) -> None:
-        if len(self._caches) >= MAX_CACHES:
-            raise ClusterError(f"there are {MAX_CACHES} caches already")
         target = self._held(order.target).plain
         target.kv = KVOptions(order.bits, order.group_size, order.max_size)
         cache = target.make_cache()

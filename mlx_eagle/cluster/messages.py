@@ -11,8 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from mlx_eagle.errors import ClusterError
 
-MAX_CACHES = 4096  # of all conversations together
-MAX_ROWS = 1 << 24  # tokens of one of them
+MAX_ROWS = 1 << 24  # tokens of a conversation
 MAX_RANKS = 64
 MAX_TAPS = 256
 
@@ -23,7 +22,6 @@ Rows = Annotated[int, Field(ge=0, le=MAX_ROWS)]
 Token = Annotated[int, Field(ge=0, lt=1 << 31)]
 Rank = Annotated[int, Field(ge=0, lt=MAX_RANKS)]
 Line = Annotated[str, Field(max_length=4096)]
-Device = Line | list[Line] | None
 
 
 class _Message(BaseModel):
@@ -60,7 +58,7 @@ class Commit(_Message):
     kind: Literal["commit"] = "commit"
     cache: CacheId
     first: Rows
-    others: list[Rows] = Field(default=[], max_length=MAX_CACHES)
+    others: list[Rows] = Field(default=[], max_length=MAX_ROWS)
 
 
 class Trim(_Message):
@@ -184,7 +182,7 @@ class Join(_Message):
     kind: Literal["join"] = "join"
     backend: Literal["ring", "jaccl", "jaccl-ring"] = "ring"
     ring: list[list[Line]] = Field(min_length=2, max_length=MAX_RANKS)
-    devices: list[list[Device]] = Field(default=[], max_length=MAX_RANKS)
+    devices: list[list[Line | None]] = Field(default=[], max_length=MAX_RANKS)
 
 
 class Check(_Message):
@@ -284,7 +282,7 @@ _REPORT: TypeAdapter[Report] = TypeAdapter(Annotated[Report, Field(discriminator
 
 def encode_orders(orders: Sequence[Order]) -> bytes:
     """Return a batch as it is sent."""
-    return _ORDERS.dump_json(list(orders), exclude_defaults=False)
+    return _ORDERS.dump_json(list(orders))
 
 
 def decode_orders(data: bytes) -> list[Order]:

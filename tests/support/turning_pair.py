@@ -30,7 +30,7 @@ from mlx_eagle.session.limits import Limits, bytes_per_row
 from mlx_eagle.speculation import ON
 from mlx_eagle.target.target import Target
 from mlx_eagle.target.tokenizer import read_tokenizer
-from tiny_models import SMALL, build_target, tiny_head_config
+from tiny_models import ARCHITECTURES, SMALL, build_target, tiny_head_config
 
 N_TOKENS = 4096  # of the demo pair's tokenizer
 SIZE = 64
@@ -127,18 +127,19 @@ def write_turning_target(folder: Path) -> Path:
     return folder
 
 
-def write_turning_pair(folder: Path) -> tuple[Path, Path]:
+def write_turning_pair(folder: Path, architecture: str = "llama") -> tuple[Path, Path]:
     """Write a pair as it is read from a disk; returns the folders of target and head.
 
-    Every 40th word ends an answer, and a row of its cache is one group of quantized numbers.
+    Every 40th word ends an answer, and a row of llama's cache is one group of quantized numbers.
     """
     target, place = folder / "target", folder / "head"
-    sizes = _sizes(N_TOKENS, head_dim=64)
+    head_dim = SMALL["head_dim"] if architecture == "qwen2" else 64  # qwen2 has no choice
+    sizes = _sizes(N_TOKENS, head_dim)
     target.mkdir()
     place.mkdir()
     words = _words_of(_copy_tokenizer(target))
-    model, head = make_turning_pair(N_TOKENS, words, head_dim=sizes["head_dim"])
-    config = {"model_type": "llama"} | SMALL | sizes
+    model, head = make_turning_pair(N_TOKENS, words, architecture, head_dim=head_dim)
+    config = {"model_type": architecture} | SMALL | ARCHITECTURES[architecture] | sizes
     made_for = {name: config[name] for name in ("model_type", "num_hidden_layers", "hidden_size")}
     about = {"model_type": MODEL_TYPE, "format_version": FORMAT_VERSION, "quantization": None}
     about["target"] = made_for | {"name": "turning", "vocab_size": N_TOKENS, "config_sha256": ""}
