@@ -18,6 +18,7 @@ from mlx_eagle.cluster.messages import (
     Check,
     Compare,
     Files,
+    Keeps,
     Load,
     Measure,
     Note,
@@ -240,11 +241,12 @@ class Cluster:
         self._compare(_files(folder, name))
 
     @contextmanager
-    def checking(self, divided: Divided, *, chains_only: bool) -> Iterator[None]:
+    def checking(self, divided: Divided, keeps: Keeps, *, chains_only: bool) -> Iterator[None]:
         """Let all ranks run the self check at the same time as it is run inside.
 
         Args:
             divided: the target.
+            keeps: what its caches keep.
             chains_only: whether trees are not even tried.
 
         Raises:
@@ -252,7 +254,7 @@ class Cluster:
         """
         end = divided.shard.end
         try:
-            order = Check(target=divided.number, chains_only=chains_only)
+            order = Check(target=divided.number, chains_only=chains_only, keeps=keeps)
             with self._together(order), end.expected(in_step=True):
                 self.is_in_step = True
                 yield

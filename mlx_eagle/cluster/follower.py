@@ -59,7 +59,7 @@ from mlx_eagle.errors import ClusterError, UnsupportedTargetError
 from mlx_eagle.files.quoting import one_line
 from mlx_eagle.hub.download import fetch
 from mlx_eagle.target.load import DTYPES
-from mlx_eagle.target.self_check import check_tree_verification
+from mlx_eagle.target.self_check import check_kv_options, check_tree_verification
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import DraftTree
 
@@ -180,7 +180,7 @@ class Follower:
 
     def _new(self, order: New) -> None:
         target = self._held(order.target).plain
-        target.kv = KVOptions(order.bits, order.group_size, order.max_size)
+        target.kv = KVOptions(**vars(order.keeps))
         cache = target.make_cache()
         assert isinstance(cache, TreeCache), "a target that follows verifies trees or chains"
         self._caches[order.cache] = cache
@@ -240,10 +240,11 @@ class Follower:
     def _check(self, order: Check) -> None:
         held = self._held(order.target)
         target = held.plain
-        target.chains_only, target.kv = order.chains_only, WHOLE
+        target.chains_only, target.kv = order.chains_only, KVOptions(**vars(order.keeps))
+        check = check_tree_verification if target.kv == WHOLE else check_kv_options
         # Rank 0 finds the same, and decides.
         with held.shard.end.expected(in_step=True), suppress(UnsupportedTargetError):
-            check_tree_verification(target)
+            check(target)
 
     def _measure(self, order: Measure) -> None:
         assert self._group is not None, "the ring is joined first"

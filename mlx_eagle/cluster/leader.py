@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from mlx_eagle.cache.model_cache import AnyCache, LayerList, OwnCache, TreeCache
 from mlx_eagle.cluster.cluster import Cluster, Divided
-from mlx_eagle.cluster.messages import Checkpoint, Drop, Fork, New, Pad, Run, Trim, commit
+from mlx_eagle.cluster.messages import Checkpoint, Drop, Fork, Keeps, New, Pad, Run, Trim, commit
 from mlx_eagle.cluster.part import PartTarget
 from mlx_eagle.cluster.ring import counted
 from mlx_eagle.errors import ClusterError, UnsupportedTargetError
@@ -89,8 +89,8 @@ class LeadingTarget(PartTarget):
         speculate: False is refused: mlx-lm's own caches are not led.
 
     Raises:
-        UnsupportedTargetError: as `Target` does, if a tap is where no whole stream is, and if other
-            ranks alone keep states, of which this one would not know where they can go back.
+        UnsupportedTargetError: as `Target` does, if a tap is where no whole stream is, and if
+            other ranks alone keep states, of which this one does not know how far they go back.
     """
 
     foreign_errors = (ClusterError, RuntimeError)  # the latter as MLX loses a rank
@@ -147,26 +147,30 @@ class LeadingTarget(PartTarget):
         return super().output_rows(ids)
 
     def checking(self) -> AbstractContextManager[None]:
-        """Let all ranks run the self check, each with its own shard."""
-        return self.cluster.checking(self.divided, chains_only=self.chains_only)
-
-    def make_cache(self) -> AnyCache:
-        """Return an empty cache, which the followers have too.
+        """Let all ranks run the self check, each with its own shard.
 
         Raises:
-            UnsupportedTargetError: if it would be quantized, in a pipeline.
+            UnsupportedTargetError: if caches would be quantized, in a pipeline.
         """
         if self.kv.bits is not None and self._shard.stage is not None:
             raise UnsupportedTargetError(
                 "mlx-lm's pipelines cannot read quantized caches; leave kv_bits out"
             )
+        return self.cluster.checking(self.divided, self._keeps, chains_only=self.chains_only)
+
+    @property
+    def _keeps(self) -> Keeps:
+        """What caches made from now on keep, as the followers are told."""
+        return Keeps(**vars(self.kv))
+
+    def make_cache(self) -> AnyCache:
+        """Return an empty cache, which the followers have too."""
         cache = super().make_cache()
         if self.cluster.is_in_step:
             return cache
         assert isinstance(cache, TreeCache), "stock caches are refused"
-        number, target, kv = self.cluster.new_number(), self.divided.number, self.kv
-        options = {"bits": kv.bits, "group_size": kv.group_size, "max_size": kv.max_size}
-        self.cluster.note(New.model_validate({"cache": number, "target": target, **options}))
+        number, target = self.cluster.new_number(), self.divided.number
+        self.cluster.note(New(cache=number, target=target, keeps=self._keeps))
         return LeadingCache(cache.layers, self.cluster, number, target)
 
     def forward(self, tokens: mx.array, cache: AnyCache) -> Verified:
@@ -192,7 +196,7 @@ class LeadingTarget(PartTarget):
     def _run(self, tree: DraftTree, cache: AnyCache) -> Verified:
         """Run all nodes of a tree through the target on all ranks, to the end."""
         if self.cluster.is_in_step:
-            return self._run_in_step(tree, cache)
+            return super()._run(tree, cache)  # the followers run it by themselves
         assert isinstance(cache, LeadingCache), "a cache of no divided target"
         assert cache.target == self.divided.number, "a cache of another target"
         tokens = cast(list[int], tree.tokens.tolist())  # waits for the draft
@@ -217,11 +221,11 @@ class LeadingTarget(PartTarget):
         stage = self._shard.stage
         return stage.elsewhere(self.taps) if stage else []
 
-    def _run_in_step(self, tree: DraftTree, cache: AnyCache) -> Verified:
-        """Run a tree of the self check, which the followers run by themselves."""
+    def _joined(self, recorded: dict[int, mx.array]) -> mx.array:
+        """Return the taps' streams; one that is missing is so on rank 0 alone."""
         try:
-            return super()._run(tree, cache)
-        except UnsupportedTargetError as error:  # a tap that is missing, on rank 0 alone
+            return super()._joined(recorded)
+        except UnsupportedTargetError as error:
             self.cluster.watch.fail(f"the followers wait for a pass that failed here ({error})")
             raise
 

@@ -33,15 +33,21 @@ class _Message(BaseModel):
 # From rank 0: what its caches do.
 
 
+class Keeps(_Message):
+    """What caches keep, as `KVOptions` says it."""
+
+    bits: Annotated[int, Field(ge=1, le=16)] | None = None
+    group_size: Annotated[int, Field(ge=1, le=1024)] = 64
+    max_size: Rows | None = None
+
+
 class New(_Message):
-    """Make an empty cache of a target; the options are those of `KVOptions`."""
+    """Make an empty cache of a target."""
 
     kind: Literal["new"] = "new"
     cache: CacheId
     target: TargetId
-    bits: Annotated[int, Field(ge=1, le=16)] | None = None
-    group_size: Annotated[int, Field(ge=1, le=1024)] = 64
-    max_size: Rows | None = None
+    keeps: Keeps = Keeps()
 
 
 class Fork(_Message):
@@ -186,11 +192,15 @@ class Join(_Message):
 
 
 class Check(_Message):
-    """Try whether the target verifies trees, or only whether chains, in step with all ranks."""
+    """Try whether the target verifies trees, or only chains, in step with all ranks.
+
+    With caches that do not keep everything it is tried only whether they can be read.
+    """
 
     kind: Literal["check"] = "check"
     target: TargetId
     chains_only: bool
+    keeps: Keeps = Keeps()
 
 
 class Train(_Message):

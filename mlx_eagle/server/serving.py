@@ -9,8 +9,8 @@ import uvicorn
 
 from mlx_eagle.errors import ClusterError, EagleError
 from mlx_eagle.server.app import Server
-from mlx_eagle.server.refusal import LOST
 from mlx_eagle.server.guard import App
+from mlx_eagle.server.refusal import LOST
 
 BACKLOG = 128  # connections that may wait to be accepted
 AFTER_GRACE = 5  # seconds for the last bytes once every answer has ended

@@ -76,6 +76,12 @@ def check_kv_options(target: Target) -> None:
     """
     if target.kv == WHOLE:
         return
+    with target.checking():
+        _check_caches(target)
+
+
+def _check_caches(target: Target) -> None:
+    """Do what `check_kv_options` does for other options than the usual ones."""
     try:
         cache = target.make_cache()
         target.extend(mx.array(PREFIX, dtype=mx.int32), cache)

@@ -198,7 +198,7 @@ class Target:
         return known
 
     def checking(self) -> AbstractContextManager[None]:
-        """Return what surrounds the self check, in which the model is run directly."""
+        """Return what surrounds the self check of `kv`, in which the model is run directly."""
         return nullcontext()
 
     def check_shape(self, shape: Shape) -> None:

@@ -6,6 +6,7 @@ float32 on the CPU wheel: two ranks add in one order, so what one row gives it g
 import gc
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from cases import broad
 from mlx_eagle.bench.metrics import Sample
 from mlx_eagle.bench.text_comparison import judge_on_hosts
 from mlx_eagle.cache.model_cache import AnyCache
+from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.cluster.cluster import Cluster
 from mlx_eagle.cluster.leader import LeadingTarget
 from mlx_eagle.cluster.messages import Drop, Order, Unload, encode_orders
@@ -26,6 +28,7 @@ from mlx_eagle.engine import Engine
 from mlx_eagle.errors import CheckpointError, ClusterError, UnsupportedTargetError
 from mlx_eagle.load_options import PIPELINE
 from mlx_eagle.session.session import Session
+from mlx_eagle.target.self_check import with_caches
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import DraftTree, TreeShape
 from pairs_on_hosts import PROMPT, Pair
@@ -256,6 +259,19 @@ def test_a_target_goes_on_beside_another_one_and_after_one_that_was_refused(
     with pytest.raises(AssertionError, match="of another target"):
         second.extend(mx.array([1]), caches[2])
     cluster.watch.check()
+
+
+def test_caches_that_cannot_be_read_are_refused_and_nobody_is_lost(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """Heads of 16 numbers hold no group of 32; others do."""
+    for head_dim, is_read in ((16, False), (32, True)):
+        sizes = {"num_hidden_layers": 1, "head_dim": head_dim}
+        target = lead(cluster, write_tiny(tmp_path / str(head_dim), "llama", **sizes)[0])
+        with nullcontext() if is_read else pytest.raises(UnsupportedTargetError, match="leave kv_"):
+            target = with_caches(target, KVOptions(8, 32))
+        next_rows(target, target.make_cache())
+    assert target.kv.bits == 8
 
 
 def test_followers_forget_a_target_that_nobody_has_any_more(

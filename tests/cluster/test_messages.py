@@ -12,6 +12,7 @@ from mlx_eagle.cluster.messages import (
     Done,
     Drop,
     Fork,
+    Keeps,
     New,
     Order,
     Run,
@@ -27,7 +28,9 @@ from mlx_eagle.errors import ClusterError
 
 IDS, ROWS = st.integers(0, 1 << 20), st.integers(0, 1 << 20)
 ORDERS = st.one_of(
-    st.builds(New, cache=IDS, target=IDS, bits=st.sampled_from([None, 4, 8])),
+    st.builds(
+        New, cache=IDS, target=IDS, keeps=st.builds(Keeps, bits=st.sampled_from([None, 4, 8]))
+    ),
     st.builds(Fork, cache=IDS, source=IDS),
     st.builds(Commit, cache=IDS, first=ROWS, others=st.lists(ROWS, max_size=4)),
     st.builds(Trim, cache=IDS, rows=ROWS),
