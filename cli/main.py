@@ -164,6 +164,9 @@ def _launched(args: list[str]) -> tuple[list[str], bool]:
 
     All of these have the same command line and a copy of stdin. Where models are divided, those
     above rank 0 follow, before they read or print anything, and rank 0 leads.
+
+    Raises:
+        click.UsageError: if hosts are named as well, in every process.
     """
     if not args or args[0] not in DIVIDED:
         return args, False
@@ -174,12 +177,13 @@ def _launched(args: list[str]) -> tuple[list[str], bool]:
     from mlx_eagle.cluster.launched import follow, lead_launched
     from mlx_eagle.load_options import LAUNCHED
 
+    if any(each.partition("=")[0] == "--hosts" for each in args):
+        raise click.UsageError("mlx.launch has started a process on every host: leave --hosts out")
     if rank:
         follow()
         return [], True
     lead_launched()  # before anything is fetched or read, for which the others would not wait
-    is_given = any(each.partition("=")[0] == "--hosts" for each in args)
-    return (args if is_given else [args[0], "--hosts", LAUNCHED, *args[1:]]), False
+    return [args[0], "--hosts", LAUNCHED, *args[1:]], False
 
 
 def _report(message: str) -> None:

@@ -108,8 +108,8 @@ class LeadingTarget(PartTarget):
         super().__init__(divided.shard, taps)
         if divided.chains_only and not self.chains_only:
             raise UnsupportedTargetError(
-                "other hosts have layers that keep one state for all tokens, and this one has none; "
-                "use fewer hosts"
+                "other hosts have layers that keep one state for all tokens, and this one has "
+                "none; use fewer hosts"
             )
 
     @property

@@ -108,6 +108,15 @@ def test_a_command_under_mlx_launch_joins_before_its_arguments_are_read(
     assert "--no-such-option" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_hosts_under_mlx_launch_are_refused_before_anybody_waits(
+    rank: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(RANK, rank)
+    assert run(["chat", "--hosts=hosts.json"]) == 2
+    assert "leave --hosts out" in capsys.readouterr().err
+
+
 def test_the_other_ranks_of_mlx_launch_load_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(RANK, "2")
     with pytest.raises(ClusterError, match="process of rank 2 of mlx.launch, and rank 0 alone"):
