@@ -60,13 +60,14 @@ class Peer:
         process: id of the process of this machine that is the follower, or reaches it; None if it
             was not started from here.
         lost: why it is of no more use; "" while it is.
+        lost_at: moment in seconds at which that was found; infinite while it is of use.
         heard: moment in seconds of its last sign of life.
     """
 
     def __init__(self, name: str, rank: int, channel: Channel, memory: int) -> None:
         self.name, self.rank, self.channel, self.memory = name, rank, channel, memory
         self.process: int | None = None
-        self.lost, self.heard = "", time.monotonic()
+        self.lost, self.lost_at, self.heard = "", math.inf, time.monotonic()
         self._expected: dict[int, int] = {}  # rows after a pass that is not answered, by its number
         self._said: SimpleQueue[Report] = SimpleQueue()
         self._answered = 0  # the order that it has answered last
@@ -125,7 +126,9 @@ class Peer:
 
     def lose(self, reason: str) -> None:
         """Note why it is of no more use, if that is not known yet."""
-        self.lost = self.lost or f"{self} {reason}"
+        if not self.lost:
+            self.lost_at = time.monotonic()
+            self.lost = f"{self} {reason}"
 
     def _beat(self) -> None:
         """Show that this process is there and does not stand still, as long as that matters."""
@@ -191,8 +194,12 @@ class Watch:
 
     @property
     def lost(self) -> str:
-        """Why the followers are of no more use; "" while they are."""
-        return self._failure or next((peer.lost for peer in self._peers if peer.lost), "")
+        """Why the followers are of no more use; "" while they are.
+
+        Who was lost first is named: others end because of that one.
+        """
+        first = min(self._peers, key=lambda peer: peer.lost_at, default=None)
+        return self._failure or (first.lost if first else "")
 
     def fail(self, reason: str) -> None:
         """Note why the hosts are not in step any more, which cannot be mended."""

@@ -72,6 +72,19 @@ def test_a_follower_that_ends_is_lost_by_name(side: Side) -> None:
     watch.end()
 
 
+def test_who_was_lost_first_is_named_and_not_who_ends_because_of_it(side: Side) -> None:
+    theirs, ours = socket.socketpair()
+    third = Peer("studio-3", 2, Channel(ours), memory=1 << 30)
+    watch = Watch([side.peer, third], LONG)
+    theirs.close()
+    until(lambda: third.lost)
+    side.say(Fault(reason="[ring] connection to a peer was lost"))
+    until(lambda: side.peer.lost)
+    assert watch.lost.startswith("rank 2 on studio-3 has ended")
+    watch.end()
+    ours.close()
+
+
 def test_a_follower_says_why_it_ends(side: Side) -> None:
     side.say(Fault(reason="no model is loaded"))
     side.channel.close()
