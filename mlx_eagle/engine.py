@@ -29,13 +29,14 @@ from mlx_eagle.heads.ngram import sources_of
 from mlx_eagle.hub.download import to_stderr
 from mlx_eagle.planner.policy import Sources
 from mlx_eagle.sampling.grammar import Vocabulary
+from mlx_eagle.session.identity import identify, identify_head, identify_settings
 from mlx_eagle.session.limits import Budget, Limits, bytes_per_row
 from mlx_eagle.session.prefix_cache import EXACT, PrefixCache
 from mlx_eagle.session.prefix_files import PrefixFiles, prefix_folder
 from mlx_eagle.session.prompt import PLAIN_TEMPLATE, Prompt, Template
 from mlx_eagle.session.responses import GenerationResult, Responses, whole_answer
 from mlx_eagle.session.session import Session
-from mlx_eagle.session.session_file import identify, identify_head
+from mlx_eagle.session.session_file import SETTINGS
 from mlx_eagle.session.turn import Turn
 from mlx_eagle.speculation import Speculation
 from mlx_eagle.target.self_check import with_caches
@@ -171,12 +172,13 @@ class Engine:
 
     @cached_property
     def identity(self) -> dict[str, str]:
-        """What a saved conversation must have been computed with."""
+        """What computes the rows of conversations, by what it is of."""
         return {
             "target": identify(self.target.model),
             "head": identify_head(self.head),
             "KV cache": str(self.target.kv),
             "head window": str(self.limits.head_window or "none"),
+            SETTINGS: identify_settings(self.target.model, self.head),
         }
 
     @cached_property
