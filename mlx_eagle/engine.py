@@ -149,7 +149,8 @@ class Engine:
     def _variant(self, kv: KVOptions) -> "Engine":
         """Return an engine with the same weights and other caches."""
         target = with_caches(self.target, kv)
-        limits = self.limits._replace(bytes_per_row=bytes_per_row(target, self.head))
+        sizes = bytes_per_row(target, self.head, self.limits.head_window)
+        limits = self.limits._replace(bytes_per_row=sizes)
         known = self.planners
         # What rounds cost with such a cache is learnt apart, and not put on record as this one's.
         planners = Planners(

@@ -144,7 +144,8 @@ def load_with_head(
     if engine.kernels is not None and pair.head is not None:
         engine.kernels.put_on(notify or to_stderr, may_try=chosen.calibrate)
     info, planners = _planned(found, pair, info, chosen, progress)
-    rows, window = bytes_per_row(pair.target, pair.head), _head_window(pair, chosen)
+    window = _head_window(pair, chosen)
+    rows = bytes_per_row(pair.target, pair.head, window)
     limits = engine.limits._replace(bytes_per_row=rows, head_window=window)
     other = Engine(pair.target, engine.tokenizer, pair.head, info, planners, limits)
     other.template, other.turn = engine.template, engine.turn
@@ -272,7 +273,7 @@ def _limits(pair: Pair, target: LoadedTarget, options: LoadOptions) -> Limits:
     memory = device_memory() if memory is None else memory
     if cluster := _cluster_of(pair.target):
         memory = min(memory, *cluster.memories)
-    return Limits(context, memory, bytes_per_row(pair.target, pair.head), window)
+    return Limits(context, memory, bytes_per_row(pair.target, pair.head, window), window)
 
 
 def _head_window(pair: Pair, options: LoadOptions) -> int:

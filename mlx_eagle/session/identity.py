@@ -62,7 +62,7 @@ def _settings(network: nn.Module) -> Iterator[str]:
         yield from (
             f"{name} {value}"
             for name, value in sorted(plain.items())
-            if isinstance(value, int | float | str | None) or name in ("args", "config")
+            if isinstance(value, int | float | str) or value is None or name in ("args", "config")
         )
         held = {name: value for name, value in module.items() if name.startswith("_")}
         yield from (f"{name} {_contents(array)}" for name, array in _named(held))
@@ -70,8 +70,8 @@ def _settings(network: nn.Module) -> Iterator[str]:
 
 def _named(tree: object) -> list[tuple[str, mx.array]]:
     """Return the arrays in nested dictionaries and lists, by their paths."""
-    found = [(name, leaf) for name, leaf in tree_flatten(tree) if isinstance(leaf, mx.array)]
-    return sorted(found)
+    leaves = dict(tree_flatten(tree)).items()
+    return sorted((name, leaf) for name, leaf in leaves if isinstance(leaf, mx.array))
 
 
 def _contents(array: mx.array) -> str:

@@ -11,15 +11,18 @@ import mlx.core as mx
 
 from mlx_eagle.cache.attention_sinks import SinkKVCache
 from mlx_eagle.cache.kv import KVCache
+from mlx_eagle.cache.model_cache import TreeCache
 from mlx_eagle.cache.stock import StockCache
 from mlx_eagle.cache.window import WindowKVCache
+from mlx_eagle.drafters.base import ReadsText
+from mlx_eagle.drafters.cached import CachedDrafter
+from mlx_eagle.drafters.draft_model import DraftModelDrafter
+from mlx_eagle.drafters.make import make_drafter
 from mlx_eagle.errors import EagleError
 from mlx_eagle.files.json_files import language_config, read_count, read_number
-from mlx_eagle.heads.draft_model import DraftModel
 from mlx_eagle.heads.load import AnyHead
 from mlx_eagle.heads.ngram import without_lookup
 from mlx_eagle.target.rotation import layer_facts
-from mlx_eagle.target.self_check import with_caches
 from mlx_eagle.target.target import Target
 
 UNBOUNDED = 1 << 40  # rows
@@ -56,8 +59,8 @@ class Limits(NamedTuple):
     Attributes:
         max_context: tokens; None where the model does not say.
         memory: bytes that the process may use on the device.
-        bytes_per_row: by layer of the caches of target and draft model, the bytes of a row and the
-            most rows that it keeps (None: all); empty where it is not known.
+        bytes_per_row: by layer of the caches of the target and of what drafts, the bytes of a row
+            and the most rows that it keeps (None: all); empty where it is not known.
         head_window: tokens that the head attends to; 0 for all.
     """
 
@@ -117,28 +120,36 @@ def _stretched(config: dict[str, Any], stated: int) -> int:
 LayerSizes = tuple[tuple[int, int | None], ...]
 
 
-def bytes_per_row(target: Target, head: AnyHead | None = None) -> LayerSizes:
+def bytes_per_row(
+    target: Target, head: AnyHead | None = None, head_window: int | None = None
+) -> LayerSizes:
     """Return, by layer of all caches that grow, the bytes of a row and the most rows that it keeps.
 
     Recurrent states do not grow; for mlx-lm's own caches it is not known.
 
     Args:
         target: whose cache every conversation has.
-        head: what drafts; heads have a window, draft models keep what the target does.
+        head: what drafts, and has a cache of its own in every conversation.
+        head_window: tokens that it attends to; None or 0 for all.
     """
-    own = _layer_sizes(target)
-    beside = without_lookup(head) if head is not None else None
-    if isinstance(beside, DraftModel):
-        return (*own, *_layer_sizes(with_caches(beside.model, target.kv)))
-    return own
-
-
-def _layer_sizes(target: Target) -> LayerSizes:
-    """Return the bytes of a row, and the most rows, of every layer of a model's cache."""
-    cache = target.make_cache()
+    cache, token = target.make_cache(), mx.array([0], dtype=mx.int32)
     if isinstance(cache, StockCache):
         return ()
-    target.extend(mx.array([0]), cache)  # never computed: shapes suffice
+    taps = target.extend(token, cache)  # never computed, nor are drafts: shapes suffice
+    sizes = _layer_sizes(cache)
+    if head is None:
+        return sizes
+    drafter = make_drafter(without_lookup(head), target, head_window)
+    if isinstance(drafter, ReadsText):
+        drafter.begin(token)
+    drafter.observe(taps, token)
+    if isinstance(drafter, CachedDrafter | DraftModelDrafter):
+        return (*sizes, *_layer_sizes(drafter.cache))
+    return sizes
+
+
+def _layer_sizes(cache: TreeCache) -> LayerSizes:
+    """Return the bytes of a row, and the most rows, of every layer of a cache of one row."""
     layers = [part for part in cache.parts if isinstance(part, KVCache)]
     return tuple((part.nbytes // part.step, _most_rows(part)) for part in layers)
 

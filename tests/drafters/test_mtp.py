@@ -15,6 +15,7 @@ from mlx_lm.generate import generate_step
 import mtp_files
 from cases import broad, narrowed
 from doubles import NoText
+from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.convert.heads import convert_head
 from mlx_eagle.convert.mtp.extract import LocalCheckpoint, find_layer, write_layer
@@ -30,6 +31,7 @@ from mlx_eagle.pairing import Pair, pair_up
 from mlx_eagle.planner.policy import FixedShape
 from mlx_eagle.sampling.samplers import SeededSampler
 from mlx_eagle.sampling.token_selector import TokenSelector
+from mlx_eagle.session.limits import bytes_per_row
 from mlx_eagle.speculation import ON
 from mlx_eagle.target.load import load_network
 from mlx_eagle.target.target import rows_of
@@ -116,6 +118,30 @@ def test_a_layer_attends_to_all_tokens_and_a_window_is_refused_by_name(hybrid: L
     head: Any = hybrid.pair.head
     assert head.default_window == 0
     assert hybrid.pair.target.chains_only
+
+
+@pytest.mark.bitwise
+def test_its_cache_is_bounded_with_the_targets_and_counts_in_figures_of_memory(
+    hybrid: Loaded,
+) -> None:
+    target, head = hybrid.pair.target, hybrid.pair.head
+    assert isinstance(head, MtpHead)
+    own, both = bytes_per_row(target), bytes_per_row(target, head)
+    assert both == (*own, own[-1]), "its layer is like the target's"
+    info = EngineInfo("hybrid", "float32", "mtp", "float32", ON, "cpu", False)
+    whole = Engine(target, NoText(), head, info, Planners(chains_only=True))
+    engine = whole.with_kv(KVOptions(max_size=16))
+    assert engine.limits.cache_bytes(10**4) == engine.limits.cache_bytes(10**6)
+    session, options = engine.session(), {"max_tokens": 40, "tree": TreeShape.chain(2)}
+    prompt = [*PROMPT, *hybrid.expected, *PROMPT]  # more than rows are written between two moves
+    list(session.stream_generate(prompt[:-30], max_tokens=8, tree=TreeShape.chain(2)))
+    found = list(session.stream_generate(prompt, **options))
+    want = engine.generate(prompt, max_tokens=40, speculate=False).tokens
+    assert [r.token for r in found] == want
+    drafter = session.prefix.drafter
+    assert drafter is not None and drafter.rows > 400
+    assert drafter.cache.parts[0].held < 16 + 64 + 256 + 1
+    assert found[-1].stats.accepted > 4, "the layer foresees"
 
 
 @pytest.mark.parametrize("bits", [None, 8])

@@ -114,10 +114,15 @@ def test_a_fork_needs_memory_of_its_own(small_memory: Engine) -> None:
 def test_what_a_row_takes_follows_from_the_kind_of_cache(demo: Engine, tiny_target: Any) -> None:
     assert sum(size for size, _ in bytes_per_row(demo.target)) == 2 * 2 * 64 * 4 * 8, "in 8 layers"
     whole = Limits(bytes_per_row=bytes_per_row(demo.target)).cache_bytes(1000)
-    quantized = demo.with_kv(KVOptions(bits=8, group_size=64)).limits.cache_bytes(1000)
+    with_head, (size, most) = demo.limits.bytes_per_row, demo.limits.bytes_per_row[-1]
+    assert with_head == (*bytes_per_row(demo.target), (size, demo.limits.head_window))
+    assert most == 2048 and size > 0, "the head keeps its window"
+    of_head = 1000 * size
+    quantized = demo.with_kv(KVOptions(bits=8, group_size=64)).limits.cache_bytes(1000) - of_head
     assert 0.25 < quantized / whole < 0.3, "8 bits of 32, and a scale and a bias per 64"
     bounded = demo.with_kv(KVOptions(max_size=128)).limits
-    assert bounded.cache_bytes(10**6) == bounded.cache_bytes(1000) < whole, "it stops growing"
+    assert bounded.cache_bytes(1000) - of_head < whole
+    assert bounded.cache_bytes(10**6) == bounded.cache_bytes(2048), "it stops growing"
     assert bounded._replace(memory=10**12, max_context=None).budget(0) is None
     windowed = Limits(bytes_per_row=bytes_per_row(Target(tiny_target("gemma3_text")))).cache_bytes(
         10**4
