@@ -13,6 +13,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from doubles import perturbed
 from mlx_eagle.cache.options import KVOptions
+from mlx_eagle.cache.window import WindowKVCache
 from mlx_eagle.decoding.prefill import prefill
 from mlx_eagle.decoding.rounds import Decoder
 from mlx_eagle.drafters.draft_model import DraftModelDrafter
@@ -90,6 +91,25 @@ def test_a_tree_holds_the_likeliest_paths(kind: str, target: Target) -> None:
     assert tree.depths.tolist() == check_structure(tree.parents.tolist())
     scores = [made[path] for path in paths[1:]]
     np.testing.assert_allclose(tree.log_probs.tolist()[1:], scores, rtol=1e-4, atol=1e-4)
+
+
+def test_a_tree_of_more_rows_than_a_windows_slack_is_drafted_all_the_same(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every level is written beside the ones before, and all are forgotten together."""
+    root, shape = mx.array(PROMPT[-1:]), TreeShape(4, 6, 20)
+    want = drafter_of("gemma3_text", target, PROMPT, len(PROMPT)).draft(root, shape)
+    mx.eval(want)
+    for slack in (8, 5):  # fewer than all levels, and than one
+        monkeypatch.setattr(WindowKVCache, "slack", slack)
+        monkeypatch.setattr(WindowKVCache, "margin", 3)
+        drafter = drafter_of("gemma3_text", target, PROMPT[:6], 6)
+        for token in PROMPT[6:]:
+            drafter.observe(None, mx.array([token]))
+        for _ in range(2):
+            found = drafter.draft(root, shape)
+            assert found.tokens.tolist() == want.tokens.tolist()
+            assert mx.allclose(found.log_probs, want.log_probs, atol=1e-4)
 
 
 def test_a_fixed_tree_holds_the_ranked_tokens_after_every_path(target: Target) -> None:
