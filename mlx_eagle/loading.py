@@ -33,6 +33,7 @@ from mlx_eagle.hub.packaged import TOY, PackagedPair, doubt_of, fetch_packaged, 
 from mlx_eagle.load_options import LAUNCHED, TENSOR, LoadOptions
 from mlx_eagle.pairing import Company, Pair, pair_again, pair_up
 from mlx_eagle.session.limits import Limits, bytes_per_row, model_context_length
+from mlx_eagle.session.prefix import CachedPrefix
 from mlx_eagle.session.prompt import Template
 from mlx_eagle.session.recommended import read_recommended
 from mlx_eagle.session.rescue import write_conversations
@@ -104,7 +105,7 @@ def load(
     engine = Engine(pair.target, tokenizer, pair.head, info, planners, limits)
     engine.kernels = kernels
     engine.template = Template(chosen.template_args or {})
-    _keep_prefixes(engine, chosen)
+    _keep_prefixes(engine, chosen, notify or to_stderr)
     if cluster := _cluster_of(pair.target):
         folder = cache_folder() / "conversations"
         cluster.watch.on_lost.append(
@@ -150,15 +151,17 @@ def load_with_head(
     other = Engine(pair.target, engine.tokenizer, pair.head, info, planners, limits)
     other.template, other.turn = engine.template, engine.turn
     other.kernels = engine.kernels
-    _keep_prefixes(other, chosen)
+    _keep_prefixes(other, chosen, notify or to_stderr)
     return other
 
 
-def _keep_prefixes(engine: Engine, options: LoadOptions) -> None:
-    """Let an engine keep rows between conversations, if that is asked for."""
+def _keep_prefixes(engine: Engine, options: LoadOptions, notify: Notify) -> None:
+    """Let an engine keep rows between conversations, if that is asked for; say what is not kept."""
     memory, disk = options.cache_memory or 0, options.cache_disk or 0
     if memory or disk:
         engine.keep_prefixes(memory, disk, exact=options.cache == "exact")
+    if disk and (reason := CachedPrefix(engine).why_not_pageable):
+        notify(f"{engine.info.target}: {reason}")
 
 
 def find(

@@ -50,6 +50,11 @@ class KVCache:
         self._fresh: list[mx.array] | None = None
 
     @property
+    def most_rows(self) -> int | None:
+        """The most committed rows that it keeps; None for all."""
+        return None
+
+    @property
     def held(self) -> int:
         """Committed rows in the buffers; the undecided ones follow them."""
         return self.rows

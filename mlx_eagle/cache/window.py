@@ -26,6 +26,11 @@ class WindowKVCache(KVCache):
         self.first = 0
 
     @property
+    def most_rows(self) -> int:
+        """The most committed rows that it keeps."""
+        return self.window + self.margin + self.slack
+
+    @property
     def held(self) -> int:
         """Committed rows in the buffers."""
         return self.rows - self.first

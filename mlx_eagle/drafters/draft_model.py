@@ -138,6 +138,9 @@ class DraftModelDrafter:
     def restore(self, arrays: dict[str, mx.array], rows: int) -> None:
         """Hold what `arrays` returned of a drafter with `rows` observed tokens.
 
+        Arrays that were all cut off after `rows` rows lack the newest token: then one token less
+        has been observed.
+
         Raises:
             ValueError: if it is not what these rows need.
         """
@@ -145,9 +148,10 @@ class DraftModelDrafter:
             return
         held = {name: array for name, array in arrays.items() if name != TOKENS}
         tokens = arrays.get(TOKENS)
-        if tokens is None or tokens.size != rows + 1:
+        is_cut = all(array.shape[2:3] == (rows,) for array in arrays.values())
+        if tokens is None or tokens.size != (rows if is_cut else rows + 1):
             raise ValueError(f"the draft model has no tokens for {rows} rows")
-        self.cache.restore(held, rows + 1)
+        self.cache.restore(held, tokens.size)
         self._tokens, self._newest = tokens.reshape(-1), None
 
     def _read(self) -> None:

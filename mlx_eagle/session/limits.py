@@ -9,19 +9,14 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlx_eagle.cache.attention_sinks import SinkKVCache
 from mlx_eagle.cache.kv import KVCache
 from mlx_eagle.cache.model_cache import TreeCache
 from mlx_eagle.cache.stock import StockCache
-from mlx_eagle.cache.window import WindowKVCache
 from mlx_eagle.drafters.base import ReadsText
-from mlx_eagle.drafters.cached import CachedDrafter
-from mlx_eagle.drafters.draft_model import DraftModelDrafter
-from mlx_eagle.drafters.make import make_drafter
+from mlx_eagle.drafters.make import make_drafter, own_cache
 from mlx_eagle.errors import EagleError
 from mlx_eagle.files.json_files import language_config, read_count, read_number
 from mlx_eagle.heads.load import AnyHead
-from mlx_eagle.heads.ngram import without_lookup
 from mlx_eagle.target.rotation import layer_facts
 from mlx_eagle.target.target import Target
 
@@ -139,24 +134,15 @@ def bytes_per_row(
     sizes = _layer_sizes(cache)
     if head is None:
         return sizes
-    drafter = make_drafter(without_lookup(head), target, head_window)
+    drafter = make_drafter(head, target, head_window)
     if isinstance(drafter, ReadsText):
         drafter.begin(token)
     drafter.observe(taps, token)
-    if isinstance(drafter, CachedDrafter | DraftModelDrafter):
-        return (*sizes, *_layer_sizes(drafter.cache))
-    return sizes
+    of_head = own_cache(drafter)
+    return sizes if of_head is None else (*sizes, *_layer_sizes(of_head))
 
 
 def _layer_sizes(cache: TreeCache) -> LayerSizes:
     """Return the bytes of a row, and the most rows, of every layer of a cache of one row."""
     layers = [part for part in cache.parts if isinstance(part, KVCache)]
-    return tuple((part.nbytes // part.step, _most_rows(part)) for part in layers)
-
-
-def _most_rows(layer: KVCache) -> int | None:
-    """Return the most rows that a layer keeps; None for all."""
-    if isinstance(layer, WindowKVCache | SinkKVCache):
-        sinks = layer.sinks if isinstance(layer, SinkKVCache) else 0
-        return sinks + layer.window + layer.margin + layer.slack
-    return None
+    return tuple((part.nbytes // part.step, part.most_rows) for part in layers)
