@@ -72,6 +72,11 @@ class DraftModelDrafter:
         assert not self._tokens.size, "the text has begun"
         self._tokens = token
 
+    def checkpoint(self) -> None:
+        """Remember the tokens so far as a place that a recurrent model can go back to."""
+        self._read()
+        self.cache.checkpoint()
+
     def observe(self, taps: mx.array | None, next_tokens: mx.array) -> None:
         """Read L committed tokens, next_tokens [L]; taps are not looked at."""
         self._tokens = mx.concatenate([self._tokens, next_tokens])
@@ -166,8 +171,6 @@ class DraftModelDrafter:
             logits = self.model(self._tokens[start:end], self.cache)
             self.cache.commit(range(end - start))
             self._newest = logits[-1:]
-        if n_new > FEW:
-            self.cache.checkpoint()  # the end of a prompt: a recurrent model can go back to it
 
     def _after_root(self) -> mx.array:
         """Return the logits [1, W] after the root."""

@@ -53,6 +53,11 @@ class DrawnDrafts:
         if isinstance(self._drafter, ReadsText):
             self._drafter.begin(token)
 
+    def checkpoint(self) -> None:
+        """Let a drafter that reads the text itself remember the end of a prompt."""
+        if isinstance(self._drafter, ReadsText):
+            self._drafter.checkpoint()
+
     def observe(self, taps: mx.array | None, next_tokens: mx.array) -> None:
         """Let the drafter observe."""
         self._drafter.observe(taps, next_tokens)

@@ -180,7 +180,7 @@ class Answering:
             if self._cancelled.is_set():
                 return False
         prefix.tokens = list(ids)
-        decoder.cache.checkpoint()
+        decoder.checkpoint()
         return True
 
     def _ends(self) -> Ends:

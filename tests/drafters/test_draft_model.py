@@ -143,6 +143,22 @@ def test_after_any_way_back_it_drafts_as_one_that_never_went_on(kind: str, targe
             assert mx.allclose(found.log_probs, want.log_probs, atol=1e-4)
 
 
+def test_a_recurrent_model_goes_back_to_its_prompt_after_any_answer(target: Target) -> None:
+    """Also where many tokens of the answer were observed at once, after plain rounds."""
+    rng = np.random.default_rng(3)
+    text = [int(t) for t in rng.integers(0, 128, 220)]
+    drafter = drafter_of("lfm2", target, text, 100)
+    drafter.checkpoint()
+    for end in (140, 180, 220):
+        drafter.observe(None, mx.array(text[drafter.rows + 1 : end]))
+    drafter.trim(99)
+    assert drafter.cache.rows == 100, "nothing of the prompt is read again"
+    drafter.observe(None, mx.array(text[100:102]))
+    fresh = drafter_of("lfm2", target, text, 102)
+    found, want = (d.draft(mx.array(text[101:102]), TreeShape.chain(3)) for d in (drafter, fresh))
+    assert found.tokens.tolist() == want.tokens.tolist()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_saved_goes_on_as_if_nothing_had_happened(kind: str, target: Target) -> None:
     drafter = drafter_of(kind, target, PROMPT, len(PROMPT) - 2)
