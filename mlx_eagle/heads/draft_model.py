@@ -54,6 +54,7 @@ class DraftModel(nn.Module):
         check_tree_verification(self.model)
         self.chains_only = self.model.chains_only
         self.vocab_size = self.model.vocab_size or self.model.n_logits  # ids that it can read
+        self._tried: dict[KVOptions, Target] = {}  # the same model with other caches
 
     @property
     def max_depth(self) -> int:
@@ -78,7 +79,9 @@ class DraftModel(nn.Module):
         Raises:
             UnsupportedTargetError: if the model's code cannot read such a cache.
         """
-        cache = with_caches(self.model, kv).make_cache()
+        if kv not in self._tried:
+            self._tried[kv] = with_caches(self.model, kv)
+        cache = self._tried[kv].make_cache()
         assert isinstance(cache, TreeCache), "what verifies trees has caches of ours"
         return cache
 

@@ -193,6 +193,23 @@ def test_ids_that_the_target_does_not_know_are_not_proposed(tiny_target: Any) ->
     assert mx.max(tree.tokens).item() < 128
 
 
+def test_other_caches_are_tried_once(tiny_target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls = DraftModel(tiny_target("llama", head_dim=32)), list[int]()
+    run = type(model.network).__call__
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return run(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(model.network), "__call__", counted)
+    model.make_cache(KVOptions(bits=8, group_size=32))
+    assert calls, "whether the model's code can read it is tried"
+    calls.clear()
+    held = model.make_cache(KVOptions(bits=8, group_size=32)), model.make_cache()
+    assert not calls and held[0] is not held[1]
+    assert len(list(model.named_modules())) == len(list(model.network.named_modules())) + 1
+
+
 def test_its_cache_is_quantized_where_the_targets_is(tiny_target: Any) -> None:
     target = Target(tiny_target("llama", head_dim=32))
     model = DraftModel(perturbed(tiny_target("llama", head_dim=32), 0.1))
