@@ -56,6 +56,7 @@ class EngineInfo(NamedTuple):
     is_demo: bool
     remedy: str = ""  # the command that finds out why a head drafts badly
     remarks: tuple[str, ...] = ()  # what is done otherwise than mlx-lm does, and what limits texts
+    head_remarks: tuple[str, ...] = ()  # the same of a draft model, and what limits drafts
     recommended: Mapping[str, Any] = MappingProxyType({})  # the publisher's sampling
     hosts: str = ""  # among which the target is divided, and how fast they are reached
 

@@ -32,11 +32,12 @@ from mlx_eagle.hub.head_choice import AND_NGRAM, HeadChoice, and_lookup, choose_
 from mlx_eagle.hub.packaged import TOY, PackagedPair, doubt_of, fetch_packaged, find_packaged
 from mlx_eagle.load_options import LAUNCHED, TENSOR, LoadOptions
 from mlx_eagle.pairing import Company, Pair, pair_again, pair_up
-from mlx_eagle.session.limits import Limits, bytes_per_row, model_context_length
+from mlx_eagle.session.limits import Limits, bytes_per_row
 from mlx_eagle.session.prefix import CachedPrefix
 from mlx_eagle.session.prompt import Template
 from mlx_eagle.session.recommended import read_recommended
 from mlx_eagle.session.rescue import write_conversations
+from mlx_eagle.target.context_length import model_context_length
 from mlx_eagle.target.load import LoadedTarget, load_target, precision
 from mlx_eagle.target.target import Target
 from mlx_eagle.target.tokenizer import read_tokenizer
@@ -97,8 +98,10 @@ def load(
     chosen = LoadOptions(**options)
     found = find(model, head, progress, notify, chosen)
     pair, target, tokenizer = _read_pair(found, chosen, progress)
-    info, limits = _describe(found, pair, target, chosen), _limits(pair, target, chosen)
-    for remark in (*info.remarks, *filter(None, [info.hosts])):
+    limits = _limits(pair, target, chosen)
+    info = _describe(found, pair, target, chosen)
+    info = info._replace(head_remarks=_head_remarks(found, pair, limits))
+    for remark in (*info.remarks, *info.head_remarks, *filter(None, [info.hosts])):
         (notify or to_stderr)(f"{found.name}: {remark}")
     kernels = _kernels(found, pair, chosen, notify or to_stderr)
     info, planners = _planned(found, pair, info, chosen, progress)
@@ -138,10 +141,13 @@ def load_with_head(
     """
     chosen = LoadOptions(**options)
     found = find(model, head, progress, notify)
-    company = Company(engine.tokenizer, chosen.dtype)
+    company = Company(engine.tokenizer, chosen.dtype, max_context=chosen.max_context)
     pair = pair_again(engine.target, found.head, company)
     mx.eval(pair.head.parameters() if pair.head else [])
     info = engine.info._replace(**_describe_head(found, pair))
+    info = info._replace(head_remarks=_head_remarks(found, pair, engine.limits))
+    for remark in info.head_remarks:
+        (notify or to_stderr)(f"{engine.info.target}: {remark}")
     if engine.kernels is not None and pair.head is not None:
         engine.kernels.put_on(notify or to_stderr, may_try=chosen.calibrate)
     info, planners = _planned(found, pair, info, chosen, progress)
@@ -217,7 +223,7 @@ def _read_pair(
             max_context=options.max_context,
             adapter=Path(options.adapter_path) if options.adapter_path else None,
         )
-        company = Company(tokenizer, options.dtype)
+        company = Company(tokenizer, options.dtype, max_context=options.max_context)
     report(1, STEPS)
     pair = pair_up(target.network, found.head, kv_options(options), company)
     mx.eval(target.network.parameters(), pair.head.parameters() if pair.head else [])
@@ -248,7 +254,8 @@ def _read_divided(found: Found, options: LoadOptions) -> tuple[LoadedTarget, Com
         return LeadingTarget(cluster, shard, taps, speculate)
 
     tokenizer = read_tokenizer(found.folder, shard.loaded.config.get("eos_token_id"))
-    return shard.loaded, Company(tokenizer, options.dtype, make_target)
+    company = Company(tokenizer, options.dtype, make_target, options.max_context)
+    return shard.loaded, company
 
 
 def _cluster_of(target: Target) -> Cluster | None:
@@ -306,6 +313,17 @@ def _describe_head(found: Found, pair: Pair) -> dict[str, Any]:
         "status": pair.status,
         "remedy": "mlx-eagle doctor {} --target {} --fix".format(*folders) if has_doctor else "",
     }
+
+
+def _head_remarks(found: Found, pair: Pair, limits: Limits) -> tuple[str, ...]:
+    """Return what is to be said of a draft model, a line each."""
+    model = without_lookup(pair.head) if pair.head else None
+    if not isinstance(model, DraftModel):
+        return ()
+    remarks, length = list(model.remarks), model.max_context
+    if length is not None and length < (limits.max_context or length + 1):
+        remarks.append(f"drafts for the first {length} tokens of a text, as it was made for")
+    return tuple(f"{found.head.name}: {remark}" for remark in remarks)
 
 
 def _describe(found: Found, pair: Pair, target: LoadedTarget, options: LoadOptions) -> EngineInfo:

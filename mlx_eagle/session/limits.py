@@ -5,7 +5,7 @@ was asked for; an answer that reaches it ends there and says so.
 """
 
 from bisect import bisect_right
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -15,14 +15,10 @@ from mlx_eagle.cache.stock import StockCache
 from mlx_eagle.drafters.base import ReadsText
 from mlx_eagle.drafters.make import make_drafter, own_cache
 from mlx_eagle.errors import EagleError
-from mlx_eagle.files.json_files import language_config, read_count, read_number
 from mlx_eagle.heads.load import AnyHead
-from mlx_eagle.target.rotation import layer_facts
 from mlx_eagle.target.target import Target
 
 UNBOUNDED = 1 << 40  # rows
-STRETCHING = ("linear", "dynamic", "yarn", "llama3")  # kinds of rope that a factor makes longer
-CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "n_positions")
 
 
 class Budget(NamedTuple):
@@ -93,23 +89,6 @@ class Limits(NamedTuple):
             if tokens < UNBOUNDED - 1:
                 budgets.append(Budget(tokens, full))
         return min(budgets) if budgets else None
-
-
-def model_context_length(config: dict[str, Any]) -> int | None:
-    """Return for how many tokens a target was made, by its config.json; None if it does not say."""
-    known = language_config(config)
-    sizes = [known[key] for key in CONTEXT_KEYS if type(known.get(key)) is int]
-    stated = next((size for size in sizes if size > 0), None)
-    return stated if stated is None else max(stated, _stretched(known, stated))
-
-
-def _stretched(config: dict[str, Any], stated: int) -> int:
-    """Return for how many tokens rope is scaled, which some files do not count as positions."""
-    facts = layer_facts(config, 0)
-    if facts.get("rope_type", facts.get("type")) not in STRETCHING:
-        return 0
-    trained = read_count(facts, "original_max_position_embeddings", stated)
-    return int(trained * read_number(facts, "factor", 1.0))
 
 
 LayerSizes = tuple[tuple[int, int | None], ...]

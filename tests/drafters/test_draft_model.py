@@ -18,6 +18,7 @@ from mlx_eagle.decoding.prefill import prefill
 from mlx_eagle.decoding.rounds import Decoder
 from mlx_eagle.drafters.draft_model import DraftModelDrafter
 from mlx_eagle.heads.draft_model import DraftModel
+from mlx_eagle.sampling.ratio import RatioSampler
 from mlx_eagle.sampling.samplers import SeededSampler
 from mlx_eagle.sampling.token_selector import TokenSelector
 from mlx_eagle.static_tree import StaticTree
@@ -157,6 +158,36 @@ def test_a_recurrent_model_goes_back_to_its_prompt_after_any_answer(target: Targ
     fresh = drafter_of("lfm2", target, text, 102)
     found, want = (d.draft(mx.array(text[101:102]), TreeShape.chain(3)) for d in (drafter, fresh))
     assert found.tokens.tolist() == want.tokens.tolist()
+
+
+@pytest.mark.parametrize("kind", ["llama", "lfm2"])
+def test_where_its_context_is_full_it_reads_and_drafts_no_more(kind: str, target: Target) -> None:
+    network = build_target(kind, **KINDS[kind])
+    drafter = DraftModelDrafter(DraftModel(network, max_context=12), target)
+    free = DraftModelDrafter(DraftModel(build_target(kind, **KINDS[kind])), target)
+    text = [(7 * i + 3) % 128 for i in range(20)]
+    fixed, sampler = StaticTree.of([(0, 0)]), RatioSampler(temperature=1.0, seed=3)
+    for each in (drafter, free):
+        each.begin(mx.array(text[:1]))
+        each.observe(None, mx.array(text[1:10]))
+    for n, depth in ((10, 3), (11, 2), (12, 1), (13, 0), (14, 0)):
+        root = mx.array(text[n - 1 : n])
+        for levels in (1, 2, 3):
+            found, want = (d.draft(root, TreeShape.chain(levels)) for d in (drafter, free))
+            n_kept = levels + 1 if levels <= depth else 1
+            assert found.tokens.tolist() == want.tokens.tolist()[:n_kept]
+        assert len(list(drafter.greedy_path(2, 3))) == depth
+        for drawn in (drafter.draft_static(root, fixed), drafter.draw(root, fixed, sampler)):
+            assert drawn.num_draft_tokens == (2 if depth >= 2 else 0)
+        assert drafter.cache.rows == min(n, 12) and drafter.rows == n - 1
+        for each in (drafter, free):
+            each.observe(None, mx.array(text[n : n + 1]))
+    twin = DraftModelDrafter(drafter.model, target)
+    twin.restore({name: mx.array(a) for name, a in drafter.arrays().items()}, drafter.rows)
+    for each in (twin, drafter):
+        each.trim(10)
+        each.observe(None, mx.array(text[11:12]))
+        assert each.draft(mx.array(text[11:12]), TreeShape.chain(1)).num_draft_tokens == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -127,6 +127,25 @@ def test_a_draft_model_may_come_to_a_target_that_is_in_use(turning: Any, itself:
     assert engine.generate(PROMPT, **options).tokens == turning.generate(PROMPT, **options).tokens
 
 
+def test_it_drafts_for_as_long_a_text_as_it_was_made_for(
+    turning: Any, turning_target: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(turning_target, tmp_path / "short")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 40}))
+    said: list[str] = []
+    engine = load_with_head(turning, None, f"draft:{folder}", calibrate=False, notify=said.append)
+    (remark,) = engine.info.head_remarks
+    assert said == [f"{turning.info.target}: {remark}"]
+    assert remark == f"draft:{folder}: drafts for the first 40 tokens of a text, as it was made for"
+    ids = turning.tokenizer.encode(PROMPT)
+    options = {"max_tokens": 60, "ignore_eos": True, "tree": TreeShape.chain(4)}
+    found = engine.generate(ids, **options)
+    assert found.tokens == turning.generate(ids, **options | {"speculate": False}).tokens
+    stats, n_within = found.stats, 40 - len(ids)
+    assert 0 < stats.accepted <= n_within and stats.rounds >= 60 - n_within
+
+
 def test_lookup_stands_beside_it(drafted: Any, turning: Any, itself: str, tmp_path: Path) -> None:
     engine = load_with_head(turning, None, f"{itself}+ngram", calibrate=False)
     assert engine.limits.bytes_per_row == drafted.limits.bytes_per_row

@@ -11,7 +11,8 @@ from mlx_eagle.cache.estimate import device_memory
 from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.engine import Engine
 from mlx_eagle.errors import EagleError
-from mlx_eagle.session.limits import Limits, bytes_per_row, model_context_length
+from mlx_eagle.session.limits import Limits, bytes_per_row
+from mlx_eagle.target.context_length import model_context_length
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import TreeShape
 
