@@ -1,5 +1,7 @@
 """Native multi-token prediction: hybrid targets by chains, others by trees, as stock mlx-lm."""
 
+import gc
+import weakref
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -152,7 +154,13 @@ def test_few_tokens_are_drafted_with_the_targets_own_rows(bits: int | None, hybr
     output = layer if bits is None else layer.to_quantized(group_size=32, bits=bits)
     ids, x = mx.array([5, 3, 100]), mx.random.normal((2, mtp_files.H))
     np.testing.assert_allclose(rows_of(output, ids)(x), output(x)[:, ids], rtol=1e-5, atol=1e-5)
-    assert target.output_rows(ids) is target.output_rows(ids)
+    rows = target.output_rows(ids)
+    assert rows is target.output_rows(ids) is target.twin().output_rows(ids)
+    gone, other = weakref.ref(rows), mx.array([5, 3, 100])
+    assert target.output_rows(other) is not rows
+    del rows, ids
+    gc.collect()
+    assert gone() is None, "with the head that drafts them its rows go"
 
 
 @pytest.mark.bitwise
