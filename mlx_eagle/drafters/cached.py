@@ -18,10 +18,12 @@ PIECE = 512  # rows of a prompt that a head with a window observes at a time
 class CachedDrafter:
     """A head, the embedding and output layer that it may share, and its own KV cache.
 
-    `window` is that of `EagleHead.make_cache`. The cache holds one row per observed token.
+    `window` is that of `EagleHead.make_cache`. The cache holds one row per observed token. What a
+    tree is drafted from came with the newest of them, and is not there once that is forgotten.
     """
 
     head: Any
+    _newest: Any = None  # what is drafted from
 
     def __init__(
         self, head: EagleHead | BlockHead, target: Target, window: int | None = None
@@ -59,6 +61,8 @@ class CachedDrafter:
 
     def trim(self, rows: int) -> None:
         """Forget everything after the first `rows` observed tokens."""
+        if rows < self.rows:
+            self._newest = None
         self.cache.trim(rows)
 
     def fork(self) -> Self:
@@ -73,6 +77,7 @@ class CachedDrafter:
 
     def restore(self, arrays: dict[str, mx.array], rows: int) -> None:
         """Hold what `arrays` returned of a drafter with `rows` observed tokens."""
+        self._newest = None
         self.cache.restore(arrays, rows)
 
     def _pieces(self, n: int) -> Iterator[slice]:
