@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.drafters.medusa import MedusaDrafter
-from mlx_eagle.drafters.ranking import Candidates, best, rerank, top_ids
+from mlx_eagle.drafters.ranking import Candidates, best, rerank
 from mlx_eagle.heads.config import HeadConfig
 from mlx_eagle.heads.eagle import EagleHead
+from mlx_eagle.sampling.largest import top_ids
 from mlx_eagle.static_tree import StaticTree
 from mlx_eagle.tree import PLAIN, TreeShape, check_structure
 
