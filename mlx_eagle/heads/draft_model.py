@@ -64,6 +64,13 @@ class DraftModel(nn.Module):
         self.vocab_size = self.model.vocab_size or self.model.n_logits  # ids that it can read
         self._tried: dict[KVOptions, Target] = {}  # the same model with other caches
 
+    def remarks_in(self, context: int | None) -> tuple[str, ...]:
+        """Return what is to be said of it, a line each, beside a target with so many tokens."""
+        if self.max_context is None or self.max_context >= (context or self.max_context):
+            return self.remarks
+        limit = f"drafts for the first {self.max_context} tokens of a text, as it was made for"
+        return (*self.remarks, limit)
+
     @property
     def max_depth(self) -> int:
         """Levels that it can draft: it steps as often as it is asked to."""
