@@ -11,6 +11,7 @@ import pytest
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 
+from cases import broad
 from doubles import perturbed
 from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.cache.window import WindowKVCache
@@ -160,7 +161,7 @@ def test_a_recurrent_model_goes_back_to_its_prompt_after_any_answer(target: Targ
     assert found.tokens.tolist() == want.tokens.tolist()
 
 
-@pytest.mark.parametrize("kind", ["llama", "lfm2"])
+@pytest.mark.parametrize("kind", ["llama", broad("lfm2")])
 def test_where_its_context_is_full_it_reads_and_drafts_no_more(kind: str, target: Target) -> None:
     network = build_target(kind, **KINDS[kind])
     drafter = DraftModelDrafter(DraftModel(network, max_context=12), target)

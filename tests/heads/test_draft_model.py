@@ -132,18 +132,18 @@ def test_it_drafts_for_as_long_a_text_as_it_was_made_for(
 ) -> None:
     folder = shutil.copytree(turning_target, tmp_path / "short")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 40}))
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 24}))
     said: list[str] = []
     engine = load_with_head(turning, None, f"draft:{folder}", calibrate=False, notify=said.append)
     (remark,) = engine.info.head_remarks
     assert said == [f"{turning.info.target}: {remark}"]
-    assert remark == f"draft:{folder}: drafts for the first 40 tokens of a text, as it was made for"
+    assert remark == f"draft:{folder}: drafts for the first 24 tokens of a text, as it was made for"
     ids = turning.tokenizer.encode(PROMPT)
-    options = {"max_tokens": 60, "ignore_eos": True, "tree": TreeShape.chain(4)}
+    options = {"max_tokens": 32, "ignore_eos": True, "tree": TreeShape.chain(4)}
     found = engine.generate(ids, **options)
     assert found.tokens == turning.generate(ids, **options | {"speculate": False}).tokens
-    stats, n_within = found.stats, 40 - len(ids)
-    assert 0 < stats.accepted <= n_within and stats.rounds >= 60 - n_within
+    stats, n_within = found.stats, 24 - len(ids)
+    assert 0 < stats.accepted <= n_within and stats.rounds >= 32 - n_within
 
 
 def test_lookup_stands_beside_it(drafted: Any, turning: Any, itself: str, tmp_path: Path) -> None:

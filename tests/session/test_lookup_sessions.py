@@ -83,10 +83,10 @@ def test_what_is_looked_up_says_nothing_of_the_head_beside_it(
     monkeypatch.setitem(turning.head, "draft_to_target", ids)
     engine = engine_of(turning, "head+ngram")
     engine.planners.watch = HeadWatch("call the doctor")
-    stats = engine.generate(**asked | {"max_tokens": 64}, tree=tree).stats
+    stats = engine.generate(**asked | {"max_tokens": 40}, tree=tree).stats
     rounds, right = stats.first_by_source["head"]
     assert 4 <= rounds <= stats.rounds and right == 0
-    assert stats.accepted > 16, "copies are right all the same"
+    assert stats.accepted > 8, "copies are right all the same"
     assert "was right in only 0%" in stats.advice
 
 
