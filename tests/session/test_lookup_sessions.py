@@ -79,7 +79,8 @@ def test_what_is_looked_up_says_nothing_of_the_head_beside_it(
 ) -> None:
     monkeypatch.setattr(HeadWatch, "PATIENCE", 4)
     # The head proposes one token, which is never written.
-    ids = mx.full(turning.head.draft_to_target.shape, 1, dtype=mx.int32)
+    never = next(token for token in range(99) if token not in asked["logit_bias"])
+    ids = mx.full(turning.head.draft_to_target.shape, never, dtype=mx.int32)
     monkeypatch.setitem(turning.head, "draft_to_target", ids)
     engine = engine_of(turning, "head+ngram")
     engine.planners.watch = HeadWatch("call the doctor")

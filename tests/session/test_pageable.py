@@ -13,7 +13,7 @@ from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.heads.draft_model import DraftModel
 from mlx_eagle.heads.ngram import JoinedHead, sources_of
-from mlx_eagle.loading import load_with_head
+from mlx_eagle.loading import load
 from mlx_eagle.session import prefix_files
 from mlx_eagle.session.prefix import CachedPrefix
 from mlx_eagle.speculation import ON
@@ -87,9 +87,7 @@ def test_what_is_not_kept_on_disk_is_said(draft_model: str, target: str, message
     assert re.search(message, CachedPrefix(engine).why_not_pageable)
 
 
-def test_it_is_said_when_a_head_is_loaded(
-    turning: Engine, turning_folders: tuple[Path, Path]
-) -> None:
+def test_it_is_said_when_a_head_is_loaded(turning_folders: tuple[Path, Path]) -> None:
     target, head = turning_folders
     for name, window, expected in (
         (f"draft:{target}", None, []),
@@ -97,5 +95,5 @@ def test_it_is_said_when_a_head_is_loaded(
     ):
         said: list[str] = []
         options = {"calibrate": False, "cache_disk": 1 << 30, "head_window": window}
-        close_files(load_with_head(turning, None, name, notify=said.append, **options))
-        assert said == [f"{turning.info.target}: {line}" for line in expected]
+        close_files(load(target, name, notify=said.append, **options))
+        assert said == [f"{target}: {line}" for line in expected]
