@@ -122,7 +122,7 @@ def test_a_draft_model_may_come_to_a_target_that_is_in_use(turning: Any, itself:
     engine = load_with_head(turning, None, itself, calibrate=False)
     assert isinstance(engine.head, DraftModel)
     assert engine.target.model is turning.target.model
-    assert len(engine.limits.bytes_per_row) == 2 * len(turning.limits.bytes_per_row)
+    assert len(engine.limits.bytes_per_row) == 2 * len(bytes_per_row(turning.target))
     options = {"max_tokens": 4, "tree": TreeShape(2, 2, 4)}
     assert engine.generate(PROMPT, **options).tokens == turning.generate(PROMPT, **options).tokens
 
