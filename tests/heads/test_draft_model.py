@@ -146,7 +146,9 @@ def test_it_drafts_for_as_long_a_text_as_it_was_made_for(
     assert 0 < stats.accepted <= n_within and stats.rounds >= 32 - n_within
 
 
-def test_lookup_stands_beside_it(drafted: Any, turning: Any, itself: str, tmp_path: Path) -> None:
+def test_lookup_stands_beside_it(
+    drafted: Any, turning: Any, itself: str, tmp_path: Path, is_quick: bool
+) -> None:
     engine = load_with_head(turning, None, f"{itself}+ngram", calibrate=False)
     assert engine.limits.bytes_per_row == drafted.limits.bytes_per_row
     assert engine.info.remedy == ""
@@ -155,7 +157,8 @@ def test_lookup_stands_beside_it(drafted: Any, turning: Any, itself: str, tmp_pa
     options: dict[str, Any] = {"max_tokens": 12, "ignore_eos": True, "logit_bias": bias}
     found = engine.generate(PROMPT, tree=TreeShape(2, 2, 4), **options)
     assert found.tokens == drafted.generate(PROMPT, speculate=False, **options).tokens
-    assert set(found.stats.by_source) == {"head", "n-gram"}
+    # The toy pair's target, which is taken where more is asked for, foresees all of its own text.
+    assert set(found.stats.by_source) == ({"head", "n-gram"} if is_quick else {"head"})
     with pytest.raises(EagleError, match="draft model attends to all tokens"):
         load_with_head(turning, None, f"{itself}+ngram", calibrate=False, head_window=64)
     engine.session().save(tmp_path / "saved")
