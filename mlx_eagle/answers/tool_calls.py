@@ -6,6 +6,7 @@ one call or several; here a text is either calls of one form, or none.
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ TYPES = {
     dict: "object",
     type(None): "null",
 }
+DEEPEST = 200  # levels of arguments
 ID_LENGTH = 9  # letters and digits of a call's id: what the templates of Mistral insist on
 
 Parse = Callable[[str, Sequence[Any] | None], Any]  # text, tools: one call, or a list of them
@@ -128,6 +130,33 @@ def parse_json(text: str, tools: Any = None) -> list[Any]:
     return values
 
 
+def parse_arguments(text: str) -> dict[str, Any] | None:
+    """Return the arguments that a JSON text is; None if it is no object that JSON can hold."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) and is_plain(value) else None
+
+
+def is_plain(value: Any, depth: int = DEEPEST) -> bool:
+    """Say whether JSON can hold a value: no NaN, nothing infinite, no type that it does not have.
+
+    Args:
+        value: that a parser has made of a text.
+        depth: levels that it may have.
+    """
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            return False
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return depth > 0 and all(is_plain(each, depth - 1) for each in value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, str | int)
+
+
 def parse_channel(header: str) -> Parse:
     """Return what reads the body of a part of a channel, whose header names the tool."""
     found = re.search(r"\bto=(?:functions\.)?([^\s<]+)", header)
@@ -144,14 +173,14 @@ def parser_of_mark(start: str, tokenizer: Any) -> Parse:
     """
     if tokenizer.has_tool_calling and start == tokenizer.tool_call_start:
         parse: Parse = tokenizer.tool_parser
-        return parse
+        is_json = getattr(parse, "__module__", "").endswith(".json_tools")
+        return parse_json if is_json else parse  # which reads several calls as well
     return mistral.parse_tool_call if start == "[TOOL_CALLS]" else parse_json
 
 
 def writes_json(start: str, tokenizer: Any) -> bool:
     """Say whether what follows a mark is one JSON object with "name" and "arguments"."""
-    parse = parser_of_mark(start, tokenizer)
-    return parse is parse_json or getattr(parse, "__module__", "").endswith(".json_tools")
+    return parser_of_mark(start, tokenizer) is parse_json
 
 
 def as_messages(calls: Sequence[Call], salt: str) -> list[dict[str, Any]]:
@@ -179,16 +208,15 @@ def _after(text: str, at: int) -> int:
 
 
 def _call(found: Any) -> Call | None:
-    """Return one call if this is one: a name and arguments, which may be JSON text."""
+    """Return one call if this is one: a name and arguments that JSON can hold, or text of it."""
     if not isinstance(found, dict):
         return None
     name, arguments = found.get("name"), found.get("arguments", found.get("parameters"))
     if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except ValueError:
-            return None
+        arguments = parse_arguments(arguments)
     if not isinstance(name, str) or not name or not isinstance(arguments, dict):
+        return None
+    if not is_plain(arguments):
         return None
     known = found.get("id")
     return Call(name, arguments, known if isinstance(known, str) and known else None)

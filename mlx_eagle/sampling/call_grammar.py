@@ -6,7 +6,7 @@ that the template has written shows (`answers/call_layout.py`).
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from mlx_eagle.answers.call_layout import CallLayout
@@ -22,22 +22,29 @@ WRITTEN_AS_JSON = ("integer", "number", "object", "array")
 Tool = Mapping[str, Any]
 
 
-def json_grammar(tools: Sequence[Tool], call_end: int) -> str:
+def json_grammar(tools: Sequence[Tool], call_end: int, loose: Collection[str] = frozenset()) -> str:
     """Return the grammar of a call in JSON, from its opening mark on.
 
     Args:
         tools: that may be called, in the format of OpenAI's API.
         call_end: the token that ends a call.
+        loose: names of those whose arguments may be any object.
     """
     rules = [NO_FORCING, f'start: "\\n" ({_any_of(tools)}) "\\n" <[{call_end}]>']
     for place, function in enumerate(_functions(tools)):
-        schema = {**(function.get("parameters") or ANY_ARGUMENTS), "x-guidance": SPELLING}
+        own = None if function["name"] in loose else function.get("parameters")
+        schema = {**(own or ANY_ARGUMENTS), "x-guidance": SPELLING}
         head = json.dumps('{"name": ' + json.dumps(str(function["name"])) + ', "arguments": ')
         rules.append(f'c{place}: {head} %json {json.dumps(schema)} "}}"')
     return "\n".join(rules) + "\n"
 
 
-def keyed_grammar(tools: Sequence[Tool], call_end: int, layout: CallLayout) -> str:
+def keyed_grammar(
+    tools: Sequence[Tool],
+    call_end: int,
+    layout: CallLayout,
+    loose: Collection[str] = frozenset(),
+) -> str:
     """Return the grammar of a call that is written key after key, from its opening mark on.
 
     Keys come in the order of the schema, optional ones or not. Texts are anything up to what the
@@ -47,14 +54,20 @@ def keyed_grammar(tools: Sequence[Tool], call_end: int, layout: CallLayout) -> s
         tools: that may be called, in the format of OpenAI's API.
         call_end: the token that ends a call.
         layout: of the model's calls.
+        loose: names of those after which anything may stand.
 
     Raises:
         EagleError: if an argument cannot be told from its text.
     """
     rules = [NO_FORCING, f"start: {_quote(layout.before)} ({_any_of(tools)}) <[{call_end}]>"]
     rules.append(f"text[suffix={_quote(layout.tail)}]: /(.|\\n)*/")
+    rules.append("anything: /(.|\\n)*/")
     for place, function in enumerate(_functions(tools)):
-        rules += _keyed_rules(f"c{place}", function, layout)
+        if (name := function["name"]) in loose:
+            begun = f"({_quote(layout.first)} anything | {_quote(layout.bare)})"
+            rules.append(f"c{place}: {_quote(str(name))} {begun}")
+        else:
+            rules += _keyed_rules(f"c{place}", function, layout)
     return "\n".join(rules) + "\n"
 
 

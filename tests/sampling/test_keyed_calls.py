@@ -183,11 +183,27 @@ def call_marks_of(tokenizer: Any) -> tuple[str, str]:
 def test_an_argument_whose_type_bare_text_does_not_tell_is_refused_if_it_is_to_be_forced(
     value: dict[str, Any], engine: ScriptedEngine
 ) -> None:
+    """Where it need not be, the name of its tool is forced, and the other tools are."""
     schema = {"type": "object", "properties": {"x": value}}
-    tools: Any = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
-    with pytest.raises(EagleError, match="argument 'x' cannot be forced"):
+    odd = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    tools: Any = [*TOOLS, odd]
+    with pytest.raises(EagleError, match="the tool f cannot be forced: the argument 'x' cannot"):
         make_constraint(GenerationOptions(tools=tools, tool_choice="required"), engine)
-    assert make_constraint(GenerationOptions(tools=tools, tool_choice="auto"), engine) is None
+    forced = engine.call_grammars.find(GenerationOptions(tools=tools, tool_choice="auto"))
+    assert forced is not None and forced.loose == {"f"}
+    tokenizer = engine.tokenizer
+    end = tokenizer.get_vocab()[tokenizer.tool_call_end]
+    for name, arguments, is_allowed in [
+        ("f", {"x": "any <b>\n"}, True),
+        ("f", {"y": 7}, True),
+        ("f", {}, True),
+        ("fg", {"x": 1}, False),
+        ("weather", {"city": "x", "unit": "K"}, False),
+        ("ping", {}, True),
+    ]:
+        ids = tokenizer.encode(rendered(tokenizer, name, arguments), add_special_tokens=False)
+        n = forced.matcher.deep_copy().try_consume_tokens([*ids, end])
+        assert (n == len(ids) + 1) == is_allowed, name
 
 
 def test_a_template_that_does_not_show_its_calls_forces_none() -> None:
