@@ -71,6 +71,45 @@ def keyed_grammar(
     return "\n".join(rules) + "\n"
 
 
+def is_bare_text(value: Any, schema: Mapping[str, Any]) -> bool:
+    """Say whether an argument that is written key after key is any text, or null.
+
+    Args:
+        value: the schema of the argument.
+        schema: of all arguments.
+    """
+    value = resolve(value, schema)
+    kinds = types_of(value)
+    return bool(kinds) and kinds <= {"string", "null"} and set(value) <= NOTES | {"anyOf"}
+
+
+def read_value(text: str, value: Any, schema: Mapping[str, Any], layout: CallLayout) -> Any:
+    """Return an argument that was written as `keyed_grammar` forces it.
+
+    Args:
+        text: between what the layout writes before and after a value.
+        value: the schema of the argument.
+        schema: of all arguments.
+        layout: of the model's calls.
+
+    Raises:
+        ValueError: if it was not.
+    """
+    value = resolve(value, schema)
+    known = [value["const"]] if "const" in value else value.get("enum")
+    if types_of(value) == {"boolean"}:
+        known = known or [True, False]
+    if known and len(types_of(value)) == 1:
+        spelled = {_spelled(each, layout): each for each in known}
+        if text not in spelled:
+            raise ValueError(f"{text!r} is none of the values that are listed")
+        return spelled[text]
+    if is_bare_text(value, schema):
+        is_null = "null" in types_of(value) and text.lower() == "null"
+        return None if is_null else text
+    return json.loads(text)
+
+
 def _any_of(tools: Sequence[Tool]) -> str:
     return " | ".join(f"c{place}" for place in range(len(tools)))
 
@@ -120,7 +159,7 @@ def _value(key: str, value: Any, schema: Mapping[str, Any], layout: CallLayout) 
         return f"({words}) {_quote(layout.tail)}"
     if kinds == {"boolean"}:
         return f"({_quote(layout.true)} | {_quote(layout.false)}) {_quote(layout.tail)}"
-    if kinds and kinds <= {"string", "null"} and set(value) <= NOTES | {"anyOf"}:
+    if is_bare_text(value, schema):
         return "text"
     if len(kinds) == 1 and kinds < set(WRITTEN_AS_JSON):
         given = {name: schema[name] for name in DEFINITIONS if name in schema}

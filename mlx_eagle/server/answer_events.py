@@ -47,7 +47,7 @@ class AnswerJob:
             prepared.tools,
             lambda: new_id("call_"),
             takes_text=prepared.asked.api != "messages",
-            is_forced=prepared.is_forced,
+            loose=prepared.loose,
         )
         self._is_cancelled = self._is_out_of_time = False
         self._cached = self._n_thought = 0

@@ -56,6 +56,10 @@ class CallStream:
             else:  # other fields, up to the bracket that closes the call
                 text = text[brackets.read(text) :]
 
+    def finish(self) -> Iterator[Event]:
+        """Send nothing more: the brackets say where arguments end."""
+        return iter(())
+
     def _begin(self) -> Generator[Event, None, str]:
         """Begin a call if the rest does; returns what follows its head."""
         after = JOINT.match(self.rest) if self.n_begun else None

@@ -49,7 +49,7 @@ class Prepared:
         n_prompt: tokens of it.
         options: of `GenerationOptions`, by name.
         tools: that the answer may call; empty where it may call none.
-        is_forced: whether a grammar holds for calls.
+        loose: names of the tools whose arguments no grammar forces; None: it forces no call.
     """
 
     asked: Asked
@@ -57,7 +57,7 @@ class Prepared:
     n_prompt: int
     options: Mapping[str, Any]
     tools: Tools
-    is_forced: bool = False
+    loose: frozenset[str] | None = None
 
 
 class Preparer:
@@ -107,7 +107,8 @@ class Preparer:
             LOG.info(text, asked.request_id, len(forced.loose))
         messages = asked.prompt if is_messages(asked.prompt) else None
         prompt = EncodedMessages(messages, ids) if messages else ids
-        return Prepared(asked, prompt, n_prompt, options, tools, forced is not None)
+        loose = forced.loose if forced is not None else None
+        return Prepared(asked, prompt, n_prompt, options, tools, loose)
 
     def count(self, asked: Asked) -> int:
         """Return how many tokens a prompt has.

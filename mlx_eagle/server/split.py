@@ -10,14 +10,21 @@ else once it is read. What is read as a whole and cannot be is text, in all of t
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from mlx_eagle.answers.answer_format import AnswerFormat, Part
 from mlx_eagle.answers.sections import Kind, Place, Span
-from mlx_eagle.answers.tool_calls import Call, parse_arguments, parse_calls, parse_json
+from mlx_eagle.answers.tool_calls import (
+    Call,
+    parse_arguments,
+    parse_calls,
+    parse_json,
+    tool_name,
+)
 from mlx_eagle.server.call_stream import CallStream
 from mlx_eagle.server.events import CallEnd, CallPart, CallStart, Event, Said, Thought, TokenLogprob
+from mlx_eagle.server.keyed_stream import KeyedStream
 from mlx_eagle.server.refusal import RefusalError
 
 BREAKS = "\n"
@@ -31,7 +38,7 @@ class Split:
         tools: that it was offered.
         new_id: returns the name of a call.
         takes_text: whether arguments are handed over as text, whatever it is.
-        is_forced: whether a grammar holds for calls.
+        loose: names of the tools whose arguments no grammar forces; None: it forces no call.
 
     Attributes:
         n_calls: calls that have begun.
@@ -46,10 +53,10 @@ class Split:
         new_id: Callable[[], str],
         *,
         takes_text: bool = True,
-        is_forced: bool = False,
+        loose: Collection[str] | None = None,
     ) -> None:
         self._form, self._tools, self._new_id = form, tools, new_id
-        self._takes_text, self._sends_parts = takes_text, takes_text or is_forced
+        self._takes_text, self._loose = takes_text, loose
         self._part: Part | None = None  # of a call, as far as it was written
         self._stream: CallStream | None = None  # what of it is sent already
         self._breaks = {Kind.SAID: "", Kind.THOUGHT: ""}  # held back
@@ -136,9 +143,13 @@ class Split:
         if span.place is Place.END:
             yield from self._end_call(is_cut=False)
 
-    def _new_stream(self) -> CallStream | None:
+    def _new_stream(self) -> CallStream | KeyedStream | None:
         """Return what sends arguments as they are written; None where they are read as a whole."""
-        if self._form.has_channels or not self._sends_parts:  # headers name the tool, or see above
+        form, loose = self._form, self._loose
+        if form.call_layout is not None and loose is not None:
+            tools = [tool for tool in self._tools if tool_name(tool) not in loose]
+            return KeyedStream(tools, form.call_layout, self.n_calls, self._new_id)
+        if form.has_channels or (loose is None and not self._takes_text):
             return None
         return CallStream(self._tools, self.n_calls, self._new_id)
 
@@ -152,6 +163,8 @@ class Split:
         assert part is not None, "a call is open"
         self._part = self._stream = None
         is_cut = is_cut and not part.end
+        if stream is not None and not is_cut:
+            yield from stream.finish()
         if stream is not None and stream.n_begun:
             yield from self._end_begun(stream, is_cut)
             if not stream.rest.strip():
@@ -167,7 +180,7 @@ class Split:
             yield self._said(("" if not self._has_said else self._breaks[Kind.SAID]) + written)
             self._has_said, self._breaks[Kind.SAID] = True, ""
 
-    def _end_begun(self, stream: CallStream, is_cut: bool) -> Iterator[Event]:
+    def _end_begun(self, stream: CallStream | KeyedStream, is_cut: bool) -> Iterator[Event]:
         """End the last of the calls that were sent in parts; one that was cut stays open."""
         self.n_calls += stream.n_begun
         self.n_complete += stream.n_begun - is_cut

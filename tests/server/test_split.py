@@ -44,7 +44,7 @@ def test_arguments_that_are_no_json_are_what_was_written_or_text(arguments: str)
     assert (said, call.name, call.arguments, call.is_complete) == ("", "find", arguments, True)
     assert joined(split(text, takes_text=False)) == (text, [])
     with pytest.raises(RefusalError, match="no JSON object"):
-        split(text, takes_text=False, is_forced=True)
+        split(text, takes_text=False, loose=frozenset())
 
 
 @pytest.mark.parametrize(

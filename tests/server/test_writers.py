@@ -30,6 +30,7 @@ def test_a_block_that_is_open_goes_on_after_a_sign_of_life() -> None:
         for event in [*more, STOPPED]:
             lines += writer.write(event)
         kinds = [event["type"] for event in events_of(lines)]
+        assert kinds.count("ping") == 1, "after a minute, pings do not count"
         assert kinds.count("content_block_start") == kinds.count("content_block_stop") == 1
         assert kinds[-2:] == ["message_delta", "message_stop"]
 
