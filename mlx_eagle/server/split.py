@@ -58,7 +58,7 @@ class Split:
         self._form, self._tools, self._new_id = form, tools, new_id
         self._takes_text, self._loose = takes_text, loose
         self._part: Part | None = None  # of a call, as far as it was written
-        self._stream: CallStream | None = None  # what of it is sent already
+        self._stream: CallStream | KeyedStream | None = None  # what of it is sent already
         self._breaks = {Kind.SAID: "", Kind.THOUGHT: ""}  # held back
         self._has_said = self._has_thought = False
         self._is_alone = True  # nothing but words so far

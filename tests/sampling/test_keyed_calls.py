@@ -40,7 +40,7 @@ TOOLS = [
     {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}},
     {"type": "function", "function": {"name": "ping"}},
 ]
-WHOLE = {
+WHOLE: dict[str, Any] = {
     "city": 'a <b>\n"c" é',
     "days": 3,
     "unit": "F",
