@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -23,24 +23,10 @@ from mlx_eagle.server.chat_body import ChatBody, read_chat
 from mlx_eagle.server.chat_writer import ChatWriter
 from mlx_eagle.server.completions_body import CompletionsBody, read_completions
 from mlx_eagle.server.completions_writer import CompletionsWriter
-from mlx_eagle.server.delivery import (
-    BEAT,
-    OUTCOME,
-    STREAM_HEADERS,
-    Delivery,
-    Outcome,
-    Receive,
-    Scope,
-    Send,
-    send_json,
-    send_part,
-    send_refusal,
-    start_answer,
-)
+from mlx_eagle.server.delivery import BEAT, OUTCOME, Delivery, Scope
 from mlx_eagle.server.desk import Desk
-from mlx_eagle.server.events import Failed
 from mlx_eagle.server.faults import LOG, failure
-from mlx_eagle.server.guard import ID, SALT, App, Guard, Rules, read_all, with_headers
+from mlx_eagle.server.guard import ID, SALT, App, Guard, Rules, read_all
 from mlx_eagle.server.ids import ServedModel
 from mlx_eagle.server.in_hand import InHand
 from mlx_eagle.server.messages_body import CountBody, MessagesBody, read_count, read_messages
@@ -50,7 +36,8 @@ from mlx_eagle.server.models_list import list_models, one_model
 from mlx_eagle.server.openapi import describe
 from mlx_eagle.server.pages import FILES, MOST_BYTES, MarkdownBody, Page, render
 from mlx_eagle.server.prepare import Preparer
-from mlx_eagle.server.refusal import RefusalError, api_of, known_api
+from mlx_eagle.server.refusal import RefusalError, known_api
+from mlx_eagle.server.replies import Answered, FailedStream, Refused
 from mlx_eagle.server.responses_body import ResponsesBody, read_responses
 from mlx_eagle.server.responses_writer import ResponsesWriter
 from mlx_eagle.server.writer import Writer
@@ -98,43 +85,6 @@ class Settings(NamedTuple):
     grace: float = 10.0
     beat: float = BEAT
     bodies: int = 32
-
-
-class Answered:
-    """A response of Starlette's kind that sends one JSON object."""
-
-    def __init__(self, value: Any, status: int = 200) -> None:
-        self._value, self._status = value, status
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
-        await send_json(send, self._status, self._value)
-
-
-class Refused:
-    """A response of Starlette's kind that sends a refusal."""
-
-    def __init__(self, refusal: RefusalError, headers: Mapping[str, str] | None = None) -> None:
-        self._refusal, self._headers = refusal, headers
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
-        outward = with_headers(send, self._headers) if self._headers else send
-        await send_refusal(outward, self._refusal, api_of(scope["path"]), scope[ID])
-
-
-class FailedStream:
-    """A stream that fails at once: where a client knows an error only as an event."""
-
-    def __init__(self, writer: Writer, refusal: RefusalError) -> None:
-        self._writer, self._refusal = writer, refusal
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
-        failed = Failed(self._refusal.kind, str(self._refusal))
-        scope[OUTCOME] = Outcome(api_of(scope["path"]), failure=failed.kind)
-        await start_answer(send, 200, STREAM_HEADERS)
-        await send_part(send, self._writer.begin() + self._writer.write(failed), is_last=True)
 
 
 class Server:

@@ -228,7 +228,8 @@ async def read_all(receive: Receive, rules: Rules) -> bytes:
     while True:
         seconds = min(rules.body_silence, until - time.monotonic())
         try:
-            message = await asyncio.wait_for(receive(), max(seconds, 0))
+            async with asyncio.timeout(max(seconds, 0)):
+                message = await receive()
         except TimeoutError:
             text = f"nothing of the body came for {seconds:.3g} s"
             if seconds < rules.body_silence:

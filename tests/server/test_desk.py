@@ -17,7 +17,7 @@ import openai
 import pytest
 
 from mlx_eagle.server.app import Server, Settings
-from mlx_eagle.server.events import CallPart, Reading, Said, Thought
+from mlx_eagle.server.events import CallPart, Event, Reading, Said, Thought
 from mlx_eagle.server.outbox import MANY, Outbox
 from mlx_eagle.server.waiting import FairQueue
 from mlx_eagle.session import prefix_files
@@ -416,3 +416,13 @@ def test_nothing_that_was_said_is_in_counts_log_or_names_of_files(
     close_files(served.engine)
     files = [str(path) for path in tmp_path.rglob("*.safetensors")]
     assert files and canary not in "".join(files)
+
+
+def test_what_is_there_is_taken_without_waiting() -> None:
+    async def main() -> list[Event]:
+        outbox = Outbox()
+        outbox.put(Said("x"))
+        assert await outbox.take(0) == [Said("x")]
+        return await outbox.take(0)
+
+    assert asyncio.run(main()) == []
