@@ -87,6 +87,8 @@ class Split:
         return events
 
     def _add(self, span: Span) -> Iterator[Event]:
+        if self._part is not None and span.kind is not Kind.TOOL:  # a header that ends no part
+            yield from self._end_call(is_cut=False)
         if span.kind is Kind.TOOL and self._tools:
             yield from self._tool(span)
         elif span.kind is Kind.THOUGHT:
@@ -97,6 +99,8 @@ class Split:
                 self._breaks[Kind.THOUGHT] = ""
         elif span.place is Place.BODY or not self._form.has_channels:
             yield from self._words(span.text)
+        elif span.place is Place.START:
+            self._begin_paragraph()
 
     def _words(self, text: str) -> Iterator[Event]:
         """Pass on what is said, unless the whole of it may yet be a call."""
@@ -106,6 +110,11 @@ class Split:
                 return
             text, self._bare = self._bare, None
         yield from self._body(text, Kind.SAID)
+
+    def _begin_paragraph(self) -> None:
+        """Set what follows apart, where headers do."""
+        if self._form.has_channels and self._has_said:
+            self._breaks[Kind.SAID] = "\n\n"
 
     def _body(self, text: str, kind: Kind) -> Iterator[Event]:
         """Pass on words or thoughts, but for the line breaks at their end."""
@@ -139,7 +148,7 @@ class Split:
         field = span.place.value
         self._part = self._part._replace(**{field: getattr(self._part, field) + span.text})
         if span.place is Place.BODY and self._stream is not None:
-            yield from self._stream.add(span.text)
+            yield from self._after_words(self._stream.add(span.text))
         if span.place is Place.END:
             yield from self._end_call(is_cut=False)
 
@@ -174,11 +183,11 @@ class Split:
         else:
             written = part.body if self._form.has_channels else part.raw
         calls = [] if is_cut and self._form.has_channels else self._form.calls(part, self._tools)
-        yield from self._whole_calls(calls)
+        yield from self._after_words(self._whole_calls(calls))
         if not calls:
             self.n_unread += 1
-            yield self._said(("" if not self._has_said else self._breaks[Kind.SAID]) + written)
-            self._has_said, self._breaks[Kind.SAID] = True, ""
+            self._begin_paragraph()
+            yield from self._words(written)
 
     def _end_begun(self, stream: CallStream | KeyedStream, is_cut: bool) -> Iterator[Event]:
         """End the last of the calls that were sent in parts; one that was cut stays open."""
@@ -194,11 +203,18 @@ class Split:
             )
         yield CallEnd(self.n_calls - 1)
 
+    def _after_words(self, events: Iterator[Event]) -> Iterator[Event]:
+        """Send events of calls; words before them that were held back were no call."""
+        for event in events:
+            text, self._bare = self._bare or "", None
+            yield from self._body(text, Kind.SAID)
+            yield event
+
     def _end_bare(self) -> list[Event]:
         """Return the calls that an answer is as a whole, or else its words."""
         text, self._bare = self._bare or "", None
         calls = parse_calls(text, parse_json, self._tools)
-        self._is_alone = not calls
+        self._is_alone = self._is_alone and not calls
         return list(self._whole_calls(calls)) if calls else list(self._body(text, Kind.SAID))
 
     def _whole_calls(self, calls: Sequence[Call]) -> Iterator[Event]:

@@ -1,13 +1,16 @@
 """Calls as events where no grammar forces them: nothing is lost, and nothing made up."""
 
+import json
+import random
 from itertools import count
 from typing import Any
 
 import pytest
 
+from cases import broad
 from doubles import ByteTokenizer
 from mlx_eagle.answers.answer_format import AnswerFormat
-from mlx_eagle.server.events import CalledTool, CallEnd, Collector, End, Event, Usage
+from mlx_eagle.server.events import CalledTool, CallEnd, Collector, End, Event, Thought, Usage
 from mlx_eagle.server.refusal import RefusalError
 from mlx_eagle.server.split import Split
 
@@ -19,9 +22,24 @@ OTHER = '{"name": "count", "arguments": {}}'
 BROKEN = ("{'w': 1}", '{"w": NaN}', '{"w": -Infinity}', '{"w": 1e999}', '{"w" 1}', "{w}")
 
 
-def split(text: str, step: int = 3, is_cut: bool = False, **options: Any) -> list[Event]:
+MARKED = AnswerFormat(ByteTokenizer())
+HARMONY = AnswerFormat(ByteTokenizer(), has_channels=True)
+PIECES = [
+    *("<think>", "</think>", "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "\n", "\n\n", " "),
+    *("a", "I look.", "{", ";", GOOD, OTHER, f"[{GOOD}, {OTHER}]", GOOD.replace("find", "no")),
+]
+HEADERS = [
+    *("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
+    "<|channel|>commentary to=functions.find <|constrain|>json<|message|>",
+]
+BODIES = ["a", "hm", "{}", '{"w": 1}', "{ no"]
+
+
+def split(
+    text: str, step: int = 3, is_cut: bool = False, form: AnswerFormat = MARKED, **options: Any
+) -> list[Event]:
     """Return the events of an answer that comes in pieces."""
-    form, ids = AnswerFormat(ByteTokenizer()), count()
+    ids = count()
     sections, own = form.sections(), Split(form, TOOLS, lambda: f"call_{next(ids)}", **options)
     pieces = (sections.add(text[at : at + step], False) for at in range(0, len(text), step))
     events = [event for spans in pieces for event in own.add(spans)]
@@ -96,3 +114,30 @@ def test_a_call_that_is_cut_is_incomplete_and_those_before_it_are_not() -> None:
         _, calls = joined(events)
         n_complete = sum(isinstance(event, CallEnd) for event in events)
         assert n_complete == sum(call.is_complete for call in calls) == max(len(calls) - 1, 0)
+
+
+def draw_answer(rng: random.Random, form: AnswerFormat) -> str:
+    """Return what a model may write, however odd."""
+    n = rng.randrange(1, 8)
+    if not form.has_channels:
+        return "".join(rng.choice(PIECES) for _ in range(n))
+    parts = ((HEADERS, BODIES, ["<|end|>", "<|call|>"]) for _ in range(n))
+    return "<|start|>assistant".join("".join(map(rng.choice, part)) for part in parts)
+
+
+@pytest.mark.parametrize("n", [100, broad(3_000)])
+@pytest.mark.parametrize("form", [MARKED, HARMONY], ids=["marks", "channels"])
+def test_a_stream_says_what_the_message_of_the_whole_text_says(form: AnswerFormat, n: int) -> None:
+    """But for line breaks at its start, which were sent before a mark followed."""
+    rng = random.Random(2)
+    for _ in range(n):
+        text = draw_answer(rng, form)
+        events = split(text, rng.choice([1, 3, 1000]), form=form, takes_text=False)
+        said, calls = joined(events)
+        thoughts = "".join(event.text for event in events if isinstance(event, Thought))
+        message = form.message(text, tools=TOOLS)
+        functions = [call["function"] for call in message.get("tool_calls", ())]
+        assert said.strip("\n") == message["content"].strip("\n"), text
+        assert [{"name": c.name, "arguments": json.loads(c.arguments)} for c in calls] == functions
+        thought = message.get("reasoning_content", "")
+        assert thoughts.replace("\n", "") == thought.replace("\n", ""), text
