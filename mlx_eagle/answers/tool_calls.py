@@ -30,6 +30,31 @@ ID_LENGTH = 9  # letters and digits of a call's id: what the templates of Mistra
 Parse = Callable[[str, Sequence[Any] | None], Any]  # text, tools: one call, or a list of them
 
 
+class Several(NamedTuple):
+    """Where a text of calls is cut, for a parser that reads the first one alone.
+
+    Attributes:
+        between: a pattern of what stands between two calls.
+        opening, closing: of a value; a cut that would tear one is none.
+    """
+
+    between: str
+    opening: str
+    closing: str
+
+
+SEVERAL = {  # by the module of mlx-lm
+    "qwen3_coder": Several(r"(?<=</function>)\s*(?=<function=)", "<parameter=", "</parameter>"),
+    "function_gemma": Several(r"(?<=\})\s*(?=call:\w+\{)", "{", "}"),
+    "glm47": Several(r"(?<=</arg_value>)\s*(?=[\w.-]+\s*<arg_key>)", "<arg_value>", "</arg_value>"),
+    "longcat": Several(
+        r"(?<=</longcat_arg_value>)\s*(?=[\w.-]+\s*<longcat_arg_key>)",
+        "<longcat_arg_value>",
+        "</longcat_arg_value>",
+    ),
+}
+
+
 class Call(NamedTuple):
     """One call of a tool."""
 
@@ -48,14 +73,26 @@ def parse_calls(text: str, parse: Parse, tools: Sequence[Any] | None = None) -> 
     """
     if not tools:
         return []
+    typed = [_with_types(tool) for tool in tools]
     try:
-        found = parse(text, [_with_types(tool) for tool in tools])
+        found = [parse(each, typed) for each in _single_calls(text, parse)]
     except Exception:  # a parser of mlx-lm raises what it likes, at a text that a model wrote
         return []
     names = {tool_name(tool) for tool in tools}
-    calls = [_call(each) for each in (found if isinstance(found, list) else [found])]
+    opened = [each for one in found for each in (one if isinstance(one, list) else [one])]
+    calls = [_call(each) for each in opened]
     known = [call for call in calls if call is not None and call.name in names]
     return known if len(known) == len(calls) else []
+
+
+def _single_calls(text: str, parse: Parse) -> list[str]:
+    """Return the texts that are to be read one by one; the whole text for most parsers."""
+    cut = SEVERAL.get(getattr(parse, "__module__", "").rpartition(".")[2])
+    if cut is None:
+        return [text]
+    texts = re.split(cut.between, text)
+    is_whole = all(each.count(cut.opening) == each.count(cut.closing) for each in texts)
+    return texts if is_whole else [text]
 
 
 def tool_name(tool: Any) -> str | None:
