@@ -17,7 +17,7 @@ import openai
 import pytest
 
 from mlx_eagle.server.app import Server, Settings
-from mlx_eagle.server.events import CallPart, Event, Reading, Said, Thought
+from mlx_eagle.server.events import CallPart, Reading, Said, Thought
 from mlx_eagle.server.outbox import MANY, Outbox
 from mlx_eagle.server.waiting import FairQueue
 from mlx_eagle.session import prefix_files
@@ -114,31 +114,6 @@ def test_of_many_at_once_those_that_may_wait_are_answered(served: Served) -> Non
     assert len(refused) == 15
     assert all(1 <= int(answer.headers["retry-after"]) <= 60 for answer in refused)
     assert [a.status_code for a in answers if a not in refused] == [200] * 5
-
-
-@pytest.mark.parametrize(
-    ("path", "status"),
-    [("completions", 429), ("responses", 503), ("messages/count_tokens", 529), ("/markdown", 429)],
-)
-def test_bodies_that_wait_to_be_read_are_bounded(path: str, status: int, served: Served) -> None:
-    go = threading.Event()
-    url = "/page/markdown" if path == "/markdown" else f"/v1/{path}"
-    body = SHORT | {"model": "m", "input": "x", "prompt": "x"}
-    body = {"text": "x"} if path == "/markdown" else body
-
-    async def main() -> list[httpx2.Response]:
-        server = served.server(Settings(bodies=2))
-        server._thread.submit(go.wait, 10)
-        async with in_process(server) as client:
-            tasks = [asyncio.create_task(client.post(CHAT, json=SHORT)) for _ in range(2)]
-            await asyncio.sleep(0.01)
-            refused = await client.post(url, json=body)
-            go.set()
-            return [refused, *await asyncio.gather(*tasks), await client.post(url, json=body)]
-
-    refused, *answers = asyncio.run(main())
-    assert (refused.status_code, refused.headers["retry-after"]) == (status, "1")
-    assert [answer.status_code for answer in answers] == [200] * 3
 
 
 def test_a_client_that_was_refused_asks_again_when_it_was_told_to(served: Served) -> None:
@@ -416,13 +391,3 @@ def test_nothing_that_was_said_is_in_counts_log_or_names_of_files(
     close_files(served.engine)
     files = [str(path) for path in tmp_path.rglob("*.safetensors")]
     assert files and canary not in "".join(files)
-
-
-def test_what_is_there_is_taken_without_waiting() -> None:
-    async def main() -> list[Event]:
-        outbox = Outbox()
-        outbox.put(Said("x"))
-        assert await outbox.take(0) == [Said("x")]
-        return await outbox.take(0)
-
-    assert asyncio.run(main()) == []
