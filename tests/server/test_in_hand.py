@@ -5,35 +5,36 @@ import threading
 from typing import Any
 
 import httpx2
-import pytest
 
 from mlx_eagle.server.app import Settings
 from served import Served, in_process
 
 CHAT = "/v1/chat/completions"
 SHORT: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+OTHERS: dict[str, tuple[dict[str, Any], int]] = {
+    "/v1/completions": ({"prompt": "x"}, 429),
+    "/v1/responses": ({"input": "x"}, 503),
+    "/v1/messages/count_tokens": (SHORT | {"model": "m"}, 529),
+    "/page/markdown": ({"text": "x"}, 429),
+}
 
 
-@pytest.mark.parametrize(
-    ("path", "status"),
-    [("completions", 429), ("responses", 503), ("messages/count_tokens", 529), ("/markdown", 429)],
-)
-def test_bodies_that_wait_to_be_read_are_bounded(path: str, status: int, served: Served) -> None:
+def test_bodies_that_wait_to_be_read_are_bounded(served: Served) -> None:
     go = threading.Event()
-    url = "/page/markdown" if path == "/markdown" else f"/v1/{path}"
-    body = SHORT | {"model": "m", "input": "x", "prompt": "x"}
-    body = {"text": "x"} if path == "/markdown" else body
 
-    async def main() -> list[httpx2.Response]:
+    async def main() -> tuple[dict[str, httpx2.Response], list[httpx2.Response]]:
         server = served.server(Settings(bodies=2))
-        server._thread.submit(go.wait, 10)
+        server._thread.submit(go.wait, 30)
         async with in_process(server) as client:
             tasks = [asyncio.create_task(client.post(CHAT, json=SHORT)) for _ in range(2)]
             await asyncio.sleep(0.01)
-            refused = await client.post(url, json=body)
+            refused = {
+                path: await client.post(path, json=body) for path, (body, _) in OTHERS.items()
+            }
             go.set()
-            return [refused, *await asyncio.gather(*tasks), await client.post(url, json=body)]
+            return refused, [*await asyncio.gather(*tasks), await client.post(CHAT, json=SHORT)]
 
-    refused, *answers = asyncio.run(main())
-    assert (refused.status_code, refused.headers["retry-after"]) == (status, "1")
+    refused, answers = asyncio.run(main())
+    for path, answer in refused.items():
+        assert (answer.status_code, answer.headers["retry-after"]) == (OTHERS[path][1], "1"), path
     assert [answer.status_code for answer in answers] == [200] * 3
