@@ -7,7 +7,7 @@ from typing import Any
 from mlx_eagle.answers.sections import Kind
 from mlx_eagle.decoding.stats import GenerationStats
 from mlx_eagle.engine import Engine
-from mlx_eagle.errors import EagleError
+from mlx_eagle.errors import ClusterError, EagleError
 from mlx_eagle.server.events import (
     Drafted,
     End,
@@ -73,6 +73,8 @@ class AnswerJob:
             raise
         except RefusalError as error:
             yield Failed(error.kind, str(error))
+        except ClusterError as error:
+            yield Failed("lost", str(error))
         except EagleError as error:
             yield Failed("invalid", str(error))
         except Exception as error:

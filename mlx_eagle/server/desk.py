@@ -24,6 +24,7 @@ LONGEST_WAIT = 600.0  # seconds in the queue
 FIRST_GUESS = 5.0  # seconds of an answer, before one was seen
 NEWEST = 0.3  # share of the newest answer in the guess
 STOPPING = Failed("stopping", "the server is stopping; ask again once it runs")
+LOST = "{}; start the server again"
 WAITED = Failed("stopping", f"the request waited {LONGEST_WAIT:.0f} s for its turn; try again")
 
 
@@ -120,13 +121,20 @@ class Desk:
         return len(self._queue)
 
     def check_running(self) -> None:
-        """Refuse a request once the server is stopping.
+        """Refuse a request once the server is stopping, or a machine of its model is lost.
 
         Raises:
             RefusalError: then.
         """
+        if lost := self.lost:
+            raise RefusalError("lost", LOST.format(lost))
         if self.is_stopping:
             raise RefusalError(STOPPING.kind, STOPPING.message, retry_after=10)
+
+    @property
+    def lost(self) -> str:
+        """Why nothing can be answered any more; "" while it can."""
+        return self._engine.target.lost
 
     @property
     def nbytes(self) -> int:
@@ -167,12 +175,13 @@ class Desk:
     async def stop(self, grace: float) -> None:
         """Accept nothing more, and end what runs after `grace` seconds."""
         self.is_stopping = True
+        why = Failed("lost", LOST.format(self.lost)) if self.lost else STOPPING
         for waiting in list(self._queue):
-            waiting.cancel(STOPPING)
+            waiting.cancel(why)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace)
         if self.now is not None:
-            self.now.cancel(STOPPING)
+            self.now.cancel(why)
         if self._tasks:
             await asyncio.wait(self._tasks)
 

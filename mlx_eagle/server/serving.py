@@ -7,12 +7,14 @@ from types import FrameType
 
 import uvicorn
 
-from mlx_eagle.errors import EagleError
+from mlx_eagle.errors import ClusterError, EagleError
 from mlx_eagle.server.app import Server
+from mlx_eagle.server.desk import LOST
 from mlx_eagle.server.guard import App
 
 BACKLOG = 128  # connections that may wait to be accepted
 AFTER_GRACE = 5  # seconds for the last bytes once every answer has ended
+LOOK = 0.2  # seconds between two looks whether the machines of the model are there
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -85,6 +87,10 @@ def run(server: Server, listening: socket.socket, grace: float, ready: Callable[
         listening: a socket that listens; closed at the end.
         grace: seconds that answers have to end.
         ready: called once requests are taken.
+
+    Raises:
+        ClusterError: if a machine is lost among which the model is divided, once the server has
+            stopped for it.
     """
     runner = Runner(server, server.app, grace)
 
@@ -93,9 +99,15 @@ def run(server: Server, listening: socket.socket, grace: float, ready: Callable[
         while not runner.started and not task.done():
             await asyncio.sleep(0.01)
         ready()
+        while not task.done():
+            if server.desk.lost:
+                runner.stop()
+            await asyncio.wait([task], timeout=LOOK)
         await task
 
     try:
         asyncio.run(main())
     finally:
         listening.close()
+    if lost := server.desk.lost:
+        raise ClusterError(LOST.format(lost))
