@@ -7,6 +7,7 @@ schema, that tool is refused by name.
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlx_eagle.answers.answer_format import AnswerFormat
@@ -136,8 +137,11 @@ class CallGrammars:
         )
 
 
+@lru_cache(maxsize=2)
 def find_marks(form: AnswerFormat) -> Marks:
     """Return the tokens that set thoughts and calls apart, where a model has such.
+
+    They are looked up once: tokenizers make their vocabulary, a large dict, anew for each question.
 
     Args:
         form: how the model writes its answers.
