@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 DISK = 10_000_000_000  # bytes for rows of prompts
 KEY_VARIABLE = "MLX_EAGLE_API_KEY"
 KEY_WORDS = ("any key", "the key you gave", "one of the keys you gave")
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 EXAMPLES = """\b
 Examples:
   mlx-eagle serve
@@ -120,6 +119,8 @@ def check_address(host: str, keys: tuple[str, ...]) -> None:
     Raises:
         click.UsageError: if that was asked for.
     """
+    from mlx_eagle.server.guard import LOOPBACK
+
     if host not in LOOPBACK and not keys:
         raise click.UsageError(
             f"--host {host} can be reached from other machines: give a key with --api-key-file or "
@@ -201,6 +202,8 @@ def show_disk(engine: "Engine") -> None:
 
 def show_banner(model: "ServedModel", rules: "Rules", where: str) -> None:
     """Say what is served, and how clients are told."""
+    from mlx_eagle.server.guard import LOOPBACK
+
     lines = [
         f"{model.name} at {where} (Ctrl-C stops)",
         f"  OpenAI: base URL {where}/v1, model {model.name}, " + KEY_WORDS[min(len(rules.keys), 2)],

@@ -29,6 +29,7 @@ from mlx_eagle.heads.ngram import sources_of
 from mlx_eagle.hub.download import to_stderr
 from mlx_eagle.planner.policy import Sources
 from mlx_eagle.sampling.grammar import Vocabulary
+from mlx_eagle.session.forced_calls import CallGrammars
 from mlx_eagle.session.identity import identify, identify_head, identify_settings
 from mlx_eagle.session.limits import Budget, Limits, bytes_per_row
 from mlx_eagle.session.prefix_cache import EXACT, PrefixCache
@@ -190,6 +191,11 @@ class Engine:
     def vocabulary(self) -> Vocabulary:
         """The tokens as grammars see them."""
         return Vocabulary(self.tokenizer, self.target.n_logits)
+
+    @cached_property
+    def call_grammars(self) -> CallGrammars:
+        """The grammars of calls of tools."""
+        return CallGrammars(self.answer_format, lambda: self.vocabulary)
 
     def await_calibration(self) -> None:
         """Let a CPU decode plainly until this machine is measured, unless that is on record.

@@ -42,7 +42,13 @@ class AnswerJob:
     def __init__(self, engine: Engine, prepared: Prepared, report: Callable[[Event], None]) -> None:
         self._engine, self._prepared, self._report = engine, prepared, report
         self._session = self._new_session()
-        self._split = Split(engine.answer_format, prepared.tools, lambda: new_id("call_"))
+        self._split = Split(
+            engine.answer_format,
+            prepared.tools,
+            lambda: new_id("call_"),
+            takes_text=prepared.asked.api != "messages",
+            loose=prepared.loose,
+        )
         self._is_cancelled = self._is_out_of_time = False
         self._cached = self._n_thought = 0
         self._has_read = self._has_begun = False
@@ -130,7 +136,8 @@ class AnswerJob:
             yield from self._events_of(response)
             if response.finish_reason is not None:
                 stats, reason = response.stats, response.finish_reason
-        yield from self._split.finish(is_cut=reason != "stop")
+        is_cut = reason != "stop" or bool(stats and stats.stop_string)
+        yield from self._split.finish(is_cut=is_cut)
         yield self._end(stats, reason)
 
     def _events_of(self, response: GenerationResponse) -> Iterator[Event]:

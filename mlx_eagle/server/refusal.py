@@ -40,6 +40,7 @@ WORDINGS = {
     "stopping": Wording(503, "server_error", "unavailable", "api_error", is_lasting=False),
     "lost": Wording(503, "server_error", "unavailable", "api_error"),
     "memory": Wording(500, "server_error", "oom", "api_error"),
+    "call": Wording(500, "server_error", "unreadable_call", "api_error"),
     "internal": Wording(500, "server_error", "internal_error", "api_error"),
 }
 APIS = ("chat", "completions", "messages", "responses")

@@ -190,3 +190,8 @@ def test_what_is_kept_is_told_and_cleared(served: Served) -> None:
     counts = second["usage"]
     assert counts["prompt_tokens_details"]["cached_tokens"] >= first["usage"]["total_tokens"] - 8
     assert cleared == {"memory": {"prefixes": 0, "bytes": 0}, "disk": None}
+
+
+def test_a_long_text_is_not_rendered(served: Served) -> None:
+    for n, status in ((1 << 17, 200), ((1 << 17) + 1, 400), (1 << 20, 413)):
+        assert served.ask("/page/markdown", {"text": "a" * n}).status_code == status
