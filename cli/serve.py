@@ -184,7 +184,7 @@ def log_to_stderr() -> None:
 
 def show_disk(engine: "Engine") -> None:
     """Say where prompts are kept on disk, if they are: they are private."""
-    from mlx_eagle.session.prefix_files import prefix_folder
+    from mlx_eagle.session.rows_folder import prefix_folder
 
     files = engine.prefix_cache.files if engine.prefix_cache is not None else None
     if files is not None:

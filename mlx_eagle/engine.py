@@ -31,9 +31,10 @@ from mlx_eagle.planner.policy import Sources
 from mlx_eagle.sampling.grammar import Vocabulary
 from mlx_eagle.session.limits import Budget, Limits, bytes_per_row
 from mlx_eagle.session.prefix_cache import EXACT, PrefixCache
-from mlx_eagle.session.prefix_files import PrefixFiles, prefix_folder
+from mlx_eagle.session.prefix_files import PrefixFiles
 from mlx_eagle.session.prompt import PLAIN_TEMPLATE, Prompt, Template
 from mlx_eagle.session.responses import GenerationResult, Responses, whole_answer
+from mlx_eagle.session.rows_folder import prefix_folder
 from mlx_eagle.session.session import Session
 from mlx_eagle.session.session_file import identify, identify_head
 from mlx_eagle.session.turn import Turn

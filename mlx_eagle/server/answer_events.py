@@ -23,6 +23,7 @@ from mlx_eagle.server.ids import new_id
 from mlx_eagle.server.prepare import Prepared
 from mlx_eagle.server.refusal import RefusalError
 from mlx_eagle.server.split import Split
+from mlx_eagle.session.prefix_files import PrefixFiles
 from mlx_eagle.session.responses import GenerationResponse, Responses
 from mlx_eagle.session.session import Session
 
@@ -88,15 +89,29 @@ class AnswerJob:
 
     def _attempt(self) -> Iterator[Event]:
         """Answer, and keep the rows for later requests."""
-        kept = self._engine.prefix_cache
-        files = kept.files if kept is not None else None
+        files = self._files
         n_damaged = files.n_damaged if files is not None else 0
         with closing(self._stream()) as stream:
             yield from self._answer(stream)
-        if kept is not None:
-            kept.keep(self._session.prefix)
+        try:  # the answer has ended, and nothing may follow it
+            self._keep()
+        except Exception as error:
+            failure(f"keeping the rows of {self._prepared.asked.request_id}", error)
         if files is not None and files.n_damaged > n_damaged:
             LOG.warning("removed damaged rows on disk: %d files", files.n_damaged - n_damaged)
+        if files is not None and (note := files.take_note()):
+            LOG.warning("%s", note)
+
+    @property
+    def _files(self) -> PrefixFiles | None:
+        """The rows on disk, if any are kept there."""
+        kept = self._engine.prefix_cache
+        return None if kept is None else kept.files
+
+    def _keep(self) -> None:
+        """Keep the rows of a whole answer, those in memory first, if the engine keeps any."""
+        if self._engine.prefix_cache is not None:
+            self._engine.prefix_cache.keep(self._session.prefix)
 
     def _new_session(self) -> Session:
         """Return a conversation that finds the rows of its own client."""

@@ -240,5 +240,8 @@ class Answering:
         if planners.watch is not None:
             stats.advice = planners.watch.advise(stats)
         stats.advice = self._engine.target.few_rows.take_advice() or stats.advice
+        kept = self._engine.prefix_cache
+        if kept is not None and kept.files is not None:
+            stats.advice = kept.files.take_note() or stats.advice
         if stats.is_lossy:
             stats.advice = LOSSY

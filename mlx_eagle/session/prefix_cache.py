@@ -83,7 +83,7 @@ class PrefixCache:
     def keep(self, prefix: "CachedPrefix") -> None:
         """Keep the rows of a conversation that is over, in memory and on disk."""
         self.write(prefix)
-        if prefix.cache.rows == 0 or not self._max_bytes:
+        if not self._max_bytes or not prefix.is_reusable:
             return
         self._kept = [kept for kept in self._kept if not _begins(kept, prefix)]
         self._kept.append(prefix)

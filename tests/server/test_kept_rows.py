@@ -11,7 +11,8 @@ from cases import broad
 from mlx_eagle.server.app import Settings
 from mlx_eagle.server.guard import Rules
 from mlx_eagle.session import prefix_files
-from served import Served, close_files, in_process
+from mlx_eagle.session.prefix_cache import PrefixCache
+from served import Served, chunks, close_files, in_process
 
 CHAT = "/v1/chat/completions"
 WORDS = ["map", "zip", "filter", "deque", "Counter", "join", "split", "sorted", "range", "dict"]
@@ -96,6 +97,23 @@ def test_who_has_another_key_finds_no_rows_of_others(keys: tuple[str, ...], serv
     n_empty = len(keys)
     assert found[:n_empty] == [0] * n_empty
     assert all(n > 20 for n in found[n_empty:])
+
+
+def test_an_answer_has_ended_whatever_becomes_of_its_rows(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    served.worker.call(served.engine.keep_prefixes, 1 << 30)
+
+    def fail(*_: Any) -> None:
+        raise KeyError("canary")
+
+    monkeypatch.setattr(PrefixCache, "keep", fail)
+    body = {"messages": [{"role": "user", "content": "Why?"}], "max_tokens": 2, "stream": True}
+    *_, last, done = chunks(served.ask(CHAT, body))
+    served.worker.call(int)
+    assert (last["choices"][0]["finish_reason"], done) == ("length", "[DONE]")
+    assert "keeping the rows of" in caplog.text
+    assert "canary" not in caplog.text
 
 
 @pytest.mark.parametrize("n", [1, broad(60)])
