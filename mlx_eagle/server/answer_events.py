@@ -35,9 +35,6 @@ class AnswerJob:
         engine: that makes it; its thread calls `events`, any thread the rest.
         prepared: what was asked.
         report: told of what is read of the prompt, on the engine's thread.
-
-    Attributes:
-        nbytes: of the rows that the answer uses, as its prompt is read.
     """
 
     def __init__(self, engine: Engine, prepared: Prepared, report: Callable[[Event], None]) -> None:
@@ -47,7 +44,6 @@ class AnswerJob:
         self._is_cancelled = self._is_out_of_time = False
         self._cached = self._n_thought = 0
         self._has_read = self._has_begun = False
-        self.nbytes = 0
         self._kind = Kind.SAID
 
     def cancel(self) -> None:
@@ -133,7 +129,6 @@ class AnswerJob:
         """Report what is read; the first time, that is what was cached."""
         if not self._has_read:
             self._cached, self._has_read = done, True
-        self.nbytes = self._session.prefix.nbytes
         self._report(Reading(done, total))
 
     def _answer(self, stream: Responses) -> Iterator[Event]:

@@ -145,10 +145,14 @@ class Server:
 
     def __init__(self, engine: Engine, worker: Worker, settings: Settings) -> None:
         self._engine, self._worker, self._settings = engine, worker, settings
+        self._preparer = Preparer(engine, engine.info.recommended)
         self.desk = Desk(
-            engine, worker, most_waiting=settings.queue, max_seconds=settings.max_seconds
+            engine,
+            worker,
+            most_waiting=settings.queue,
+            max_seconds=settings.max_seconds,
+            before=self._preparer.measure_context,
         )
-        self._preparer = Preparer(engine, engine.info.recommended, lambda: self.desk.nbytes)
         self._thread = ThreadPoolExecutor(1, "mlx-eagle-prepare")
         self.model = served_model(engine, self._preparer, settings.name)
         self.meters = Meters(self._gauges())

@@ -7,7 +7,7 @@ next request begins.
 
 import asyncio
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import aclosing
 from enum import Enum
 
@@ -107,6 +107,7 @@ class Desk:
         worker: its thread.
         most_waiting: requests; more are refused.
         max_seconds: of an answer; None: any.
+        before: called on the engine's thread before every answer, when none takes memory.
     """
 
     def __init__(
@@ -116,8 +117,9 @@ class Desk:
         *,
         most_waiting: int = 16,
         max_seconds: float | None = None,
+        before: Callable[[], None] = lambda: None,
     ) -> None:
-        self._engine, self._worker = engine, worker
+        self._engine, self._worker, self._before = engine, worker, before
         self._most_waiting, self._max_seconds = most_waiting, max_seconds
         self._queue: FairQueue[Running] = FairQueue()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -138,13 +140,6 @@ class Desk:
         """
         if self.is_stopping:
             raise RefusalError(STOPPING.kind, STOPPING.message, retry_after=10)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the rows that the answer in the making uses."""
-        now = self.now  # once: another thread asks
-        job = now.job if now is not None else None
-        return job.nbytes if job is not None else 0
 
     def check_room(self) -> None:
         """Refuse a request that could not even wait.
@@ -218,6 +213,7 @@ class Desk:
             loop.call_soon_threadsafe(running.put, event)
 
         def start() -> Generator[Event]:
+            self._before()
             job = AnswerJob(self._engine, running.prepared, report)
             running.begin(job)
             return job.events()

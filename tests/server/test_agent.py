@@ -67,17 +67,19 @@ class Agent:
 
 
 @pytest.fixture(params=["rows", "states"])
-def agents(
-    request: pytest.FixtureRequest, served: Served, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Served]:
+def agents(request: pytest.FixtureRequest, served: Served) -> Iterator[Served]:
     """An engine whose target has a row per token, or states that sum up all tokens."""
     is_shared = request.param == "rows"
     own = served if is_shared else Served(make_pair=make_recurrent_pair)
+    limits, preparer = own.engine.limits, own.usual._preparer
     assert own.usual.model.context == CONTEXT  # made before its limit is another for a while
-    monkeypatch.setattr(own.engine, "limits", own.engine.limits._replace(max_context=1 << 15))
+    own.engine.limits = limits._replace(max_context=1 << 15)
+    preparer.measure_context()
     own.engine.tree = TreeShape.chain(1)  # so that there are rows of the head, too
     yield own
     close_files(own.engine)
+    own.engine.limits = limits
+    preparer.measure_context()
     if not is_shared:
         own.worker.close()
 

@@ -22,7 +22,7 @@ from mlx_eagle.server.outbox import MANY, Outbox
 from mlx_eagle.server.waiting import FairQueue
 from mlx_eagle.session import prefix_files
 from mlx_eagle.tree import TreeShape
-from served import Served, chunks, close_files, in_process, on_socket
+from served import Held, Served, chunks, close_files, in_process, on_socket
 
 CHAT = "/v1/chat/completions"
 LONG: Any = {"messages": [{"role": "user", "content": "Tell all."}], "max_tokens": 1500}
@@ -60,18 +60,6 @@ def test_an_outbox_that_nobody_reads_joins_texts_and_loses_none() -> None:
         CallPart(0, "x"),
         CallPart(1, "y"),
     ]
-
-
-class Held:
-    """Holds the engine's thread until it is let go."""
-
-    def __init__(self, served: Served) -> None:
-        self.go, self.is_held = threading.Event(), threading.Event()
-        served.engine.before = self.hold
-
-    def hold(self) -> None:
-        self.is_held.set()
-        assert self.go.wait(30)
 
 
 @pytest.mark.parametrize(
