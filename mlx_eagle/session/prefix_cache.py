@@ -48,6 +48,7 @@ class PrefixCache:
         self._max_bytes, self.files = max_bytes, files
         self.step = STEP if is_exact else 0
         self._kept: list[CachedPrefix] = []  # the one that was used last comes last
+        self._sizes: list[tuple[str, int]] = []  # of them, each with its salt
         self.n_evicted = self.nbytes = 0
 
     def __len__(self) -> int:
@@ -94,12 +95,25 @@ class PrefixCache:
         if self.files is not None:
             self.files.write(prefix, prefix.n_read if self.step else prefix.cache.rows)
 
-    def clear(self) -> None:
-        """Forget everything, on disk too."""
-        self._kept.clear()
-        self.nbytes = 0
+    def held(self, salt: str = "") -> tuple[int, int]:
+        """Return how many prefixes are kept in memory, and their bytes; from any thread.
+
+        Args:
+            salt: counts what its conversations alone can find; "" counts all.
+        """
+        sizes = [size for own, size in self._sizes if salt in ("", own)]
+        return len(sizes), sum(sizes)
+
+    def clear(self, salt: str = "") -> None:
+        """Forget everything, on disk too.
+
+        Args:
+            salt: forgets what its conversations alone can find; "" forgets all.
+        """
+        self._kept = [kept for kept in self._kept if salt not in ("", kept.salt)]
+        self._shrink(self._max_bytes)
         if self.files is not None:
-            self.files.clear()
+            self.files.clear(salt)
         mx.clear_cache()
 
     def make_room(self, n_bytes: int) -> None:
@@ -108,13 +122,13 @@ class PrefixCache:
 
     def _shrink(self, goal: int) -> None:
         """Forget the oldest until the rest has `goal` bytes at most."""
-        sizes = [prefix.nbytes for prefix in self._kept]
-        n_before = len(sizes)
-        while sum(sizes) > goal:
-            sizes.pop(0)
+        sizes = [(prefix.salt, prefix.nbytes) for prefix in self._kept]
+        total, n_before = sum(size for _, size in sizes), len(sizes)
+        while total > goal:
+            total -= sizes.pop(0)[1]
             self._kept.pop(0)
             self.n_evicted += 1
-        self.nbytes = sum(sizes)
+        self._sizes, self.nbytes = sizes, total
         if len(sizes) < n_before:
             mx.clear_cache()
 

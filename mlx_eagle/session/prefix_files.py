@@ -51,11 +51,15 @@ class Segment(NamedTuple):
         path: of the file.
         first: how many blocks of the chain come before.
         hashes: of the blocks.
+        owner: tells whose rows they are, where clients have salts.
+        n_bytes: of the file.
     """
 
     path: Path
     first: int
     hashes: list[str]
+    owner: str
+    n_bytes: int
 
 
 class PrefixFiles:
@@ -150,7 +154,7 @@ class PrefixFiles:
             arrays, start = prefix.arrays(), first
             while start < n_blocks and self._make_room(arrays, hashes, start):
                 blocks = slice(start, min(start + MOST_BLOCKS, n_blocks))
-                self._write(prefix.tokens, arrays, hashes, blocks)
+                self._write(prefix, arrays, hashes, blocks)
                 start = blocks.stop
             self._touch(hashes[:start])
         except (OSError, RuntimeError) as error:
@@ -162,10 +166,29 @@ class PrefixFiles:
         note, self._note = self._note, ""
         return note
 
-    def clear(self) -> None:
-        """Remove the rows of this target and head."""
-        self._by_hash.clear()
-        remove_rows(self._own, with_partial=self.writes)
+    def held(self, salt: str) -> int:
+        """Return the bytes of what conversations with a salt can find; from any thread."""
+        owner, segments = self._owner(salt), list(self._by_hash.values())
+        sizes = {segment.path: segment.n_bytes for segment in segments if segment.owner == owner}
+        return sum(sizes.values())
+
+    def clear(self, salt: str = "") -> None:
+        """Remove the rows of this target and head.
+
+        Args:
+            salt: removes what its conversations alone can find; "" removes all.
+        """
+        if not salt:
+            self._by_hash.clear()
+            remove_rows(self._own, with_partial=self.writes)
+            return
+        self._scan()
+        owner = self._owner(salt)
+        for path in {s.path for s in self._by_hash.values() if s.owner == owner}:
+            self._remove(path)
+
+    def _owner(self, salt: str) -> str:
+        return hashlib.sha256(f"{self._root} {salt}".encode()).hexdigest()[:16]
 
     def _hashes(self, ids: Sequence[int], salt: str) -> list[str]:
         """Return the names of the whole blocks of some tokens, as clients with a salt find them."""
@@ -209,7 +232,8 @@ class PrefixFiles:
             about = _metadata(path)
             if about.get("format") != FORMAT or about.get("root") != self._root:
                 raise ValueError("of something else")
-            return Segment(path, int(about["first"]), about["hashes"].split())
+            first, hashes = int(about["first"]), about["hashes"].split()
+            return Segment(path, first, hashes, about["owner"], path.stat().st_size)
         except (EagleError, ValueError, KeyError, RuntimeError, OSError):
             self._drop(path)
             return None
@@ -246,7 +270,7 @@ class PrefixFiles:
 
     def _write(
         self,
-        tokens: Sequence[int],
+        prefix: "CachedPrefix",
         arrays: Mapping[str, mx.array],
         hashes: list[str],
         blocks: slice,
@@ -254,10 +278,11 @@ class PrefixFiles:
         """Write one file with some blocks."""
         rows = slice(blocks.start * BLOCK, blocks.stop * BLOCK)
         own = {name: mx.contiguous(array[:, :, rows]) for name, array in arrays.items()}
-        own[TOKENS] = mx.array(list(tokens[rows]), dtype=mx.int32)
+        own[TOKENS] = mx.array(prefix.tokens[rows], dtype=mx.int32)
         mx.eval(own)
         names = hashes[blocks]
-        about = {"format": FORMAT, "version": VERSION, "root": self._root}
+        owner = self._owner(prefix.salt)
+        about = {"format": FORMAT, "version": VERSION, "root": self._root, "owner": owner}
         about |= {"first": str(blocks.start), "hashes": " ".join(names), "crc32": checksum(own)}
         folder = self._own / names[-1][:2]
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -265,7 +290,7 @@ class PrefixFiles:
         with new_file(path, mode=0o600, suffix=SUFFIX) as partial:
             mx.save_safetensors(str(partial), own, about)
         flush_folder(folder)
-        segment = Segment(path, blocks.start, names)
+        segment = Segment(path, blocks.start, names, owner, path.stat().st_size)
         self._by_hash |= dict.fromkeys(names, segment)
 
     def _touch(self, hashes: list[str]) -> None:
