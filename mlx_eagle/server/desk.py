@@ -18,12 +18,10 @@ from mlx_eagle.server.faults import failure
 from mlx_eagle.server.outbox import Outbox
 from mlx_eagle.server.prepare import Prepared
 from mlx_eagle.server.refusal import RefusalError
-from mlx_eagle.server.waiting import FairQueue
+from mlx_eagle.server.waiting import AnswerSeconds, FairQueue
 from mlx_eagle.worker import Worker
 
 LONGEST_WAIT = 600.0  # seconds in the queue
-FIRST_GUESS = 5.0  # seconds of an answer, before one was seen
-NEWEST = 0.3  # share of the newest answer in the guess
 STOPPING = Failed("stopping", "the server is stopping; ask again once it runs")
 WAITED = Failed("stopping", f"the request waited {LONGEST_WAIT:.0f} s for its turn; try again")
 
@@ -123,7 +121,8 @@ class Desk:
         self._most_waiting, self._max_seconds = most_waiting, max_seconds
         self._queue: FairQueue[Running] = FairQueue()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._seconds = FIRST_GUESS
+        self._seconds = AnswerSeconds()
+        self._started = 0.0
         self.now: Running | None = None
         self.is_stopping = False
 
@@ -139,7 +138,7 @@ class Desk:
             RefusalError: then.
         """
         if self.is_stopping:
-            raise RefusalError(STOPPING.kind, STOPPING.message, retry_after=10)
+            raise RefusalError(STOPPING.kind, STOPPING.message)
 
     def check_room(self) -> None:
         """Refuse a request that could not even wait.
@@ -149,10 +148,11 @@ class Desk:
         """
         self.check_running()
         if self.n_waiting >= self._most_waiting and self.now is not None:
+            elapsed = time.monotonic() - self._started
             raise RefusalError(
                 "busy",
                 f"{self.n_waiting} requests wait for the model already; try again later",
-                retry_after=round(self._seconds * (self.n_waiting + 1)),
+                retry_after=round(self._seconds.expected(elapsed) * (self.n_waiting + 1)),
             )
 
     def accept(self, prepared: Prepared) -> Running:
@@ -185,7 +185,7 @@ class Desk:
     def _call_next(self) -> None:
         """Let the next one have its turn, if it is nobody's."""
         if self.now is None and (following := self._queue.take()) is not None:
-            self.now = following
+            self.now, self._started = following, time.monotonic()
             following.turn.set()
 
     async def _answer(self, running: Running) -> None:
@@ -206,7 +206,7 @@ class Desk:
 
     async def _run(self, running: Running) -> None:
         """Let the engine answer."""
-        running.stage, started = Stage.RUNNING, time.monotonic()
+        running.stage, is_cut = Stage.RUNNING, True
         loop = asyncio.get_running_loop()
 
         def report(event: Event) -> None:
@@ -223,12 +223,13 @@ class Desk:
         try:
             async with aclosing(self._worker.astream(start, running.cancel_job)) as events:
                 async for event in events:
+                    if isinstance(event, End | Failed):  # once it has its answer, a client goes
+                        is_cut = running.is_cancelled
                     running.put(event)
         finally:
             if timer is not None:
                 timer.cancel()
-        seconds = time.monotonic() - started
-        self._seconds += NEWEST * (seconds - self._seconds)
+        self._seconds.add(time.monotonic() - self._started, is_cut=is_cut)
 
     def _leave(self, running: Running) -> None:
         """Make room for the next one."""
