@@ -191,7 +191,8 @@ class Desk:
     async def _answer(self, running: Running) -> None:
         """Wait for the turn, and answer."""
         try:
-            await asyncio.wait_for(running.turn.wait(), LONGEST_WAIT)
+            async with asyncio.timeout(LONGEST_WAIT):
+                await running.turn.wait()
         except TimeoutError:
             running.cancel(WAITED)
         try:

@@ -15,7 +15,7 @@ from mlx_eagle.session.prefix_files import PrefixFiles
 if TYPE_CHECKING:
     from mlx_eagle.session.prefix import CachedPrefix
 
-SHORT = 1024  # rows; so many may be forgotten for a prompt that leaves a conversation
+SHORT = 1024  # rows; no more are forgotten for a prompt that leaves a conversation
 EXACT = " exact"  # in the salt of files that hold rows of prefill alone
 STEP = 512  # tokens per forward of prefill where rows must be exact
 LEAST_GAIN = 16  # rows; for fewer nothing is looked for
@@ -73,13 +73,25 @@ class PrefixCache:
             return Hit(prefix.reusable(ids, speculate), "disk")
         if best is None or rows < least:
             return Hit()
-        self._kept.remove(best)
-        if len(best.tokens) - rows > SHORT:
-            self._kept.append(best)
-            best = best.fork()
-        prefix.become(best)
+        prefix.become(self._taken(best, rows))
         self._shrink(self._max_bytes)
         return Hit(rows, "memory")
+
+    def _taken(self, best: "CachedPrefix", rows: int) -> "CachedPrefix":
+        """Take out a prefix of which so many rows are used, or a copy where others may want it.
+
+        Two conversations may begin alike, so what one does not use is kept for the other. Few rows
+        may as well be thoughts that a template has left out; they stay while there is room.
+        """
+        n_left = len(best.tokens) - rows
+        self._kept.remove(best)
+        if n_left > SHORT:
+            self._kept.append(best)
+        elif n_left > LEAST_GAIN and self.nbytes + best.nbytes <= self._max_bytes:
+            self._kept.insert(0, best)  # the first to go
+        else:
+            return best
+        return best.fork()
 
     def keep(self, prefix: "CachedPrefix") -> None:
         """Keep the rows of a conversation that is over, in memory and on disk."""

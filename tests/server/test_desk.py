@@ -51,6 +51,27 @@ def test_an_outbox_that_nobody_reads_joins_texts_and_loses_none() -> None:
     ]
 
 
+@pytest.mark.parametrize("n_steps", range(4))
+def test_who_waits_for_events_can_be_cancelled_at_any_moment(n_steps: int) -> None:
+    async def main() -> None:
+        outbox = Outbox()
+
+        async def read() -> None:
+            while True:
+                await outbox.take(5)
+
+        task = asyncio.create_task(read())
+        await asyncio.sleep(0.001)
+        outbox.put(Said("x"))
+        for _ in range(n_steps):  # of the event loop, until the waiting one has woken
+            await asyncio.sleep(0)
+        task.cancel()
+        done, _ = await asyncio.wait([task], timeout=1)
+        assert done
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("path", "status"), [("chat/completions", 429), ("responses", 503), ("messages", 529)]
 )
