@@ -5,6 +5,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from cases import broad
 from emulated import Emulated
 from few_row_cases import Case, error, exact, make_case
 from metal_emulator import EmulationError, Report
@@ -236,6 +237,20 @@ BUGS = [
     ),
 ]
 
+# One of each kind, and those that only the numbers show; the others where more is asked for.
+TYPICAL = {
+    "no barrier before the sums are added",
+    "rows not clamped",
+    "outputs not guarded",
+    "a product under a condition",
+    "too little room for sums",
+    "sums that nothing was stored in",
+    "a split left out",
+    "another group's scale",
+    "an offset that is one too large",
+}
+PLANTED = [bug if bug[0] in TYPICAL else broad(*bug) for bug in BUGS]
+
 
 @pytest.fixture(scope="module")
 def ragged() -> Case:
@@ -249,7 +264,7 @@ def run(case: Case, emulated: Emulated, **options: Any) -> tuple[mx.array, Repor
     return outputs[0], emulated.launched[-1].report
 
 
-@pytest.mark.parametrize(("name", "old", "new", "kind"), BUGS, ids=[bug[0] for bug in BUGS])
+@pytest.mark.parametrize(("name", "old", "new", "kind"), PLANTED)
 def test_a_planted_bug_is_reported_or_seen_in_the_numbers(
     name: str,
     old: str,

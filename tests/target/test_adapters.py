@@ -13,6 +13,7 @@ from mlx_lm.generate import generate_step
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 import mlx_eagle
+from cases import broad
 from command_line import run_here
 from mlx_eagle.doctor import doctor
 from mlx_eagle.errors import CheckpointError, EagleError
@@ -31,7 +32,7 @@ N_TOKENS = 6
 only_lora = pytest.mark.parametrize("adapter", ["lora"], indirect=True)
 
 
-@pytest.fixture(scope="module", params=["lora", "dora"])
+@pytest.fixture(scope="module", params=["lora", broad("dora")])
 def adapter(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random adapter for the demo target, written as mlx-lm writes it."""
     folder, kind = tmp_path_factory.mktemp("adapter"), request.param
