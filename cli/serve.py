@@ -142,7 +142,7 @@ def serve(source: ModelSource, port: int, settings: "Settings") -> None:
         engine = worker.call(load_engine, source, terminal(stderr=True))
         if source.loading.cache_memory is None:
             worker.call(take_a_third, engine, source.loading.cache == "exact")
-        show_disk(engine)
+        worker.call(show_disk, engine)
         server = Server(engine, worker, settings)
         where = address(rules, listening.getsockname()[1])
         run(server, listening, grace, partial(show_banner, server.model, rules, where))
@@ -187,7 +187,9 @@ def show_disk(engine: "Engine") -> None:
     from mlx_eagle.session.rows_folder import prefix_folder
 
     files = engine.prefix_cache.files if engine.prefix_cache is not None else None
-    if files is not None:
+    if files is not None and (kind := engine.session().prefix.unpaged):
+        click.echo(f"Rows of prompts stay in memory: {kind} are not written to disk", err=True)
+    elif files is not None:
         role = "" if files.writes else ", read only: another process writes there"
         click.echo(
             f"Rows of prompts are kept in {prefix_folder()} ({files.nbytes / 1e9:.2f} GB{role}); "
