@@ -88,6 +88,7 @@ class PrefixFiles:
         self.n_damaged = self.n_interrupted = self.n_evicted = 0
         self._by_hash: dict[str, Segment] = {}
         self._note = self._last_note = ""
+        self._is_troubled = False  # by what happened to the newest rows
         self._lock: IO[str] | None = None
         try:
             self._own.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -151,6 +152,7 @@ class PrefixFiles:
         first = self._n_known(hashes)
         if n_blocks < LEAST_BLOCKS or first == n_blocks:
             return
+        self._is_troubled = False
         self._touch(hashes[:first])
         try:
             arrays, start = prefix.arrays(), first
@@ -159,6 +161,8 @@ class PrefixFiles:
                 self._write(prefix, arrays, hashes, blocks)
                 start = blocks.stop
             self._touch(hashes[:start])
+            if not self._is_troubled:
+                self._last_note = ""  # what comes next is new
         except (OSError, RuntimeError) as error:
             reason = one_line(getattr(error, "strerror", None) or error)
             self._say(f"rows of prompts could not be written to {self._all}: {reason}")
@@ -319,17 +323,15 @@ class PrefixFiles:
         for file in room.doomed or ():
             self.n_evicted += 1
             self._remove(file.path)
-        gone = sum(file.n_bytes for file in room.doomed or ())
         if room.doomed is None and room.is_full:
             self._say(f"the disk of {self._all} is full: rows of prompts are not written there")
-        elif room.is_full and gone:
-            self._say(f"the disk is nearly full: {gone / 1e6:.1f} MB of {self._all} were removed")
-        elif not room.is_full:
-            self._last_note = ""
+        elif room.is_full and room.doomed:
+            self._say(f"the disk of {self._all} is nearly full: its oldest rows were removed")
         return room.doomed is not None
 
     def _say(self, note: str) -> None:
-        """Let its user know something, unless that was the last thing said."""
+        """Let its user know something, unless it was said already and has not ended since."""
+        self._is_troubled = True
         if note != self._last_note:
             self._note = self._last_note = note
 
