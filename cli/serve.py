@@ -199,9 +199,7 @@ def show_disk(engine: "Engine") -> None:
     from mlx_eagle.session.rows_folder import prefix_folder
 
     files = engine.prefix_cache.files if engine.prefix_cache is not None else None
-    if files is not None and (kind := engine.session().prefix.unpaged):
-        click.echo(f"Rows of prompts stay in memory: {kind} are not written to disk", err=True)
-    elif files is not None:
+    if files is not None:
         role = "" if files.writes else ", read only: another process writes there"
         click.echo(
             f"Rows of prompts are kept in {prefix_folder()} ({files.nbytes / 1e9:.2f} GB{role}); "

@@ -9,7 +9,6 @@ import asyncio
 import time
 from collections.abc import Callable, Generator
 from contextlib import aclosing
-from enum import Enum
 
 from mlx_eagle.engine import Engine
 from mlx_eagle.server.answer_events import AnswerJob
@@ -26,28 +25,18 @@ STOPPING = Failed("stopping", "the server is stopping; ask again once it runs")
 WAITED = Failed("stopping", f"the request waited {LONGEST_WAIT:.0f} s for its turn; try again")
 
 
-class Stage(Enum):
-    """How far a request is."""
-
-    WAITING = "waiting"
-    RUNNING = "running"
-    DONE = "done"
-
-
 class Running:
     """One request, from its acceptance to the end of its answer.
 
     Attributes:
         prepared: what is answered.
         outbox: with what has happened.
-        stage: how far it is.
         accepted: when it was accepted, by `time.monotonic`.
     """
 
     def __init__(self, prepared: Prepared) -> None:
         self.prepared = prepared
         self.outbox = Outbox()
-        self.stage = Stage.WAITING
         self.accepted = time.monotonic()
         self.turn = asyncio.Event()
         self.job: AnswerJob | None = None
@@ -207,7 +196,7 @@ class Desk:
 
     async def _run(self, running: Running) -> None:
         """Let the engine answer."""
-        running.stage, is_cut = Stage.RUNNING, True
+        is_cut = True
         loop = asyncio.get_running_loop()
 
         def report(event: Event) -> None:
@@ -234,7 +223,6 @@ class Desk:
 
     def _leave(self, running: Running) -> None:
         """Make room for the next one."""
-        running.stage = Stage.DONE
         running.job = None  # they refer to each other, and its rows must not wait for a collection
         self._queue.remove(running)
         if self.now is running:

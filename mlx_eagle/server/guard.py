@@ -225,8 +225,7 @@ async def read_all(receive: Receive, rules: Rules) -> bytes:
     body = bytearray()
     while True:
         try:
-            async with asyncio.timeout(rules.body_silence):
-                message = await receive()
+            message = await asyncio.wait_for(receive(), rules.body_silence)
         except TimeoutError:
             text = f"nothing of the body came for {rules.body_silence:g} s"
             raise RefusalError("slow", text) from None

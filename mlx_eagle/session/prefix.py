@@ -123,22 +123,14 @@ class CachedPrefix:
         self.outlook, self.judged_by = other.outlook, other.judged_by
 
     @property
-    def unpaged(self) -> str:
-        """Which layers hold no row per token, so that none can be cut out of them; "" if all do."""
-        own = self.cache
-        if not isinstance(own, TreeCache):
-            return "mlx-lm's own caches"
-        if not all(isinstance(part, KVCache) for part in own.parts):
-            return "recurrent states"
-        n_rows = {array.shape[2] for array in own.arrays().values()}
-        n_head = {array.shape[2] for array in self._head_arrays().values()}
-        is_whole = n_rows <= {own.rows} and n_head <= {self.head_rows}
-        return "" if is_whole else "layers that have let go of rows"
-
-    @property
     def is_pageable(self) -> bool:
         """Whether every layer holds a row per token, so that rows can be cut out of them."""
-        return self.cache.rows > 0 and not self.unpaged
+        own = self.cache
+        if not isinstance(own, TreeCache) or not all(isinstance(p, KVCache) for p in own.parts):
+            return False
+        n_rows = {array.shape[2] for array in own.arrays().values()}
+        n_head = {array.shape[2] for array in self._head_arrays().values()}
+        return n_rows == {own.rows} and n_head <= {self.head_rows}
 
     @property
     def has_own_rows(self) -> bool:

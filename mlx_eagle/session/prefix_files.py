@@ -142,8 +142,6 @@ class PrefixFiles:
             prefix: of a conversation.
             n_rows: that may be used again.
         """
-        if self.writes and (kind := prefix.unpaged):
-            self._say(f"rows of these prompts stay in memory: {kind} are not written to disk")
         if not self.writes or not prefix.is_pageable:
             return
         n_blocks = min(n_rows, prefix.head_limit) // BLOCK
