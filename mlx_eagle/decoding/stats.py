@@ -57,7 +57,7 @@ class Planned:
         self.tokens += n_tokens
         self.expected_tokens += forecast.tokens
         self.seconds += seconds
-        self.expected_seconds += forecast.draft_seconds + forecast.verify_seconds
+        self.expected_seconds += forecast.seconds
         self.first_right += review.first_right
 
     @property

@@ -81,13 +81,15 @@ class LookupPlanner(Planner):
         self.n_lookup = min(max(self.FIRST_LOOKUP, 2 * (len(right) + 1)), MAX_NODES)
         nothing = Forecast(1.0, 0.0, self.costs.verify(1, planned.context), 1, 0)
         n = len(tokens)
+        cost_nothing = forecast.seconds <= n * plain
         self.phase, self.head_phase = later(self.phase, n), later(self.head_phase, n)
         idle = 2 * (nothing.verify_seconds - plain)  # a probe and the plain round after it
         if planned.n_drafted:
             pays = self._pays(self.recent_head, forecast, n, plain)
             longest = int((self.costs.draft(1) + idle) / plain / self.PROBING)
+            is_promising = HEAD in surprises or cost_nothing
             self.head_phase = next_state(
-                self.head_phase, pays=pays, is_surprise=HEAD in surprises, longest=longest
+                self.head_phase, pays=pays, is_promising=is_promising, longest=longest
             )
         if not (planned.n_drafted and found):
             # Where a head drafted and nothing was found, that was a probe of lookup for nothing.
@@ -96,7 +98,7 @@ class LookupPlanner(Planner):
             longest = int(idle / plain / self.PROBING)
             if pays or not self.phase.plain_left:  # a pause is longer only after the one before
                 self.phase = next_state(
-                    self.phase, pays=pays, is_surprise=NGRAM in surprises, longest=longest
+                    self.phase, pays=pays, is_promising=NGRAM in surprises, longest=longest
                 )
 
     def _time_plain(self) -> None:

@@ -32,14 +32,15 @@ class Phase(NamedTuple):
     next_pause: int = 4  # tokens; no pause is shorter
 
 
-def next_state(phase: Phase, *, pays: bool, is_surprise: bool, longest: int) -> Phase:
+def next_state(phase: Phase, *, pays: bool, is_promising: bool, longest: int) -> Phase:
     """Return the phase after a round that drafted.
 
     Every pause is twice as long as the one before, up to `longest` tokens, until drafting pays
-    again, or a surprise says that the head may have recovered.
+    again, or a round is promising: its tokens were a surprise, so that the head may have recovered,
+    or came no later than plain ones, so that the probe cost nothing and the next one may be soon.
     """
     shortest = Phase().next_pause
-    pause = shortest if is_surprise else phase.next_pause
+    pause = shortest if is_promising else phase.next_pause
     return Phase() if pays else Phase(pause, max(shortest, min(2 * pause, longest)))
 
 
@@ -159,12 +160,14 @@ class Planner:
     ) -> None:
         """Decide, after a round that drafted and gave `tokens`, whether drafting pauses."""
         plain = self.costs.plain(planned.context)
+        assert planned.forecast is not None, "the round was planned to draft"
+        cost_nothing = planned.forecast.seconds <= len(tokens) * plain
         # A probe drafts a level, and neither it nor the plain round after it is submitted ahead.
         probe = self.costs.draft(1) + 2 * (self.costs.verify(1, planned.context) - plain)
         self.phase = next_state(
             self.phase,
             pays=self.recent.rate * plain >= 1 or self.n_drafted < self.PATIENCE,
-            is_surprise=bool(surprises),
+            is_promising=bool(surprises) or cost_nothing,
             longest=int(probe / plain / self.PROBING),
         )
         if self.phase.plain_left:
@@ -208,9 +211,7 @@ class Planner:
         if forecast is None:
             costs.observe("plain", costs.plain(planned.context), seconds)
         elif outcome.draft_seconds is None:
-            costs.observe(
-                forecast.n_rows, forecast.draft_seconds + forecast.verify_seconds, seconds
-            )
+            costs.observe(forecast.n_rows, forecast.seconds, seconds)
         else:
             costs.observe(forecast.n_rows, forecast.verify_seconds, seconds)
             if planned.n_drafted:

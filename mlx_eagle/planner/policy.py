@@ -57,6 +57,11 @@ class Forecast(NamedTuple):
     n_rows: int
     depth: int
 
+    @property
+    def seconds(self) -> float:
+        """Seconds of the whole round."""
+        return self.draft_seconds + self.verify_seconds
+
 
 class Review(NamedTuple):
     """A round that drafted: what was expected, and whether its likeliest first token was right."""

@@ -36,7 +36,7 @@ class Throughput:
         """Take in what a round was expected to give, and the tokens that it gave."""
         self.n_rounds, self.n_recent = self.n_rounds + 1, self.n_recent + 1
         weight = max(self.RATE, 1 / self.n_recent)
-        news = forecast.tokens, n_tokens, forecast.draft_seconds + forecast.verify_seconds
+        news = forecast.tokens, n_tokens, forecast.seconds
         self.means = [x + weight * (y - x) for x, y in zip(self.means, news, strict=True)]
 
     def pause(self) -> None:

@@ -228,21 +228,21 @@ def test_a_chain_without_checking_is_as_deep_as_pays_at_the_acceptance_of_late()
 def test_a_pause_doubles_until_probing_is_cheap_enough() -> None:
     phase, pauses = Phase(), []
     for _ in range(7):
-        phase = next_state(phase, pays=False, is_surprise=False, longest=60)
+        phase = next_state(phase, pays=False, is_promising=False, longest=60)
         pauses.append(phase.plain_left)
     assert pauses == [4, 8, 16, 32, 60, 60, 60]
 
 
 def test_a_pause_is_never_shorter_than_the_shortest() -> None:
-    phase = next_state(Phase(), pays=False, is_surprise=False, longest=0)
+    phase = next_state(Phase(), pays=False, is_promising=False, longest=0)
     assert phase == Phase(4, 4)
 
 
 def test_pauses_begin_with_the_shortest_after_a_surprise_and_where_drafting_pays() -> None:
     late = Phase(0, 64)
-    assert next_state(late, pays=False, is_surprise=True, longest=500) == Phase(4, 8)
-    assert next_state(late, pays=False, is_surprise=False, longest=500) == Phase(64, 128)
-    assert next_state(late, pays=True, is_surprise=False, longest=500) == Phase()
+    assert next_state(late, pays=False, is_promising=True, longest=500) == Phase(4, 8)
+    assert next_state(late, pays=False, is_promising=False, longest=500) == Phase(64, 128)
+    assert next_state(late, pays=True, is_promising=False, longest=500) == Phase()
 
 
 def checked(plan: Planner, confidence: float, right: bool) -> None:
@@ -250,8 +250,8 @@ def checked(plan: Planner, confidence: float, right: bool) -> None:
     check = plan.plan(0).check
     assert check is not None
     check.deeper(level(confidence, right=right))
-    check.choose()
-    plan.record(Outcome([RIGHT, RIGHT], 0.05, 1.5))
+    came = [RIGHT, RIGHT] if check.choose() and right else [RIGHT]
+    plan.record(Outcome(came, 0.05, 1.5))
 
 
 DEAR = {1: 1.0, 2: 1.5, 3: 2.0}
@@ -262,10 +262,11 @@ DEAR = {1: 1.0, 2: 1.5, 3: 2.0}
     [
         (0.1, True, 4),  # nobody would have expected this token
         (0.1, False, 64),
-        (0.75, True, 64),
+        (0.75, True, 4),  # two tokens in the time of one and a half
+        (0.75, False, 64),
     ],
 )
-def test_a_token_that_was_not_expected_ends_the_long_pauses(
+def test_a_token_that_was_not_expected_or_cost_nothing_ends_the_long_pauses(
     confidence: float, right: bool, pause: int
 ) -> None:
     plan = planner(DEAR)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from benchmark_modules import load_benchmark
+from cases import broad
 from mlx_eagle.tree import PLAIN, TreeShape
 
 curves, replay, laws, simulate = map(load_benchmark, ("curves", "replay", "laws", "simulate"))
@@ -192,6 +193,24 @@ def test_the_order_of_the_texts_does_not_matter(curve: str, seed: int) -> None:
     found = simulate.contest(curve, "recorded", trace.reordered(order.tolist()))
     assert found.margin >= OF_BEST_FIXED
     assert found.planner >= OF_PLAIN
+
+
+@pytest.mark.parametrize(
+    ("machine", "foreseen", "at_least"),
+    [
+        ("M4 Pro 8B, sync 30 %, graph 0 %", 0.5, 1.1),
+        broad("M5 Max Qwen3.8-27B, sync 30 %, graph 0 %", 0.0, 1.2),
+    ],
+)
+def test_texts_in_which_little_was_accepted_do_not_hold_back_those_that_follow(
+    machine: str, foreseen: float, at_least: float
+) -> None:
+    """Drafting is dear here, so it pauses in the first four texts; sixteen as recorded follow."""
+    trace = traces()["recorded"].reordered(list(range(20)))
+    at = np.arange(trace.hits.shape[0] * trace.hits.shape[1])
+    hard = trace.without(np.where(at < 4 * trace.hits.shape[1], foreseen, 1.0))
+    run = simulate.PlannerRun(simulate.Machine(curves.CURVES[machine]), hard)
+    assert run.run().rate * run.machine.plain >= at_least
 
 
 def test_a_plain_cost_that_was_measured_wrongly_is_found_out(
