@@ -1,5 +1,6 @@
 """What chooses the tokens of an answer, made from its options: sampler, processors, grammar."""
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from mlx_lm.sample_utils import make_logits_processors
@@ -145,8 +146,11 @@ def _compile_calls(
         return None
 
 
+@lru_cache(maxsize=2)
 def find_marks(form: AnswerFormat) -> Marks:
     """Return the tokens that set thoughts and calls apart, where a model has such.
+
+    They are looked up once: tokenizers make their vocabulary, a large dict, anew for each question.
 
     Args:
         form: how the model writes its answers.

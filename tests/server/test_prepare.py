@@ -43,3 +43,27 @@ def test_what_an_answer_takes_leaves_the_next_one_its_room(
             return [(await answer).status_code for answer in (first, second)]
 
     assert asyncio.run(main()) == [200, 200]
+
+
+def test_no_request_asks_for_the_whole_vocabulary(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which takes a tenth of a second where a model knows 150,000 tokens."""
+    server, inner = served.server(), type(served.engine.tokenizer._tokenizer)
+    function = {"name": "find", "parameters": {"type": "object", "properties": {}}}
+    tools = [{"type": "function", "function": function}]
+    body = SHORT | {"tools": tools, "tool_choice": "required", "thinking_budget": 9}
+    get_vocab, asked = inner.get_vocab, list[int]()
+
+    def note(self: Any) -> Any:
+        asked.append(1)
+        return get_vocab(self)
+
+    async def main() -> None:
+        async with in_process(server) as client:
+            assert (await client.post(CHAT, json=body)).status_code == 200
+            monkeypatch.setattr(inner, "get_vocab", note)
+            assert (await client.post(CHAT, json=body)).status_code == 200
+
+    asyncio.run(main())
+    assert asked == []
