@@ -44,11 +44,13 @@ def test_who_asks_while_the_model_loads_is_told_so_and_a_signal_ends_a_stream_an
 
     def use() -> None:
         home, url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{port}{CHAT}"
-        with httpx2.Client(timeout=30) as client:
-            early.append(client.get(f"{home}/health"))
-            early.append(client.post(url, json=body))
-            early.append(client.get(f"{home}/health", headers={"host": "evil.test"}))
-        loading.set_result(server)
+        try:
+            with httpx2.Client(timeout=30) as client:
+                early.append(client.get(f"{home}/health"))
+                early.append(client.post(url, json=body))
+                early.append(client.get(f"{home}/health", headers={"host": "evil.test"}))
+        finally:
+            loading.set_result(server)
         assert is_ready.wait(20)
         with httpx2.stream("POST", url, json=body) as response:
             for line in response.iter_lines():
