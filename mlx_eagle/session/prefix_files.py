@@ -24,6 +24,7 @@ from mlx_eagle.files.atomic import new_file
 from mlx_eagle.files.quoting import one_line
 from mlx_eagle.files.safetensors import checksum, read_header
 from mlx_eagle.session.rows_folder import (
+    FREE_SHARE,
     SUFFIX,
     flush_folder,
     is_partial,
@@ -321,10 +322,11 @@ class PrefixFiles:
         for file in room.doomed or ():
             self.n_evicted += 1
             self._remove(file.path)
+        little = f"less than {FREE_SHARE:.0%} of the disk of {self._all} is free"
         if room.doomed is None and room.is_full:
-            self._say(f"the disk of {self._all} is full: rows of prompts are not written there")
+            self._say(f"{little}: rows of prompts are not written there")
         elif room.is_full and room.doomed:
-            self._say(f"the disk of {self._all} is nearly full: its oldest rows were removed")
+            self._say(f"{little}: the oldest rows of prompts there were removed")
         return room.doomed is not None
 
     def _say(self, note: str) -> None:

@@ -77,7 +77,7 @@ def test_a_disk_that_others_filled_keeps_our_rows_and_gets_no_more(
     fill_disk(monkeypatch, lambda: 10 * size, 1000 * size)
     said = [ask(keeping, draw(seed, 120)).stats.advice for seed in (21, 22, 23)]
     assert (files.nbytes, files.n_evicted) == (size, 0)
-    told = ["is full: rows of prompts are not written" in advice for advice in said]
+    told = ["is free: rows of prompts are not written" in advice for advice in said]
     assert told == [False, True, False], "with the next answer, and once"
 
 
@@ -93,7 +93,11 @@ def test_what_little_room_is_lacking_our_oldest_rows_make(
     said = [ask(keeping, draw(seed, 120)).stats.advice for seed in (22, 23, 24)]
     found = [files.longest(draw(seed, 120)) for seed in (20, 21, 24)]
     assert (found[0], found[2]) == (0, 7 * BLOCK)
-    assert ["oldest rows were removed" in advice for advice in said] == [False, True, False]
+    assert ["oldest rows of prompts there were removed" in advice for advice in said] == [
+        False,
+        True,
+        False,
+    ]
 
 
 def test_room_is_made_before_a_file_is_written_and_a_failure_is_said(
