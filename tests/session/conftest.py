@@ -15,7 +15,7 @@ from turning_pair import make_turning_engine
 
 @pytest.fixture(scope="session")
 def small_engine(is_quick: bool, request: pytest.FixtureRequest) -> Any:
-    """The small pair, also where more cases are asked for: what is kept is no matter of its size."""
+    """The small pair, also where more cases are asked for: its size is no matter here."""
     return request.getfixturevalue("turning") if is_quick else make_turning_engine()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from kept_rows import BLOCK, N_TOKENS, ask, draw, files_of
+from kept_rows import ANSWER, BLOCK, N_TOKENS, ask, draw, files_of
 from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.files.safetensors import checksum
@@ -179,7 +179,7 @@ def test_rows_of_one_client_are_not_found_by_another(tier: str, engine: Engine) 
     for salt in ("", "a", "b", "a", "b", ""):
         session = engine.session()
         session.prefix.salt = salt
-        tokens = [r.token for r in session.stream_generate(ids, max_tokens=N_TOKENS)]
+        tokens = [r.token for r in session.stream_generate(ids, **ANSWER)]
         assert tokens == fresh(engine, ids)
         assert engine.prefix_cache is not None
         engine.prefix_cache.keep(session.prefix)
@@ -197,16 +197,16 @@ def test_states_are_gone_back_to_at_the_ends_of_the_last_prompts_and_never_writt
     engine = Engine(Target(model, taps=head.config.taps), tokenizer, head, info)
     assert engine.target.chains_only
     asked, session, ends = draw(40, 60), engine.session(), [60, 60 + N_TOKENS + 20]
-    asked += [r.token for r in session.stream_generate(asked, max_tokens=N_TOKENS)]
+    asked += [r.token for r in session.stream_generate(asked, **ANSWER)]
     asked += draw(41, 20)
-    asked += [r.token for r in session.stream_generate(asked, max_tokens=N_TOKENS)]
+    asked += [r.token for r in session.stream_generate(asked, **ANSWER)]
     for place, held in ((ends[1] + 2, ends[1]), (ends[0] + 2, ends[0]), (ends[0] - 10, 1)):
         engine.keep_prefixes(1 << 30)
         assert engine.prefix_cache is not None
         engine.prefix_cache.keep(session.fork().prefix)
         branch = [*asked[:place], *draw(50 + place, 10)]
         again = engine.session()
-        tokens = [r.token for r in again.stream_generate(branch, max_tokens=N_TOKENS)]
+        tokens = [r.token for r in again.stream_generate(branch, **ANSWER)]
         assert (again.prefix.hit.rows, tokens) == (held - 1, fresh(engine, branch))
     engine.keep_prefixes(0, 1 << 30)
     for _ in range(2):
@@ -229,12 +229,12 @@ def test_rows_that_no_prompt_could_use_again_are_not_kept(engine: Engine) -> Non
 def test_a_conversation_of_the_library_writes_its_rows_too(engine: Engine) -> None:
     engine.keep_prefixes(0, 1 << 30)
     session = engine.session("Be brief. " * 20)
-    for _ in session.ask("What does zip do?", max_tokens=N_TOKENS):
+    for _ in session.ask("What does zip do?", **ANSWER):
         pass
     close_files(engine)
     engine.keep_prefixes(0, 1 << 30)
     later = engine.session("Be brief. " * 20)
-    last = list(later.ask("What does map do?", max_tokens=N_TOKENS))[-1]
+    last = list(later.ask("What does map do?", **ANSWER))[-1]
     assert last.stats is not None
     assert last.stats.cached_tokens > 2 * BLOCK
 
@@ -252,7 +252,7 @@ def half(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
 def rows_of(engine: Engine, ids: list[int]) -> tuple[Any, dict[str, Any], int]:
     """Return an answer, the rows of its prompt as bytes, and how many of them were kept."""
     session = engine.session()
-    tokens = [r.token for r in session.stream_generate(ids, max_tokens=N_TOKENS)]
+    tokens = [r.token for r in session.stream_generate(ids, **ANSWER)]
     arrays = session.prefix.arrays()
     bits = {
         name: bytes(memoryview(mx.contiguous(a[:, :, : len(ids) - 1]).view(mx.uint16)))

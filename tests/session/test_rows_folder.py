@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from kept_rows import BLOCK, draw, files_of
+from kept_rows import ANSWER, BLOCK, draw, files_of
 from mlx_eagle.engine import Engine
 from mlx_eagle.session.prefix_files import PrefixFiles
 from mlx_eagle.session.rows_folder import (
@@ -26,7 +26,7 @@ from served import close_files
 
 def ask(engine: Engine, ids: list[int]) -> Any:
     """Return an answer of one token: rows of the prompt are enough."""
-    return engine.generate(ids, max_tokens=1)
+    return engine.generate(ids, **ANSWER | {"max_tokens": 1})
 
 
 def test_files_stay_within_their_limit_and_can_be_cleared(keeping: Engine) -> None:
