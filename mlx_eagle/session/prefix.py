@@ -175,9 +175,11 @@ class CachedPrefix:
         self.is_shared = twin.is_shared = True
         return twin
 
-    def arrays(self) -> dict[str, mx.array]:
+    def arrays(self, *, with_head: bool = True) -> dict[str, mx.array]:
         """Return the rows that are held, target's and head's, by name."""
         own = {TARGET + name: array for name, array in self.cache.arrays().items()}
+        if not with_head:
+            return own
         return own | {HEAD + name: array for name, array in self._head_arrays().items()}
 
     def restore(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import mlx.core as mx
 
-from mlx_eagle.session.prefix_files import PrefixFiles
+from mlx_eagle.session.prefix_files import BARE, PrefixFiles
 
 if TYPE_CHECKING:
     from mlx_eagle.session.prefix import CachedPrefix
@@ -66,16 +66,25 @@ class PrefixCache:
         own = [kept for kept in self._kept if kept.salt == prefix.salt]
         best = max(own, key=lambda kept: kept.reusable(ids, speculate), default=None)
         rows = best.reusable(ids, speculate) if best is not None else 0
-        files = self.files
-        on_disk = files.longest(ids, prefix.salt) - 1 if files is not None else 0
-        is_more = on_disk >= max(least, rows + LEAST_GAIN)
-        if files is not None and is_more and files.load(prefix, ids):
+        if self._read(prefix, ids, max(least, rows + LEAST_GAIN), speculate):
             return Hit(prefix.reusable(ids, speculate), "disk")
         if best is None or rows < least:
             return Hit()
         prefix.become(self._taken(best, rows))
         self._shrink(self._max_bytes)
         return Hit(rows, "memory")
+
+    def _read(
+        self, prefix: "CachedPrefix", ids: Sequence[int], least: int, speculate: bool
+    ) -> bool:
+        """Let a prefix hold the rows of a prompt that are on disk, if they are so many at least."""
+        files = self.files
+        if files is None:
+            return False
+        ends = ("",) if speculate else ("", BARE)
+        found = {end: files.longest(ids, prefix.salt + end) - 1 for end in ends}
+        end = max(ends, key=lambda end: found[end])
+        return found[end] >= least and files.load(prefix, ids, end)
 
     def _taken(self, best: "CachedPrefix", rows: int) -> "CachedPrefix":
         """Take out a prefix of which so many rows are used, or a copy where others may want it.

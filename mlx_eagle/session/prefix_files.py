@@ -42,6 +42,7 @@ MOST_BLOCKS = 16  # of a file
 LEAST_BLOCKS = 4  # of a prefix that is worth a file
 FORMAT, VERSION = "mlx-eagle prefix", "2"
 TOKENS = "tokens"
+BARE = " without a head"  # after the salt: of rows of the target alone, where nothing was drafted
 TENSOR_BYTES, BLOCK_BYTES = 256, 80  # at most, of what a header says of one
 
 
@@ -113,19 +114,25 @@ class PrefixFiles:
 
         Args:
             ids: the prompt.
-            salt: of the conversation, see `CachedPrefix.salt`.
+            salt: of the conversation, see `CachedPrefix.salt`, and `BARE`.
         """
         return len(self._chain(ids, salt)) * BLOCK
 
-    def load(self, prefix: "CachedPrefix", ids: Sequence[int]) -> bool:
-        """Let a prefix hold the rows that there are of a prompt; returns whether it does."""
-        hashes = self._chain(ids, prefix.salt)
+    def load(self, prefix: "CachedPrefix", ids: Sequence[int], end: str = "") -> bool:
+        """Let a prefix hold the rows that there are of a prompt; returns whether it does.
+
+        Args:
+            prefix: of a conversation; filled.
+            ids: the prompt.
+            end: "", or `BARE` for rows of the target alone.
+        """
+        hashes = self._chain(ids, prefix.salt + end)
         while hashes:
             parts = self._read(hashes, ids)
             if parts is not None:
                 rows = len(hashes) * BLOCK
                 with suppress(ValueError, KeyError, TypeError):
-                    n_head = rows if prefix.has_own_rows else 0
+                    n_head = rows if prefix.has_own_rows and not end else 0
                     prefix.restore(list(ids[:rows]), _joined(parts), rows, n_head)
                     prefix.n_read = rows  # matters where files hold nothing else
                     self._touch(hashes)
@@ -133,7 +140,7 @@ class PrefixFiles:
                 prefix.reset()
                 for path in {self._by_hash[name].path for name in hashes}:
                     self._drop(path)
-            hashes = self._chain(ids, prefix.salt)
+            hashes = self._chain(ids, prefix.salt + end)
         return False
 
     def write(self, prefix: "CachedPrefix", n_rows: int) -> None:
@@ -145,16 +152,18 @@ class PrefixFiles:
         """
         if not self.writes or not prefix.is_pageable:
             return
-        n_blocks = min(n_rows, prefix.head_limit) // BLOCK
-        n_blocks = min(n_blocks, len(prefix.tokens) // BLOCK)
-        hashes = self._hashes(prefix.tokens[: n_blocks * BLOCK], prefix.salt)
+        is_bare = not prefix.head_limit  # nothing was drafted, and may not be the next time either
+        limit = prefix.cache.rows if is_bare else prefix.head_limit
+        n_blocks = min(n_rows, limit, len(prefix.tokens)) // BLOCK
+        salt = prefix.salt + (BARE if is_bare else "")
+        hashes = self._hashes(prefix.tokens[: n_blocks * BLOCK], salt)
         first = self._n_known(hashes)
         if n_blocks < LEAST_BLOCKS or first == n_blocks:
             return
         self._is_troubled = False
         self._touch(hashes[:first])
         try:
-            arrays, start = prefix.arrays(), first
+            arrays, start = prefix.arrays(with_head=not is_bare), first
             while start < n_blocks and self._make_room(arrays, hashes, start):
                 blocks = slice(start, min(start + MOST_BLOCKS, n_blocks))
                 self._write(prefix, arrays, hashes, blocks)

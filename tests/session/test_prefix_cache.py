@@ -105,6 +105,16 @@ def test_another_run_finds_what_was_read_on_disk(engine: Engine, written: list[i
     assert {file.stat().st_mode & 0o777 for file in folder.glob("*/*/*.safetensors")} == {0o600}
 
 
+def test_rows_without_drafts_are_found_on_disk_where_nothing_is_drafted(engine: Engine) -> None:
+    """As where drafting does not pay; with drafts the head must have read the prompt as well."""
+    ids = draw(5, 120)
+    for speculates, held in ((False, 0), (False, 7 * BLOCK - 1), (True, 0), (True, 7 * BLOCK - 1)):
+        engine.keep_prefixes(0, 1 << 30)
+        result = ask(engine, ids, speculate=speculates)
+        assert (result.stats.cached_tokens, result.tokens) == (held, fresh(engine, ids))
+        close_files(engine)
+
+
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-3] ^= 1
