@@ -41,7 +41,6 @@ COMMANDS = {
     "selftest": Entry("mlx_eagle.cli.selftest", "Test a pair on this machine, for reports."),
 }
 
-LAUNCHED_RANK = "MLX_RANK"  # set by mlx.launch
 DIVIDED = ("chat", "generate", "serve", "bench")  # commands whose model may be on several hosts
 LIBRARIES = ("mlx", "mlx-lm")
 
@@ -139,8 +138,8 @@ def main() -> None:
 def run(args: list[str]) -> int:
     """Run one command line; returns the exit status and reports errors on stderr."""
     try:
-        args = _launched(args)
-        if not args and LAUNCHED_RANK in os.environ:
+        args, has_followed = _launched(args)
+        if has_followed:
             return 0
         result = group.main(args, prog_name="mlx-eagle", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -160,23 +159,27 @@ def run(args: list[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _launched(args: list[str]) -> list[str]:
-    """Return the arguments for a process that `mlx.launch` has started; none once it has followed.
+def _launched(args: list[str]) -> tuple[list[str], bool]:
+    """Return the arguments for a process that `mlx.launch` has started, and if it has followed.
 
     All of these have the same command line and a copy of stdin. Where models are divided, those
     above rank 0 follow, before they read or print anything, and rank 0 leads.
     """
-    if LAUNCHED_RANK not in os.environ or not args or args[0] not in DIVIDED:
-        return args
-    if os.environ[LAUNCHED_RANK] == "0":
-        from mlx_eagle.load_options import LAUNCHED
+    if not args or args[0] not in DIVIDED:
+        return args, False
+    from mlx_eagle.cluster.rank import launched_rank
 
-        is_given = any(each.partition("=")[0] == "--hosts" for each in args)
-        return args if is_given else [args[0], "--hosts", LAUNCHED, *args[1:]]
-    from mlx_eagle.cluster.launched import follow
+    if (rank := launched_rank()) is None:
+        return args, False
+    from mlx_eagle.cluster.launched import follow, lead_launched
+    from mlx_eagle.load_options import LAUNCHED
 
-    follow()
-    return []
+    if rank:
+        follow()
+        return [], True
+    lead_launched()  # before anything is fetched or read, for which the others would not wait
+    is_given = any(each.partition("=")[0] == "--hosts" for each in args)
+    return (args if is_given else [args[0], "--hosts", LAUNCHED, *args[1:]]), False
 
 
 def _report(message: str) -> None:

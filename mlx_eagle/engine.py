@@ -132,7 +132,9 @@ class Engine:
         Raises:
             EagleError: if the file is damaged, or of another target, head or version.
         """
-        return Session.load(path, self)
+        session = Session.load(path, self)
+        self.sessions.add(session)
+        return session
 
     def with_kv(self, kv: KVOptions) -> "Engine":
         """Return an engine with the same weights whose conversations keep what `kv` says.
@@ -162,6 +164,7 @@ class Engine:
         planners.ranks = known.ranks
         variant = Engine(target, self.tokenizer, self.head, self.info, planners, limits)
         variant.template, variant.turn = self.template, self.turn
+        variant.sessions = self.sessions
         return variant
 
     def make_drafter(self) -> Drafter | None:

@@ -1,6 +1,8 @@
 """`load`: find target and head, read them, pair them, and learn what rounds cost here."""
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +17,6 @@ from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.calibration.kernels import OFF, Kernels, TargetSource
 from mlx_eagle.calibration.pair_planners import planners_of_pair, records_of_pair
 from mlx_eagle.calibration.planners import Planners
-from mlx_eagle.cluster.cluster import Cluster
 from mlx_eagle.cluster.hosts import read_hosts
 from mlx_eagle.cluster.launch import start_cluster
 from mlx_eagle.cluster.launched import lead_launched
@@ -23,7 +24,6 @@ from mlx_eagle.cluster.leader import LeadingTarget
 from mlx_eagle.cluster.shard import check_divisible
 from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.errors import EagleError
-from mlx_eagle.files.folders import cache_folder
 from mlx_eagle.heads.draft_model import DraftModel
 from mlx_eagle.heads.ngram import without_lookup
 from mlx_eagle.hub.download import Notify, Progress, fetch, to_stderr
@@ -35,7 +35,7 @@ from mlx_eagle.pairing import Company, Pair, pair_again, pair_up
 from mlx_eagle.session.limits import Limits, bytes_per_row, model_context_length
 from mlx_eagle.session.prompt import Template
 from mlx_eagle.session.recommended import read_recommended
-from mlx_eagle.session.rescue import write_conversations
+from mlx_eagle.session.rescue import rescue_folder, write_conversations
 from mlx_eagle.target.load import LoadedTarget, load_target, precision
 from mlx_eagle.target.target import Target
 from mlx_eagle.target.tokenizer import read_tokenizer
@@ -94,6 +94,8 @@ def load(
         TypeError: if an option does not exist.
     """
     chosen = LoadOptions(**options)
+    if chosen.hosts == LAUNCHED:
+        lead_launched()  # before a download, for which the others would not wait
     found = find(model, head, progress, notify, chosen)
     pair, target, tokenizer = _read_pair(found, chosen, progress)
     info, limits = _describe(found, pair, target, chosen), _limits(pair, target, chosen)
@@ -105,11 +107,7 @@ def load(
     engine.kernels = kernels
     engine.template = Template(chosen.template_args or {})
     _keep_prefixes(engine, chosen)
-    if cluster := _cluster_of(pair.target):
-        folder = cache_folder() / "conversations"
-        cluster.watch.on_lost.append(
-            lambda reason: write_conversations(engine.sessions, tokenizer, folder, reason)
-        )
+    _save_when_lost(engine)
     return engine
 
 
@@ -150,7 +148,28 @@ def load_with_head(
     other.template, other.turn = engine.template, engine.turn
     other.kernels = engine.kernels
     _keep_prefixes(other, chosen)
+    _save_when_lost(other)
     return other
+
+
+def _save_when_lost(engine: Engine) -> None:
+    """Let an engine's conversations be written down if a host is lost, while it is in use."""
+    if (led := _led(engine.target)) is None:
+        return
+    calls, this = led.cluster.watch.on_lost, weakref.ref(engine)
+
+    def save(reason: str) -> None:
+        if (kept := this()) is not None:
+            write_conversations(kept.sessions, kept.tokenizer, rescue_folder(), reason)
+
+    calls.append(save)
+    weakref.finalize(engine, _remove, calls, save)
+
+
+def _remove(calls: list[Callable[[str], object]], call: Callable[[str], object]) -> None:
+    """Call something no more, if it was to be called still."""
+    with suppress(ValueError):
+        calls.remove(call)
 
 
 def _keep_prefixes(engine: Engine, options: LoadOptions) -> None:
@@ -237,19 +256,20 @@ def _read_divided(found: Found, options: LoadOptions) -> tuple[LoadedTarget, Com
         check_divisible(found.folder, len(hosts.hosts), parallel)
         cluster = start_cluster(hosts)
     how = options.dtype, options.max_context, parallel
-    shard = cluster.load(found.folder, str(found.name), *how)
+    divided = cluster.load(found.folder, str(found.name), *how)
+    loaded = divided.shard.loaded
 
     def make_target(network: nn.Module, taps: Sequence[int] = (), speculate: bool = True) -> Target:
-        assert network is shard.loaded.network, "only what is divided is led"
-        return LeadingTarget(cluster, shard, taps, speculate)
+        assert network is loaded.network, "only what is divided is led"
+        return LeadingTarget(cluster, divided, taps, speculate)
 
-    tokenizer = read_tokenizer(found.folder, shard.loaded.config.get("eos_token_id"))
-    return shard.loaded, Company(tokenizer, options.dtype, make_target)
+    tokenizer = read_tokenizer(found.folder, loaded.config.get("eos_token_id"))
+    return loaded, Company(tokenizer, options.dtype, make_target)
 
 
-def _cluster_of(target: Target) -> Cluster | None:
-    """Return the hosts among which a target is divided; None for a whole one."""
-    return target.cluster if isinstance(target, LeadingTarget) else None
+def _led(target: Target) -> LeadingTarget | None:
+    """Return a target as one that is divided among hosts; None for a whole one."""
+    return target if isinstance(target, LeadingTarget) else None
 
 
 def kv_options(options: LoadOptions) -> KVOptions:
@@ -270,8 +290,8 @@ def _limits(pair: Pair, target: LoadedTarget, options: LoadOptions) -> Limits:
         context = min(context or target.max_context, target.max_context)
     window = _head_window(pair, options)
     memory = device_memory() if memory is None else memory
-    if cluster := _cluster_of(pair.target):
-        memory = min(memory, *cluster.memories)
+    if led := _led(pair.target):
+        memory = min(memory, *led.cluster.memories)
     return Limits(context, memory, bytes_per_row(pair.target, pair.head), window)
 
 
@@ -314,7 +334,7 @@ def _describe(found: Found, pair: Pair, target: LoadedTarget, options: LoadOptio
         is_demo=found.is_demo,
         remarks=(*target.remarks, found.remark) if found.remark else target.remarks,
         recommended=read_recommended(found.folder),
-        hosts=str(_cluster_of(pair.target) or ""),
+        hosts=led.hosts if (led := _led(pair.target)) else "",
         **_describe_head(found, pair),
     )
 
@@ -323,7 +343,7 @@ def _kernels(found: Found, pair: Pair, options: LoadOptions, notify: Notify) -> 
     """Return the few-row kernels of the target, which are put on its layers if anything drafts."""
     source = TargetSource(found.folder, options.dtype, options.adapter_path)
     # Kernels round otherwise than MLX: all hosts would have to use the same ones.
-    mode = options.kernels if _cluster_of(pair.target) is None else OFF
+    mode = options.kernels if _led(pair.target) is None else OFF
     kernels = Kernels(pair.target, source, mode)
     if pair.head is not None:
         kernels.put_on(notify, may_try=options.calibrate)
@@ -347,8 +367,8 @@ def _planners(
     """Return what plans the trees of a pair."""
     assert pair.head is not None, "only a pair has planners"
     folders = found.folder, found.head.folder
-    cluster = _cluster_of(pair.target)
-    more = cluster.identity if cluster is not None else {}
+    led = _led(pair.target)
+    more = led.hosts_identity if led is not None else {}
     records = records_of_pair(
         pair.target, pair.head, *folders, adapter=options.adapter_path, more=more
     )

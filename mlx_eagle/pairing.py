@@ -10,7 +10,7 @@ import mlx.nn as nn
 
 from mlx_eagle.cache.options import WHOLE, KVOptions
 from mlx_eagle.drafters.make import check_fit
-from mlx_eagle.errors import EagleError, UnsupportedTargetError
+from mlx_eagle.errors import ClusterError, EagleError, UnsupportedTargetError
 from mlx_eagle.heads.draft_model import DraftModel, load_draft_model
 from mlx_eagle.heads.load import AnyHead, Head, load_head
 from mlx_eagle.heads.ngram import JoinedHead, NgramHead
@@ -97,6 +97,8 @@ def _pair_up(network: nn.Module, choice: HeadChoice, company: Company) -> Pair:
     try:
         head = read_head(choice, company)
         return Pair(_with_head(network, head, company), head, ON)
+    except ClusterError:
+        raise
     except EagleError as error:
         if choice.is_named:
             raise

@@ -114,6 +114,21 @@ class Conversation:
         """Whether the first loading is over, well or not, and this machine measured or asked."""
         return self._is_ready.done()
 
+    @property
+    def lost(self) -> str:
+        """Why nothing can be computed any more: a machine is lost; "" while all is well."""
+        is_there = self._begun.done() and self._begun.exception() is None
+        return self._now.engine.target.lost if is_there else ""
+
+    def rescue(self, reason: str) -> None:
+        """Write down what was said, if anything was; the thread need not answer any more."""
+        from mlx_eagle.session.rescue import rescue_folder, write_conversations
+
+        if self._begun.exception() is not None:
+            return
+        session, tokenizer = self._now.session, self._now.engine.tokenizer
+        write_conversations([session], tokenizer, rescue_folder(), reason)
+
     def hurry(self) -> None:
         """Ask for what is loaded, so that measuring this machine waits."""
         self._worker.submit(lambda: None)

@@ -28,7 +28,7 @@ from mlx_eagle.cli.settings import with_recommended
 from mlx_eagle.cli.terminal.answer import Answer
 from mlx_eagle.cli.terminal.display import TITLES, Loading, Prefill, about, note_on, printable
 from mlx_eagle.cli.terminal.views import Show, open_view
-from mlx_eagle.errors import EagleError
+from mlx_eagle.errors import ClusterError, EagleError
 from mlx_eagle.sampling.options import LOSSY, TYPICAL
 
 if TYPE_CHECKING:
@@ -80,11 +80,22 @@ class Repl:
         """Talk until the person leaves.
 
         Raises:
-            EagleError: if the engine cannot be loaded.
+            EagleError: if the engine cannot be loaded, or a machine of the model is lost; what was
+                said is written down then.
         """
+        try:
+            self._talk(history)
+        except ClusterError as error:
+            self.conversation.rescue(str(error))
+            raise
+
+    def _talk(self, history: Path | None) -> None:
+        """Do what `run` does."""
         self.note(f"mlx-eagle {metadata.version('mlx-eagle')} · /help for help, Ctrl-D to leave")
         prompt = prompt_session(history, CommandCompleter(COMMANDS))
         while not self.is_over:
+            if lost := self.conversation.lost:
+                raise ClusterError(lost)
             draft, self.draft = self.draft, None
             try:
                 line = self._read(prompt, draft)
@@ -134,6 +145,8 @@ class Repl:
         elif (command := find(word)) is not None:
             try:
                 command.run(self, rest.strip())
+            except ClusterError:
+                raise
             except EagleError as error:
                 self.note(f"error: {error}")
         else:
@@ -141,8 +154,15 @@ class Repl:
             self.note(f"no command {word}{hint} (with a space before it, it is a message)")
 
     def _watch(self) -> None:
-        """Look out for the end of loading while the prompt is shown."""
+        """Look out for the end of loading, and for lost machines, while the prompt is shown."""
         get_app().create_background_task(self._announce_when_loaded())
+        get_app().create_background_task(self._leave_when_lost())
+
+    async def _leave_when_lost(self) -> None:
+        """End the prompt once a machine of the model is lost."""
+        while not (lost := self.conversation.lost):
+            await asyncio.sleep(2 * TICK)
+        _leave_prompt(ClusterError(lost))
 
     async def _announce_when_loaded(self) -> None:
         """Print the banner above the prompt, or end the prompt if the engine cannot be loaded."""
@@ -151,7 +171,7 @@ class Repl:
             await asyncio.sleep(2 * TICK)
         error = self.conversation.failure()
         if error is not None:
-            get_app().exit(exception=error)
+            _leave_prompt(error)
         elif not self._announced:
             await run_in_terminal(self.announce)
 
@@ -229,6 +249,8 @@ class Repl:
                     answer.add(piece)
         except KeyboardInterrupt:
             is_whole = False
+        except ClusterError:  # nothing can be asked any more
+            raise
         except EagleError as error:
             self.note(f"error: {error}")
             return
@@ -256,3 +278,9 @@ class Repl:
     def note(self, text: str) -> None:
         """Print a line that is not part of the conversation."""
         self.console.print(printable(text), style="dim")
+
+
+def _leave_prompt(error: BaseException) -> None:
+    """Let the prompt raise an error, unless it has ended already."""
+    if not get_app().is_done:
+        get_app().exit(exception=error)

@@ -13,7 +13,7 @@ from mlx_eagle.calibration.head_health import HeadWatch
 from mlx_eagle.calibration.measure import Report, measure
 from mlx_eagle.calibration.store import Records
 from mlx_eagle.drafters.base import Drafter
-from mlx_eagle.errors import EagleError
+from mlx_eagle.errors import ClusterError, EagleError
 from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import Costs, LiveCosts
 from mlx_eagle.planner.lookup_planner import LookupPlanner
@@ -70,9 +70,15 @@ def find_costs(
 def measure_costs(
     target: Target, drafter: Drafter, records: Records | None, report: Report | None = None
 ) -> Calibration:
-    """Measure the costs of this machine and put them on record; see `find_costs`."""
+    """Measure the costs of this machine and put them on record; see `find_costs`.
+
+    Raises:
+        ClusterError: if another machine of the target is lost meanwhile.
+    """
     try:
         costs, source = measure(target, drafter, report), "measured now"
+    except ClusterError:
+        raise
     except EagleError as error:
         return UNMEASURED._replace(source=f"{UNMEASURED.source}: measuring failed, {error}")
     try:

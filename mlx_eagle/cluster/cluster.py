@@ -1,56 +1,79 @@
 """The followers as rank 0 sees them: what is said to them, and whether they are all there."""
 
 import atexit
+import gc
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 import mlx.core as mx
 
 from mlx_eagle.cluster.facts import fingerprint
 from mlx_eagle.cluster.messages import (
-    CacheOp,
     Check,
     Compare,
+    Files,
     Load,
     Measure,
+    Note,
     Order,
     Ready,
     Run,
     Stop,
     Train,
+    Unload,
     encode_orders,
 )
 from mlx_eagle.cluster.ring import Traffic, seconds_per_sum
-from mlx_eagle.cluster.shard import Shard, check_divisible, load_shard
+from mlx_eagle.cluster.shard import PeakMemory, Shard, check_divisible, load_shard
 from mlx_eagle.cluster.watch import Patience, Peer, Watch
 from mlx_eagle.errors import ClusterError
 from mlx_eagle.load_options import TENSOR
+from mlx_eagle.target.load import compute_type
 
 MEASURED = 20  # sums, of which the fastest counts
 END_SECONDS = 5.0  # in which followers end by themselves once they are told to
 
 
+class Divided(NamedTuple):
+    """A target that all ranks hold, each its part, for as long as rank 0 holds its own.
+
+    Attributes:
+        number: by which the followers know it.
+        shard: rank 0's part.
+        parallel: how it is divided, as `LoadOptions` says it.
+        chains_only: whether some follower has layers whose states cannot branch.
+        weights: bytes of the weights on every rank, rank 0 first.
+        peaks: the most bytes that reading them took, likewise.
+    """
+
+    number: int
+    shard: Shard
+    parallel: str
+    chains_only: bool
+    weights: list[int]
+    peaks: list[int]
+
+
 class Cluster:
-    """All ranks of one target, on rank 0; `launch.py` starts it. It is used on one thread.
+    """All ranks of a target, on rank 0; `launch.py` starts it. It is used on one thread.
 
     Args:
         group: of all ranks.
         peers: the followers, by rank.
         patience: when something is wrong.
         end: called at the end, to see that no process is left.
+        wiring: what joins them, as `Hosts.wiring` says it.
 
     Attributes:
         watch: looks whether the followers are there.
         is_in_step: whether all ranks run the same program by themselves just now.
-        parallel: how the target is divided, as `LoadOptions` says it.
-        chains_only: whether some follower has layers whose states cannot branch.
-        weights: bytes of the weights on every rank, rank 0 first.
-        peaks: the most bytes that were in use while they were read, likewise.
         rounds: what verifying trees has exchanged.
         prompts: what reading prompts has exchanged.
         seconds: of the smallest sum over all ranks.
@@ -62,17 +85,17 @@ class Cluster:
         peers: Sequence[Peer],
         patience: Patience,
         end: Callable[[float], None],
+        wiring: str,
     ) -> None:
         self._group, self._peers, self._end_processes = group, list(peers), end
+        self._wiring = wiring
         self.watch = Watch(self._peers, patience)
-        self.is_in_step = self.chains_only = False
-        self.parallel = TENSOR
-        self.weights: list[int] = []
-        self.peaks: list[int] = []
+        self.is_in_step = False
         self.rounds, self.prompts = Traffic(), Traffic()
-        self._noted: deque[CacheOp] = deque()  # what the followers have not been told yet
-        self._numbers, self._passes = count(), count(1)
-        self._shard: Shard | None = None
+        self._noted: deque[Note] = deque()  # what the followers have not been told yet
+        self._numbers, self._targets = count(), count()
+        self._orders, self._passes = count(1), count(1)
+        self._asked = 0  # the last order that is answered
         self._is_over = threading.Event()
         atexit.register(self.close)
         self.seconds = self.measure(1)
@@ -97,16 +120,23 @@ class Cluster:
         """Bytes that MLX may use on each follower's host."""
         return [peer.memory for peer in self._peers]
 
-    @property
-    def identity(self) -> dict[str, str]:
-        """What the costs of rounds depend on, beside machine and pair."""
-        link = ", ".join(self.names)
-        return {"ranks": str(self.size), "link": link, "parallel": self.parallel}
+    def identity(self, parallel: str) -> dict[str, str]:
+        """Return what the costs of rounds depend on, beside machine and pair.
 
-    def __str__(self) -> str:
-        """Ranks, hosts, and the link's latency as it was measured."""
+        Args:
+            parallel: how the target is divided.
+        """
+        link = f"{self._wiring}: {', '.join(self.names)}"
+        return {"ranks": str(self.size), "link": link, "parallel": parallel}
+
+    def describe(self, parallel: str) -> str:
+        """Return ranks, hosts, and the link's latency as it was measured.
+
+        Args:
+            parallel: how the target is divided.
+        """
         names = ", ".join(self.names)
-        ranks = f"{self.size} ranks ({self.parallel}): here, {names}"
+        ranks = f"{self.size} ranks ({parallel}): here, {names}"
         return f"{ranks}; {1e3 * self.seconds:.2g} ms per sum"
 
     @property
@@ -122,23 +152,25 @@ class Cluster:
         """Return the number of the next forward pass."""
         return next(self._passes)
 
-    def note(self, what: CacheOp) -> None:
-        """Note what a cache does; the followers are told before the next forward pass.
+    def note(self, what: Note) -> None:
+        """Note what a cache does, or that a target is gone.
 
-        From any thread: caches are collected on whatever thread drops the last reference.
+        The followers are told before the next forward pass. From any thread: caches are
+        collected on whatever thread drops the last reference.
         """
         self._noted.append(what)
 
-    def run(self, what: Run) -> None:
-        """Let the followers begin a forward pass, in which this rank must take part at once.
+    @contextmanager
+    def running(self, what: Run) -> Iterator[None]:
+        """Let the followers run a forward pass, in which this rank takes part inside.
 
         Raises:
-            ClusterError: if one of them is lost.
+            ClusterError: if one of them is lost, or the pass does not end here.
         """
-        rows = what.rows + len(what.tokens)
         for peer in self._peers:
-            peer.expect(what.number, rows)
-        self._tell(what)
+            peer.expect(what.number, what.rows + len(what.tokens))
+        with self._together(what, len(what.tokens)):
+            yield
 
     def load(
         self,
@@ -147,8 +179,10 @@ class Cluster:
         dtype: str | None = None,
         max_context: int | None = None,
         parallel: str = TENSOR,
-    ) -> Shard:
-        """Read a target on all ranks; another one that was loaded cannot be used from then on.
+    ) -> Divided:
+        """Read a target on all ranks; those that are loaded already stay as they are.
+
+        Nothing is exchanged meanwhile, so that no rank waits for one that refuses or is lost.
 
         Args:
             folder: where it is on this machine.
@@ -161,17 +195,42 @@ class Cluster:
             EagleError: if it cannot be divided or loaded, or a follower is lost.
         """
         check_divisible(folder, self.size, parallel)
-        self._shard = None
-        self._noted.clear()
-        order = {"dtype": dtype, "max_context": max_context, "parallel": parallel}
-        self._tell(Load.model_validate({"files": _files(folder, name), **order}))
-        shard = load_shard(folder, self._group, dtype, max_context, parallel)
-        ready = [peer.answer(Ready) for peer in self._peers]
-        self.parallel, self.chains_only = parallel, any(one.chains_only for one in ready)
-        self.weights = [shard.nbytes, *(one.weights for one in ready)]
-        self.peaks = [mx.get_peak_memory(), *(one.peak for one in ready)]
-        self._shard = shard
-        return shard
+        gc.collect()  # what nobody has any more goes first, on all ranks
+        files, number = _files(folder, name), next(self._targets)
+        self._compare(files)  # no rank reads weights before all have the same files
+        try:
+            return self._load(number, files, dtype, max_context, parallel)
+        except BaseException:
+            self.note(Unload(target=number))
+            raise
+
+    def _compare(self, files: Files) -> None:
+        order = Compare(number=next(self._orders), files=files)
+        self._tell(order)
+        self._answers(order.number)
+
+    def _load(
+        self, number: int, files: Files, dtype: str | None, max_context: int | None, parallel: str
+    ) -> Divided:
+        """Read a target, which all hosts have, on all ranks."""
+        kind = compute_type(dtype)  # of rank 0's device, for all
+        how = {"max_context": max_context, "parallel": parallel, "dtype": _name(kind)}
+        about = {"number": next(self._orders), "target": number, "files": files}
+        order = Load.model_validate(about | how)
+        self._tell(order)
+        peak = PeakMemory()
+        shard = load_shard(Path(files.folder), self._group, kind, max_context, parallel)
+        own = shard.nbytes, peak.nbytes
+        ready = self._answers(order.number)
+        weakref.finalize(shard.end, self.note, Unload(target=number))
+        return Divided(
+            number,
+            shard,
+            parallel,
+            chains_only=any(one.chains_only for one in ready),
+            weights=[own[0], *(one.weights for one in ready)],
+            peaks=[own[1], *(one.peak for one in ready)],
+        )
 
     def compare(self, folder: Path, name: str) -> None:
         """Let every follower find a target and compare its files with those of this machine.
@@ -179,34 +238,24 @@ class Cluster:
         Raises:
             ClusterError: naming the first follower that has others, or none.
         """
-        self._tell(_files(folder, name))
-        for peer in self._peers:
-            peer.answer(Ready)
-
-    def check_loaded(self, shard: Shard) -> None:
-        """Refuse the shard of a target that is not loaded any more.
-
-        Raises:
-            ClusterError: if another one has taken its place.
-        """
-        if shard is not self._shard:
-            raise ClusterError("the hosts have loaded another target since; use that one")
+        self._compare(_files(folder, name))
 
     @contextmanager
-    def checking(self, *, chains_only: bool) -> Iterator[None]:
+    def checking(self, divided: Divided, *, chains_only: bool) -> Iterator[None]:
         """Let all ranks run the self check at the same time as it is run inside.
 
         Args:
+            divided: the target.
             chains_only: whether trees are not even tried.
 
         Raises:
             ClusterError: if a follower is lost.
         """
-        assert self._shard is not None, "a target is loaded first"
-        self._tell(Check(chains_only=chains_only))
-        self.is_in_step = True
+        end = divided.shard.end
         try:
-            with self.watch.waiting(), self._shard.end.expected(in_step=True):
+            order = Check(target=divided.number, chains_only=chains_only)
+            with self._together(order), end.expected(in_step=True):
+                self.is_in_step = True
                 yield
         finally:
             self.is_in_step = False
@@ -217,8 +266,7 @@ class Cluster:
         Raises:
             ClusterError: if a follower is lost.
         """
-        self._tell(Measure(numbers=numbers, repeats=MEASURED))
-        with self.watch.waiting():
+        with self._together(Measure(numbers=numbers, repeats=MEASURED)):
             return seconds_per_sum(self._group, numbers, MEASURED)
 
     def train(self, arguments: Sequence[str], folder: Path) -> None:
@@ -239,7 +287,8 @@ class Cluster:
             return
         self._is_over.set()
         atexit.unregister(self.close)
-        self.watch.end()
+        if not self.watch.lost:  # else a thread may be stuck in MLX, which the end waits for
+            self.watch.end()
         for peer in self._peers:
             with suppress(OSError):
                 peer.channel.send(encode_orders([Stop()]))
@@ -248,25 +297,63 @@ class Cluster:
         for peer in self._peers:
             peer.channel.close()
 
+    @contextmanager
+    def _together(self, order: Run | Check | Measure, n_rows: int = 0) -> Iterator[None]:
+        """Let the followers begin what all ranks compute together; this one does so inside.
+
+        Args:
+            order: what that is.
+            n_rows: of the forward pass; 0 for anything else.
+
+        Raises:
+            ClusterError: if one of them is lost, or it does not end here.
+        """
+        self._check_usable()
+        for peer in self._peers:  # who was asked for something else is still at it
+            peer.settle(self._asked)
+        with self.watch.waiting(n_rows):
+            self._tell(order)
+            yield
+
     def _tell(self, order: Order) -> None:
         """Send what is noted, and one thing more.
 
         Raises:
             ClusterError: if a follower is lost.
         """
+        self._check_usable()
+        with self.watch.decisive("the followers were told a part of something"):
+            noted = [self._noted.popleft() for _ in range(len(self._noted))]
+            data = encode_orders([*noted, order])
+            for peer in self._peers:
+                try:
+                    peer.channel.send(data)
+                except OSError:
+                    peer.lose("cannot be reached any more")
+            if isinstance(order, Compare | Load):
+                self._asked = order.number
+        self.watch.check()
+
+    def _check_usable(self) -> None:
+        """Raise ClusterError if the followers can be told nothing any more."""
         if self._is_over.is_set():
             raise ClusterError("the followers were told to end; start anew")
         self.watch.check()
-        noted = [self._noted.popleft() for _ in range(len(self._noted))]
-        data = encode_orders([*noted, order])
-        for peer in self._peers:
-            try:
-                peer.channel.send(data)
-            except OSError:
-                peer.lose("cannot be reached any more")
-        self.watch.check()
+
+    def _answers(self, order: int) -> list[Ready]:
+        """Return what every follower answers to an order.
+
+        Raises:
+            ClusterError: naming the first that is lost or could not do it.
+        """
+        return [peer.answer(Ready, order) for peer in self._peers]
 
 
-def _files(folder: Path, name: str) -> Compare:
+def _name(kind: mx.Dtype | None) -> str | None:
+    """Return a type's name in messages."""
+    return None if kind is None else str(kind).removeprefix("mlx.core.")
+
+
+def _files(folder: Path, name: str) -> Files:
     """Return where the followers find a target, and what its files must be."""
-    return Compare(folder=str(folder.resolve()), name=name, fingerprint=fingerprint(folder))
+    return Files(folder=str(folder.resolve()), name=name, fingerprint=fingerprint(folder))

@@ -1,6 +1,7 @@
 """The control sockets between rank 0 and its followers: a token first, then bounded messages.
 
-A frame is its length, four bytes little-endian, and so many bytes of UTF-8 JSON (`messages.py`).
+A frame is its length, four bytes little-endian, and so many bytes of UTF-8 JSON (`messages.py`);
+an empty one says nothing but that rank 0 is there.
 Whoever connects must say the run's token first; until then nothing of what it sends is looked at.
 Followers sleep in `receive` while nothing is to be done, and the death of a process shows as the
 end of the stream, whatever carries the numbers (ring or JACCL).
@@ -10,6 +11,7 @@ import hmac
 import secrets
 import socket
 import struct
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -17,11 +19,15 @@ from contextlib import suppress
 from mlx_eagle.errors import ClusterError
 
 TOKEN_BYTES = 32  # random; sent as hexadecimal digits
+SIGN_OF_LIFE = b""  # of rank 0; followers have a message for it
+BEAT = 1.0  # seconds between two signs of life, either way
 MAX_BYTES = 8 << 20  # of a message: a chunk of a million tokens
 TOKEN_SECONDS = 5.0  # in which a new connection must have said the token
-# Seconds without an answer of the other machine's kernel after which a connection counts as lost;
-# a process that is merely stopped answers there.
+# Seconds without an answer of the other machine's kernel after which a connection counts as lost,
+# whether or not something was sent meanwhile; a process that is merely stopped answers there.
+UNREACHED = 30
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPALIVE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
+DARWIN_DROP_SECONDS = 0x80  # TCP_RXT_CONNDROPTIME, which Python does not name; never run
 _LENGTH = struct.Struct("<I")
 
 
@@ -42,10 +48,7 @@ class Channel:
         self._sending = threading.Lock()
         with suppress(OSError):  # not a TCP socket in a test
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for name, value in KEEPALIVE.items():
-                if hasattr(socket, name):
-                    connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+            _bound_silence(connection)
 
     @classmethod
     def connect(cls, address: tuple[str, int], token: str, seconds: float) -> "Channel":
@@ -79,12 +82,26 @@ class Channel:
         with self._sending:
             self._socket.sendall(_LENGTH.pack(len(data)) + data)
 
-    def receive(self) -> bytes | None:
+    def receive(self, seconds: float | None = None) -> bytes | None:
         """Wait for a message and return it; None once the other end has closed, or is lost.
+
+        Args:
+            seconds: after which it counts as lost, as long as nobody sends at the same time; None
+                waits for ever.
 
         Raises:
             ClusterError: if a message is announced that is longer than is allowed.
         """
+        if seconds is None:
+            return self._message()
+        self._socket.settimeout(seconds)
+        try:
+            return self._message()
+        finally:
+            self._socket.settimeout(None)
+
+    def _message(self) -> bytes | None:
+        """Do what `receive` does, for as long as the socket waits."""
         header = self._read(_LENGTH.size)
         if header is None:
             return None
@@ -111,6 +128,22 @@ class Channel:
                 return None
             found += part
         return bytes(found)
+
+
+def _bound_silence(connection: socket.socket) -> None:
+    """Let a TCP connection end whose other machine does not answer any more.
+
+    Keepalive looks after a connection on which nothing is sent. What is sent and not acknowledged
+    would be sent again for a quarter of an hour, unless that is bounded as well.
+    """
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE.items():
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * UNREACHED)
+    elif sys.platform == "darwin":
+        connection.setsockopt(socket.IPPROTO_TCP, DARWIN_DROP_SECONDS, UNREACHED)
 
 
 class Listener:
@@ -141,9 +174,10 @@ class Listener:
         return host, port
 
     def accept(self, seconds: float) -> Channel | None:
-        """Return the next connection that says the token; None if there is none in time.
+        """Return the next connection that says the token; None if none is made in time.
 
-        Others are closed without an answer.
+        It may take a while longer to say it, as the network is. Others are closed without an
+        answer.
         """
         ends = time.monotonic() + seconds
         while (left := ends - time.monotonic()) > 0:
@@ -152,7 +186,7 @@ class Listener:
                 connection, _ = self._socket.accept()
             except OSError:
                 return None
-            if self._knows_token(connection, min(left, TOKEN_SECONDS)):
+            if self._knows_token(connection, TOKEN_SECONDS):
                 connection.settimeout(None)
                 return Channel(connection)
             connection.close()

@@ -5,6 +5,7 @@ mlx_eagle.cluster.follower` reads one line of JSON from stdin, which says where 
 with which token, and ends when rank 0 does.
 """
 
+import gc
 import json
 import os
 import signal
@@ -15,14 +16,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
 from mlx_eagle.cache.estimate import device_memory
 from mlx_eagle.cache.model_cache import TreeCache
 from mlx_eagle.cache.options import WHOLE, KVOptions
-from mlx_eagle.cluster.control import Channel
+from mlx_eagle.cluster.control import BEAT, SIGN_OF_LIFE, Channel
 from mlx_eagle.cluster.facts import fingerprint, versions
 from mlx_eagle.cluster.messages import (
     MAX_CACHES,
@@ -34,6 +35,7 @@ from mlx_eagle.cluster.messages import (
     Done,
     Drop,
     Fault,
+    Files,
     Fork,
     Hello,
     Join,
@@ -47,22 +49,46 @@ from mlx_eagle.cluster.messages import (
     Run,
     Stop,
     Trim,
+    Unload,
     decode_orders,
     encode_report,
 )
 from mlx_eagle.cluster.part import PartTarget
-from mlx_eagle.cluster.ring import join_hosts, seconds_per_sum
-from mlx_eagle.cluster.shard import Shard, load_shard
-from mlx_eagle.errors import ClusterError, EagleError, UnsupportedTargetError
+from mlx_eagle.cluster.ring import JOIN_SECONDS, join_hosts, seconds_per_sum
+from mlx_eagle.cluster.shard import PeakMemory, Shard, load_shard
+from mlx_eagle.errors import ClusterError, UnsupportedTargetError
 from mlx_eagle.files.quoting import one_line
 from mlx_eagle.hub.download import fetch
+from mlx_eagle.target.load import DTYPES
 from mlx_eagle.target.self_check import check_tree_verification
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import DraftTree
 
-BEAT = 1.0  # seconds between two signs of life
-JOIN_SECONDS = 60.0  # in which all ranks must have joined the ring
+# Seconds without one of rank 0 after which there are none from here. It is stopped, as by Ctrl-Z,
+# and does not take them in: a connection that is full would count as lost.
+UNHEARD = 60.0
 REACH_SECONDS = 20.0  # in which rank 0 must be reached
+
+
+class Held(NamedTuple):
+    """A target, as far as this rank has it.
+
+    Attributes:
+        shard: its weights.
+        plain: the target, which hands out nothing.
+        tapped: twins of it, by the boundaries whose streams they hand out.
+    """
+
+    shard: Shard
+    plain: PartTarget
+    tapped: dict[tuple[int, ...], Target]
+
+    def tapping(self, taps: Sequence[int]) -> Target:
+        """Return the target that hands out the streams at these boundaries."""
+        wanted = tuple(taps)
+        if wanted not in self.tapped:
+            self.tapped[wanted] = self.plain.twin(wanted) if wanted else self.plain
+        return self.tapped[wanted]
 
 
 class Follower:
@@ -78,9 +104,8 @@ class Follower:
         self, channel: Channel, rank: int, group: mx.distributed.Group | None = None
     ) -> None:
         self._channel, self._rank, self._group = channel, rank, group
-        self._shard: Shard | None = None
-        self._target: PartTarget | None = None
-        self._tapped: dict[tuple[int, ...], Target] = {}  # twins of it, by what they hand out
+        self._heard = time.monotonic()  # when rank 0 was, last
+        self._targets: dict[int, Held] = {}
         self._caches: dict[int, TreeCache] = {}
         self._does: dict[type, Callable[[Any], None]] = {
             New: self._new,
@@ -94,6 +119,7 @@ class Follower:
             Check: self._check,
             Compare: self._compare,
             Load: self._load,
+            Unload: self._unload,
             Join: self._join,
             Measure: self._measure,
         }
@@ -112,7 +138,7 @@ class Follower:
             while self._do_all(decode_orders(waiting.get())):
                 pass
         except Exception as error:
-            self.report(Fault(reason=one_line(f"{error}" or type(error).__name__)))
+            self.report(Fault(reason=_why(error)))
             raise
 
     def _do_all(self, orders: Sequence[Order]) -> bool:
@@ -132,8 +158,8 @@ class Follower:
 
     def run(self, order: Run) -> None:
         """Run a tree through the shard, to its end."""
-        target, shard, cache = self._tapping(order.taps), self._shard, self._cache(order.cache)
-        assert shard is not None, "a target has a shard"
+        held, cache = self._held(order.target), self._cache(order.cache)
+        target, end = held.tapping(order.taps), held.shard.end
         if cache.rows != order.rows:
             raise ClusterError(f"a cache holds {cache.rows} rows, that of rank 0 {order.rows}")
         tokens = mx.array(order.tokens, dtype=mx.int32)
@@ -141,9 +167,9 @@ class Follower:
             tree = DraftTree.chain(tokens)
         else:
             tree = DraftTree.static(tokens, order.parents)
-        with shard.end.expected():
+        with end.expected():
             logits = target.verify(tree, cache).logits
-            shard.end.complete(logits, order.number, tree.n_nodes, cache.buffers)
+            end.complete(logits, order.number, tree.n_nodes, cache.buffers)
         self.report(Done(number=order.number, rows=cache.rows + cache.parts[0].pending))
 
     # Caches
@@ -156,7 +182,7 @@ class Follower:
     def _new(self, order: New) -> None:
         if len(self._caches) >= MAX_CACHES:
             raise ClusterError(f"there are {MAX_CACHES} caches already")
-        target = self._loaded()
+        target = self._held(order.target).plain
         target.kv = KVOptions(order.bits, order.group_size, order.max_size)
         cache = target.make_cache()
         assert isinstance(cache, TreeCache), "a target that follows verifies trees or chains"
@@ -168,61 +194,58 @@ class Follower:
     def _drop(self, order: Drop) -> None:
         self._caches.pop(order.cache, None)
 
-    # The whole model
+    # Whole targets
 
-    def _loaded(self) -> PartTarget:
-        if self._target is None:
-            raise ClusterError("no model is loaded")
-        return self._target
-
-    def _tapping(self, taps: Sequence[int]) -> Target:
-        """Return the target that hands out the streams at these boundaries."""
-        plain, wanted = self._loaded(), tuple(taps)
-        if wanted not in self._tapped:
-            self._tapped[wanted] = plain.twin(wanted) if wanted else plain
-        return self._tapped[wanted]
+    def _held(self, target: int) -> Held:
+        if target not in self._targets:
+            raise ClusterError(f"there is no target {target}")
+        return self._targets[target]
 
     def _join(self, order: Join) -> None:
         self._group = join_hosts(self._rank, order, JOIN_SECONDS)
         self.report(Ready())
 
     def _load(self, order: Load) -> None:
+        """Hold a part of one more target, or say why not; nothing is exchanged meanwhile."""
         try:
-            ready = self._loaded_as(order)
-        except EagleError as error:  # another model may follow
-            ready = Ready(fault=one_line(error))
+            ready = self._loaded(order)
+        except Exception as error:  # of any library; the targets that are held stay
+            ready = Ready(number=order.number, fault=_why(error))
         self.report(ready)
 
-    def _loaded_as(self, order: Load) -> Ready:
-        """Hold a part of another model."""
+    def _loaded(self, order: Load) -> Ready:
         assert self._group is not None, "the ring is joined first"
-        self._caches, self._target, self._shard, self._tapped = {}, None, None, {}
-        mx.clear_cache()
-        mx.reset_peak_memory()
-        folder = _find(order.files)
-        how = order.dtype, order.max_context, order.parallel
-        self._shard = load_shard(folder, self._group, *how)
-        self._target = PartTarget(self._shard)
+        folder, peak = _find(order.files), PeakMemory()
+        kind = None if order.dtype is None else DTYPES[order.dtype]
+        shard = load_shard(folder, self._group, kind, order.max_context, order.parallel)
+        held = Held(shard, PartTarget(shard), {})
+        self._targets[order.target] = held
         return Ready(
-            weights=self._shard.nbytes,
-            peak=mx.get_peak_memory(),
-            chains_only=self._target.chains_only,
+            number=order.number,
+            weights=shard.nbytes,
+            peak=peak.nbytes,
+            chains_only=held.plain.chains_only,
         )
+
+    def _unload(self, order: Unload) -> None:
+        self._targets.pop(order.target, None)
+        gc.collect()  # a model and what is hooked into it hold one another
+        mx.clear_cache()
 
     def _compare(self, order: Compare) -> None:
         try:
-            _find(order)
-        except EagleError as error:
-            self.report(Ready(fault=one_line(error)))
+            _find(order.files)
+        except Exception as error:  # of any library, or of a file that cannot be read
+            self.report(Ready(number=order.number, fault=_why(error)))
         else:
-            self.report(Ready())
+            self.report(Ready(number=order.number))
 
     def _check(self, order: Check) -> None:
-        target = self._loaded()
+        held = self._held(order.target)
+        target = held.plain
         target.chains_only, target.kv = order.chains_only, WHOLE
-        assert self._shard is not None, "a target has a shard"
         # Rank 0 finds the same, and decides.
-        with self._shard.end.expected(in_step=True), suppress(UnsupportedTargetError):
+        with held.shard.end.expected(in_step=True), suppress(UnsupportedTargetError):
             check_tree_verification(target)
 
     def _measure(self, order: Measure) -> None:
@@ -234,17 +257,25 @@ class Follower:
     def _listen(self, waiting: "SimpleQueue[bytes]") -> None:
         """Pass on what rank 0 says; when it is gone, whatever is waited for will never come."""
         while (data := self._channel.receive()) is not None:
-            waiting.put(data)
+            self._heard = time.monotonic()
+            if data != SIGN_OF_LIFE:
+                waiting.put(data)
         os._exit(0)
 
     def _beat(self) -> None:
-        """Show that this process is there."""
+        """Show that this process is there, to a rank 0 that is there itself."""
         while True:
             time.sleep(BEAT)
-            self.report(Beat())
+            if time.monotonic() - self._heard < UNHEARD:
+                self.report(Beat())
 
 
-def _find(files: Compare) -> Path:
+def _why(error: Exception) -> str:
+    """Return in a line why something could not be done."""
+    return one_line(f"{error}" or type(error).__name__)
+
+
+def _find(files: Files) -> Path:
     """Return where a model is on this host, fetched if need be.
 
     Raises:

@@ -8,6 +8,7 @@ where the command does not say so.
 """
 
 import ipaddress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,6 +57,26 @@ class Hosts(NamedTuple):
     envs: tuple[str, ...] = ()
     backend: str = RING
     parallel: str | None = None
+
+    @property
+    def wiring(self) -> str:
+        """What joins them, in words: the costs of rounds depend on it."""
+        devices = [] if self.backend == RING else [host.rdma for host in self.hosts]
+        return wiring([host.ips[:1] for host in self.hosts], self.backend, devices)
+
+
+def wiring(
+    addresses: Sequence[Sequence[str]], backend: str = RING, devices: Sequence[Sequence[Any]] = ()
+) -> str:
+    """Return what joins hosts, in words.
+
+    Args:
+        addresses: of every rank, without ports, which are others in every run.
+        backend: what joins them.
+        devices: for RDMA, of every rank, those that lead to the others.
+    """
+    links = ["+".join(filter(None, those)) for those in (*addresses, *devices)]
+    return f"{backend} " + ", ".join(links)
 
 
 def loopback(n_ranks: int) -> Hosts:

@@ -13,31 +13,32 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import IO, NamedTuple
 
 import mlx.core as mx
 
 from mlx_eagle.cluster.cluster import Cluster
-from mlx_eagle.cluster.control import Channel, Listener, new_token
-from mlx_eagle.cluster.facts import other_versions, versions
+from mlx_eagle.cluster.connecting import LOOK, accept_all, disconnect
+from mlx_eagle.cluster.control import Listener, new_token
 from mlx_eagle.cluster.hosts import LOCAL_NAMES, Host, Hosts
-from mlx_eagle.cluster.messages import Hello, Join, Ready, decode_report, encode_orders
+from mlx_eagle.cluster.messages import Join, Ready, encode_orders
 from mlx_eagle.cluster.ring import RING, check_backend, join_hosts
-from mlx_eagle.cluster.watch import PATIENCE, Patience, Peer
+from mlx_eagle.cluster.watch import PATIENCE, Patience, Peer, processes_of
 from mlx_eagle.errors import ClusterError
 from mlx_eagle.files.quoting import one_line, printable
 
 FOLLOWER = (sys.executable, "-m", "mlx_eagle.cluster.follower")
 FIRST_PORT = 32323  # of the ring on other machines, as mlx.launch has it
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
-LOOK = 0.2  # seconds between two looks whether a follower has ended early
+KILL_SECONDS = 5.0  # in which a process is gone that was killed
 LOOKS = 10  # until it counts as unknown who could not be joined
 LAST_WORDS = 2000  # bytes
 
 
-_JOINED: list[tuple[Hosts, Cluster]] = []  # one at most, as MLX has one group per process
+_JOINED: list[tuple[Hosts | str, Cluster]] = []  # one at most, as MLX has one group per process
 
 
 class Started(NamedTuple):
@@ -73,44 +74,58 @@ def start_cluster(
     Raises:
         ClusterError: if one does not start in time, has other versions, or cannot be reached.
     """
+    return joined_once(hosts, lambda: _start_all(hosts, patience, follower))
+
+
+def joined_once(others: Hosts | str, start: Callable[[], Cluster]) -> Cluster:
+    """Return the cluster of this process, which is started unless it is there.
+
+    Args:
+        others: what this process joins.
+        start: starts it.
+
+    Raises:
+        ClusterError: if it has joined others, or these were lost; or as `start` does.
+    """
     for known, cluster in _JOINED:
-        if known == hosts and cluster.is_usable:
+        if known == others and cluster.is_usable:
             return cluster
         raise ClusterError(
             "this process was divided among hosts before, and MLX lets it join others once: start "
             "another process"
         )
-    cluster = _start_all(hosts, patience, follower)
-    _JOINED.append((hosts, cluster))
+    cluster = start()
+    _JOINED.append((others, cluster))
     return cluster
 
 
 def _start_all(hosts: Hosts, patience: Patience, follower: Sequence[str]) -> Cluster:
     """Do what `start_cluster` does for the first time."""
     check_backend(hosts.backend)
+    os.environ.update(dict(env.split("=", 1) for env in hosts.envs))
     token = new_token()
     started: list[Started] = []
     listener = Listener(hosts.hosts[0].ips[0], token)
     with ExitStack() as undo:
         undo.callback(listener.close)
         failed = undo.enter_context(ExitStack())
-        peers: dict[int, Peer] = {}
         failed.callback(lambda: _end(started, 0.0))
-        failed.callback(_disconnect, peers)
         for rank, host in enumerate(hosts.hosts[1:], start=1):
             started.append(_start(rank, host, hosts.envs, follower))
             _brief(started[-1], listener.address, token)
-        _accept(listener, started, patience, peers)
+        peers = _accept(listener, started, patience.start)
+        failed.callback(disconnect, peers)
         join = how_to_join(hosts)
         for peer in peers.values():
             with suppress(OSError):  # it has ended, which is found out when it does not join
                 peer.channel.send(encode_orders([join]))
         group = _join(join, list(peers.values()), patience.start)
         for peer in peers.values():
-            peer.answer(Ready)
+            peer.answer(Ready, seconds=patience.start)
         failed.pop_all()
     followers = [peers[rank] for rank in sorted(peers)]
-    return Cluster(group, followers, patience, lambda seconds: _end(started, seconds))
+    end = partial(_end, started)
+    return Cluster(group, followers, patience, end, hosts.wiring)
 
 
 def how_to_join(hosts: Hosts) -> Join:
@@ -123,7 +138,7 @@ def how_to_join(hosts: Hosts) -> Join:
 def _join(join: Join, peers: Sequence[Peer], seconds: float) -> mx.distributed.Group:
     """Join all followers; raises ClusterError, by name where one of them has ended meanwhile."""
     try:
-        return join_hosts(0, join, seconds)
+        return join_hosts(0, join, seconds, processes_of(peers))
     except ClusterError as error:
         for _ in range(LOOKS):
             if lost := next((peer.lost for peer in peers if peer.lost), ""):
@@ -134,7 +149,6 @@ def _join(join: Join, peers: Sequence[Peer], seconds: float) -> mx.distributed.G
 
 def _start(rank: int, host: Host, envs: Sequence[str], follower: Sequence[str]) -> Started:
     """Start one follower."""
-    environment = {**os.environ, **dict(env.split("=", 1) for env in envs)}
     command = list(follower)
     if not (host.is_local or host.ssh in LOCAL_NAMES):
         settings = " ".join(shlex.quote(env) for env in envs)
@@ -146,7 +160,6 @@ def _start(rank: int, host: Host, envs: Sequence[str], follower: Sequence[str]) 
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=errors,
-            env=environment,
             start_new_session=True,
         )
     except OSError as error:
@@ -165,58 +178,17 @@ def _brief(started: Started, address: tuple[str, int], token: str) -> None:
         pipe.close()
 
 
-def _accept(
-    listener: Listener, started: Sequence[Started], patience: Patience, found: dict[int, Peer]
-) -> None:
-    """Wait until all followers have connected, and compare versions.
+def _accept(listener: Listener, started: Sequence[Started], seconds: float) -> dict[int, Peer]:
+    """Return the followers once all have connected; raises ClusterError, see `accept_all`."""
 
-    Args:
-        listener: to which they connect.
-        started: all of them.
-        patience: how long that may take.
-        found: those that have connected are added to it, by rank.
+    def check(missing: Mapping[int, str], is_late: bool) -> None:
+        _check_running([one for one in started if one.rank in missing], is_late=is_late)
 
-    Raises:
-        ClusterError: naming the first that does not, or that has other versions.
-    """
-    ends = time.monotonic() + patience.start
-    while len(found) < len(started):
-        missing = [one for one in started if one.rank not in found]
-        _check_running(missing, is_late=time.monotonic() > ends)
-        channel = listener.accept(LOOK)
-        if channel is None:
-            continue
-        if peer := greet(channel, {one.rank: one.host.ssh for one in missing}):
-            found[peer.rank] = peer
-
-
-def greet(channel: Channel, names: Mapping[int, str]) -> Peer | None:
-    """Return the follower that has connected, if it has the same versions; None if it has ended.
-
-    Args:
-        channel: to it.
-        names: of the hosts that are waited for, by rank.
-
-    Raises:
-        ClusterError: if it has others, or is none of these.
-    """
-    said = channel.receive()
-    if said is None:
-        channel.close()
-        return None
-    try:
-        hello = decode_report(said)
-        if not isinstance(hello, Hello) or hello.rank not in names:
-            raise ClusterError("a follower says that it has a rank which nobody was given")
-        name = names[hello.rank]
-        if others := other_versions(versions(), hello.versions):
-            raise ClusterError(
-                f"{name} (rank {hello.rank}) has {others}; install the same versions"
-            )
-    except ClusterError:
-        channel.close()
-        raise
-    return Peer(name, hello.rank, channel, hello.memory)
+    names = {one.rank: one.host.ssh for one in started}
+    peers = accept_all(listener, names, seconds, check)
+    for one in started:
+        peers[one.rank].process = one.process.pid
+    return peers
 
 
 def _check_running(missing: Sequence[Started], *, is_late: bool) -> None:
@@ -235,12 +207,6 @@ def _check_running(missing: Sequence[Started], *, is_late: bool) -> None:
                 f"rank {one.rank} on {one.host.ssh} has not connected in time: can it reach this "
                 f"machine? {one.last_words()}".strip()
             )
-
-
-def _disconnect(peers: Mapping[int, Peer]) -> None:
-    """Close the connections to followers."""
-    for peer in peers.values():
-        peer.channel.close()
 
 
 def _port(rank: int, host: Host) -> int:
@@ -265,5 +231,6 @@ def _end(started: Sequence[Started], seconds: float) -> None:
             one.process.wait(max(ends - time.monotonic(), 0.0))
         except subprocess.TimeoutExpired:
             one.process.kill()
-            one.process.wait()
+            with suppress(subprocess.TimeoutExpired):  # a kernel may not let go of it
+                one.process.wait(KILL_SECONDS)
         one.errors.close()

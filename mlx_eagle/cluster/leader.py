@@ -14,12 +14,11 @@ from typing import cast
 import mlx.core as mx
 
 from mlx_eagle.cache.model_cache import AnyCache, LayerList, OwnCache, TreeCache
-from mlx_eagle.cluster.cluster import Cluster
+from mlx_eagle.cluster.cluster import Cluster, Divided
 from mlx_eagle.cluster.messages import Checkpoint, Drop, Fork, New, Pad, Run, Trim, commit
 from mlx_eagle.cluster.part import PartTarget
 from mlx_eagle.cluster.ring import counted
-from mlx_eagle.cluster.shard import Shard
-from mlx_eagle.errors import UnsupportedTargetError
+from mlx_eagle.errors import ClusterError, UnsupportedTargetError
 from mlx_eagle.target.hooks import Undo
 from mlx_eagle.target.target import Target, Verified
 from mlx_eagle.tree import DraftTree
@@ -32,13 +31,14 @@ class LeadingCache(TreeCache):
         layers: as of `TreeCache`.
         cluster: the followers.
         number: by which they know the cache; nobody else has it.
+        target: number of the target whose rows it keeps.
     """
 
     def __init__(
-        self, layers: Sequence[OwnCache | LayerList], cluster: Cluster, number: int
+        self, layers: Sequence[OwnCache | LayerList], cluster: Cluster, number: int, target: int
     ) -> None:
         super().__init__(layers)
-        self.cluster, self.number = cluster, number
+        self.cluster, self.number, self.target = cluster, number, target
         weakref.finalize(self, cluster.note, Drop(cache=number))
 
     def commit(self, path: Sequence[int]) -> None:
@@ -68,7 +68,8 @@ class LeadingCache(TreeCache):
         """Return a copy; the followers' rows are copied too."""
         number = self.cluster.new_number()
         self.cluster.note(Fork(cache=number, source=self.number))
-        return LeadingCache([layer.fork() for layer in self.layers], self.cluster, number)
+        layers = [layer.fork() for layer in self.layers]
+        return LeadingCache(layers, self.cluster, number, self.target)
 
     def arrays(self) -> dict[str, mx.array]:
         """Return nothing: a rank holds its own heads alone, so saved tokens are run again."""
@@ -83,7 +84,7 @@ class LeadingTarget(PartTarget):
 
     Args:
         cluster: the followers.
-        shard: of rank 0, as the cluster has loaded it.
+        divided: the target, as the cluster has loaded it.
         taps: as of `Target`.
         speculate: False is refused: mlx-lm's own caches are not led.
 
@@ -91,18 +92,35 @@ class LeadingTarget(PartTarget):
         UnsupportedTargetError: as `Target` does, and if a tap is where no whole stream is.
     """
 
+    foreign_errors = (ClusterError, RuntimeError)  # the latter as MLX loses a rank
+
     def __init__(
-        self, cluster: Cluster, shard: Shard, taps: Sequence[int] = (), speculate: bool = True
+        self, cluster: Cluster, divided: Divided, taps: Sequence[int] = (), speculate: bool = True
     ) -> None:
         if not speculate:
             raise UnsupportedTargetError(
                 "with hosts a target must verify trees or chains, and this one does neither; load "
                 "it on one machine"
             )
-        self.cluster = cluster
+        self.cluster, self.divided = cluster, divided
         self._traffic = cluster.rounds
-        super().__init__(shard, taps)
-        self.chains_only = self.chains_only or cluster.chains_only
+        super().__init__(divided.shard, taps)
+        self.chains_only = self.chains_only or divided.chains_only
+
+    @property
+    def hosts(self) -> str:
+        """The hosts that hold it, in words."""
+        return self.cluster.describe(self.divided.parallel)
+
+    @property
+    def hosts_identity(self) -> dict[str, str]:
+        """What the costs of its rounds depend on, beside machine and pair."""
+        return self.cluster.identity(self.divided.parallel)
+
+    @property
+    def lost(self) -> str:
+        """Why the followers are of no more use; "" while they are."""
+        return self.cluster.watch.lost
 
     @cached_property
     def unembed(self) -> Callable[[mx.array], mx.array]:
@@ -125,7 +143,7 @@ class LeadingTarget(PartTarget):
 
     def checking(self) -> AbstractContextManager[None]:
         """Let all ranks run the self check, each with its own shard."""
-        return self.cluster.checking(chains_only=self.chains_only)
+        return self.cluster.checking(self.divided, chains_only=self.chains_only)
 
     def make_cache(self) -> AnyCache:
         """Return an empty cache, which the followers have too."""
@@ -133,11 +151,10 @@ class LeadingTarget(PartTarget):
         if self.cluster.is_in_step:
             return cache
         assert isinstance(cache, TreeCache), "stock caches are refused"
-        number, kv = self.cluster.new_number(), self.kv
-        self.cluster.note(
-            New(cache=number, bits=kv.bits, group_size=kv.group_size, max_size=kv.max_size)
-        )
-        return LeadingCache(cache.layers, self.cluster, number)
+        number, target, kv = self.cluster.new_number(), self.divided.number, self.kv
+        options = {"bits": kv.bits, "group_size": kv.group_size, "max_size": kv.max_size}
+        self.cluster.note(New.model_validate({"cache": number, "target": target, **options}))
+        return LeadingCache(cache.layers, self.cluster, number, target)
 
     def forward(self, tokens: mx.array, cache: AnyCache) -> Verified:
         """Run committed tokens and commit their rows; what they exchange counts as the prompt's."""
@@ -163,24 +180,21 @@ class LeadingTarget(PartTarget):
         """Run all nodes of a tree through the target on all ranks, to the end."""
         if self.cluster.is_in_step:
             return self._run_in_step(tree, cache)
-        assert isinstance(cache, LeadingCache), "a cache of another target"
+        assert isinstance(cache, LeadingCache), "a cache of no divided target"
+        assert cache.target == self.divided.number, "a cache of another target"
         tokens = cast(list[int], tree.tokens.tolist())  # waits for the draft
         parents = None if tree.is_chain else tree.structure()
-        rows, number = cache.rows, self.cluster.new_pass()
-        self.cluster.check_loaded(self._shard)
-        self.cluster.run(
-            Run(
-                cache=cache.number,
-                number=number,
-                rows=rows,
-                tokens=tokens,
-                parents=parents,
-                taps=self._taps_of_others(),
-            )
+        number, end = self.cluster.new_pass(), self._shard.end
+        order = Run(
+            target=self.divided.number,
+            cache=cache.number,
+            number=number,
+            rows=cache.rows,
+            tokens=tokens,
+            parents=parents,
+            taps=self._taps_of_others(),
         )
-        end, traffic = self._shard.end, self._traffic
-        watch = self.cluster.watch
-        with watch.waiting(tree.n_nodes), counted(traffic), end.expected(), watch.decisive():
+        with self.cluster.running(order), counted(self._traffic), end.expected():
             verified = super()._run(tree, cache)
             end.complete(verified.logits, number, tree.n_nodes)
         return verified

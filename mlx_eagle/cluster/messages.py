@@ -17,6 +17,8 @@ MAX_RANKS = 64
 MAX_TAPS = 256
 
 CacheId = Annotated[int, Field(ge=0, le=1 << 40)]
+TargetId = Annotated[int, Field(ge=0, le=1 << 40)]
+OrderId = Annotated[int, Field(ge=0, le=1 << 40)]
 Rows = Annotated[int, Field(ge=0, le=MAX_ROWS)]
 Token = Annotated[int, Field(ge=0, lt=1 << 31)]
 Rank = Annotated[int, Field(ge=0, lt=MAX_RANKS)]
@@ -34,10 +36,11 @@ class _Message(BaseModel):
 
 
 class New(_Message):
-    """Make an empty cache; the options are those of `KVOptions`."""
+    """Make an empty cache of a target; the options are those of `KVOptions`."""
 
     kind: Literal["new"] = "new"
     cache: CacheId
+    target: TargetId
     bits: Annotated[int, Field(ge=1, le=16)] | None = None
     group_size: Annotated[int, Field(ge=1, le=1024)] = 64
     max_size: Rows | None = None
@@ -91,7 +94,7 @@ class Drop(_Message):
 
 
 class Run(_Message):
-    """Run the nodes of a tree through the target.
+    """Run the nodes of a tree through a target.
 
     Attributes:
         number: counts all forward passes, from 1 on.
@@ -102,6 +105,7 @@ class Run(_Message):
     """
 
     kind: Literal["run"] = "run"
+    target: TargetId
     cache: CacheId
     number: Annotated[int, Field(ge=1, lt=1 << 31)]
     rows: Rows
@@ -113,8 +117,8 @@ class Run(_Message):
 # From rank 0: what concerns the whole model.
 
 
-class Compare(_Message):
-    """Find a model and compare its files.
+class Files(_Message):
+    """A model's files.
 
     Attributes:
         folder: where it is on rank 0, which is looked for first.
@@ -122,27 +126,50 @@ class Compare(_Message):
         fingerprint: of its files, which must be the same ones.
     """
 
-    kind: Literal["compare"] = "compare"
     folder: Line
     name: Line
     fingerprint: Line
 
 
-class Load(_Message):
-    """Read the weights of a model, or of another one; all caches are forgotten.
+class Compare(_Message):
+    """Find a model and compare its files.
 
     Attributes:
+        number: of the order, which the answer repeats.
         files: where they are, and what they must be.
-        dtype: of `LoadOptions`.
+    """
+
+    kind: Literal["compare"] = "compare"
+    number: OrderId
+    files: Files
+
+
+class Load(_Message):
+    """Read the weights of a target; those that are held already stay.
+
+    Attributes:
+        number: of the order, which the answer repeats.
+        target: by which it is known from now on.
+        files: where they are, and what they must be.
+        dtype: in which all ranks compute; None keeps what is stored.
         max_context: tokens that a text may have, if the user says so.
         parallel: of `LoadOptions`.
     """
 
     kind: Literal["load"] = "load"
-    files: Compare
+    number: OrderId
+    target: TargetId
+    files: Files
     dtype: Annotated[str, Field(pattern="^(float32|float16|bfloat16)$")] | None
     max_context: Rows | None
     parallel: Literal["tensor", "pipeline"] = "tensor"
+
+
+class Unload(_Message):
+    """Forget a target, if it is held."""
+
+    kind: Literal["unload"] = "unload"
+    target: TargetId
 
 
 class Join(_Message):
@@ -164,6 +191,7 @@ class Check(_Message):
     """Try whether the target verifies trees, or only whether chains, in step with all ranks."""
 
     kind: Literal["check"] = "check"
+    target: TargetId
     chains_only: bool
 
 
@@ -210,13 +238,15 @@ class Ready(_Message):
     """What was asked for is done, or why not.
 
     Attributes:
+        number: of the order that is answered; 0 for `Join`, which comes first and has none.
         fault: why not.
         weights: bytes of this rank's weights, if it was to load some.
-        peak: the most bytes that were in use meanwhile.
+        peak: the most bytes that were in use meanwhile, beside what was in use before.
         chains_only: whether layers of this rank have states that cannot branch.
     """
 
     kind: Literal["ready"] = "ready"
+    number: OrderId = 0
     fault: Line = ""
     weights: Annotated[int, Field(ge=0)] = 0
     peak: Annotated[int, Field(ge=0)] = 0
@@ -244,8 +274,8 @@ class Fault(_Message):
     reason: Line
 
 
-CacheOp = New | Fork | Commit | Trim | Checkpoint | Pad | Drop | Run
-Order = CacheOp | Compare | Load | Join | Check | Measure | Train | Stop
+Note = New | Fork | Commit | Trim | Checkpoint | Pad | Drop | Unload
+Order = Note | Run | Compare | Load | Join | Check | Measure | Train | Stop
 Report = Hello | Ready | Done | Beat | Fault
 
 _ORDERS = TypeAdapter(list[Annotated[Order, Field(discriminator="kind")]])

@@ -4,13 +4,11 @@ The ring goes over TCP. JACCL goes over Thunderbolt with RDMA, from macOS 26.2 o
 set here as `mlx.launch` sets it, and it was never run.
 """
 
-import faulthandler
 import json
 import os
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +16,18 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_eagle.cluster.ending import deadline
 from mlx_eagle.cluster.messages import Join
+from mlx_eagle.cluster.rank import RANK, launched_rank
 from mlx_eagle.errors import ClusterError
-from mlx_eagle.files.quoting import one_line
+from mlx_eagle.files.quoting import listed, one_line
 
 GIVING = ("all_sum", "all_gather", "send")  # of `mx.distributed`, with what is given first
 TAKING = ("recv", "recv_like")
 RING, JACCL, JACCL_RING = "ring", "jaccl", "jaccl-ring"
+RING_FILE, COORDINATOR = "MLX_HOSTFILE", "MLX_JACCL_COORDINATOR"
+JOIN_SECONDS = 60.0  # in which all ranks must have joined
+TOGETHER = "start all of them at once, with mlx.launch"
 
 
 def check_backend(name: str) -> None:
@@ -41,37 +44,75 @@ def check_backend(name: str) -> None:
         )
 
 
-def join_hosts(rank: int, join: Join, seconds: float) -> mx.distributed.Group:
+def join_hosts(
+    rank: int, join: Join, seconds: float, processes: Sequence[int] = ()
+) -> mx.distributed.Group:
     """Join the others; all of them must do so at about the same time.
-
-    MLX keeps the interpreter's lock while it waits (0.32.4), so no other thread can look at a
-    clock: a process that the others have left waiting is ended by the one of `faulthandler`, with
-    a traceback that names this function.
 
     Args:
         rank: of this process.
         join: all of them.
-        seconds: after which the process is ended.
+        seconds: after which the process ends, if others are missing.
+        processes: ids of those that are killed then.
 
     Raises:
         ClusterError: if the others cannot be reached, or the process is in a group already.
     """
-    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or sys.stderr)
-    try:
-        with _described(rank, join):
-            backend = RING if join.backend == RING else JACCL
-            group = mx.distributed.init(strict=True, backend=backend)
-    except (RuntimeError, ValueError) as error:
-        raise ClusterError(f"rank {rank} cannot join the others: {one_line(error)}") from error
-    finally:
-        faulthandler.cancel_dump_traceback_later()
-    if (group.rank(), group.size()) != (rank, len(join.ring)):
-        raise ClusterError(
-            f"this process is rank {group.rank()} of {group.size()} already, and MLX lets it be "
-            "in one group only; start another process"
-        )
-    mx.eval(mx.distributed.all_sum(mx.array([1]), group=group))
+    places = listed(addresses[0] for addresses in join.ring)
+    advice = f"every host must reach the others: {places}"
+    with _described(rank, join), joining(rank, seconds, advice, processes):
+        group = mx.distributed.init(strict=True, backend=RING if join.backend == RING else JACCL)
+        if (group.rank(), group.size()) != (rank, len(join.ring)):
+            raise ClusterError(
+                f"this process is rank {group.rank()} of {group.size()} already, and MLX lets it "
+                "be in one group only; start another process"
+            )
+        _meet(group)
     return group
+
+
+def join_launched() -> mx.distributed.Group:
+    """Join the processes that `mlx.launch` has started.
+
+    Raises:
+        ClusterError: if they cannot be reached.
+    """
+    with joining(launched_rank(), JOIN_SECONDS, TOGETHER):
+        group = mx.distributed.init(strict=True)
+        _meet(group)
+    return group
+
+
+@contextmanager
+def joining(
+    rank: int | None, seconds: float, advice: str, processes: Sequence[int] = ()
+) -> Iterator[None]:
+    """Wait for the others inside, for a while; what goes wrong is one line.
+
+    MLX keeps the interpreter's lock while it joins (0.32.4): who waits too long can only be ended.
+
+    Args:
+        rank: of this process, if it is known.
+        seconds: after which the process ends.
+        advice: what to do, then.
+        processes: ids of those that are killed then.
+
+    Raises:
+        ClusterError: if the others cannot be reached, or one is lost.
+    """
+    who = "this process" if rank is None else f"the process of rank {rank}"
+    with deadline(seconds, f"{who} has waited {seconds:.0f} s for the others; {advice}", processes):
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:
+            raise ClusterError(
+                f"{who} cannot join the others: {one_line(error)}; {advice}"
+            ) from error
+
+
+def _meet(group: mx.distributed.Group) -> None:
+    """Wait until all ranks have joined; not on a GPU, which does not wait long for anybody."""
+    mx.eval(mx.distributed.all_sum(mx.array([1]), group=group, stream=mx.cpu))
 
 
 @dataclass
@@ -134,12 +175,12 @@ def environment(rank: int, join: Join, folder: Path) -> dict[str, str]:
     """
     if join.backend == RING:
         (folder / "ring.json").write_text(json.dumps(join.ring))
-        return {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(folder / "ring.json")}
+        return {RANK: str(rank), RING_FILE: str(folder / "ring.json")}
     (folder / "devices.json").write_text(json.dumps(join.devices))
     found = {
-        "MLX_RANK": str(rank),
+        RANK: str(rank),
         "MLX_IBV_DEVICES": str(folder / "devices.json"),
-        "MLX_JACCL_COORDINATOR": join.ring[0][0],
+        COORDINATOR: join.ring[0][0],
     }
     return found | ({"MLX_JACCL_RING": "1"} if join.backend == JACCL_RING else {})
 

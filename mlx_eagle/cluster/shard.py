@@ -23,17 +23,18 @@ from mlx_eagle.cluster.stage import (
     parts_to_read,
     staging_module,
 )
-from mlx_eagle.errors import EagleError, UnsupportedTargetError
+from mlx_eagle.errors import CheckpointError, EagleError, UnsupportedTargetError
 from mlx_eagle.files.json_files import language_config, read_json
 from mlx_eagle.files.quoting import listed, one_line
 from mlx_eagle.load_options import PIPELINE, TENSOR
-from mlx_eagle.target.load import LoadedTarget, compute_type, load_network
+from mlx_eagle.target.load import LoadedTarget, load_network
 from mlx_eagle.target.target import output_layer
 
 # Sizes that are divided, by their names in config.json; those of inputs hold whole groups of
 # quantized numbers.
 HEADS = ("num_attention_heads", "num_key_value_heads")
 INNER = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size")
+BY_INPUT = ("o_proj", "out_proj", "down_proj")  # layers whose inputs are divided
 REPEATED = ("qwen3_5", "qwen3_5_moe")  # families that repeat keys where there are more ranks
 # mlx-lm's modules whose `shard()` was tried, two ranks against one: tests/cluster/test_families.py.
 TRIED = frozenset(
@@ -62,6 +63,20 @@ class Shard(NamedTuple):
     has_whole_output: bool
     nbytes: int
     stage: Stage | None = None
+
+
+class PeakMemory:
+    """The most bytes that MLX has in use from now on, beside what is in use now."""
+
+    def __init__(self) -> None:
+        mx.clear_cache()
+        self._before = mx.get_active_memory()
+        mx.reset_peak_memory()
+
+    @property
+    def nbytes(self) -> int:
+        """So far."""
+        return max(mx.get_peak_memory() - self._before, 0)
 
 
 def check_divisible(folder: Path, n_ranks: int, parallel: str = TENSOR) -> None:
@@ -112,7 +127,7 @@ def _instead(model_class: type) -> str:
 
 def _undivided(config: dict[str, Any], n_ranks: int) -> list[str]:
     """Return which sizes do not divide, in words."""
-    facts, quantization = language_config(config), config.get("quantization")
+    facts = language_config(config)
     sizes = {name: facts.get(name) for name in (*HEADS, *INNER)}
     counts = {name: size for name, size in sizes.items() if type(size) is int and size > 0}
     if config.get("model_type") in REPEATED:
@@ -120,6 +135,7 @@ def _undivided(config: dict[str, Any], n_ranks: int) -> list[str]:
         if keys < n_ranks and n_ranks % keys == 0:
             counts.pop("num_key_value_heads")
     wrong = [f"{name} is {size}" for name, size in counts.items() if size % n_ranks]
+    quantization = config.get("quantization")
     group = quantization.get("group_size") if isinstance(quantization, Mapping) else None
     if type(group) is int and group > 0 and not wrong:
         wrong += [
@@ -134,7 +150,7 @@ def _undivided(config: dict[str, Any], n_ranks: int) -> list[str]:
 def load_shard(
     folder: Path,
     group: mx.distributed.Group,
-    dtype: str | None = None,
+    dtype: mx.Dtype | None = None,
     max_context: int | None = None,
     parallel: str = TENSOR,
 ) -> Shard:
@@ -146,7 +162,7 @@ def load_shard(
     Args:
         folder: the target, checked by `check_divisible`.
         group: of all ranks.
-        dtype: of `LoadOptions`.
+        dtype: in which all ranks compute; None keeps what is stored.
         max_context: tokens that a text may have, if the user says so.
         parallel: of `LoadOptions`.
 
@@ -161,16 +177,33 @@ def load_shard(
         raise UnsupportedTargetError(
             f"{folder} is not a target that mlx-lm can load ({one_line(error)})"
         ) from error
-    network, kind = loaded.network, compute_type(dtype)
-    if kind is not None:
-        network.set_dtype(kind)
+    if dtype is not None:
+        loaded.network.set_dtype(dtype)
+    cut = _cut_groups(loaded.network, group.size())
     try:
         return (_staged if parallel == PIPELINE else _sharded)(loaded, group)
     except (AttributeError, ValueError, TypeError, AssertionError) as error:  # of mlx or mlx-lm
+        reason = f"groups would be cut in {listed(cut)}: " if cut else ""
         raise UnsupportedTargetError(
             f"{folder.name} cannot be divided among {group.size()} hosts "
-            f"({one_line(error) or type(error).__name__}); {ADVICE}"
+            f"({reason}{one_line(error) or type(error).__name__}); {ADVICE}"
         ) from error
+    except RuntimeError as error:  # of mlx: no memory, or a file that ends early
+        raise CheckpointError(
+            f"the weights of {folder.name} cannot be read here: {one_line(error)}"
+        ) from error
+
+
+def _cut_groups(network: nn.Module, n_ranks: int) -> list[str]:
+    """Return layers, divided by their input, whose groups of quantized numbers do not divide.
+
+    Each may have a size of groups of its own; what is cut is refused when it is divided.
+    """
+    return [
+        name
+        for name, module in network.named_modules()
+        if name.endswith(BY_INPUT) and "scales" in module and module.scales.shape[-1] % n_ranks
+    ]
 
 
 def _sharded(loaded: LoadedTarget, group: mx.distributed.Group) -> Shard:

@@ -6,9 +6,10 @@ on all of them. Nothing is added up over ranks, so that the numbers are those of
 last bit, for any number of ranks.
 """
 
+import copy
 import sys
 from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -84,6 +85,26 @@ class Stage(NamedTuple):
         }
 
 
+class Seat(NamedTuple):
+    """A rank's place among others, as mlx-lm's `pipeline()` asks for it; nothing is exchanged.
+
+    Attributes:
+        place: the rank.
+        places: how many there are.
+    """
+
+    place: int
+    places: int
+
+    def rank(self) -> int:
+        """The rank."""
+        return self.place
+
+    def size(self) -> int:
+        """Number of ranks."""
+        return self.places
+
+
 def staging_module(model_class: type) -> str | None:
     """Return the module of mlx-lm whose model has a `pipeline()`; None where there is none."""
     names = [base.__module__ for base in model_class.__mro__]
@@ -126,17 +147,27 @@ def check_stages(model_class: type, config: Mapping[str, Any], n_ranks: int, ins
 def make_stage(network: nn.Module, group: mx.distributed.Group) -> tuple[Stage, ForwardEnd]:
     """Leave a network only the layers of this rank; returns which, and where its passes end.
 
+    Nothing is exchanged: every rank finds the layers of all, so that none waits for another one
+    that has refused.
+
     Raises:
         Exception: whatever mlx-lm raises for layers that cannot be dealt out like this.
     """
     stack = next(m for _, m in network.named_modules() if hasattr(m, "pipeline_rank"))
+    starts = tuple(_start(stack, Seat(rank, group.size())) for rank in range(group.size()))
     stack.pipeline(group)
-    own = mx.array([stack.start_idx], dtype=mx.int32)
-    starts = cast(list[int], mx.distributed.all_gather(own, group=group).tolist())
-    stage = Stage(group.rank(), tuple(starts), group)
+    stage = Stage(group.rank(), starts, group)
     end = ForwardEnd(stack.norm, group, is_eager=True)
     _share_logits(network, stage, end)
     return stage, end
+
+
+def _start(stack: nn.Module, seat: Seat) -> int:
+    """Return how many layers run before those of a rank; the stack stays as it is."""
+    dealt = copy.copy(stack)
+    dealt.pipeline(seat)
+    start: int = dealt.start_idx
+    return start
 
 
 def parts_to_read(network: nn.Module, stage: Stage) -> list[mx.array]:

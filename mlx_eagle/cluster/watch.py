@@ -5,8 +5,7 @@ each follower, and one looks at the clock. What they find is raised where rank 0
 it is stuck in MLX, the process is ended, after those who want to save something were called.
 """
 
-import os
-import sys
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,15 +13,19 @@ from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from typing import NamedTuple, TypeVar
 
-from mlx_eagle.cluster.control import Channel
+from mlx_eagle.cluster.control import BEAT, SIGN_OF_LIFE, Channel
+from mlx_eagle.cluster.ending import end_now
 from mlx_eagle.cluster.messages import Beat, Done, Fault, Hello, Ready, Report, decode_report
-from mlx_eagle.errors import ClusterError
+from mlx_eagle.cluster.pass_times import PassTimes
+from mlx_eagle.errors import ClusterError, UnsupportedTargetError
+from mlx_eagle.files.quoting import one_line
 
 _Report = TypeVar("_Report", Hello, Ready)
 
 PAUSE = 0.1  # seconds between two looks
 GRACE = 1.0  # seconds in which MLX mostly raises an error itself, once a rank is lost
-SLOWER = 20.0  # times as long as the slowest pass so far, row by row, is too long
+TOO_LONG = "what all hosts compute together takes longer than"
+UNFINISHED = "what all hosts compute together was not run to its end here"
 
 
 class Patience(NamedTuple):
@@ -31,8 +34,8 @@ class Patience(NamedTuple):
     Attributes:
         start: until all followers have connected.
         silence: without a sign of life of a follower.
-        least: of a forward pass, however fast the ones before were.
-        first: of the first pass, of which nothing is known.
+        least: of a forward pass, however fast the ones before were (`pass_times.py`).
+        first: of the first pass, of which nothing is known, and of what is no pass.
     """
 
     start: float = 60.0
@@ -54,38 +57,67 @@ class Peer:
         memory: bytes that MLX may use there.
 
     Attributes:
+        process: id of the process of this machine that is the follower, or reaches it; None if it
+            was not started from here.
         lost: why it is of no more use; "" while it is.
         heard: moment in seconds of its last sign of life.
     """
 
     def __init__(self, name: str, rank: int, channel: Channel, memory: int) -> None:
         self.name, self.rank, self.channel, self.memory = name, rank, channel, memory
+        self.process: int | None = None
         self.lost, self.heard = "", time.monotonic()
         self._expected: dict[int, int] = {}  # rows after a pass that is not answered, by its number
         self._said: SimpleQueue[Report] = SimpleQueue()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._answered = 0  # the order that it has answered last
+        for work in (self._listen, self._beat):
+            threading.Thread(target=work, daemon=True).start()
 
     def __str__(self) -> str:
         return f"rank {self.rank} on {self.name}"
 
-    def answer(self, kind: type[_Report]) -> _Report:
+    def answer(self, kind: type[_Report], order: int = 0, seconds: float = math.inf) -> _Report:
         """Wait for what it says next beside signs of life, which is to be of this kind.
+
+        What answers an earlier order is passed over: whoever gave that did not wait for it.
+
+        Args:
+            kind: of the answer.
+            order: that is answered; 0 for one without a number.
+            seconds: until it counts as lost; for ever, where `Watch` looks at the clock.
 
         Raises:
             ClusterError: if it is lost, could not do it, or says something else.
         """
+        ends = time.monotonic() + seconds
         while True:
+            if time.monotonic() > ends:
+                self.lose(f"stands still or cannot be reached: no answer for {seconds:.0f} s")
             try:
                 said = self._said.get(timeout=PAUSE)
             except Empty:
                 if self.lost:
                     raise ClusterError(self.lost) from None
                 continue
-            if not isinstance(said, kind):
+            number = said.number if isinstance(said, Ready) else 0
+            if number < order:
+                continue
+            if not isinstance(said, kind) or number != order:
                 raise ClusterError(f"{self} said {said.kind}, which was not asked for")
             if isinstance(said, Ready) and said.fault:
                 raise ClusterError(f"{self}: {said.fault}")
             return said
+
+    def settle(self, order: int) -> None:
+        """Wait until it has answered an order, whatever it says, because nobody else waits for it.
+
+        Raises:
+            ClusterError: if it is lost.
+        """
+        while self._answered < order:
+            if self.lost:
+                raise ClusterError(self.lost)
+            time.sleep(PAUSE)
 
     def expect(self, number: int, rows: int) -> None:
         """Expect so many rows in the cache after a pass, whenever it says that it has ended."""
@@ -94,6 +126,15 @@ class Peer:
     def lose(self, reason: str) -> None:
         """Note why it is of no more use, if that is not known yet."""
         self.lost = self.lost or f"{self} {reason}"
+
+    def _beat(self) -> None:
+        """Show that this process is there and does not stand still, as long as that matters."""
+        while not self.lost:
+            try:
+                self.channel.send(SIGN_OF_LIFE)
+            except OSError:
+                return  # as `_listen` finds out
+            time.sleep(BEAT)
 
     def _listen(self) -> None:
         """Take in what it says, to its end."""
@@ -117,6 +158,12 @@ class Peer:
                 self.lose(f"holds {said.rows} rows after a pass, rank 0 {rows}")
         elif not isinstance(said, Beat):
             self._said.put(said)
+            self._answered = said.number if isinstance(said, Ready) else self._answered
+
+
+def processes_of(peers: Sequence[Peer]) -> list[int]:
+    """Return the ids of those processes of this machine that are followers, or reach them."""
+    return [peer.process for peer in peers if peer.process is not None]
 
 
 class Watch:
@@ -135,7 +182,7 @@ class Watch:
         self._peers, self._patience = peers, patience
         self._failure = ""
         self._since: float | None = None  # rank 0 is in MLX, waiting for the others
-        self._limit, self._per_row = patience.first, 0.0
+        self._limit, self._times = patience.first, PassTimes()
         self._stuck_since: float | None = None
         self._is_over = threading.Event()
         threading.Thread(target=self._run, name="mlx-eagle-watch", daemon=True).start()
@@ -147,19 +194,23 @@ class Watch:
 
     def fail(self, reason: str) -> None:
         """Note why the hosts are not in step any more, which cannot be mended."""
-        self._failure = self._failure or reason
+        self._failure = self.lost or reason
 
     @contextmanager
-    def decisive(self) -> Iterator[None]:
+    def decisive(self, what: str, *alike: type[BaseException]) -> Iterator[None]:
         """Let nothing be computed any more after what fails inside, Ctrl-C included.
 
-        The followers were told of a pass and wait for it, or what they have computed is wrong.
+        The followers were told of something and wait for it, or what they have computed is wrong.
+
+        Args:
+            what: has happened then, in words.
+            *alike: what is no failure, because all ranks find it alike, or that is found out later.
         """
         try:
             yield
         except BaseException as error:
-            if not isinstance(error, RuntimeError):  # of MLX: which host is lost is found out
-                self.fail(f"a pass was not run to its end here ({error or type(error).__name__})")
+            if not isinstance(error, alike):
+                self.fail(f"{what} ({one_line(error) or type(error).__name__})")
             raise
 
     def check(self) -> None:
@@ -175,36 +226,42 @@ class Watch:
     def waiting(self, n_rows: int = 0) -> Iterator[None]:
         """Wait for the others inside; what MLX raises for a lost rank is said in words.
 
+        Whatever fails inside is decisive: the others are elsewhere from then on. Only a target
+        that is refused by the self check is refused by all ranks alike.
+
         Args:
             n_rows: of the forward pass; 0 for anything else.
 
         Raises:
-            ClusterError: if a follower is lost.
+            ClusterError: if a follower is lost, or MLX fails here.
         """
-        expected = SLOWER * self._per_row * n_rows
-        known = max(expected, self._patience.least)
-        self._limit = known if self._per_row and n_rows else self._patience.first
+        known = self._times.limit(n_rows) if n_rows else None
+        self._limit = self._patience.first if known is None else max(known, self._patience.least)
         self._since = start = time.monotonic()
+        alike = (RuntimeError,) if n_rows else (RuntimeError, UnsupportedTargetError)
         try:
-            yield
+            with self.decisive(UNFINISHED, *alike):
+                yield
         except RuntimeError as error:
             raise ClusterError(self._told(self._reason(error))) from error
         finally:
-            self._since = None
+            since, self._since = self._since or start, None  # a stop of this process is forgiven
         if n_rows:
-            self._per_row = max(self._per_row, (time.monotonic() - start) / n_rows)
+            self._times.add(n_rows, time.monotonic() - since)
 
     def end(self) -> None:
         """Look no more."""
         self._is_over.set()
 
     def _reason(self, error: RuntimeError) -> str:
-        """Return which follower is lost, once that is known."""
-        for _ in range(round(GRACE / PAUSE)):
-            if self.lost:
-                return self.lost
-            time.sleep(PAUSE)
-        return f"a host is lost: {error}"
+        """Return which follower is lost, once that is known; else MLX failed on this host."""
+        try:
+            ends = time.monotonic() + GRACE
+            while not self.lost and time.monotonic() < ends:
+                time.sleep(PAUSE)
+        finally:  # Ctrl-C included
+            self.fail(f"{UNFINISHED} ({one_line(error)})")
+        return self.lost
 
     def _told(self, reason: str) -> str:
         return f"{reason}; what was said is kept here, but nothing more can be computed: start anew"
@@ -236,7 +293,7 @@ class Watch:
             self._stuck_since = None
             return
         if not self.lost and now - since > self._limit:
-            self._give_up(f"a forward pass takes longer than {self._limit:.0f} s on some host")
+            self._give_up(f"{TOO_LONG} {self._limit:.0f} s, on some host")
         if self.lost:
             self._stuck_since = self._stuck_since or now
             if now - self._stuck_since > GRACE:
@@ -244,9 +301,7 @@ class Watch:
 
     def _give_up(self, reason: str) -> None:
         """End the process: MLX waits for ever, and its wait cannot be left."""
-        for call in self.on_lost:
+        for call in [*self.on_lost]:
             with suppress(Exception):  # the others must be called as well
                 call(reason)
-        with suppress(Exception):
-            print(f"error: {reason}; ending, because MLX waits for it", file=sys.stderr, flush=True)
-        os._exit(1)
+        end_now(f"{reason}; ending, because MLX waits for it", processes_of(self._peers))

@@ -7,7 +7,7 @@ from typing import Any
 from mlx_eagle.answers.sections import Kind
 from mlx_eagle.decoding.stats import GenerationStats
 from mlx_eagle.engine import Engine
-from mlx_eagle.errors import EagleError
+from mlx_eagle.errors import ClusterError, EagleError
 from mlx_eagle.server.events import (
     Drafted,
     End,
@@ -64,6 +64,8 @@ class AnswerJob:
             raise
         except RefusalError as error:
             yield Failed(error.kind, str(error))
+        except ClusterError as error:
+            yield Failed("lost", str(error))
         except EagleError as error:
             yield Failed("invalid", str(error))
         except Exception as error:
@@ -105,7 +107,7 @@ class AnswerJob:
         return None if kept is None else kept.files
 
     def _keep(self) -> None:
-        """Keep the rows of a whole answer, those in memory first, if the engine keeps any."""
+        """Keep the rows of an answer that is over, if the engine keeps any."""
         if self._engine.prefix_cache is not None:
             self._engine.prefix_cache.keep(self._session.prefix)
 

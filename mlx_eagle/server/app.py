@@ -293,6 +293,8 @@ class Server:
         return Response(self.meters.text(), media_type=self.meters.media_type)
 
     async def _health(self, request: Request) -> Any:
+        if lost := self.desk.lost:
+            return Answered({"status": "lost", "reason": lost}, 503)
         if self.desk.is_stopping:
             return Answered({"status": "stopping"}, 503)
         return Answered({"status": "ok"})

@@ -22,6 +22,7 @@ from mlx_eagle.worker import Worker
 
 LONGEST_WAIT = 600.0  # seconds in the queue
 STOPPING = Failed("stopping", "the server is stopping; ask again once it runs")
+LOST = "{}; start the server again"
 WAITED = Failed("stopping", f"the request waited {LONGEST_WAIT:.0f} s for its turn; try again")
 
 
@@ -121,13 +122,20 @@ class Desk:
         return len(self._queue)
 
     def check_running(self) -> None:
-        """Refuse a request once the server is stopping.
+        """Refuse a request once the server is stopping, or a machine of its model is lost.
 
         Raises:
             RefusalError: then.
         """
+        if lost := self.lost:
+            raise RefusalError("lost", LOST.format(lost))
         if self.is_stopping:
             raise RefusalError(STOPPING.kind, STOPPING.message)
+
+    @property
+    def lost(self) -> str:
+        """Why nothing can be answered any more; "" while it can."""
+        return self._engine.target.lost
 
     def check_room(self) -> None:
         """Refuse a request that could not even wait.
@@ -162,12 +170,13 @@ class Desk:
     async def stop(self, grace: float) -> None:
         """Accept nothing more, and end what runs after `grace` seconds."""
         self.is_stopping = True
+        why = Failed("lost", LOST.format(self.lost)) if self.lost else STOPPING
         for waiting in list(self._queue):
-            waiting.cancel(STOPPING)
+            waiting.cancel(why)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace)
         if self.now is not None:
-            self.now.cancel(STOPPING)
+            self.now.cancel(why)
         if self._tasks:
             await asyncio.wait(self._tasks)
 

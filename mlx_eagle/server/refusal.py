@@ -38,6 +38,7 @@ WORDINGS = {
     "media": Wording(415, BAD, "unsupported_media_type", BAD),
     "busy": Wording(429, "rate_limit_error", "queue_full", "overloaded_error", is_lasting=False),
     "stopping": Wording(503, "server_error", "unavailable", "api_error", is_lasting=False),
+    "lost": Wording(503, "server_error", "unavailable", "api_error"),
     "memory": Wording(500, "server_error", "oom", "api_error"),
     "internal": Wording(500, "server_error", "internal_error", "api_error"),
 }

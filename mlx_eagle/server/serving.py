@@ -12,14 +12,16 @@ from types import FrameType
 
 import uvicorn
 
-from mlx_eagle.errors import EagleError
+from mlx_eagle.errors import ClusterError, EagleError
 from mlx_eagle.server.app import Server
 from mlx_eagle.server.delivery import Receive, Scope, Send, send_json, send_refusal
+from mlx_eagle.server.desk import LOST
 from mlx_eagle.server.guard import ID, App, Guard, Rules
 from mlx_eagle.server.refusal import RefusalError, api_of
 
 BACKLOG = 128  # connections that may wait to be accepted
 AFTER_GRACE = 5  # seconds for the last bytes once every answer has ended
+LOOK = 0.2  # seconds between two looks whether the machines of the model are there
 LOADING = RefusalError("stopping", "the model is being loaded; ask again soon", retry_after=5)
 
 
@@ -63,6 +65,11 @@ class Front:
         """Answer a request."""
         app = self._loading if self.server is None else self.server.app
         await app(scope, receive, send)
+
+    @property
+    def lost(self) -> str:
+        """Why nothing can be answered any more; "" while it can."""
+        return "" if self.server is None else self.server.desk.lost
 
     async def stop(self) -> None:
         """End what runs, if anything can."""
@@ -132,6 +139,8 @@ def run(
         ready: called once requests are answered.
 
     Raises:
+        ClusterError: if a machine is lost among which the model is divided, once the server has
+            stopped for it.
         Exception: what the loading raised.
     """
     front = Front(rules)
@@ -150,13 +159,20 @@ def run(
             raise
 
     async def main() -> None:
-        task = asyncio.create_task(load())
-        await runner.serve(sockets=[listening])
-        task.cancel()
+        loader = asyncio.create_task(load())
+        task = asyncio.create_task(runner.serve(sockets=[listening]))
+        while not task.done():
+            if front.lost:
+                runner.stop()
+            await asyncio.wait([task], timeout=LOOK)
+        loader.cancel()
         with suppress(asyncio.CancelledError):
-            await task
+            await loader
+        await task
 
     try:
         asyncio.run(main())
     finally:
         listening.close()
+    if lost := front.lost:
+        raise ClusterError(LOST.format(lost))

@@ -46,6 +46,7 @@ def check_tree_verification(target: Target) -> None:
 
     Raises:
         UnsupportedTargetError: if it fails on both, or answers differently.
+        ClusterError: if another machine is lost meanwhile.
     """
     with target.checking():
         _check_verification(target)
@@ -82,6 +83,8 @@ def check_kv_options(target: Target) -> None:
         mx.eval(target.verify(chain, cache).logits)
     except UnsupportedTargetError:
         raise
+    except target.foreign_errors:
+        raise
     except Exception as error:  # model code may stumble over quantized rows in any way
         option = "kv_bits" if target.kv.bits is not None else "max_kv_size"
         raise UnsupportedTargetError(
@@ -110,6 +113,8 @@ def _check_tree(target: Target) -> None:
         target.extend(mx.array(PREFIX, dtype=mx.int32), cache)
         found = target.verify(tree, cache).logits
         mx.eval(found)
+    except target.foreign_errors:
+        raise
     except Exception as error:  # model code may stumble over a vector of positions in any way
         raise UnsupportedTargetError(
             f"mlx-lm's {_name(target)} model uses the cache in a way that trees break ({error}); "
@@ -136,6 +141,8 @@ def _check_chains(target: Target) -> None:
             found.append(target.verify(tree, cache).logits[:n_accepted])
             cache.commit(range(n_accepted))
         mx.eval(found)
+    except target.foreign_errors:
+        raise
     except Exception as error:  # as above
         raise UnsupportedTargetError(
             f"mlx-lm's {_name(target)} model uses the cache in a way that chains break ({error}); "

@@ -12,7 +12,7 @@ import copy
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -52,10 +52,13 @@ class Target:
             and came out wrong (`self_check.py`).
         kv: what caches made from now on keep; try it with `self_check.check_kv_options`.
         few_rows: kernels on the model's layers, shared with twins; none at first.
+        foreign_errors: errors that say nothing of the model, but of other machines.
 
     Raises:
         UnsupportedTargetError: if the model cannot be tapped there or cannot verify anything.
     """
+
+    foreign_errors: ClassVar[tuple[type[Exception], ...]] = ()
 
     def __init__(self, model: nn.Module, taps: Sequence[int] = (), speculate: bool = True) -> None:
         self.model = model
@@ -128,6 +131,11 @@ class Target:
         except UnsupportedTargetError:
             return None
         return rows
+
+    @property
+    def lost(self) -> str:
+        """Why nothing can be computed any more; "" while it can. Other machines may be lost."""
+        return ""
 
     @property
     def layers_before(self) -> int:

@@ -1,8 +1,11 @@
 """The control sockets: the token first, whole messages, bounded, and an end that is noticed."""
 
+import ctypes
 import socket
 import struct
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -10,10 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cases import broad
+from mlx_eagle.cluster import control
 from mlx_eagle.cluster.control import MAX_BYTES, Channel, Listener, new_token
 from mlx_eagle.errors import ClusterError
 
 SECONDS = 5.0
+SO_ATTACH_FILTER = 26  # of Linux; Python does not name it
 
 
 @pytest.fixture
@@ -96,6 +102,37 @@ def test_who_does_not_know_the_token_is_shut_out_and_the_next_one_let_in(said: s
         assert stranger.recv(1) == b""
         for end in (stranger, follower, leader):
             end.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="drops packets as Linux does")
+@pytest.mark.parametrize("sends", [True, broad(False)])
+def test_a_machine_that_vanishes_ends_the_connection_whatever_was_sent(
+    sends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "UNREACHED", 1)
+    monkeypatch.setattr(control, "KEEPALIVE", {"TCP_KEEPIDLE": 1, "TCP_KEEPINTVL": 1})
+    token = new_token()
+    with closing(Listener("127.0.0.1", token)) as listener:
+        follower = Channel.connect(listener.address, token, SECONDS)
+        leader = listener.accept(SECONDS)
+    assert leader is not None
+    with closing(follower), closing(leader):
+        follower.send(b"hello")
+        assert leader.receive() == b"hello"
+        vanish(leader)
+        if sends:
+            follower.send(b"are you there?")
+        began = time.monotonic()
+        assert follower.receive() is None
+        assert time.monotonic() - began < 15
+
+
+def vanish(end: Channel) -> None:
+    """Let nothing that is sent to this end arrive: not even its kernel answers from now on."""
+    drop_all = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
+    program = struct.pack("HL", 1, ctypes.addressof(drop_all))
+    end._socket.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+    end._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 0)  # nor asks it anything
 
 
 def test_nobody_comes_in_time() -> None:

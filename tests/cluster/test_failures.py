@@ -49,8 +49,7 @@ def test_a_follower_that_stands_still_ends_rank_0_in_time(start: Start) -> None:
     running.tell_follower(signal.SIGSTOP)
     assert "error: rank 1 on 127.0.0.1 stands still" in running.end()
     assert running.process.returncode == 1
-    running.tell_follower(signal.SIGCONT)
-    assert running.follower_is_gone()
+    assert running.follower_is_gone(), "although it was stopped"
 
 
 @pytest.mark.broad
@@ -66,4 +65,11 @@ def test_a_follower_that_does_something_else_gives_no_text(fault: str, start: St
 def test_a_follower_of_another_version_is_refused(start: Start) -> None:
     running = start("old")
     assert "127.0.0.1 (rank 1) has mlx 0.1 (here: " in running.end()
+    assert running.process.returncode == 1
+
+
+@pytest.mark.broad
+def test_a_follower_that_is_lost_while_the_target_is_tried_is_named(start: Start) -> None:
+    running = start("leaves")
+    assert "error: rank 1 on 127.0.0.1 has ended" in running.end()
     assert running.process.returncode == 1

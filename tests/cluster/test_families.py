@@ -71,13 +71,13 @@ def test_logits_are_those_of_one_process(family: str, cluster: Cluster, tmp_path
 def test_an_output_layer_that_is_divided_is_not_lent(cluster: Cluster, tmp_path: Path) -> None:
     """After `shard()` it is no linear layer any more: the embedding would be taken in its place."""
     folder, _ = write_tiny(tmp_path / "model", "qwen3_5", **FAMILIES["qwen3_5"])
-    shard = cluster.load(folder, "tiny", "float32")
-    target, ids = LeadingTarget(cluster, shard), mx.array([1, 2])
-    after_norm = len(shard.loaded.network.layers) + 1
+    divided = cluster.load(folder, "tiny", "float32")
+    target, ids = LeadingTarget(cluster, divided), mx.array([1, 2])
+    after_norm = len(divided.shard.loaded.network.layers) + 1
     for borrow in (
         lambda: target.unembed,
         lambda: target.output_rows(ids),
-        lambda: LeadingTarget(cluster, shard, (after_norm,)),
+        lambda: LeadingTarget(cluster, divided, (after_norm,)),
     ):
         with pytest.raises(UnsupportedTargetError, match="divides this target's output layer"):
             borrow()

@@ -97,3 +97,17 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_what_is_not_done_with_hosts_is_refused_by_name(options: dict[str, Any]) -> None:
     with pytest.raises(EagleError, match="with hosts, where it is not supported yet"):
         LoadOptions(hosts="hosts.json", **options)
+
+
+def test_costs_of_another_wiring_are_others() -> None:
+    """Other addresses, another backend or other devices; not other variables."""
+    known = Hosts((Host("a", ("10.0.0.1",)), Host("b", ("10.0.0.2",))))
+    devices = (Host("a", ("10.0.0.1",), (None, "en2")), Host("b", ("10.0.0.2",), ("en3", None)))
+    others = [
+        known._replace(hosts=(known.hosts[0], Host("b", ("10.0.0.3",)))),
+        known._replace(backend="jaccl"),
+        known._replace(backend="jaccl", hosts=devices),
+    ]
+    assert len({hosts.wiring for hosts in (known, *others)}) == 4
+    assert known._replace(envs=("A=b",)).wiring == known.wiring
+    assert others[2].wiring == "jaccl 10.0.0.1, 10.0.0.2, en2, en3"

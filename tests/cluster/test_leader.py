@@ -3,6 +3,9 @@
 float32 on the CPU wheel: two ranks add in one order, so what one row gives it gives in a tree too.
 """
 
+import gc
+import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +18,18 @@ from mlx.utils import tree_flatten
 from cases import broad
 from mlx_eagle.bench.metrics import Sample
 from mlx_eagle.bench.text_comparison import judge_on_hosts
+from mlx_eagle.cache.model_cache import AnyCache
 from mlx_eagle.cluster.cluster import Cluster
 from mlx_eagle.cluster.leader import LeadingTarget
+from mlx_eagle.cluster.messages import Drop, Order, Unload, encode_orders
 from mlx_eagle.engine import Engine
-from mlx_eagle.errors import ClusterError, UnsupportedTargetError
+from mlx_eagle.errors import CheckpointError, ClusterError, UnsupportedTargetError
+from mlx_eagle.load_options import PIPELINE
 from mlx_eagle.session.session import Session
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import DraftTree, TreeShape
 from pairs_on_hosts import PROMPT, Pair
-from shards import lead, write_tiny
+from shards import lead, write_model, write_tiny
 from tiny_models import SMALL
 
 
@@ -134,7 +140,7 @@ def test_a_model_that_is_run_directly_would_wait_for_ever_and_says_so(pair: Pair
 
 def test_a_target_that_verifies_nothing_is_refused(pair: Pair) -> None:
     with pytest.raises(UnsupportedTargetError, match="one machine"):
-        LeadingTarget(pair.target.cluster, pair.target._shard, speculate=False)
+        LeadingTarget(pair.target.cluster, pair.target.divided, speculate=False)
 
 
 # From here on other targets take the place of the pair's.
@@ -175,21 +181,111 @@ def test_a_rank_holds_its_part_and_never_the_whole(cluster: Cluster, tmp_path: P
     folder, model = write_tiny(tmp_path / "deep", "llama", **sizes)
     whole = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
     del model
-    in_use = mx.get_active_memory()
-    mx.reset_peak_memory()
-    cluster.load(folder, "deep", "float32")
-    layer = whole / 12
-    assert max(cluster.weights) <= (0.5 + 0.05) * whole
-    assert cluster.peaks[0] - in_use <= max(cluster.weights) + 3 * layer
-    assert cluster.peaks[1] <= max(cluster.weights) + 3 * layer
+    divided = cluster.load(folder, "deep", "float32")
+    assert max(divided.weights) <= (0.5 + 0.05) * whole
+    assert max(divided.peaks) <= max(divided.weights) + 3 * whole / 12
 
 
-def test_a_target_that_another_one_has_replaced_says_so(cluster: Cluster, tmp_path: Path) -> None:
-    folder, _ = write_tiny(tmp_path / "first", "llama")
-    first = lead(cluster, folder)
-    lead(cluster, write_tiny(tmp_path / "second", "llama")[0])
-    with pytest.raises(ClusterError, match="loaded another target since"):
-        first.extend(mx.array([1, 2]), first.make_cache())
+def test_a_layer_whose_own_groups_would_be_cut_is_refused_by_name(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """Half of 192 numbers are whole groups of 32, and one and a half of 64."""
+    sizes = {"intermediate_size": 192, "hidden_size": 128, "head_dim": 32, "num_hidden_layers": 2}
+    name = "model.layers.1.mlp.down_proj"
+    folder, _ = write_tiny(tmp_path / "mixed", "llama", 8, {name: 64}, **sizes)
+    with pytest.raises(UnsupportedTargetError, match=f"groups would be cut in {name}: "):
+        cluster.load(folder, "mixed", "float32")
+    cluster.measure(1)
+
+
+def test_all_ranks_compute_in_the_type_that_rank_0_has_chosen(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU it keeps what is stored, on a CPU it does not."""
+    folder, model = write_tiny(tmp_path / "halves", "qwen2", num_hidden_layers=2)
+    model.set_dtype(mx.bfloat16)
+    write_model(folder, model, json.loads((folder / "config.json").read_text()))
+    sizes = []
+    for on_gpu in (False, True):
+        with monkeypatch.context() as patch:
+            if on_gpu:
+                patch.setattr("mlx_eagle.cluster.cluster.compute_type", lambda name: None)
+            sizes.append(cluster.load(folder, "halves").weights)
+    assert sizes[0] == [2 * size for size in sizes[1]]
+    assert sizes[0][0] == sizes[0][1]
+
+
+def test_costs_are_of_one_wiring(cluster: Cluster) -> None:
+    want = {"ranks": "2", "link": "ring 127.0.0.1, 127.0.0.1: 127.0.0.1", "parallel": PIPELINE}
+    assert cluster.identity(PIPELINE) == want
+
+
+def refuse(*args: Any) -> None:
+    raise CheckpointError("damaged here")
+
+
+def interrupt(*args: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def unchecked(cluster: Cluster, folder: Path) -> LeadingTarget:
+    return LeadingTarget(cluster, cluster.load(folder, folder.name, "float32"))
+
+
+def next_rows(target: Target, cache: AnyCache) -> np.ndarray:
+    return np.array(target.forward(mx.array([1, 2]), cache).logits)
+
+
+def test_a_target_goes_on_beside_another_one_and_after_one_that_was_refused(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = unchecked(cluster, write_tiny(tmp_path / "first", "llama", num_hidden_layers=1)[0])
+    caches = [first.make_cache() for _ in range(3)]
+    want = next_rows(first, caches[0])
+    other, _ = write_tiny(tmp_path / "second", "llama", num_hidden_layers=2)
+    for fault, error in ((refuse, CheckpointError), (interrupt, KeyboardInterrupt)):
+        with monkeypatch.context() as patch:
+            patch.setattr("mlx_eagle.cluster.cluster.load_shard", fault)
+            with pytest.raises(error):
+                cluster.load(other, "second", "float32")
+    np.testing.assert_array_equal(next_rows(first, caches[1]), want)
+    second = unchecked(cluster, other)
+    cache = second.make_cache()
+    np.testing.assert_array_equal(next_rows(first, caches[2]), want)
+    assert (next_rows(second, cache) != want).any()
+    with pytest.raises(AssertionError, match="of another target"):
+        second.extend(mx.array([1]), caches[2])
+    cluster.watch.check()
+
+
+def test_followers_forget_a_target_that_nobody_has_any_more(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is done to its caches afterwards is no fault, and they are forgotten in turn."""
+    folder, _ = write_tiny(tmp_path / "tiny", "llama", num_hidden_layers=1)
+    target, told = unchecked(cluster, folder), list[Order]()
+    cache, number = target.make_cache(), target.divided.number
+    target.extend(mx.array([1, 2]), cache)
+
+    def note(orders: Sequence[Order]) -> bytes:
+        told.extend(orders)
+        return encode_orders(orders)
+
+    monkeypatch.setattr("mlx_eagle.cluster.cluster.encode_orders", note)
+    monkeypatch.setattr("mlx_eagle.cluster.cluster.load_shard", refuse)
+    with pytest.raises(CheckpointError):
+        cluster.load(folder, "tiny")
+    del target
+    gc.collect()
+    cache.trim(1)
+    twin = cache.fork()
+    cluster.measure(1)
+    gone = [order.target for order in told if isinstance(order, Unload)]
+    assert {number, number + 1} <= {*gone}
+    del cache, twin
+    cluster.measure(1)
+    assert len([order for order in told if isinstance(order, Drop)]) >= 2
+    cluster.watch.check()
 
 
 def test_a_canary_that_does_not_come_out_is_the_end(

@@ -1,20 +1,28 @@
 """`load` with a hosts file, the command line, and processes that `mlx.launch` has started."""
 
+import gc
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import mlx_eagle
+from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.cli.doctor import describe_hosts
 from mlx_eagle.cluster.cluster import Cluster
 from mlx_eagle.cluster.leader import LeadingTarget
+from mlx_eagle.cluster.messages import Load, Order, encode_orders
 from mlx_eagle.errors import ClusterError, UnsupportedTargetError
+from mlx_eagle.load_options import PIPELINE, TENSOR
+from mlx_eagle.loading import load_with_head
+from shards import write_tiny
 from training_files import write_tiny_target
 
 QUESTION = "What does zip do?"
@@ -31,6 +39,15 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("hosts") / "hosts.json"
     file.write_text(json.dumps([{"ssh": "127.0.0.1", "ips": ["127.0.0.1"]}] * 2))
     return file
+
+
+def conversations_saved(cluster: Cluster, capfd: pytest.CaptureFixture[str]) -> list[str]:
+    """Return how the conversations begin that are written down when a host is lost."""
+    for call in cluster.watch.on_lost:
+        call("a test")
+    files = re.findall("written to (.*)", capfd.readouterr().err)
+    said = [json.loads(Path(file).read_text())["messages"][0]["content"] for file in files]
+    return sorted(said)
 
 
 @pytest.mark.bitwise
@@ -54,11 +71,14 @@ def test_an_engine_on_two_hosts_answers_as_one_machine(
     said = [list(one.ask("And map?", max_tokens=3)) for one in (again, other)]
     assert [r.token for r in said[0]] == [r.token for r in said[1]]
 
-    for call in cluster.watch.on_lost:
-        call("a test")
-    written = capfd.readouterr().err.split("written to ")[1].splitlines()[0]
-    assert json.loads(Path(written).read_text())["messages"][0]["content"] == QUESTION
-    cluster.watch.on_lost.clear()
+    with_head = load_with_head(engine, folder, "ngram", hosts=hosts, **OPTIONS)
+    more = engine.with_kv(KVOptions(max_size=64)).session(), with_head.session()
+    for number, one in enumerate(more):
+        list(one.ask(str(number), max_tokens=1))
+    assert conversations_saved(cluster, capfd) == ["0", "1", QUESTION, QUESTION]
+    del engine, with_head, session, other, again, more, one
+    gc.collect()
+    assert cluster.watch.on_lost == [], "an engine that nobody has any more is kept alive"
 
 
 def test_other_hosts_cannot_be_joined_by_the_same_process(
@@ -88,15 +108,45 @@ def test_the_doctor_says_who_is_there_and_how_fast(
     assert "16384 bytes" in said
 
 
+Ask = Callable[[Cluster, Path, str], object]
+
+
+def load_stages(cluster: Cluster, folder: Path, name: str) -> object:
+    return cluster.load(folder, name, "float32", parallel=PIPELINE)
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A target that can be dealt out, but not divided."""
+    folder = tmp_path_factory.mktemp("stages") / "qwen2"
+    return write_tiny(folder, "qwen2", num_hidden_layers=2, intermediate_size=97)[0]
+
+
+@pytest.mark.parametrize("ask", [Cluster.compare, load_stages])
 def test_other_files_on_a_host_are_named_and_nobody_is_lost(
-    cluster: Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ask: Ask, cluster: Cluster, stages: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("mlx_eagle.cluster.cluster.fingerprint", lambda folder: "of other files")
-        for ask in (cluster.compare, cluster.load):
-            with pytest.raises(ClusterError, match="rank 1 on 127.0.0.1: .* holds another config"):
-                ask(folder, "tiny")
-    cluster.compare(folder, "tiny")
+        with pytest.raises(ClusterError, match="rank 1 on 127.0.0.1: .* holds another config"):
+            ask(cluster, stages, "tiny")
+    cluster.compare(stages, "tiny")
+
+
+def test_a_follower_that_cannot_read_its_stage_is_named_and_nobody_waits_for_it(
+    cluster: Cluster, stages: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def to_divide(orders: Sequence[Order]) -> bytes:
+        change = {"parallel": TENSOR}
+        return encode_orders(
+            [one.model_copy(update=change) if isinstance(one, Load) else one for one in orders]
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mlx_eagle.cluster.cluster.encode_orders", to_divide)
+        with pytest.raises(ClusterError, match="rank 1 on 127.0.0.1: .* cannot be divided"):
+            load_stages(cluster, stages, "tiny")
+    load_stages(cluster, stages, "tiny")
 
 
 def command(folder: Path, *more: str) -> list[str]:

@@ -27,7 +27,7 @@ from mlx_eagle.errors import ClusterError
 
 IDS, ROWS = st.integers(0, 1 << 20), st.integers(0, 1 << 20)
 ORDERS = st.one_of(
-    st.builds(New, cache=IDS, bits=st.sampled_from([None, 4, 8])),
+    st.builds(New, cache=IDS, target=IDS, bits=st.sampled_from([None, 4, 8])),
     st.builds(Fork, cache=IDS, source=IDS),
     st.builds(Commit, cache=IDS, first=ROWS, others=st.lists(ROWS, max_size=4)),
     st.builds(Trim, cache=IDS, rows=ROWS),
@@ -35,6 +35,7 @@ ORDERS = st.one_of(
     st.builds(Stop),
     st.builds(
         Run,
+        target=IDS,
         cache=IDS,
         number=st.integers(1, 1 << 20),
         rows=ROWS,
@@ -42,7 +43,14 @@ ORDERS = st.one_of(
         parents=st.none() | st.lists(ROWS, max_size=8),
     ),
 )
-RUN: dict[str, Any] = {"kind": "run", "cache": 1, "number": 1, "rows": 0, "tokens": [5]}
+RUN: dict[str, Any] = {
+    "kind": "run",
+    "target": 0,
+    "cache": 1,
+    "number": 1,
+    "rows": 0,
+    "tokens": [5],
+}
 
 
 @given(st.lists(ORDERS, max_size=6))
@@ -58,7 +66,9 @@ def test_a_path_is_told_by_its_beginning_and_the_rest(path: list[int]) -> None:
 
 def test_a_tree_of_255_nodes_is_a_message_of_a_few_kilobytes() -> None:
     nodes = list(range(255))
-    run = Run(cache=1, number=9, rows=4000, tokens=[150_000 + n for n in nodes], parents=nodes)
+    run = Run(
+        target=0, cache=1, number=9, rows=4000, tokens=[150_000 + n for n in nodes], parents=nodes
+    )
     assert len(encode_orders([commit(1, [0, 4, 9]), run])) < 4096
 
 

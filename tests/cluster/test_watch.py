@@ -12,7 +12,7 @@ from mlx_eagle.cluster import watch as watch_module
 from mlx_eagle.cluster.control import Channel
 from mlx_eagle.cluster.messages import Beat, Done, Fault, Hello, Ready, Report, encode_report
 from mlx_eagle.cluster.watch import Patience, Peer, Watch
-from mlx_eagle.errors import ClusterError
+from mlx_eagle.errors import ClusterError, UnsupportedTargetError
 
 LONG = Patience(silence=60, least=60, first=60)
 
@@ -110,10 +110,37 @@ def test_an_answer_of_another_kind_is_not_taken(side: Side) -> None:
         side.peer.answer(Ready)
 
 
+def test_an_answer_to_an_order_that_nobody_waits_for_is_passed_over(side: Side) -> None:
+    side.say(Ready(number=3, fault="of another order"))
+    side.say(Ready(number=4, weights=7))
+    assert side.peer.answer(Ready, 4).weights == 7
+    side.say(Ready(number=6))
+    with pytest.raises(ClusterError, match="said ready, which was not asked for"):
+        side.peer.answer(Ready, 5)
+
+
+def test_what_was_asked_before_is_waited_for_whatever_the_answer(side: Side) -> None:
+    side.say(Ready(number=2))
+    threading.Timer(0.2, side.say, [Ready(number=3, fault="too late")]).start()
+    side.peer.settle(3)
+    side.peer.settle(3)  # nothing more comes
+    side.say(Ready(number=4))
+    assert side.peer.answer(Ready, 4)
+    side.channel.close()
+    with pytest.raises(ClusterError, match="has ended"):
+        side.peer.settle(5)
+
+
 def test_an_answer_that_never_comes_is_given_up_when_the_follower_ends(side: Side) -> None:
     threading.Timer(0.1, side.channel.close).start()
     with pytest.raises(ClusterError, match="has ended"):
         side.peer.answer(Ready)
+
+
+def test_an_answer_that_never_comes_is_given_up_in_time(side: Side) -> None:
+    side.say(Beat())
+    with pytest.raises(ClusterError, match="rank 1 on studio-2 stands still .* no answer"):
+        side.peer.answer(Ready, seconds=0.1)
 
 
 def test_silence_is_noticed_and_a_beat_is_none(side: Side) -> None:
@@ -131,6 +158,31 @@ def test_what_mlx_raises_for_a_lost_rank_is_said_in_words(side: Side) -> None:
     side.channel.close()
     with pytest.raises(ClusterError, match="rank 1 on studio-2 has ended"), watch.waiting(1):
         raise RuntimeError("[ring] connection to a peer was lost")
+    watch.end()
+
+
+@pytest.mark.parametrize("n_rows", [0, 1])
+def test_after_what_mlx_raises_here_alone_nothing_is_computed(
+    n_rows: int, side: Side, exits: list[int]
+) -> None:
+    watch = watching(side)
+    said = "not run to its end here .*out of memory"
+    with pytest.raises(ClusterError, match=said), watch.waiting(n_rows):
+        raise RuntimeError("[malloc] out of memory")
+    with pytest.raises(ClusterError, match=said):
+        watch.check()
+    watch.end()
+
+
+def test_a_target_that_all_ranks_refuse_alike_leaves_them_in_step(side: Side) -> None:
+    watch = watching(side)
+    with pytest.raises(UnsupportedTargetError), watch.waiting():
+        raise UnsupportedTargetError("no trees, on all ranks")
+    watch.check()
+    with pytest.raises(UnsupportedTargetError), watch.waiting(1):
+        raise UnsupportedTargetError("no tap, on rank 0")
+    with pytest.raises(ClusterError, match="no tap, on rank 0"):
+        watch.check()
     watch.end()
 
 
@@ -163,10 +215,24 @@ def test_nobody_is_hurried_while_rank_0_does_something_else(side: Side, exits: l
     watch.end()
 
 
-def test_after_a_pass_that_was_not_run_to_its_end_nothing_is_computed(side: Side) -> None:
+@pytest.mark.parametrize("n_rows", [0, 1])
+def test_after_a_pass_that_was_not_run_to_its_end_nothing_is_computed(
+    n_rows: int, side: Side
+) -> None:
     watch = watching(side)
-    with pytest.raises(KeyboardInterrupt), watch.waiting(1), watch.decisive():
+    with pytest.raises(KeyboardInterrupt), watch.waiting(n_rows):
         raise KeyboardInterrupt
     with pytest.raises(ClusterError, match="not run to its end here"):
         watch.check()
     watch.end()
+
+
+def test_a_large_pass_is_given_as_long_as_large_ones_take(side: Side, exits: list[int]) -> None:
+    """Not as long as so many passes of one row."""
+    watch = watching(side, LONG._replace(least=0.2))
+    for n_rows in (1, 1000):
+        with watch.waiting(n_rows):
+            time.sleep(0.02)
+    with watch.waiting(1000):
+        until(lambda: exits, 10.0)
+    assert exits == [1]

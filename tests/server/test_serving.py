@@ -13,11 +13,12 @@ import httpx2
 import pytest
 
 import mlx_eagle
-from mlx_eagle.errors import EagleError
+from mlx_eagle.errors import ClusterError, EagleError
 from mlx_eagle.server.app import OPEN_PATHS, Server, Settings
 from mlx_eagle.server.guard import Rules
 from mlx_eagle.server.serving import bind, run
 from mlx_eagle.session import prefix_files
+from mlx_eagle.target.target import Target
 from mlx_eagle.tree import TreeShape
 from served import Served, chunks, close_files
 
@@ -80,6 +81,57 @@ def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_error() -> None:
     loading.set_exception(EagleError("there is no such model"))
     with pytest.raises(EagleError, match="no such model"):
         run(loading, bind("127.0.0.1", 0), Rules(), 0.05, lambda _: None)
+
+
+LOST = "rank 1 on studio-2 has ended or cannot be reached any more"
+
+
+@pytest.mark.parametrize("notices", ["the answer", "nobody"])
+def test_a_host_that_is_lost_is_a_503_by_name_and_the_end_of_the_server(
+    notices: str, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, got = threading.Event(), list[httpx2.Response]()
+
+    def lose() -> None:
+        monkeypatch.setattr(Target, "lost", LOST)
+        if notices == "the answer":
+            raise ClusterError(LOST)
+        assert held.wait(20)  # the server does not end before this answer does
+
+    served.engine.before = lose
+    loading: Future[Server] = Future()
+    loading.set_result(served.server(Settings(grace=20)))
+    listening = bind("127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    body = {"messages": [{"role": "user", "content": "zip"}], "max_tokens": 2}
+
+    def ask() -> None:
+        got.append(httpx2.post(url + CHAT, json=body, timeout=20))
+
+    def use() -> None:
+        asking = threading.Thread(target=ask)
+        asking.start()
+        if notices == "nobody":
+            while Target.lost != LOST:
+                asking.join(0.01)
+            got.append(httpx2.get(url + "/health"))
+            got.append(httpx2.post(url + CHAT, json=body))
+            held.set()
+        asking.join(20)
+
+    user = threading.Thread(target=use)
+    with pytest.raises(ClusterError, match=f"{LOST}; start the server again"):
+        run(loading, listening, Rules(), 20, lambda _: user.start())
+    user.join(20)
+    if notices == "nobody":
+        health, refused, answer = got
+        assert (health.status_code, health.json()) == (503, {"status": "lost", "reason": LOST})
+        assert answer.status_code == 200
+    else:
+        [refused] = got
+    assert refused.status_code == 503
+    assert LOST in refused.json()["error"]["message"]
+    assert refused.headers["x-should-retry"] == "false"
 
 
 def test_a_port_that_is_taken_is_one_error() -> None:

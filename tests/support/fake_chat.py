@@ -17,7 +17,7 @@ from mlx_eagle.cli.options import ModelSource
 from mlx_eagle.cli.terminal.display import terminal
 from mlx_eagle.decoding.stats import GenerationStats
 from mlx_eagle.engine import EngineInfo
-from mlx_eagle.errors import EagleError
+from mlx_eagle.errors import ClusterError, EagleError
 from mlx_eagle.session.options import GenerationOptions
 from mlx_eagle.session.responses import GenerationResponse
 from mlx_eagle.session.session import Usage
@@ -50,12 +50,14 @@ class FakeConversation:
     """Echoes what it hears, a token per word; "interrupt" is interrupted after one word."""
 
     is_loaded = True
+    lost = ""
 
     def __init__(self) -> None:
         self.system: str | None = None
         self.messages: list[dict[str, str]] = []
         self.options: dict[str, Any] = {}
         self.closed = 0
+        self.rescued: list[str] = []
         self.error: BaseException | None = None
         self.progress = ("load", 0, 2)
         self.source = ModelSource(None, None)
@@ -75,6 +77,9 @@ class FakeConversation:
 
     def spell(self, token: int) -> str:
         return "?"
+
+    def rescue(self, reason: str) -> None:
+        self.rescued.append(reason)
 
     def clear(self) -> None:
         self.messages = []
@@ -102,6 +107,8 @@ class FakeConversation:
         try:
             if text == "fail":
                 raise EagleError("the prompt is too long")
+            if text == "lost":
+                raise ClusterError("rank 1 has ended")
             words = text.split()
             told = [{"role": "user", "content": text}, {"role": "assistant", "content": words[0]}]
             self.messages += told

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mlx_eagle.cluster import follower
 from mlx_eagle.cluster.control import Channel
-from mlx_eagle.cluster.messages import Done, Hello, Report, Run
+from mlx_eagle.cluster.messages import Check, Done, Hello, Report, Run
 from mlx_eagle.errors import EagleError
 
 PID = "LEADING_PID"
@@ -32,6 +32,11 @@ class FaultyFollower(follower.Follower):
         if order.number == FAULTY_PASS and self.fault == "other tree":
             order = order.model_copy(update={"tokens": [*order.tokens, 1]})
         super().run(order)
+
+    def _check(self, order: Check) -> None:
+        if self.fault == "leaves":
+            os._exit(9)
+        super()._check(order)
 
     def report(self, report: Report) -> None:
         if isinstance(report, Done) and report.number == FAULTY_PASS and self.fault == "lies":

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,34 @@ def write_model(folder: Path, model: nn.Module, config: dict[str, Any]) -> Path:
 
 
 def write_tiny(
-    folder: Path, architecture: str, bits: int | None = None, **changes: Any
+    folder: Path,
+    architecture: str,
+    bits: int | None = None,
+    own_groups: Mapping[str, int] | None = None,
+    **changes: Any,
 ) -> tuple[Path, nn.Module]:
-    """Write a tiny random model, and return it as well."""
+    """Write a tiny random model, and return it as well.
+
+    Args:
+        folder: where it goes.
+        architecture: what mlx-lm calls it.
+        bits: if it is to be quantized, in groups of 32.
+        own_groups: layers with groups of another size.
+        **changes: of config.json.
+    """
     model = build_target(architecture, **changes)
     config = {"model_type": architecture} | SMALL | ARCHITECTURES.get(architecture, {}) | changes
     if bits is not None:
-        nn.quantize(model, group_size=32, bits=bits)
-        config["quantization"] = {"group_size": 32, "bits": bits}
+        how: dict[str, Any] = {"group_size": 32, "bits": bits}
+        own = {name: how | {"group_size": size} for name, size in (own_groups or {}).items()}
+        nn.quantize(
+            model,
+            **how,
+            class_predicate=lambda name, module: (
+                own.get(name, True) if hasattr(module, "to_quantized") else False
+            ),
+        )
+        config["quantization"] = how | own
     return write_model(folder, model, config), model
 
 
@@ -51,7 +72,7 @@ def lead(
     cluster: Cluster, folder: Path, taps: tuple[int, ...] = (), parallel: str = TENSOR
 ) -> LeadingTarget:
     """Load a target on all ranks and let them check it together."""
-    shard = cluster.load(folder, folder.name, "float32", parallel=parallel)
-    target = LeadingTarget(cluster, shard, taps)
+    divided = cluster.load(folder, folder.name, "float32", parallel=parallel)
+    target = LeadingTarget(cluster, divided, taps)
     check_tree_verification(target)
     return target

@@ -7,9 +7,10 @@ import mlx.core as mx
 import pytest
 
 from cases import broad
+from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.errors import UnsupportedTargetError
 from mlx_eagle.target import positions, self_check
-from mlx_eagle.target.self_check import check_tree_verification
+from mlx_eagle.target.self_check import check_kv_options, check_tree_verification
 from mlx_eagle.target.target import Target
 from noisy import STEP, noise_on
 
@@ -70,3 +71,21 @@ def test_a_model_that_differs_from_itself_is_not_excused_by_that(tiny_target: Bu
     model.set_dtype(mx.bfloat16)
     with noise_on(model, scale=400 * STEP), pytest.raises(UnsupportedTargetError, match="logits"):
         check_tree_verification(Target(model))
+
+
+def test_a_machine_that_is_lost_is_not_taken_for_a_model_that_cannot_be_verified(
+    tiny_target: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(*_: Any) -> None:
+        raise RuntimeError("[ring] connection to a peer was lost")
+
+    target = Target(tiny_target("llama"))
+    monkeypatch.setattr(target, "_run", lose)
+    with pytest.raises(UnsupportedTargetError, match="in a way that trees break .*lost"):
+        check_tree_verification(target)
+    monkeypatch.setattr(target, "foreign_errors", (RuntimeError,))
+    with pytest.raises(RuntimeError, match="peer was lost"):
+        check_tree_verification(target)
+    target.kv = KVOptions(8)
+    with pytest.raises(RuntimeError, match="peer was lost"):
+        check_kv_options(target)

@@ -10,7 +10,6 @@ others when its connections are closed, and who waits looks now and then whether
 beat (`heartbeat.py`). One that beats but stands still is waited for.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from contextlib import ExitStack, contextmanager, suppress
@@ -21,6 +20,8 @@ from typing import Any, TypeVar
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
+from mlx_eagle.cluster.rank import launched_rank
+from mlx_eagle.cluster.ring import join_launched
 from mlx_eagle.errors import EagleError
 from mlx_eagle.files.quoting import listed, one_line
 from mlx_eagle.training.run.exchange_thread import ExchangeThread
@@ -64,15 +65,7 @@ class Processes:
         Raises:
             EagleError: if it was started in one that cannot be joined.
         """
-        if "MLX_RANK" not in os.environ:
-            return cls()
-        try:
-            return cls(mx.distributed.init(strict=True))
-        except (RuntimeError, ValueError) as error:
-            raise EagleError(
-                f"the process of rank {os.environ['MLX_RANK']} cannot join the others: "
-                f"{one_line(error)}; start all of them at once, with mlx.launch"
-            ) from error
+        return cls() if launched_rank() is None else cls(join_launched())
 
     @property
     def is_first(self) -> bool:

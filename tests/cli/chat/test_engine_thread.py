@@ -1,5 +1,6 @@
 """A conversation on a thread of its own, with a session that is none."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ class FakeSession:
         self.system, self.template = system, {"thinking": False}
         self.messages: list[dict[str, str]] = []
         self.is_cancelled = self.is_closed = False
+        self.prefix = SimpleNamespace(tokens=[7])
 
     def ask(self, text: str, **options: Any) -> Iterator[Any]:
         self.messages.append({"role": "user", "content": text})
@@ -71,7 +73,7 @@ class Engine:
     """What makes sessions."""
 
     def __init__(self, name: str) -> None:
-        self.info = SimpleNamespace(target=name)
+        self.info, self.target = SimpleNamespace(target=name), SimpleNamespace(lost="")
         self.head, self.begun, self.is_measured = object(), 0, False
         self.tokenizer = SimpleNamespace(decode=lambda ids: f"<{ids[0]}>")
 
@@ -125,6 +127,31 @@ def test_loading_is_waited_for_and_its_progress_is_known(conversation: Conversat
     assert conversation.is_loaded
     assert conversation.progress == ("calibrate", 1, 4)
     assert conversation.system == "Be brief."
+
+
+def test_what_was_said_is_written_down_once_a_machine_of_the_model_is_lost(
+    conversation: Conversation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLX_EAGLE_CACHE", str(tmp_path))
+    said(conversation.ask("What does zip do?"))
+    assert conversation.lost == ""
+    conversation._now.engine.target.lost = "rank 1 is gone"
+    assert conversation.lost == "rank 1 is gone"
+    conversation.rescue(conversation.lost)
+    (file,) = tmp_path.rglob("conversation*.json")
+    written = json.loads(file.read_text())
+    assert written["messages"][0]["content"] == "What does zip do?"
+    assert written["reason"] == "rank 1 is gone"
+
+
+def test_a_model_that_was_not_loaded_has_lost_no_machine_and_nothing_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLX_EAGLE_CACHE", str(tmp_path))
+    conversation = Conversation(load, DEMO._replace(model="broken"))
+    conversation.rescue("rank 1 is gone")
+    assert conversation.lost == ""
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("system", ["Be brief.", "refused"])

@@ -1,10 +1,11 @@
 """The conversation loop, with a fake conversation behind it and fake keys in front."""
 
+import threading
 from typing import Any
 
 import pytest
 
-from mlx_eagle.errors import EagleError
+from mlx_eagle.errors import ClusterError, EagleError
 
 
 def test_the_banner_comes_once_and_before_the_first_answer(chat: Any) -> None:
@@ -34,6 +35,27 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_conversation(chat: Any) -> None:
 def test_an_error_of_the_engine_is_a_line_and_the_loop_goes_on(chat: Any) -> None:
     assert "error: the prompt is too long\n" in chat.say("fail")
     assert "onetwo\n" in chat.say("one two")
+
+
+@pytest.mark.parametrize("line", ["lost", "/regen"])
+def test_a_host_that_is_lost_in_an_answer_ends_the_chat_and_is_not_noted(
+    line: str, chat: Any
+) -> None:
+    roles = ("user", "assistant")
+    chat.conversation.messages = [{"role": role, "content": "lost"} for role in roles]
+    with chat.keyboard(f"{line}\rhello\r"), pytest.raises(ClusterError, match="rank 1 has ended"):
+        chat.repl.run(None)
+    assert "hello" not in chat.conversation.heard
+    assert chat.conversation.rescued == ["rank 1 has ended"]
+    assert "rank 1" not in chat.screen.getvalue()
+
+
+def test_a_host_that_is_lost_while_nothing_is_asked_ends_the_prompt(chat: Any) -> None:
+    with chat.keyboard("half a line"):
+        threading.Timer(0.3, lambda: setattr(chat.conversation, "lost", "rank 1 is gone")).start()
+        with pytest.raises(ClusterError, match="rank 1 is gone"):
+            chat.repl.run(None)
+    assert chat.conversation.rescued == ["rank 1 is gone"]
 
 
 def test_an_unknown_command_is_not_sent_to_the_model(chat: Any) -> None:
