@@ -33,9 +33,10 @@ from mlx_eagle.session.forced_calls import CallGrammars
 from mlx_eagle.session.identity import identify, identify_head, identify_settings
 from mlx_eagle.session.limits import Budget, Limits, bytes_per_row
 from mlx_eagle.session.prefix_cache import EXACT, PrefixCache
-from mlx_eagle.session.prefix_files import PrefixFiles, prefix_folder
+from mlx_eagle.session.prefix_files import PrefixFiles
 from mlx_eagle.session.prompt import PLAIN_TEMPLATE, Prompt, Template
 from mlx_eagle.session.responses import GenerationResult, Responses, whole_answer
+from mlx_eagle.session.rows_folder import prefix_folder
 from mlx_eagle.session.session import Session
 from mlx_eagle.session.session_file import SETTINGS
 from mlx_eagle.session.turn import Turn
@@ -298,15 +299,16 @@ class Engine:
         )
         self.info = self.info._replace(status=self.planners.outlook(0))
 
-    def budget(self, held_rows: int, spare_bytes: int = 0) -> Budget | None:
+    def budget(self, held_rows: int) -> Budget | None:
         """Return how many tokens a conversation may have; None if nothing bounds it.
+
+        Kept rows of others take no room from it: they are given up where it is needed.
 
         Args:
             held_rows: rows that its cache holds already, and shares with no other.
-            spare_bytes: in use now, but given up where they are needed, besides the kept rows.
         """
         kept = self.prefix_cache.nbytes if self.prefix_cache is not None else 0
-        return self.limits.budget(held_rows, spare_bytes + kept)
+        return self.limits.budget(held_rows, kept)
 
     def keep_prefixes(
         self, max_bytes: int, disk_bytes: int = 0, salt: str = "", *, exact: bool = False

@@ -86,7 +86,8 @@ class GenerationStats:
     are None where they were not told apart (on a GPU a round is one submission). On a CPU the
     draft's seconds include the building of the verification graph, which happens meanwhile;
     `host_seconds` is the part of the rounds in which the device had nothing to do. `advice` is
-    a line for the user, once, where a head drafts so badly that it must be run wrongly.
+    a line for the user, once, where a head drafts so badly that it must be run wrongly, or a disk
+    takes no more rows.
     `planned` is None where no planner was asked. `ended_by` says what was full if an answer
     ended before `max_tokens`; `status` says whether anything was drafted, and `speculation` the
     same in words; `stop_string` is the one that ended the answer, "" if none did;

@@ -41,6 +41,7 @@ from mlx_eagle.server.replies import Answered, FailedStream, Refused
 from mlx_eagle.server.responses_body import ResponsesBody, read_responses
 from mlx_eagle.server.responses_writer import ResponsesWriter
 from mlx_eagle.server.writer import Writer
+from mlx_eagle.session.prefix_cache import PrefixCache
 from mlx_eagle.worker import Worker
 
 QUIET_PATHS = ("/health", "/metrics")  # which are asked for again and again
@@ -98,10 +99,14 @@ class Server:
 
     def __init__(self, engine: Engine, worker: Worker, settings: Settings) -> None:
         self._engine, self._worker, self._settings = engine, worker, settings
+        self._preparer = Preparer(engine, engine.info.recommended)
         self.desk = Desk(
-            engine, worker, most_waiting=settings.queue, max_seconds=settings.max_seconds
+            engine,
+            worker,
+            most_waiting=settings.queue,
+            max_seconds=settings.max_seconds,
+            before=self._preparer.measure_context,
         )
-        self._preparer = Preparer(engine, engine.info.recommended, lambda: self.desk.nbytes)
         self._thread = ThreadPoolExecutor(1, "mlx-eagle-prepare")
         self._in_hand = InHand(settings.bodies)
         self.model = served_model(engine, self._preparer, settings.name)
@@ -244,19 +249,14 @@ class Server:
         return Answered({"running": int(running), "waiting": self.desk.n_waiting})
 
     async def _cache(self, request: Request) -> Any:
-        kept = self._engine.prefix_cache
-        memory = {"prefixes": len(kept) if kept else 0, "bytes": kept.nbytes if kept else 0}
-        files = kept.files if kept is not None else None
-        disk = None
-        if files is not None:
-            disk = {"bytes": files.nbytes, "damaged": files.n_damaged, "evicted": files.n_evicted}
-        return Answered({"memory": memory, "disk": disk})
+        kept, salt = self._engine.prefix_cache, request.scope.get(SALT, "")
+        return Answered(await asyncio.to_thread(kept_rows, kept, salt))
 
     async def _clear_cache(self, request: Request) -> Any:
         await read_all(request.receive, self._settings.rules)
-        kept = self._engine.prefix_cache
+        kept, salt = self._engine.prefix_cache, request.scope.get(SALT, "")
         if kept is not None:
-            await self._worker.acall(kept.clear)
+            await self._worker.acall(kept.clear, salt)
         return await self._cache(request)
 
     async def _metrics(self, request: Request) -> Any:
@@ -277,6 +277,22 @@ class Server:
             message = f"there is one model here, {self.model.name}"
             return Refused(RefusalError("unknown", message, "model"))
         return Answered(one_model(self.model))
+
+
+def kept_rows(kept: PrefixCache | None, salt: str) -> dict[str, Any]:
+    """Return what is kept of earlier prompts; it looks into folders.
+
+    Args:
+        kept: by the engine.
+        salt: of a client that sees what is its own alone; "": of one that sees all.
+    """
+    n_prefixes, n_bytes = kept.held(salt) if kept is not None else (0, 0)
+    files, disk = kept.files if kept is not None else None, None
+    if files is not None and salt:
+        disk = {"bytes": files.held(salt)}
+    elif files is not None:
+        disk = {"bytes": files.nbytes, "damaged": files.n_damaged, "evicted": files.n_evicted}
+    return {"memory": {"prefixes": n_prefixes, "bytes": n_bytes}, "disk": disk}
 
 
 def guarded(

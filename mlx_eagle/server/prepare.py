@@ -5,7 +5,7 @@ tokenizer, which the engine's thread uses at the same time.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,28 +66,26 @@ class Preparer:
     Args:
         engine: that will answer them.
         recommended: options that hold where a request says nothing.
-        in_use: returns the bytes of the answer that is being made, which are free at its end.
+
+    Attributes:
+        context: tokens that prompt and answer may have together; None where nothing bounds them.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        recommended: Mapping[str, Any],
-        in_use: Callable[[], int] = lambda: 0,
-    ) -> None:
-        self._engine, self._in_use = engine, in_use
+    def __init__(self, engine: Engine, recommended: Mapping[str, Any]) -> None:
+        self._engine = engine
         self._recommended = {name: recommended[name] for name in NAMES if name in recommended}
         self._tokenizer = copy.copy(engine.tokenizer)
         self._tokenizer._tokenizer = copy.deepcopy(engine.tokenizer._tokenizer)
         self._thinks = find_marks(engine.answer_format).thought_start is not None
         self._drafter = engine.make_drafter()  # asked what it can draft, and nothing else
         self.takes_tools = self._names_tools()
+        self.context: int | None
+        self.measure_context()
 
-    @property
-    def context(self) -> int | None:
-        """Tokens that prompt and answer may have together; None where nothing bounds them."""
-        budget = self._engine.budget(0, self._in_use())
-        return None if budget is None else budget.tokens
+    def measure_context(self) -> None:
+        """Note for how many tokens there is room, at a moment at which no answer takes any."""
+        budget = self._engine.budget(0)
+        self.context = None if budget is None else budget.tokens
 
     def prepare(self, asked: Asked) -> Prepared:
         """Return a request ready to be answered.

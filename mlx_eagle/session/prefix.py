@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mlx_eagle.engine import Engine
 
 TARGET, HEAD = "target.", "head."  # whose arrays they are, in a file
+NO_TOKEN = -1  # stands for any that goes on with a text
 
 
 class CachedPrefix:
@@ -112,6 +113,11 @@ class CachedPrefix:
             return self.cache.longest_restorable_prefix(rows)
         rows = self.cache.longest_restorable_prefix(min(rows, self.n_read) // step * step)
         return rows if rows % step == 0 else 0
+
+    @property
+    def is_reusable(self) -> bool:
+        """Whether a prompt that goes on from these tokens would find rows here."""
+        return self.reusable([*self.tokens, NO_TOKEN], speculate=False) > 0
 
     def become(self, other: "CachedPrefix") -> None:
         """Hold what another prefix holds, which nobody uses any more."""
@@ -204,9 +210,11 @@ class CachedPrefix:
         self.is_shared = twin.is_shared = True
         return twin
 
-    def arrays(self) -> dict[str, mx.array]:
+    def arrays(self, *, with_head: bool = True) -> dict[str, mx.array]:
         """Return the rows that are held, target's and head's, by name."""
         own = {TARGET + name: array for name, array in self.cache.arrays().items()}
+        if not with_head:
+            return own
         return own | {HEAD + name: array for name, array in self._head_arrays().items()}
 
     def restore(

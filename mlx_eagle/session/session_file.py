@@ -8,19 +8,17 @@ other settings or libraries computed them, tokens and messages alone are taken.
 import errno
 import json
 import os
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
-import numpy as np
 
 from mlx_eagle.errors import CheckpointError, EagleError
 from mlx_eagle.files.atomic import new_file
 from mlx_eagle.files.json_files import parse_json
 from mlx_eagle.files.quoting import one_line
-from mlx_eagle.files.safetensors import read_header
+from mlx_eagle.files.safetensors import checksum, read_header
 from mlx_eagle.session.prefix import CachedPrefix
 from mlx_eagle.session.prompt import Message, Template
 
@@ -56,7 +54,7 @@ def write_session(path: Path, about: About, prefix: CachedPrefix) -> None:
     }
     arrays = prefix.arrays() | {TOKENS: mx.array(prefix.tokens, dtype=mx.int32)}
     metadata = {"format": FORMAT, "version": str(VERSION), "about": _as_json(facts)}
-    metadata["crc32"] = _checksum(arrays)
+    metadata["crc32"] = checksum(arrays)
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
@@ -137,7 +135,7 @@ def _load(path: Path) -> tuple[dict[str, mx.array], dict[str, Any]]:
                 f"version {VERSION}; use the mlx-eagle that saved it"
             )
         facts = parse_json(metadata.get("about", "").encode())
-        if _checksum(arrays) != metadata.get("crc32"):  # which reads all: the file may go then
+        if checksum(arrays) != metadata.get("crc32"):  # which reads all: the file may go then
             raise CheckpointError("its checksum is wrong")
     except (RuntimeError, ValueError, RecursionError) as error:
         raise EagleError(f"{path.name} is damaged: {_reason(error)}") from error
@@ -201,15 +199,6 @@ def _fill(
         prefix.restore(held, arrays, rows, head_rows)
     else:
         prefix.tokens = held
-
-
-def _checksum(arrays: dict[str, mx.array]) -> str:
-    """Return the CRC-32 of all arrays in the order of their names."""
-    crc = 0
-    for _, array in sorted(arrays.items()):
-        words = array.reshape(-1).view(mx.uint8) if array.size else mx.array([], dtype=mx.uint8)
-        crc = zlib.crc32(np.array(words).data, crc)
-    return f"{crc:08x}"
 
 
 def _reason(error: Exception) -> str:

@@ -11,6 +11,7 @@ from mlx_eagle.cache.estimate import device_memory
 from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.engine import Engine
 from mlx_eagle.errors import EagleError
+from mlx_eagle.session import answer
 from mlx_eagle.session.limits import Limits, bytes_per_row
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import TreeShape
@@ -101,6 +102,31 @@ def test_an_answer_ends_where_the_memory_does_and_says_so(small_memory: Engine) 
     assert result.finish_reason == "length"
     assert len(result.tokens) < 20
     assert "memory limit" in result.stats.ended_by
+
+
+def test_rows_of_others_are_given_up_as_an_answer_grows_and_not_before(
+    small_memory: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it might become: many clients set no limit, and stop early."""
+    monkeypatch.setattr(answer, "AHEAD", 10)
+    monkeypatch.setattr(answer, "LEFT", 5)
+    small_memory.keep_prefixes(1 << 30)
+    kept = small_memory.prefix_cache
+    assert kept is not None
+    small_memory.generate([5] * 100, max_tokens=1)
+    session, budget, counts = small_memory.session(), small_memory.budget(0), []
+    assert budget is not None and budget.tokens > 290
+    asked = {"max_tokens": budget.tokens - 8, "ignore_eos": True, "tree": TREE}
+    room = (small_memory.limits.memory or 0) - mx.get_active_memory()
+    rows = next(n for n in range(300) if small_memory.limits.cache_bytes(n) > room)
+    for response in session.stream_generate([6] * 8, **asked):
+        counts.append(len(kept))
+        if response.generation_tokens == rows:
+            break
+    session.cancel()
+    small_memory.prefix_cache = None
+    assert 18 < rows < 60
+    assert (counts[0], counts[-1]) == (1, 0)
 
 
 def test_a_fork_needs_memory_of_its_own(small_memory: Engine) -> None:
