@@ -149,7 +149,7 @@ def run_law(machine: Machine, trace: Trace, *, rough: bool = False) -> Run:
 
 
 class PlannerRun:
-    """Decodes texts as `generate.rounds` does, with costs and acceptance for a target and a head.
+    """Decodes texts as `decoding.loop.rounds` does, with costs and acceptance of a target and head.
 
     A plain round that follows a plain one is submitted ahead and timed; others are not.
     """

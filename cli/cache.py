@@ -13,12 +13,23 @@ def command(clear: bool, as_json: bool) -> None:
 
     They are computed from what was said, and are as private.
     """
-    from mlx_eagle.session.prefix_files import clear_folder, list_folder, prefix_folder
+    from mlx_eagle.session.rows_folder import (
+        clear_folder,
+        is_written,
+        list_folder,
+        prefix_folder,
+    )
 
     folder = prefix_folder()
     if clear:
         removed = clear_folder(folder)
         click.echo(json.dumps({"removed": removed}) if as_json else f"removed {_shown(removed)}")
+        if is_written(folder):
+            click.echo(
+                "A process that runs still has rows in memory and will write again: end it, or "
+                "clear a server's with POST /v1/cache/clear",
+                err=True,
+            )
         return
     found = list_folder(folder)
     if as_json:

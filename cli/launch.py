@@ -14,6 +14,7 @@ import click
 from mlx_eagle.cli.serve import KEY_VARIABLE
 from mlx_eagle.errors import EagleError
 
+UNAVAILABLE = 503  # what a server answers that loads its model, or stops
 NO_KEY = "none"  # some clients insist on one
 MOST_BYTES = 1 << 20
 EXAMPLES = """\b
@@ -71,6 +72,8 @@ def served_model(url: str, key: str) -> dict[str, Any]:
         with urllib.request.urlopen(request, timeout=10) as response:
             model: dict[str, Any] = json.loads(response.read(MOST_BYTES))["data"][0]
     except (OSError, ValueError, LookupError, TypeError) as error:
+        if getattr(error, "code", None) == UNAVAILABLE:
+            raise EagleError(f"the server at {url} loads its model, or stops; try again") from error
         reason = getattr(error, "reason", None) or error
         raise EagleError(
             f"no model is served at {url} ({reason}): start mlx-eagle serve"

@@ -3,7 +3,6 @@
 import logging
 import os
 import sys
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,14 +13,14 @@ from mlx_eagle.errors import EagleError
 
 if TYPE_CHECKING:
     from mlx_eagle.engine import Engine
-    from mlx_eagle.server.app import Settings
+    from mlx_eagle.server.app import Server, Settings
     from mlx_eagle.server.guard import Rules
     from mlx_eagle.server.ids import ServedModel
+    from mlx_eagle.worker import Worker
 
 DISK = 10_000_000_000  # bytes for rows of prompts
 KEY_VARIABLE = "MLX_EAGLE_API_KEY"
 KEY_WORDS = ("any key", "the key you gave", "one of the keys you gave")
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 EXAMPLES = """\b
 Examples:
   mlx-eagle serve
@@ -120,6 +119,8 @@ def check_address(host: str, keys: tuple[str, ...]) -> None:
     Raises:
         click.UsageError: if that was asked for.
     """
+    from mlx_eagle.server.guard import LOOPBACK
+
     if host not in LOOPBACK and not keys:
         raise click.UsageError(
             f"--host {host} can be reached from other machines: give a key with --api-key-file or "
@@ -129,23 +130,35 @@ def check_address(host: str, keys: tuple[str, ...]) -> None:
 
 def serve(source: ModelSource, port: int, settings: "Settings") -> None:
     """Load a model on a thread of its own and answer until a signal comes."""
-    from mlx_eagle.cli.generate import load_engine
-    from mlx_eagle.cli.terminal.display import terminal
-    from mlx_eagle.server.app import Server
     from mlx_eagle.server.serving import bind, run
     from mlx_eagle.worker import Worker
 
-    rules, grace = settings.rules, settings.grace
+    rules = settings.rules
     listening = bind(rules.host, port)
+    where = address(rules, listening.getsockname()[1])
     log_to_stderr()
     with Worker() as worker:
-        engine = worker.call(load_engine, source, terminal(stderr=True))
-        if source.loading.cache_memory is None:
-            worker.call(take_a_third, engine, source.loading.cache == "exact")
-        show_disk(engine)
-        server = Server(engine, worker, settings)
-        where = address(rules, listening.getsockname()[1])
-        run(server, listening, grace, partial(show_banner, server.model, rules, where))
+        loading = worker.submit(make_server, source, worker, settings)
+        run(
+            loading,
+            listening,
+            rules,
+            settings.grace,
+            lambda server: show_banner(server.model, rules, where),
+        )
+
+
+def make_server(source: ModelSource, worker: "Worker", settings: "Settings") -> "Server":
+    """Load a model on the worker's thread and return what answers with it."""
+    from mlx_eagle.cli.generate import load_engine
+    from mlx_eagle.cli.terminal.display import terminal
+    from mlx_eagle.server.app import Server
+
+    engine = load_engine(source, terminal(stderr=True))
+    if source.loading.cache_memory is None:
+        take_a_third(engine, source.loading.cache == "exact")
+    show_disk(engine)
+    return Server(engine, worker, settings)
 
 
 def take_a_third(engine: "Engine", is_exact: bool) -> None:
@@ -184,7 +197,7 @@ def log_to_stderr() -> None:
 
 def show_disk(engine: "Engine") -> None:
     """Say where prompts are kept on disk, if they are: they are private."""
-    from mlx_eagle.session.prefix_files import prefix_folder
+    from mlx_eagle.session.rows_folder import prefix_folder
 
     files = engine.prefix_cache.files if engine.prefix_cache is not None else None
     if files is not None:
@@ -201,6 +214,8 @@ def show_disk(engine: "Engine") -> None:
 
 def show_banner(model: "ServedModel", rules: "Rules", where: str) -> None:
     """Say what is served, and how clients are told."""
+    from mlx_eagle.server.guard import LOOPBACK
+
     lines = [
         f"{model.name} at {where} (Ctrl-C stops)",
         f"  OpenAI: base URL {where}/v1, model {model.name}, " + KEY_WORDS[min(len(rules.keys), 2)],

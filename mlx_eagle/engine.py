@@ -29,13 +29,16 @@ from mlx_eagle.heads.ngram import sources_of
 from mlx_eagle.hub.download import to_stderr
 from mlx_eagle.planner.policy import Sources
 from mlx_eagle.sampling.grammar import Vocabulary
+from mlx_eagle.session.forced_calls import CallGrammars
+from mlx_eagle.session.identity import identify, identify_head, identify_settings
 from mlx_eagle.session.limits import Budget, Limits, bytes_per_row
 from mlx_eagle.session.prefix_cache import EXACT, PrefixCache
-from mlx_eagle.session.prefix_files import PrefixFiles, prefix_folder
+from mlx_eagle.session.prefix_files import PrefixFiles
 from mlx_eagle.session.prompt import PLAIN_TEMPLATE, Prompt, Template
 from mlx_eagle.session.responses import GenerationResult, Responses, whole_answer
+from mlx_eagle.session.rows_folder import prefix_folder
 from mlx_eagle.session.session import Session
-from mlx_eagle.session.session_file import identify, identify_head
+from mlx_eagle.session.session_file import SETTINGS
 from mlx_eagle.session.turn import Turn
 from mlx_eagle.speculation import Speculation
 from mlx_eagle.target.self_check import with_caches
@@ -55,6 +58,7 @@ class EngineInfo(NamedTuple):
     is_demo: bool
     remedy: str = ""  # the command that finds out why a head drafts badly
     remarks: tuple[str, ...] = ()  # what is done otherwise than mlx-lm does, and what limits texts
+    head_remarks: tuple[str, ...] = ()  # the same of a draft model, and what limits drafts
     recommended: Mapping[str, Any] = MappingProxyType({})  # the publisher's sampling
     hosts: str = ""  # among which the target is divided, and how fast they are reached
 
@@ -150,7 +154,8 @@ class Engine:
     def _variant(self, kv: KVOptions) -> "Engine":
         """Return an engine with the same weights and other caches."""
         target = with_caches(self.target, kv)
-        limits = self.limits._replace(bytes_per_row=bytes_per_row(target, self.head))
+        sizes = bytes_per_row(target, self.head, self.limits.head_window)
+        limits = self.limits._replace(bytes_per_row=sizes)
         known = self.planners
         # What rounds cost with such a cache is learnt apart, and not put on record as this one's.
         planners = Planners(
@@ -174,18 +179,24 @@ class Engine:
 
     @cached_property
     def identity(self) -> dict[str, str]:
-        """What a saved conversation must have been computed with."""
+        """What computes the rows of conversations, by what it is of."""
         return {
             "target": identify(self.target.model),
             "head": identify_head(self.head),
             "KV cache": str(self.target.kv),
             "head window": str(self.limits.head_window or "none"),
+            SETTINGS: identify_settings(self.target.model, self.head),
         }
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The tokens as grammars see them."""
         return Vocabulary(self.tokenizer, self.target.n_logits)
+
+    @cached_property
+    def call_grammars(self) -> CallGrammars:
+        """The grammars of calls of tools."""
+        return CallGrammars(self.answer_format, lambda: self.vocabulary)
 
     def await_calibration(self) -> None:
         """Let a CPU decode plainly until this machine is measured, unless that is on record.
@@ -288,15 +299,16 @@ class Engine:
         )
         self.info = self.info._replace(status=self.planners.outlook(0))
 
-    def budget(self, held_rows: int, spare_bytes: int = 0) -> Budget | None:
+    def budget(self, held_rows: int) -> Budget | None:
         """Return how many tokens a conversation may have; None if nothing bounds it.
+
+        Kept rows of others take no room from it: they are given up where it is needed.
 
         Args:
             held_rows: rows that its cache holds already, and shares with no other.
-            spare_bytes: in use now, but given up where they are needed, besides the kept rows.
         """
         kept = self.prefix_cache.nbytes if self.prefix_cache is not None else 0
-        return self.limits.budget(held_rows, spare_bytes + kept)
+        return self.limits.budget(held_rows, kept)
 
     def keep_prefixes(
         self, max_bytes: int, disk_bytes: int = 0, salt: str = "", *, exact: bool = False

@@ -27,9 +27,10 @@ class LoadOptions:
         calibrate: measure what rounds cost on this machine if that is not on record yet, for a
             few seconds; otherwise published costs stand in, corrected as they prove wrong.
         kv_bits: 8 or 4 quantizes every row of the target's KV cache as it is written, drafted rows
-            too, so that speculation changes nothing; that takes less memory.
+            too, so that speculation changes nothing; that takes less memory. So do a draft model
+            and a head that is one more layer of the target.
         kv_group_size: numbers that share a scale in it.
-        max_kv_size: rows that the target's cache keeps: the first four and the newest.
+        max_kv_size: rows that the target's cache keeps, and theirs: the first four and the newest.
         head_window: tokens that the head attends to, so that drafting stays as good and as cheap
             as it was on the texts that the head was trained on; 0 is all of them, None is chosen
             for the head. With 0 a GPU copies the head's whole cache for every level of a draft that

@@ -32,10 +32,12 @@ from mlx_eagle.hub.head_choice import AND_NGRAM, HeadChoice, and_lookup, choose_
 from mlx_eagle.hub.packaged import TOY, PackagedPair, doubt_of, fetch_packaged, find_packaged
 from mlx_eagle.load_options import LAUNCHED, TENSOR, LoadOptions
 from mlx_eagle.pairing import Company, Pair, pair_again, pair_up
-from mlx_eagle.session.limits import Limits, bytes_per_row, model_context_length
+from mlx_eagle.session.limits import Limits, bytes_per_row
+from mlx_eagle.session.prefix import CachedPrefix
 from mlx_eagle.session.prompt import Template
 from mlx_eagle.session.recommended import read_recommended
 from mlx_eagle.session.rescue import rescue_folder, write_conversations
+from mlx_eagle.target.context_length import model_context_length
 from mlx_eagle.target.load import LoadedTarget, load_target, precision
 from mlx_eagle.target.target import Target
 from mlx_eagle.target.tokenizer import read_tokenizer
@@ -98,15 +100,16 @@ def load(
         lead_launched()  # before a download, for which the others would not wait
     found = find(model, head, progress, notify, chosen)
     pair, target, tokenizer = _read_pair(found, chosen, progress)
-    info, limits = _describe(found, pair, target, chosen), _limits(pair, target, chosen)
-    for remark in (*info.remarks, *filter(None, [info.hosts])):
+    limits = _limits(pair, target, chosen)
+    info = _describe(found, pair, target, chosen, limits)
+    for remark in (*info.remarks, *info.head_remarks, *filter(None, [info.hosts])):
         (notify or to_stderr)(f"{found.name}: {remark}")
     kernels = _kernels(found, pair, chosen, notify or to_stderr)
     info, planners = _planned(found, pair, info, chosen, progress)
     engine = Engine(pair.target, tokenizer, pair.head, info, planners, limits)
     engine.kernels = kernels
     engine.template = Template(chosen.template_args or {})
-    _keep_prefixes(engine, chosen)
+    _keep_prefixes(engine, chosen, notify or to_stderr)
     _save_when_lost(engine)
     return engine
 
@@ -135,19 +138,22 @@ def load_with_head(
     """
     chosen = LoadOptions(**options)
     found = find(model, head, progress, notify)
-    company = Company(engine.tokenizer, chosen.dtype)
+    company = Company(engine.tokenizer, chosen.dtype, max_context=chosen.max_context)
     pair = pair_again(engine.target, found.head, company)
     mx.eval(pair.head.parameters() if pair.head else [])
-    info = engine.info._replace(**_describe_head(found, pair))
+    info = engine.info._replace(**_describe_head(found, pair, engine.limits))
+    for remark in info.head_remarks:
+        (notify or to_stderr)(f"{engine.info.target}: {remark}")
     if engine.kernels is not None and pair.head is not None:
         engine.kernels.put_on(notify or to_stderr, may_try=chosen.calibrate)
     info, planners = _planned(found, pair, info, chosen, progress)
-    rows, window = bytes_per_row(pair.target, pair.head), _head_window(pair, chosen)
+    window = _head_window(pair, chosen)
+    rows = bytes_per_row(pair.target, pair.head, window)
     limits = engine.limits._replace(bytes_per_row=rows, head_window=window)
     other = Engine(pair.target, engine.tokenizer, pair.head, info, planners, limits)
     other.template, other.turn = engine.template, engine.turn
     other.kernels = engine.kernels
-    _keep_prefixes(other, chosen)
+    _keep_prefixes(other, chosen, notify or to_stderr)
     _save_when_lost(other)
     return other
 
@@ -172,11 +178,13 @@ def _remove(calls: list[Callable[[str], object]], call: Callable[[str], object])
         calls.remove(call)
 
 
-def _keep_prefixes(engine: Engine, options: LoadOptions) -> None:
-    """Let an engine keep rows between conversations, if that is asked for."""
+def _keep_prefixes(engine: Engine, options: LoadOptions, notify: Notify) -> None:
+    """Let an engine keep rows between conversations, if that is asked for; say what is not kept."""
     memory, disk = options.cache_memory or 0, options.cache_disk or 0
     if memory or disk:
         engine.keep_prefixes(memory, disk, exact=options.cache == "exact")
+    if disk and (reason := CachedPrefix(engine).why_not_pageable):
+        notify(f"{engine.info.target}: {reason}")
 
 
 def find(
@@ -232,7 +240,7 @@ def _read_pair(
             max_context=options.max_context,
             adapter=Path(options.adapter_path) if options.adapter_path else None,
         )
-        company = Company(tokenizer, options.dtype)
+        company = Company(tokenizer, options.dtype, max_context=options.max_context)
     report(1, STEPS)
     pair = pair_up(target.network, found.head, kv_options(options), company)
     mx.eval(target.network.parameters(), pair.head.parameters() if pair.head else [])
@@ -264,7 +272,7 @@ def _read_divided(found: Found, options: LoadOptions) -> tuple[LoadedTarget, Com
         return LeadingTarget(cluster, divided, taps, speculate)
 
     tokenizer = read_tokenizer(found.folder, loaded.config.get("eos_token_id"))
-    return loaded, Company(tokenizer, options.dtype, make_target)
+    return loaded, Company(tokenizer, options.dtype, make_target, options.max_context)
 
 
 def _led(target: Target) -> LeadingTarget | None:
@@ -292,7 +300,7 @@ def _limits(pair: Pair, target: LoadedTarget, options: LoadOptions) -> Limits:
     memory = device_memory() if memory is None else memory
     if led := _led(pair.target):
         memory = min(memory, *led.cluster.memories)
-    return Limits(context, memory, bytes_per_row(pair.target, pair.head), window)
+    return Limits(context, memory, bytes_per_row(pair.target, pair.head, window), window)
 
 
 def _head_window(pair: Pair, options: LoadOptions) -> int:
@@ -311,20 +319,25 @@ def _head_window(pair: Pair, options: LoadOptions) -> int:
     return options.head_window
 
 
-def _describe_head(found: Found, pair: Pair) -> dict[str, Any]:
+def _describe_head(found: Found, pair: Pair, limits: Limits) -> dict[str, Any]:
     """Return what a banner says of the head."""
     folders = quote(str(found.head.folder)), quote(str(found.folder))
+    model = without_lookup(pair.head) if pair.head else None
+    remarks = model.remarks_in(limits.max_context) if isinstance(model, DraftModel) else ()
     has_weights = pair.head is not None and found.head.folder is not None
     has_doctor = has_weights and not found.head.is_draft_model
     return {
         "head": found.head.name if pair.head else "",
         "head_precision": precision(pair.head) if pair.head and has_weights else "",
+        "head_remarks": tuple(f"{found.head.name}: {line}" for line in remarks),
         "status": pair.status,
         "remedy": "mlx-eagle doctor {} --target {} --fix".format(*folders) if has_doctor else "",
     }
 
 
-def _describe(found: Found, pair: Pair, target: LoadedTarget, options: LoadOptions) -> EngineInfo:
+def _describe(
+    found: Found, pair: Pair, target: LoadedTarget, options: LoadOptions, limits: Limits
+) -> EngineInfo:
     """Return what is loaded, in words for a banner."""
     adapter = f" with the adapter {options.adapter_path}" if options.adapter_path else ""
     return EngineInfo(
@@ -335,7 +348,7 @@ def _describe(found: Found, pair: Pair, target: LoadedTarget, options: LoadOptio
         remarks=(*target.remarks, found.remark) if found.remark else target.remarks,
         recommended=read_recommended(found.folder),
         hosts=led.hosts if (led := _led(pair.target)) else "",
-        **_describe_head(found, pair),
+        **_describe_head(found, pair, limits),
     )
 
 

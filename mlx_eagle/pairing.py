@@ -35,11 +35,13 @@ class Company(NamedTuple):
         tokenizer: the target's.
         dtype: in which the target computes, as `LoadOptions` has it.
         make_target: returns the target; takes what `Target` takes.
+        max_context: tokens that a text may have, if the user says so.
     """
 
     tokenizer: Any = None
     dtype: str | None = None
     make_target: Callable[..., Target] = Target
+    max_context: int | None = None
 
 
 ALONE = Company()
@@ -120,7 +122,8 @@ def read_head(choice: HeadChoice, company: Company = ALONE) -> AnyHead:
         return NgramHead()
     head: Head | DraftModel
     if choice.is_draft_model:
-        head = load_draft_model(choice.folder, company.tokenizer, company.dtype)
+        asked = company.dtype, company.max_context
+        head = load_draft_model(choice.folder, company.tokenizer, *asked)
     else:
         head = load_head(choice.folder)
     return JoinedHead(head) if choice.has_lookup else head

@@ -129,10 +129,7 @@ class StaticTree:
     @cached_property
     def children(self) -> list[list[int]]:
         """The children of every node, by rank."""
-        found: list[list[int]] = [[] for _ in range(self.n_nodes)]
-        for node, parent in enumerate(self.parents[1:], start=1):
-            found[parent].append(node)
-        return found
+        return children_of(self.parents)
 
     def level(self, depth: int) -> list[int]:
         """Return the nodes of a level; level 0 is the root."""
@@ -171,6 +168,14 @@ class MeasuredTree:
 
 Shape = TreeShape | StaticTree  # what a round can draft
 Tree = Shape | MeasuredTree  # what can be asked for
+
+
+def children_of(parents: Sequence[int]) -> list[list[int]]:
+    """Return the children of every node, in order, by the parent of each; the root is node 0."""
+    found: list[list[int]] = [[] for _ in parents]
+    for node, parent in enumerate(parents[1:], start=1):
+        found[parent].append(node)
+    return found
 
 
 def parse_tree(text: str) -> Tree:

@@ -211,8 +211,8 @@ def about(info: "EngineInfo", max_context: int | None) -> str:
     if info.recommended:
         options = ", ".join(f"{name} {value}" for name, value in info.recommended.items())
         rows["sampling"] = f"{options} (recommended by the publisher; /set shows yours)"
-    if info.remarks:
-        rows["notice"] = "; ".join(info.remarks)
+    if remarks := (*info.remarks, *info.head_remarks):
+        rows["notice"] = "; ".join(remarks)
     return table(rows)
 
 

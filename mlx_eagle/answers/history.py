@@ -66,6 +66,15 @@ def with_unnamed_calls(messages: Sequence[Message]) -> list[Message]:
     ]
 
 
+def with_short_texts(messages: Sequence[Message]) -> list[Message]:
+    """Return messages that say and think "-" where they say or think anything, but for the last."""
+    keys = ("content", *THOUGHT_KEYS)
+    short = [
+        m | {key: "-" for key in keys if isinstance(m.get(key), str) and m[key]} for m in messages
+    ]
+    return [*short[:-1], *messages[-1:]]
+
+
 def with_ids(asked: Sequence[Message], answers: Sequence[Mapping[str, Any]]) -> list[Message]:
     """Return results of tools that say which call they belong to.
 

@@ -6,6 +6,7 @@ one call or several; here a text is either calls of one form, or none.
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,9 +24,35 @@ TYPES = {
     dict: "object",
     type(None): "null",
 }
+DEEPEST = 200  # levels of arguments
 ID_LENGTH = 9  # letters and digits of a call's id: what the templates of Mistral insist on
 
 Parse = Callable[[str, Sequence[Any] | None], Any]  # text, tools: one call, or a list of them
+
+
+class Several(NamedTuple):
+    """Where a text of calls is cut, for a parser that reads the first one alone.
+
+    Attributes:
+        between: a pattern of what stands between two calls.
+        opening, closing: of a value; a cut that would tear one is none.
+    """
+
+    between: str
+    opening: str
+    closing: str
+
+
+SEVERAL = {  # by the module of mlx-lm
+    "qwen3_coder": Several(r"(?<=</function>)\s*(?=<function=)", "<parameter=", "</parameter>"),
+    "function_gemma": Several(r"(?<=\})\s*(?=call:\w+\{)", "{", "}"),
+    "glm47": Several(r"(?<=</arg_value>)\s*(?=[\w.-]+\s*<arg_key>)", "<arg_value>", "</arg_value>"),
+    "longcat": Several(
+        r"(?<=</longcat_arg_value>)\s*(?=[\w.-]+\s*<longcat_arg_key>)",
+        "<longcat_arg_value>",
+        "</longcat_arg_value>",
+    ),
+}
 
 
 class Call(NamedTuple):
@@ -46,14 +73,26 @@ def parse_calls(text: str, parse: Parse, tools: Sequence[Any] | None = None) -> 
     """
     if not tools:
         return []
+    typed = [_with_types(tool) for tool in tools]
     try:
-        found = parse(text, [_with_types(tool) for tool in tools])
+        found = [parse(each, typed) for each in _single_calls(text, parse)]
     except Exception:  # a parser of mlx-lm raises what it likes, at a text that a model wrote
         return []
     names = {tool_name(tool) for tool in tools}
-    calls = [_call(each) for each in (found if isinstance(found, list) else [found])]
+    opened = [each for one in found for each in (one if isinstance(one, list) else [one])]
+    calls = [_call(each) for each in opened]
     known = [call for call in calls if call is not None and call.name in names]
     return known if len(known) == len(calls) else []
+
+
+def _single_calls(text: str, parse: Parse) -> list[str]:
+    """Return the texts that are to be read one by one; the whole text for most parsers."""
+    cut = SEVERAL.get(getattr(parse, "__module__", "").rpartition(".")[2])
+    if cut is None:
+        return [text]
+    texts = re.split(cut.between, text)
+    is_whole = all(each.count(cut.opening) == each.count(cut.closing) for each in texts)
+    return texts if is_whole else [text]
 
 
 def tool_name(tool: Any) -> str | None:
@@ -128,6 +167,33 @@ def parse_json(text: str, tools: Any = None) -> list[Any]:
     return values
 
 
+def parse_arguments(text: str) -> dict[str, Any] | None:
+    """Return the arguments that a JSON text is; None if it is no object that JSON can hold."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) and is_plain(value) else None
+
+
+def is_plain(value: Any, depth: int = DEEPEST) -> bool:
+    """Say whether JSON can hold a value: no NaN, nothing infinite, no type that it does not have.
+
+    Args:
+        value: that a parser has made of a text.
+        depth: levels that it may have.
+    """
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            return False
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return depth > 0 and all(is_plain(each, depth - 1) for each in value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, str | int)
+
+
 def parse_channel(header: str) -> Parse:
     """Return what reads the body of a part of a channel, whose header names the tool."""
     found = re.search(r"\bto=(?:functions\.)?([^\s<]+)", header)
@@ -144,14 +210,14 @@ def parser_of_mark(start: str, tokenizer: Any) -> Parse:
     """
     if tokenizer.has_tool_calling and start == tokenizer.tool_call_start:
         parse: Parse = tokenizer.tool_parser
-        return parse
+        is_json = getattr(parse, "__module__", "").endswith(".json_tools")
+        return parse_json if is_json else parse  # which reads several calls as well
     return mistral.parse_tool_call if start == "[TOOL_CALLS]" else parse_json
 
 
 def writes_json(start: str, tokenizer: Any) -> bool:
     """Say whether what follows a mark is one JSON object with "name" and "arguments"."""
-    parse = parser_of_mark(start, tokenizer)
-    return parse is parse_json or getattr(parse, "__module__", "").endswith(".json_tools")
+    return parser_of_mark(start, tokenizer) is parse_json
 
 
 def as_messages(calls: Sequence[Call], salt: str) -> list[dict[str, Any]]:
@@ -179,16 +245,15 @@ def _after(text: str, at: int) -> int:
 
 
 def _call(found: Any) -> Call | None:
-    """Return one call if this is one: a name and arguments, which may be JSON text."""
+    """Return one call if this is one: a name and arguments that JSON can hold, or text of it."""
     if not isinstance(found, dict):
         return None
     name, arguments = found.get("name"), found.get("arguments", found.get("parameters"))
     if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except ValueError:
-            return None
+        arguments = parse_arguments(arguments)
     if not isinstance(name, str) or not name or not isinstance(arguments, dict):
+        return None
+    if not is_plain(arguments):
         return None
     known = found.get("id")
     return Call(name, arguments, known if isinstance(known, str) and known else None)

@@ -19,6 +19,7 @@ from mlx_eagle.bench.specs import Spec
 from mlx_eagle.decoding.stats import GenerationStats
 from mlx_eagle.engine import Engine
 from mlx_eagle.errors import EagleError
+from mlx_eagle.heads.draft_model import check_same_tokens
 from mlx_eagle.sampling.options import MATCH, RATIO
 from mlx_eagle.session.request import check_draws
 from mlx_eagle.speculation import ON, Speculation
@@ -36,7 +37,7 @@ class Setting(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One generation; the fields are those of `summary.Sample`."""
+    """One generation; the fields are those of `metrics.Sample`."""
 
     tokens: list[int]
     n_timed: int
@@ -104,20 +105,20 @@ def make_contestant(
 
 
 def _load_draft_model(folder: Path, engine: Engine) -> Any:
-    """Return mlx-lm's model for drafting, after checking that it speaks of the same tokens."""
+    """Return mlx-lm's model for drafting, after checking that it speaks of the same tokens.
+
+    Raises:
+        EagleError: if it does not, or mlx-lm cannot draft with it.
+    """
     (network, *_), tokenizer = load_target(folder)
-    if not can_trim_prompt_cache(make_prompt_cache(engine.target.model)):
-        raise EagleError(
-            "mlx-lm can draft with a model only for targets whose caches can step back, and this "
-            "target's cannot; compare with mlx-lm or heads instead"
-        )
+    check_same_tokens(tokenizer.get_vocab(), engine.tokenizer.get_vocab())
+    for name, model in (("target", engine.target.model), ("draft model", network)):
+        if not can_trim_prompt_cache(make_prompt_cache(model)):
+            raise EagleError(
+                f"mlx-lm drafts with a model only where caches can step back, and the {name}'s "
+                "cannot; compare with mlx-lm or heads instead"
+            )
     mx.eval(network.parameters())
-    ours, theirs = engine.tokenizer.vocab_size, tokenizer.vocab_size
-    if ours != theirs:
-        raise EagleError(
-            f"{folder} has a tokenizer of {theirs} tokens and the target one of {ours}: "
-            "give a draft model of the target's own family"
-        )
     return network
 
 

@@ -50,6 +50,11 @@ class SinkKVCache(KVCache):
         self.dropped = 0  # rows forgotten between the sinks and `first`
 
     @property
+    def most_rows(self) -> int:
+        """The most committed rows that it keeps."""
+        return self.sinks + self.window + self.margin + self.slack
+
+    @property
     def held(self) -> int:
         """Committed rows in the buffers."""
         return self.rows - self.dropped

@@ -11,6 +11,7 @@ from mlx_eagle.load_options import LoadOptions
 
 SHARE = 0.75  # of the machine's memory, where the device does not say what it can use
 DEEPEST = 10_000  # layers
+LONGEST_WINDOW = 2048  # tokens; the most that a head attends to unless it attends to all
 FIXED = ("linear", "lightning")  # kinds of attention whose state does not grow
 LATENT_IN_FULL = ("deepseek_v2", "minicpm3")  # mlx-lm keeps their keys and values uncompressed
 
@@ -42,6 +43,17 @@ def estimated_cache_bytes(config: Mapping[str, Any], rows: int, options: LoadOpt
         return numbers * number_bytes()
     scales = 2 * number_bytes() / options.kv_group_size  # a scale and a bias for every group
     return int(numbers * (options.kv_bits / 8 + scales))
+
+
+def estimated_head_bytes(config: Mapping[str, Any], rows: int, options: LoadOptions) -> int:
+    """Return about what the cache of a head takes: that of one layer of its target.
+
+    Heads that attend to few tokens take less. Whether one does shows only in its own files.
+    """
+    bounds = [rows, options.head_window or rows]
+    if options.max_kv_size is not None:
+        bounds.append(max(options.max_kv_size, LONGEST_WINDOW))
+    return _row_numbers(language_config(dict(config))) * min(bounds) * number_bytes()
 
 
 def _row_numbers(facts: dict[str, Any]) -> int:

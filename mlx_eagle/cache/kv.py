@@ -11,9 +11,10 @@ and nothing else. While rows that branch are expected, `offset` is the vector of
 
 import copy
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import mlx.core as mx
+from mlx_lm.models.base import scaled_dot_product_attention
 from mlx_lm.models.cache import create_attention_mask
 
 
@@ -47,6 +48,11 @@ class KVCache:
         # The undecided rows as they came, if they came at once: what a commit with gaps copies. To
         # read them from the buffers would keep these in use, and MLX would copy all of each.
         self._fresh: list[mx.array] | None = None
+
+    @property
+    def most_rows(self) -> int | None:
+        """The most committed rows that it keeps; None for all."""
+        return None
 
     @property
     def held(self) -> int:
@@ -98,9 +104,10 @@ class KVCache:
             scale: factor of the scores.
             window: positions that a query sees, its own included; None for all.
         """
-        mask = self.make_mask(queries.shape[2], window_size=window)
+        mask: Any = self.make_mask(queries.shape[2], window_size=window)
         keys, values = self.update_and_fetch(keys, values)
-        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+        seen: mx.array = scaled_dot_product_attention(queries, keys, values, self, scale, mask)
+        return seen
 
     def make_mask(
         self, n: int, return_array: bool = False, window_size: int | None = None

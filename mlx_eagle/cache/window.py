@@ -26,6 +26,11 @@ class WindowKVCache(KVCache):
         self.first = 0
 
     @property
+    def most_rows(self) -> int:
+        """The most committed rows that it keeps."""
+        return self.window + self.margin + self.slack
+
+    @property
     def held(self) -> int:
         """Committed rows in the buffers."""
         return self.rows - self.first
@@ -39,7 +44,7 @@ class WindowKVCache(KVCache):
         """Append L undecided rows and return them after the rows that the window still shows."""
         n = keys.shape[2]
         seen = slice(self.lowest - self.first, self.rows - self.first)
-        if n > self.slack:
+        if n > self.slack and self.open_rows is None and not self.pending:
             return self._append_long(keys, values, seen)
         if self.rows + self.pending + n - self.first > self.window + self.margin + self.slack:
             self._move_to_front()
@@ -68,7 +73,8 @@ class WindowKVCache(KVCache):
 
     def commit(self, path: Sequence[int]) -> None:
         """Keep the undecided rows `path`, in order, and forget the others."""
-        assert self.pending <= self.slack or len(path) == self.pending, "a tree beyond the slack"
+        is_whole = len(path) == self.pending or self.first <= self.lowest
+        assert is_whole, "a part of a chunk that is longer than the slack"
         super().commit(path)
 
     def restore(self, arrays: dict[str, mx.array], rows: int) -> None:

@@ -1,12 +1,13 @@
 """Finds out, over all conversations with a head, whether it drafts too badly to be of any use."""
 
 from mlx_eagle.decoding.stats import GenerationStats
+from mlx_eagle.planner.policy import HEAD
 
 
 class HeadWatch:
     """Notices, over all conversations with a head, that it is of no use as it is run."""
 
-    PATIENCE = 50  # rounds in which something was drafted
+    PATIENCE = 50  # rounds in which it drafted
     LOW = 0.2  # share of them in which the first token is right: a sound head gives far more
 
     def __init__(self, remedy: str) -> None:
@@ -15,13 +16,12 @@ class HeadWatch:
         self._told = False
 
     def advise(self, stats: GenerationStats) -> str:
-        """Take in one generation; return what to do about the head, at most once."""
-        if stats.planned is not None:
-            self._rounds += stats.planned.drafted_rounds
-            self._right += stats.planned.first_right
-        elif stats.drafted_by_depth:
-            self._rounds += stats.drafted_by_depth[0]
-            self._right += sum(n > 0 for n in stats.n_accepted_per_round)
+        """Take in one generation; return what to do about the head, at most once.
+
+        What was looked up in the text beside the head says nothing of it.
+        """
+        rounds, right = stats.first_by_source.get(HEAD, (0, 0))
+        self._rounds, self._right = self._rounds + rounds, self._right + right
         if self._told or self._rounds < self.PATIENCE or self._right >= self.LOW * self._rounds:
             return ""
         self._told = True

@@ -18,7 +18,7 @@ import numpy as np
 
 from mlx_eagle.cache.model_cache import AnyCache, TreeCache
 from mlx_eagle.decoding.accept import accept
-from mlx_eagle.drafters.base import Drafter
+from mlx_eagle.drafters.base import Drafter, ReadsText
 from mlx_eagle.drafters.early_stop import draft_as_planned
 from mlx_eagle.drafters.pending import PendingRows
 from mlx_eagle.planner.policy import Level, Outcome, Plan, Review
@@ -61,6 +61,12 @@ class Decoder:
         """Keep the accepted nodes `path` of a tree, in the cache and for the next choices."""
         self.cache.commit(path)
         self.selector.commit(tree, path)
+
+    def checkpoint(self) -> None:
+        """Remember the end of a prompt as a place to go back to, where that takes remembering."""
+        self.cache.checkpoint()
+        if isinstance(self.drafter, ReadsText):
+            self.drafter.checkpoint()
 
 
 class RoundKind(Enum):

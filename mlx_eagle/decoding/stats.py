@@ -86,14 +86,16 @@ class GenerationStats:
     are None where they were not told apart (on a GPU a round is one submission). On a CPU the
     draft's seconds include the building of the verification graph, which happens meanwhile;
     `host_seconds` is the part of the rounds in which the device had nothing to do. `advice` is
-    a line for the user, once, where a head drafts so badly that it must be run wrongly.
+    a line for the user, once, where a head drafts so badly that it must be run wrongly, or a disk
+    takes no more rows.
     `planned` is None where no planner was asked. `ended_by` says what was full if an answer
     ended before `max_tokens`; `status` says whether anything was drafted, and `speculation` the
     same in words; `stop_string` is the one that ended the answer, "" if none did;
     `dropped_messages` were left out of the prompt because they did not fit. `seed` gives the
     same text again; None where nothing was drawn by one. `by_source` counts drafted and
-    accepted tokens by what proposed them: "head", "n-gram". `acceptance_rule` is that of
-    `GenerationOptions.acceptance`.
+    accepted tokens by what proposed them: "head", "n-gram"; `first_by_source` counts the rounds in
+    which each proposed the likeliest first token that is judged, and those in which it was right.
+    `acceptance_rule` is that of `GenerationOptions.acceptance`.
     """
 
     prompt_tokens: int = 0
@@ -105,6 +107,7 @@ class GenerationStats:
     n_accepted_per_round: list[int] = field(default_factory=list)
     drafted_by_depth: list[int] = field(default_factory=list)
     by_source: dict[str, tuple[int, int]] = field(default_factory=dict)
+    first_by_source: dict[str, tuple[int, int]] = field(default_factory=dict)
     draft_seconds: float | None = 0.0
     verify_seconds: float | None = 0.0
     host_seconds: float = 0.0
@@ -193,6 +196,11 @@ class GenerationStats:
         for source, n_drafted in Counter(sources).items():
             drafted, kept = self.by_source.get(source, (0, 0))
             self.by_source[source] = (drafted + n_drafted, kept + accepted[source])
+
+    def add_first(self, source: str, *, is_right: bool) -> None:
+        """Count a round by what proposed its first token, and whether that was right."""
+        rounds, right = self.first_by_source.get(source, (0, 0))
+        self.first_by_source[source] = (rounds + 1, right + is_right)
 
     def add_times(self, draft: float | None, verify: float | None, host: float) -> None:
         """Add one round's seconds; None where drafting and verifying were not told apart."""

@@ -72,6 +72,9 @@ class ReadsText(Protocol):
     def begin(self, token: mx.array) -> None:
         """Take in the first token [1] int32 of a text, before anything is observed."""
 
+    def checkpoint(self) -> None:
+        """Remember the end of a prompt as a place to go back to, where that takes remembering."""
+
 
 @runtime_checkable
 class Draws(Protocol):

@@ -13,7 +13,6 @@ from mlx_eagle.drafters.base import Level
 from mlx_eagle.drafters.cached import CachedDrafter
 from mlx_eagle.drafters.ranking import Candidates, independent_candidates, likeliest, to_tree
 from mlx_eagle.heads.block import BlockHead
-from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, DraftTree, TreeShape
 
 
@@ -21,10 +20,7 @@ class BlockDrafter(CachedDrafter):
     """A DFlash head and the context that its layers attend to."""
 
     head: BlockHead
-
-    def __init__(self, head: BlockHead, target: Target, window: int | None = None) -> None:
-        super().__init__(head, target, window)
-        self._root: mx.array | None = None  # [1]
+    _newest: mx.array | None  # [1] the root
 
     def observe(self, taps: mx.array | None, next_tokens: mx.array) -> None:
         """Make context of L committed tokens: taps [L, A * D], next_tokens [L]."""
@@ -32,7 +28,7 @@ class BlockDrafter(CachedDrafter):
         for piece in self._pieces(next_tokens.shape[0]):
             self.head.keep_context(taps[None, piece], self.cache)
             self.cache.commit(range(piece.stop - piece.start))
-        self._root = next_tokens[-1:]
+        self._newest = next_tokens[-1:]
 
     def draft(self, root: mx.array, shape: TreeShape) -> DraftTree:
         """Propose the best `shape.nodes` nodes below `root` [1]."""
@@ -42,8 +38,8 @@ class BlockDrafter(CachedDrafter):
 
     def greedy_path(self, k: int, depth: int) -> Generator[Level]:
         """Yield the k likeliest tokens of every depth; the first costs what all do."""
-        assert self._root is not None, "observe a token before drafting"
-        log_probs, tokens = self._all_depths(self._root, min(k, self.max_width), depth)
+        assert self._newest is not None, "observe a token before drafting"
+        log_probs, tokens = self._all_depths(self._newest, min(k, self.max_width), depth)
         yield from zip(log_probs, tokens, strict=True)
 
     def logits_along(self, root: mx.array, path: mx.array) -> mx.array:
@@ -54,11 +50,6 @@ class BlockDrafter(CachedDrafter):
             path: [depth - 1] target ids.
         """
         return self.unembed(self._states(root, path.size + 1))[0]
-
-    def restore(self, arrays: dict[str, mx.array], rows: int) -> None:
-        """Hold what `arrays` returned of a drafter with `rows` observed tokens."""
-        super().restore(arrays, rows)
-        self._root = None
 
     def _expand(self, root: mx.array, shape: TreeShape) -> Candidates:
         """Score `shape.n_candidates` nodes."""

@@ -22,6 +22,7 @@ from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, DraftTree, TreeShape
 
 PIECE = 512  # tokens that are read in one forward
+UNBOUNDED = 1 << 40  # tokens
 FEW = 32  # of which the logits of all are computed, though those of the last are wanted
 TOKENS = "tokens"  # in a file
 
@@ -30,7 +31,8 @@ class DraftModelDrafter:
     """A draft model with its own cache, and the tokens that it is of.
 
     The tokens are kept because not every cache can go back to any row: what of them it lacks after
-    a `trim` is read again with the next ones.
+    a `trim` is read again with the next ones. Beyond the context that the model was made for it
+    reads no more, and drafts nothing.
     """
 
     def __init__(self, model: DraftModel, target: Target, window: int | None = None) -> None:
@@ -38,6 +40,7 @@ class DraftModelDrafter:
         self.model, self.kv = model, target.kv
         # Ids beyond the target's cannot be proposed; they pad the draft model's vocabulary.
         self._n_tokens = min(model.vocab_size, target.vocab_size or model.vocab_size)
+        self._most = model.max_context or UNBOUNDED  # tokens that it reads, drafted ones included
         self.cache = model.make_cache(self.kv)
         self._tokens = mx.zeros((0,), dtype=mx.int32)  # committed ones, the root included
         self._newest: mx.array | None = None  # [1, W] logits after the root
@@ -72,6 +75,11 @@ class DraftModelDrafter:
         assert not self._tokens.size, "the text has begun"
         self._tokens = token
 
+    def checkpoint(self) -> None:
+        """Remember the tokens so far as a place that a recurrent model can go back to."""
+        self._read()
+        self.cache.checkpoint()
+
     def observe(self, taps: mx.array | None, next_tokens: mx.array) -> None:
         """Read L committed tokens, next_tokens [L]; taps are not looked at."""
         self._tokens = mx.concatenate([self._tokens, next_tokens])
@@ -79,7 +87,7 @@ class DraftModelDrafter:
 
     def draft(self, root: mx.array, shape: TreeShape) -> DraftTree:
         """Propose the best `shape.nodes` nodes below `root` [1]."""
-        if shape == PLAIN:
+        if shape == PLAIN or self._levels_left < shape.depth:
             return DraftTree.chain(root)
         candidates = expand(self._children(shape.width), root, shape.depth, shape.width)
         self.cache.commit([])  # forget the drafted rows
@@ -87,12 +95,16 @@ class DraftModelDrafter:
 
     def draft_static(self, root: mx.array, tree: StaticTree) -> DraftTree:
         """Propose a tree of this structure below `root` [1]; see `fixed.py`."""
+        if self._levels_left < tree.depth:
+            return DraftTree.chain(root)
         drafted = draft_fixed(self._children(tree.width), root, tree)
         self.cache.commit([])  # forget the drafted rows
         return drafted
 
     def draw(self, root: mx.array, tree: StaticTree, sampler: RatioSampler) -> DraftTree:
         """Propose a tree of this structure below `root` [1], by draws."""
+        if self._levels_left < tree.depth:
+            return DraftTree.chain(root)
 
         def logits(level: int, frontier: Frontier) -> mx.array:
             return self._logits(level, frontier)[:, : self._n_tokens]
@@ -103,6 +115,9 @@ class DraftModelDrafter:
 
     def greedy_path(self, k: int, depth: int) -> Generator[Level]:
         """Yield the k likeliest children of the likeliest node: one row of the model per level."""
+        depth = min(depth, self._levels_left)
+        if not depth:
+            return
         logits = self._after_root()
         try:
             for level in range(depth):
@@ -138,6 +153,9 @@ class DraftModelDrafter:
     def restore(self, arrays: dict[str, mx.array], rows: int) -> None:
         """Hold what `arrays` returned of a drafter with `rows` observed tokens.
 
+        Arrays that were all cut off after `rows` rows lack the newest token: then one token less
+        has been observed.
+
         Raises:
             ValueError: if it is not what these rows need.
         """
@@ -145,14 +163,20 @@ class DraftModelDrafter:
             return
         held = {name: array for name, array in arrays.items() if name != TOKENS}
         tokens = arrays.get(TOKENS)
-        if tokens is None or tokens.size != rows + 1:
+        is_cut = all(array.shape[2:3] == (rows,) for array in arrays.values())
+        if tokens is None or tokens.size != (rows if is_cut else rows + 1):
             raise ValueError(f"the draft model has no tokens for {rows} rows")
-        self.cache.restore(held, rows + 1)
+        self.cache.restore(held, min(tokens.size, self._most))
         self._tokens, self._newest = tokens.reshape(-1), None
+
+    @property
+    def _levels_left(self) -> int:
+        """Levels that it can draft before its context is full: the last token is not read."""
+        return max(0, self._most - self._tokens.size + 1)
 
     def _read(self) -> None:
         """Run the model over the tokens that its cache lacks."""
-        n = self._tokens.size
+        n = min(self._tokens.size, self._most)
         n_new = n - self.cache.rows
         last = n - 1 if n_new > FEW else n
         starts = [*range(self.cache.rows, last, PIECE), last]
@@ -162,8 +186,6 @@ class DraftModelDrafter:
             logits = self.model(self._tokens[start:end], self.cache)
             self.cache.commit(range(end - start))
             self._newest = logits[-1:]
-        if n_new > FEW:
-            self.cache.checkpoint()  # the end of a prompt: a recurrent model can go back to it
 
     def _after_root(self) -> mx.array:
         """Return the logits [1, W] after the root."""

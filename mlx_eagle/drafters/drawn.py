@@ -22,6 +22,7 @@ class DrawnDrafts:
     def __init__(self, drafter: Drafter, sampler: RatioSampler) -> None:
         assert isinstance(drafter, Draws), "a request for other drafters is refused"
         self._drafter, self._draws, self._sampler = drafter, drafter, sampler
+        self._trees: dict[TreeShape, StaticTree] = {}
 
     @property
     def max_width(self) -> int:
@@ -53,6 +54,11 @@ class DrawnDrafts:
         if isinstance(self._drafter, ReadsText):
             self._drafter.begin(token)
 
+    def checkpoint(self) -> None:
+        """Let a drafter that reads the text itself remember the end of a prompt."""
+        if isinstance(self._drafter, ReadsText):
+            self._drafter.checkpoint()
+
     def observe(self, taps: mx.array | None, next_tokens: mx.array) -> None:
         """Let the drafter observe."""
         self._drafter.observe(taps, next_tokens)
@@ -61,7 +67,9 @@ class DrawnDrafts:
         """Draw a tree of this shape below `root` [1]."""
         if shape == PLAIN:
             return DraftTree.chain(root)
-        return self._draws.draw(root, StaticTree.drawn(shape), self._sampler)
+        if shape not in self._trees:
+            self._trees[shape] = StaticTree.drawn(shape)
+        return self._draws.draw(root, self._trees[shape], self._sampler)
 
     def draft_static(self, root: mx.array, tree: StaticTree) -> DraftTree:
         """Draw a tree of this structure below `root` [1]."""

@@ -16,7 +16,6 @@ from mlx_eagle.drafters.fixed import draft_fixed
 from mlx_eagle.drafters.ranking import Candidates, Children, Frontier, expand, likeliest, to_tree
 from mlx_eagle.heads.eagle import EagleHead, HeadOutput
 from mlx_eagle.static_tree import StaticTree
-from mlx_eagle.target.target import Target
 from mlx_eagle.tree import PLAIN, DraftTree, TreeShape
 
 
@@ -29,10 +28,7 @@ class EagleDrafter(CachedDrafter):
     """
 
     head: EagleHead
-
-    def __init__(self, head: EagleHead, target: Target, window: int | None = None) -> None:
-        super().__init__(head, target, window)
-        self._newest: HeadOutput | None = None
+    _newest: HeadOutput | None
 
     def observe(self, taps: mx.array | None, next_tokens: mx.array) -> None:
         """Run the head over L committed tokens: taps [L, A * D], next_tokens [L]."""
@@ -72,11 +68,6 @@ class EagleDrafter(CachedDrafter):
                     out = self.head(out.feedback, self.embed(tokens[None, :1]), self.cache)
         finally:
             self.cache.commit([])  # forget the drafted rows
-
-    def restore(self, arrays: dict[str, mx.array], rows: int) -> None:
-        """Hold what `arrays` returned of a drafter with `rows` observed tokens."""
-        super().restore(arrays, rows)
-        self._newest = None
 
     def _expand(self, root: mx.array, newest: HeadOutput, shape: TreeShape) -> Candidates:
         """Score `shape.n_candidates` nodes, level by level."""

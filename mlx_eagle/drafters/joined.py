@@ -59,6 +59,11 @@ class JoinedDrafter:
         if isinstance(self.head, ReadsText):
             self.head.begin(token)
 
+    def checkpoint(self) -> None:
+        """Let a drafter that reads the text itself remember the end of a prompt."""
+        if isinstance(self.head, ReadsText):
+            self.head.checkpoint()
+
     def observe(self, taps: mx.array | None, next_tokens: mx.array) -> None:
         """Let both take in L tokens: taps [L, A * D], next_tokens [L]."""
         self.head.observe(taps, next_tokens)

@@ -5,8 +5,10 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_eagle.cache.model_cache import TreeCache
 from mlx_eagle.drafters.base import Drafter
 from mlx_eagle.drafters.block import BlockDrafter
+from mlx_eagle.drafters.cached import CachedDrafter
 from mlx_eagle.drafters.draft_model import DraftModelDrafter
 from mlx_eagle.drafters.eagle import EagleDrafter
 from mlx_eagle.drafters.joined import JoinedDrafter
@@ -57,6 +59,13 @@ def check_fit(head: AnyHead, target: Target) -> None:
             "give the target that the head was trained for"
         )
     head.set_dtype(sample.dtype)
+
+
+def own_cache(drafter: Drafter | None) -> TreeCache | None:
+    """Return the cache that a drafter has beside what it looks up; None if it keeps none."""
+    if isinstance(drafter, JoinedDrafter):
+        return own_cache(drafter.head)
+    return drafter.cache if isinstance(drafter, CachedDrafter | DraftModelDrafter) else None
 
 
 def make_drafter(head: AnyHead, target: Target, window: int | None = None) -> Drafter:

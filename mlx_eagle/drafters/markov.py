@@ -48,9 +48,9 @@ class MarkovDrafter(BlockDrafter):
 
     def greedy_path(self, k: int, depth: int) -> Generator[Level]:
         """Yield the k likeliest children of the likeliest node; the first costs the block."""
-        assert self._root is not None, "observe a token before drafting"
-        levels = self._levels(self._root, min(k, self.max_width), depth)
-        frontier = Frontier.of_one(self._root)
+        assert self._newest is not None, "observe a token before drafting"
+        levels = self._levels(self._newest, min(k, self.max_width), depth)
+        frontier = Frontier.of_one(self._newest)
         for level in range(depth):
             log_probs, tokens = levels(level, frontier)
             yield log_probs[0], tokens[0]

@@ -74,6 +74,8 @@ class MedusaDrafter:
 
     def trim(self, rows: int) -> None:
         """Forget everything after the first `rows` tokens; the next `observe` brings the newest."""
+        if rows < self.rows:
+            self._newest = None
         self.rows = rows
 
     def fork(self) -> Self:

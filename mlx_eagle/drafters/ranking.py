@@ -12,10 +12,8 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from mlx_eagle.cache.kv import OpenRows
+from mlx_eagle.sampling.largest import top_ids
 from mlx_eagle.tree import DraftTree, TreeShape
-
-CHUNK = 256  # logits of which the largest stands for all
-FEW = 4096  # that are sorted as they are
 
 
 class Candidates(NamedTuple):
@@ -171,26 +169,6 @@ def likeliest(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
     log_probs = mx.take_along_axis(logits, ids, axis=-1)
     log_probs = log_probs - mx.logsumexp(logits, axis=-1, keepdims=True)
     return mx.where(mx.isnan(log_probs), -mx.inf, log_probs), ids
-
-
-def top_ids(logits: mx.array, k: int) -> mx.array:
-    """Return the indices [R, k] of the k largest logits [R, W], the largest first.
-
-    A GPU sorts the whole row to find a few of it, block by block. The k largest are in the k chunks
-    with the largest maxima, so only the maxima and those chunks are sorted.
-    """
-    rows, width = logits.shape
-    if k == 1:
-        return mx.argmax(logits, axis=-1, keepdims=True)
-    if width <= FEW:
-        return mx.argsort(-logits, axis=-1)[:, :k]
-    padded = mx.pad(logits, [(0, 0), (0, -width % CHUNK)], constant_values=-mx.inf)
-    chunks = padded.reshape(rows, -1, CHUNK)
-    best_chunks = mx.argsort(-chunks.max(axis=-1), axis=-1)[:, :k]  # [R, k]
-    few = mx.take_along_axis(chunks, best_chunks[..., None], axis=1).reshape(rows, -1)
-    places = mx.argsort(-few, axis=-1)[:, :k]
-    ids = mx.take_along_axis(best_chunks, places // CHUNK, axis=-1) * CHUNK + places % CHUNK
-    return mx.minimum(ids, width - 1)  # where a row has fewer than k that are possible at all
 
 
 def independent_candidates(log_probs: mx.array, tokens: mx.array) -> Candidates:

@@ -6,10 +6,13 @@ keys that come twice, and whatever MLX cannot load or that is made to exhaust it
 """
 
 import struct
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mlx_eagle.errors import CheckpointError
@@ -71,6 +74,15 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         reason = one_line(error)
         raise CheckpointError(f"{file.name} is not a sound safetensors file: {reason}") from error
     return found
+
+
+def checksum(arrays: Mapping[str, mx.array]) -> str:
+    """Return the CRC-32 of the numbers of all arrays, in the order of their names."""
+    crc = 0
+    for _, array in sorted(arrays.items()):
+        words = array.reshape(-1).view(mx.uint8) if array.size else mx.array([], dtype=mx.uint8)
+        crc = zlib.crc32(np.array(words).data, crc)
+    return f"{crc:08x}"
 
 
 def _parse_header(file: Path) -> dict[str, Any]:

@@ -15,8 +15,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
-from mlx_eagle.cache.kv import KVCache
 from mlx_eagle.cache.model_cache import TreeCache
+from mlx_eagle.cache.options import WHOLE, KVOptions
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.config import MtpConfig
 from mlx_eagle.heads.eagle import (
@@ -90,20 +90,24 @@ class MtpHead(EagleHead):
         """Tokens that it attends to: all. It was trained with its target, on texts as long."""
         return 0
 
-    def make_cache(self, window: int | None = None) -> TreeCache:
+    def make_cache(self, window: int | None = None, kv: KVOptions = WHOLE) -> TreeCache:
         """Return an empty KV cache for one conversation; see `EagleHead.make_cache`.
+
+        Args:
+            window: as there.
+            kv: what the target's layers keep: without a window of its own one more does likewise.
 
         Raises:
             EagleError: if a window is asked for that the target's block cannot keep.
         """
-        if self.config.block == "plain":
-            return super().make_cache(window)
-        if window:
+        if not window:
+            return TreeCache([kv.make_layer()])
+        if self.config.block != "plain":
             raise EagleError(
                 "this head is a layer of its target, which attends to all tokens; leave out "
-                "--head-window, or give 0"
+                "--head-window, or give 0 (max_kv_size bounds both)"
             )
-        return TreeCache([KVCache()])
+        return super().make_cache(window)
 
     def set_dtype(
         self, dtype: mx.Dtype, predicate: Callable[[mx.Dtype], bool] | None = None

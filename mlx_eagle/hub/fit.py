@@ -8,7 +8,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlx_eagle.cache.estimate import device_memory, estimated_cache_bytes, number_bytes
+from mlx_eagle.cache.estimate import (
+    device_memory,
+    estimated_cache_bytes,
+    estimated_head_bytes,
+    number_bytes,
+)
 from mlx_eagle.errors import EagleError, HubError
 from mlx_eagle.files.json_files import language_config, read_json
 from mlx_eagle.hub.download import Listing, Notify, fetch, list_files
@@ -81,7 +86,9 @@ def foresee(
     draft_model = draft_model_of(head)
     # Every conversation has a cache of each model.
     configs = [config, *([_config_of(draft_model)] if draft_model else [])]
+    is_own = head_beside(head) == OWN
     drafter = list_files(head) if (head := draft_model or _head_of(model, head)) else None
+    has_head = is_own or (drafter is not None and not draft_model)
     memory = options.memory_limit or device_memory()
     weights = int(weight_bytes(files.sizes) * _growth(config, options))
     n_head = weight_bytes(drafter.sizes) if drafter else 0
@@ -89,7 +96,8 @@ def foresee(
     room = memory - weights - n_head
 
     def cache(n_tokens: int) -> int:
-        return sum(estimated_cache_bytes(each, n_tokens, options) for each in configs)
+        of_head = estimated_head_bytes(config, n_tokens, options) if has_head else 0
+        return of_head + sum(estimated_cache_bytes(each, n_tokens, options) for each in configs)
 
     return Fit(
         download=files.missing + (drafter.missing if drafter else 0),

@@ -126,8 +126,8 @@ class Planner:
             self._time_plain()
         if not planned.levels:
             return None  # nothing was found, and no head drafted
-        first = planned.levels[-planned.n_drafted].tokens[0]
-        return Review(planned.forecast, first == outcome.tokens[0])
+        first = planned.levels[-planned.n_drafted]  # the head's, or of what was looked up
+        return Review(planned.forecast, first.tokens[0] == outcome.tokens[0], first.source)
 
     def is_hopeless(self, context: int) -> bool:
         """Say whether no tree could pay here, however good the head."""

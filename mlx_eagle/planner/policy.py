@@ -64,10 +64,14 @@ class Forecast(NamedTuple):
 
 
 class Review(NamedTuple):
-    """A round that drafted: what was expected, and whether its likeliest first token was right."""
+    """A round that drafted: what was expected, and whether its likeliest first token was right.
+
+    `source` proposed that token: the head, wherever it drafted.
+    """
 
     forecast: Forecast
     first_right: bool
+    source: str = HEAD
 
 
 class Outcome(NamedTuple):

@@ -6,7 +6,7 @@ that the template has written shows (`answers/call_layout.py`).
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from mlx_eagle.answers.call_layout import CallLayout
@@ -22,22 +22,29 @@ WRITTEN_AS_JSON = ("integer", "number", "object", "array")
 Tool = Mapping[str, Any]
 
 
-def json_grammar(tools: Sequence[Tool], call_end: int) -> str:
+def json_grammar(tools: Sequence[Tool], call_end: int, loose: Collection[str] = frozenset()) -> str:
     """Return the grammar of a call in JSON, from its opening mark on.
 
     Args:
         tools: that may be called, in the format of OpenAI's API.
         call_end: the token that ends a call.
+        loose: names of those whose arguments may be any object.
     """
     rules = [NO_FORCING, f'start: "\\n" ({_any_of(tools)}) "\\n" <[{call_end}]>']
     for place, function in enumerate(_functions(tools)):
-        schema = {**(function.get("parameters") or ANY_ARGUMENTS), "x-guidance": SPELLING}
+        own = None if function["name"] in loose else function.get("parameters")
+        schema = {**(own or ANY_ARGUMENTS), "x-guidance": SPELLING}
         head = json.dumps('{"name": ' + json.dumps(str(function["name"])) + ', "arguments": ')
         rules.append(f'c{place}: {head} %json {json.dumps(schema)} "}}"')
     return "\n".join(rules) + "\n"
 
 
-def keyed_grammar(tools: Sequence[Tool], call_end: int, layout: CallLayout) -> str:
+def keyed_grammar(
+    tools: Sequence[Tool],
+    call_end: int,
+    layout: CallLayout,
+    loose: Collection[str] = frozenset(),
+) -> str:
     """Return the grammar of a call that is written key after key, from its opening mark on.
 
     Keys come in the order of the schema, optional ones or not. Texts are anything up to what the
@@ -47,15 +54,60 @@ def keyed_grammar(tools: Sequence[Tool], call_end: int, layout: CallLayout) -> s
         tools: that may be called, in the format of OpenAI's API.
         call_end: the token that ends a call.
         layout: of the model's calls.
+        loose: names of those after which anything may stand.
 
     Raises:
         EagleError: if an argument cannot be told from its text.
     """
     rules = [NO_FORCING, f"start: {_quote(layout.before)} ({_any_of(tools)}) <[{call_end}]>"]
     rules.append(f"text[suffix={_quote(layout.tail)}]: /(.|\\n)*/")
+    rules.append("anything: /(.|\\n)*/")
     for place, function in enumerate(_functions(tools)):
-        rules += _keyed_rules(f"c{place}", function, layout)
+        if (name := function["name"]) in loose:
+            begun = f"({_quote(layout.first)} anything | {_quote(layout.bare)})"
+            rules.append(f"c{place}: {_quote(str(name))} {begun}")
+        else:
+            rules += _keyed_rules(f"c{place}", function, layout)
     return "\n".join(rules) + "\n"
+
+
+def is_bare_text(value: Any, schema: Mapping[str, Any]) -> bool:
+    """Say whether an argument that is written key after key is any text, or null.
+
+    Args:
+        value: the schema of the argument.
+        schema: of all arguments.
+    """
+    value = resolve(value, schema)
+    kinds = types_of(value)
+    return bool(kinds) and kinds <= {"string", "null"} and set(value) <= NOTES | {"anyOf"}
+
+
+def read_value(text: str, value: Any, schema: Mapping[str, Any], layout: CallLayout) -> Any:
+    """Return an argument that was written as `keyed_grammar` forces it.
+
+    Args:
+        text: between what the layout writes before and after a value.
+        value: the schema of the argument.
+        schema: of all arguments.
+        layout: of the model's calls.
+
+    Raises:
+        ValueError: if it was not.
+    """
+    value = resolve(value, schema)
+    known = [value["const"]] if "const" in value else value.get("enum")
+    if types_of(value) == {"boolean"}:
+        known = known or [True, False]
+    if known and len(types_of(value)) == 1:
+        spelled = {_spelled(each, layout): each for each in known}
+        if text not in spelled:
+            raise ValueError(f"{text!r} is none of the values that are listed")
+        return spelled[text]
+    if is_bare_text(value, schema):
+        is_null = "null" in types_of(value) and text.lower() == "null"
+        return None if is_null else text
+    return json.loads(text)
 
 
 def _any_of(tools: Sequence[Tool]) -> str:
@@ -107,7 +159,7 @@ def _value(key: str, value: Any, schema: Mapping[str, Any], layout: CallLayout) 
         return f"({words}) {_quote(layout.tail)}"
     if kinds == {"boolean"}:
         return f"({_quote(layout.true)} | {_quote(layout.false)}) {_quote(layout.tail)}"
-    if kinds and kinds <= {"string", "null"} and set(value) <= NOTES | {"anyOf"}:
+    if is_bare_text(value, schema):
         return "text"
     if len(kinds) == 1 and kinds < set(WRITTEN_AS_JSON):
         given = {name: schema[name] for name in DEFINITIONS if name in schema}

@@ -17,7 +17,9 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from mlx_eagle.sampling.largest import top_ids
 from mlx_eagle.sampling.samplers import SeededSampler, if_finite
+from mlx_eagle.static_tree import children_of
 from mlx_eagle.tree import MAX_NODES, DraftTree
 
 # Noise of three kinds, told apart by the upper bits of a position.
@@ -49,8 +51,7 @@ class RatioSampler(SeededSampler):
         key = mx.random.split(self._key(root, DRAFTS), MAX_NODES + 1)[depth]
         # The k largest sums with Gumbel noise are k draws without replacement, in their order.
         scores = log_probs + mx.random.gumbel((n,), key=key)
-        order = mx.argsort(-scores, axis=-1)[:, :k] if k > 1 else mx.argmax(scores, -1, True)
-        return Drawn(order.astype(mx.int32), log_probs)
+        return Drawn(top_ids(scores, k).astype(mx.int32), log_probs)
 
     def __call__(self, logits: mx.array, tree: DraftTree, offset: int) -> mx.array:
         """Choose the token after every node: an accepted child, or a draw from what is left.
@@ -62,7 +63,7 @@ class RatioSampler(SeededSampler):
         """
         if tree.draft_log_probs is None or self.temperature == 0:
             return super().__call__(logits, tree, offset)
-        children = _children(tree.structure())
+        children = children_of(tree.structure())
         n, n_tokens = logits.shape
         target, draft = mx.exp(self.log_probs(logits)), mx.exp(tree.draft_log_probs)
         draft = mx.pad(draft, [(0, 0), (0, n_tokens - draft.shape[1])])
@@ -87,14 +88,6 @@ class RatioSampler(SeededSampler):
     def _key(self, position: int, stream: int) -> mx.array:
         """Return the key of one kind of noise at a position."""
         return mx.array([self.seed, position + stream * STREAM], dtype=mx.uint32)
-
-
-def _children(parents: list[int]) -> list[list[int]]:
-    """Return the children of every node in the order in which they were drawn."""
-    found: list[list[int]] = [[] for _ in parents]
-    for node, parent in enumerate(parents[1:], start=1):
-        found[parent].append(node)
-    return found
 
 
 def _left(target: mx.array, draft: mx.array) -> mx.array:

@@ -19,7 +19,7 @@ LogitsProcessor = Callable[[mx.array, mx.array], mx.array]  # tokens [T], logits
 
 
 class TreeConstraint(Protocol):
-    """Says which tokens may follow; see `constrain.py`."""
+    """Says which tokens may follow; see `grammar.py`."""
 
     def masks(self, tokens: Sequence[int], parents: Sequence[int]) -> mx.array | None:
         """Return [N, V] bool: which tokens may follow each node; None where all may."""

@@ -23,6 +23,7 @@ from mlx_eagle.server.ids import new_id
 from mlx_eagle.server.prepare import Prepared
 from mlx_eagle.server.refusal import LOST, RefusalError
 from mlx_eagle.server.split import Split
+from mlx_eagle.session.prefix_files import PrefixFiles
 from mlx_eagle.session.responses import GenerationResponse, Responses
 from mlx_eagle.session.session import Session
 
@@ -34,19 +35,21 @@ class AnswerJob:
         engine: that makes it; its thread calls `events`, any thread the rest.
         prepared: what was asked.
         report: told of what is read of the prompt, on the engine's thread.
-
-    Attributes:
-        nbytes: of the rows that the answer uses, as its prompt is read.
     """
 
     def __init__(self, engine: Engine, prepared: Prepared, report: Callable[[Event], None]) -> None:
         self._engine, self._prepared, self._report = engine, prepared, report
         self._session = self._new_session()
-        self._split = Split(engine.answer_format, prepared.tools, lambda: new_id("call_"))
+        self._split = Split(
+            engine.answer_format,
+            prepared.tools,
+            lambda: new_id("call_"),
+            takes_text=prepared.asked.api != "messages",
+            loose=prepared.loose,
+        )
         self._is_cancelled = self._is_out_of_time = False
         self._cached = self._n_thought = 0
         self._has_read = self._has_begun = False
-        self.nbytes = 0
         self._kind = Kind.SAID
 
     def cancel(self) -> None:
@@ -90,15 +93,29 @@ class AnswerJob:
 
     def _attempt(self) -> Iterator[Event]:
         """Answer, and keep the rows for later requests."""
-        kept = self._engine.prefix_cache
-        files = kept.files if kept is not None else None
+        files = self._files
         n_damaged = files.n_damaged if files is not None else 0
         with closing(self._stream()) as stream:
             yield from self._answer(stream)
-        if kept is not None:
-            kept.keep(self._session.prefix)
+        try:  # the answer has ended, and nothing may follow it
+            self._keep()
+        except Exception as error:
+            failure(f"keeping the rows of {self._prepared.asked.request_id}", error)
         if files is not None and files.n_damaged > n_damaged:
             LOG.warning("removed damaged rows on disk: %d files", files.n_damaged - n_damaged)
+        if files is not None and (note := files.take_note()):
+            LOG.warning("%s", note)
+
+    @property
+    def _files(self) -> PrefixFiles | None:
+        """The rows on disk, if any are kept there."""
+        kept = self._engine.prefix_cache
+        return None if kept is None else kept.files
+
+    def _keep(self) -> None:
+        """Keep the rows of an answer that is over, if the engine keeps any."""
+        if self._engine.prefix_cache is not None:
+            self._engine.prefix_cache.keep(self._session.prefix)
 
     def _new_session(self) -> Session:
         """Return a conversation that finds the rows of its own client."""
@@ -120,7 +137,6 @@ class AnswerJob:
         """Report what is read; the first time, that is what was cached."""
         if not self._has_read:
             self._cached, self._has_read = done, True
-        self.nbytes = self._session.prefix.nbytes
         self._report(Reading(done, total))
 
     def _answer(self, stream: Responses) -> Iterator[Event]:
@@ -130,7 +146,8 @@ class AnswerJob:
             yield from self._events_of(response)
             if response.finish_reason is not None:
                 stats, reason = response.stats, response.finish_reason
-        yield from self._split.finish(is_cut=reason != "stop")
+        is_cut = reason != "stop" or bool(stats and stats.stop_string)
+        yield from self._split.finish(is_cut=is_cut)
         yield self._end(stats, reason)
 
     def _events_of(self, response: GenerationResponse) -> Iterator[Event]:

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -23,36 +23,25 @@ from mlx_eagle.server.chat_body import ChatBody, read_chat
 from mlx_eagle.server.chat_writer import ChatWriter
 from mlx_eagle.server.completions_body import CompletionsBody, read_completions
 from mlx_eagle.server.completions_writer import CompletionsWriter
-from mlx_eagle.server.delivery import (
-    BEAT,
-    OUTCOME,
-    STREAM_HEADERS,
-    Delivery,
-    Outcome,
-    Receive,
-    Scope,
-    Send,
-    send_json,
-    send_part,
-    send_refusal,
-    start_answer,
-)
+from mlx_eagle.server.delivery import BEAT, OUTCOME, Delivery, Scope
 from mlx_eagle.server.desk import Desk
-from mlx_eagle.server.events import Failed
 from mlx_eagle.server.faults import LOG, failure
-from mlx_eagle.server.guard import ID, SALT, App, Guard, Rules, read_all, with_headers
+from mlx_eagle.server.guard import ID, SALT, App, Guard, Rules, read_all
 from mlx_eagle.server.ids import ServedModel
+from mlx_eagle.server.in_hand import InHand
 from mlx_eagle.server.messages_body import CountBody, MessagesBody, read_count, read_messages
 from mlx_eagle.server.messages_writer import MessagesWriter
 from mlx_eagle.server.meters import Meters, log_line
 from mlx_eagle.server.models_list import list_models, one_model
 from mlx_eagle.server.openapi import describe
-from mlx_eagle.server.pages import FILES, MarkdownBody, Page, render
+from mlx_eagle.server.pages import FILES, MOST_BYTES, MarkdownBody, Page, render
 from mlx_eagle.server.prepare import Preparer
-from mlx_eagle.server.refusal import RefusalError, api_of, known_api
+from mlx_eagle.server.refusal import RefusalError, known_api
+from mlx_eagle.server.replies import Answered, FailedStream, Refused
 from mlx_eagle.server.responses_body import ResponsesBody, read_responses
 from mlx_eagle.server.responses_writer import ResponsesWriter
 from mlx_eagle.server.writer import Writer
+from mlx_eagle.session.prefix_cache import PrefixCache
 from mlx_eagle.worker import Worker
 
 QUIET_PATHS = ("/health", "/metrics")  # which are asked for again and again
@@ -87,6 +76,7 @@ class Settings(NamedTuple):
         max_seconds: of an answer; None: any.
         grace: seconds that answers have to end once the server stops.
         beat: seconds of silence, after which a stream shows that it lives.
+        bodies: that are read and made ready at once.
     """
 
     name: str | None = None
@@ -95,43 +85,7 @@ class Settings(NamedTuple):
     max_seconds: float | None = None
     grace: float = 10.0
     beat: float = BEAT
-
-
-class Answered:
-    """A response of Starlette's kind that sends one JSON object."""
-
-    def __init__(self, value: Any, status: int = 200) -> None:
-        self._value, self._status = value, status
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
-        await send_json(send, self._status, self._value)
-
-
-class Refused:
-    """A response of Starlette's kind that sends a refusal."""
-
-    def __init__(self, refusal: RefusalError, headers: Mapping[str, str] | None = None) -> None:
-        self._refusal, self._headers = refusal, headers
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
-        outward = with_headers(send, self._headers) if self._headers else send
-        await send_refusal(outward, self._refusal, api_of(scope["path"]), scope[ID])
-
-
-class FailedStream:
-    """A stream that fails at once: where a client knows an error only as an event."""
-
-    def __init__(self, writer: Writer, refusal: RefusalError) -> None:
-        self._writer, self._refusal = writer, refusal
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
-        failed = Failed(self._refusal.kind, str(self._refusal))
-        scope[OUTCOME] = Outcome(api_of(scope["path"]), failure=failed.kind)
-        await start_answer(send, 200, STREAM_HEADERS)
-        await send_part(send, self._writer.begin() + self._writer.write(failed), is_last=True)
+    bodies: int = 32
 
 
 class Server:
@@ -145,11 +99,16 @@ class Server:
 
     def __init__(self, engine: Engine, worker: Worker, settings: Settings) -> None:
         self._engine, self._worker, self._settings = engine, worker, settings
+        self._preparer = Preparer(engine, engine.info.recommended)
         self.desk = Desk(
-            engine, worker, most_waiting=settings.queue, max_seconds=settings.max_seconds
+            engine,
+            worker,
+            most_waiting=settings.queue,
+            max_seconds=settings.max_seconds,
+            before=self._preparer.measure_context,
         )
-        self._preparer = Preparer(engine, engine.info.recommended, lambda: self.desk.nbytes)
         self._thread = ThreadPoolExecutor(1, "mlx-eagle-prepare")
+        self._in_hand = InHand(settings.bodies)
         self.model = served_model(engine, self._preparer, settings.name)
         self.meters = Meters(self._gauges())
         routes = self._routes()
@@ -176,7 +135,7 @@ class Server:
             "/completions": self._endpoint(CompletionsBody, read_completions, CompletionsWriter),
             "/responses": self._endpoint(ResponsesBody, read_responses, ResponsesWriter),
             "/messages": self._endpoint(MessagesBody, read_messages, MessagesWriter),
-            "/messages/count_tokens": self._count,
+            "/messages/count_tokens": self._one_in_hand(self._count),
             "/cache/clear": self._clear_cache,
         }
         routes = [
@@ -186,7 +145,8 @@ class Server:
             for prefix in ("", "/v1")
         ]
         routes += [Route(path, self._page, methods=["GET"]) for path in FILES]
-        routes.append(Route("/page/markdown", guarded(self._markdown), methods=["POST"]))
+        markdown = guarded(self._one_in_hand(self._markdown))
+        routes.append(Route("/page/markdown", markdown, methods=["POST"]))
         app = Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
         app.router.redirect_slashes = False
         return app
@@ -216,7 +176,18 @@ class Server:
             running = self.desk.accept(prepared)
             return Delivery(running, writer, request_id, self._settings.beat)
 
-        return endpoint
+        return self._one_in_hand(endpoint)
+
+    def _one_in_hand(
+        self, endpoint: Callable[[Request], Awaitable[Any]]
+    ) -> Callable[[Request], Awaitable[Any]]:
+        """Return an endpoint that refuses a body where many are being read and made ready."""
+
+        async def bounded(request: Request) -> Any:
+            with self._in_hand.one():
+                return await endpoint(request)
+
+        return bounded
 
     async def _count(self, request: Request) -> Any:
         data = await read_all(request.receive, self._settings.rules)
@@ -263,8 +234,12 @@ class Server:
         return Page(FILES[request.url.path])
 
     async def _markdown(self, request: Request) -> Any:
-        data = await read_all(request.receive, self._settings.rules)
-        return Answered(await self._prepare_thread(lambda: render(read_body(MarkdownBody, data))))
+        rules = self._settings.rules._replace(max_body=MOST_BYTES)
+        data = await read_all(request.receive, rules)
+        self.desk.check_running()
+        # Odd texts take seconds, for which prompts need not wait.
+        html = await asyncio.to_thread(lambda: render(read_body(MarkdownBody, data)))
+        return Answered(html)
 
     async def _openapi(self, request: Request) -> Any:
         return Answered(describe(POSTS, GETS))
@@ -274,19 +249,14 @@ class Server:
         return Answered({"running": int(running), "waiting": self.desk.n_waiting})
 
     async def _cache(self, request: Request) -> Any:
-        kept = self._engine.prefix_cache
-        memory = {"prefixes": len(kept) if kept else 0, "bytes": kept.nbytes if kept else 0}
-        files = kept.files if kept is not None else None
-        disk = None
-        if files is not None:
-            disk = {"bytes": files.nbytes, "damaged": files.n_damaged, "evicted": files.n_evicted}
-        return Answered({"memory": memory, "disk": disk})
+        kept, salt = self._engine.prefix_cache, request.scope.get(SALT, "")
+        return Answered(await asyncio.to_thread(kept_rows, kept, salt))
 
     async def _clear_cache(self, request: Request) -> Any:
         await read_all(request.receive, self._settings.rules)
-        kept = self._engine.prefix_cache
+        kept, salt = self._engine.prefix_cache, request.scope.get(SALT, "")
         if kept is not None:
-            await self._worker.acall(kept.clear)
+            await self._worker.acall(kept.clear, salt)
         return await self._cache(request)
 
     async def _metrics(self, request: Request) -> Any:
@@ -307,6 +277,22 @@ class Server:
             message = f"there is one model here, {self.model.name}"
             return Refused(RefusalError("unknown", message, "model"))
         return Answered(one_model(self.model))
+
+
+def kept_rows(kept: PrefixCache | None, salt: str) -> dict[str, Any]:
+    """Return what is kept of earlier prompts; it looks into folders.
+
+    Args:
+        kept: by the engine.
+        salt: of a client that sees what is its own alone; "": of one that sees all.
+    """
+    n_prefixes, n_bytes = kept.held(salt) if kept is not None else (0, 0)
+    files, disk = kept.files if kept is not None else None, None
+    if files is not None and salt:
+        disk = {"bytes": files.held(salt)}
+    elif files is not None:
+        disk = {"bytes": files.nbytes, "damaged": files.n_damaged, "evicted": files.n_evicted}
+    return {"memory": {"prefixes": n_prefixes, "bytes": n_bytes}, "disk": disk}
 
 
 def guarded(

@@ -1,6 +1,6 @@
 """What a request of any API asks for, in the words of this package."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ class Asked:
         options: of `GenerationOptions`, those that the request names.
         tools: that the answer may call, in the format of OpenAI's chat API.
         spaces: the group of a tool, by its name, where its client groups tools.
+        custom: names of tools whose input is a text, where the API has such.
         choice: "auto", "none", "required", or the name of the one tool that must be called.
         parallel: whether one answer may call several tools.
         template_args: what the chat template is given besides.
@@ -39,6 +40,7 @@ class Asked:
     options: Mapping[str, Any] = field(default_factory=dict)
     tools: Tools = ()
     spaces: Mapping[str, str] = field(default_factory=dict)
+    custom: Collection[str] = ()
     choice: str = "auto"
     parallel: bool = True
     template_args: Mapping[str, Any] = field(default_factory=dict)

@@ -60,18 +60,6 @@ def read_body(kind: type[B], data: bytes) -> B:
         raise RefusalError("invalid", message, where or None) from None
 
 
-def read_json_text(text: str, where: str) -> Any:
-    """Return the value of JSON text within a body.
-
-    Raises:
-        RefusalError: if it is no JSON.
-    """
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise RefusalError("invalid", f"{where} is not JSON text", where) from None
-
-
 def stops(value: Any) -> list[str]:
     """Return stop strings, however they were given."""
     return [value] if isinstance(value, str) else list(value or ())

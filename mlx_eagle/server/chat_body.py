@@ -21,6 +21,15 @@ from mlx_eagle.server.bodies import (
 from mlx_eagle.server.conversation import TEXT_PARTS, canonical, text_parts
 from mlx_eagle.server.openai_body import OpenAIBody
 from mlx_eagle.server.refusal import RefusalError
+from mlx_eagle.server.tool_choice import (
+    CHOICES,
+    MODES,
+    Tools,
+    allowed_tools,
+    check_tool_choice,
+    choice_word,
+    unknown_choice,
+)
 from mlx_eagle.session.prompt import Message
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -31,7 +40,6 @@ TEMPLATE_OWN = (
     *("max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
     "tokenizer_kwargs",
 )
-CHOICES = ("auto", "none", "required")  # words that say whether a tool is called, not which
 ANY_OBJECT = '{"type": "object"}'
 
 
@@ -80,7 +88,7 @@ class Tool(Body):
     """A tool that may be called."""
 
     type: Annotated[Str, words("function")] = "function"
-    function: Function
+    function: Function | None = None
 
 
 class ChosenFunction(Body):
@@ -89,10 +97,25 @@ class ChosenFunction(Body):
     name: Str
 
 
-class ToolChoice(Body):
-    """The tool that must be called."""
+class ChosenTool(Body):
+    """A tool that is named."""
 
-    function: ChosenFunction
+    function: ChosenFunction | None = None
+
+
+class Allowed(Body):
+    """The tools of which one may or must be called."""
+
+    mode: Annotated[Str, words(*MODES)]
+    tools: Annotated[list[ChosenTool], Field(max_length=MOST_TOOLS)]
+
+
+class ToolChoice(Body):
+    """The tool that must be called, or those that may be."""
+
+    type: Annotated[Str, words("function", "allowed_tools")] = "function"
+    function: ChosenFunction | None = None
+    allowed_tools: Allowed | None = None
 
 
 class NamedSchema(Body):
@@ -135,13 +158,15 @@ def read_chat(body: ChatBody) -> Asked:
         RefusalError: if it asks for what there is not.
     """
     _refuse_missing(body)
-    tools = [_tool(tool) for tool in body.tools or ()]
+    choice, tools = _chosen(
+        body.tool_choice, [_tool(tool, place) for place, tool in enumerate(body.tools or ())]
+    )
     return Asked(
         api="chat",
         prompt=canonical([_message(m, i) for i, m in enumerate(body.messages)]),
         options=_options(body),
         tools=tools,
-        choice=_choice(body.tool_choice, tools),
+        choice=choice,
         parallel=body.parallel_tool_calls is not False,
         template_args=template_args(body.chat_template_kwargs, body.reasoning_effort),
         streams=bool(body.stream),
@@ -173,22 +198,6 @@ def template_args(kwargs: dict[str, Any] | None, effort: str | None) -> dict[str
         if effort == "none":
             args.setdefault("enable_thinking", False)
     return args
-
-
-def check_tool_choice(name: str, tools: list[dict[str, Any]], where: str = "tool_choice") -> str:
-    """Return the name of the tool that must be called, once it is one of them.
-
-    Raises:
-        RefusalError: if it is not.
-    """
-    if name not in (tool["function"]["name"] for tool in tools):
-        raise RefusalError(
-            "invalid", f"{where} names a function that is not among the tools", where
-        )
-    if name in CHOICES:
-        message = f"{where}: a tool called {name} cannot be chosen by its name; rename it"
-        raise RefusalError("invalid", message, where)
-    return name
 
 
 def _refuse_missing(body: ChatBody) -> None:
@@ -227,35 +236,29 @@ def _message(message: ChatMessage, place: int) -> Message:
     }
 
 
-def _tool(tool: Tool) -> dict[str, Any]:
+def _tool(tool: Tool, place: int) -> dict[str, Any]:
     """Return a tool as the chat template gets it: with the fields that the client gave."""
-    if tool.type != "function":
-        raise RefusalError("invalid", "a tool is of another type than function", "tools")
+    where = f"tools[{place}]"
+    if tool.type != "function" or tool.function is None:
+        message = f"{where} is of type {tool.type!r}; this API is offered functions with a name"
+        raise RefusalError("invalid", message, where)
     function = tool.function.model_dump(exclude_unset=True)
     if tool.function.parameters is not None:
         check_schema(tool.function.parameters, "tools")
     return {"type": "function", "function": function}
 
 
-def _choice(choice: str | ToolChoice | None, tools: list[dict[str, Any]]) -> str:
-    """Return "auto", "none", "required" or the name of a tool."""
-    if isinstance(choice, ToolChoice):
-        return check_tool_choice(choice.function.name, tools)
-    return choice_word(choice, tools)
-
-
-def choice_word(choice: str | None, tools: list[dict[str, Any]]) -> str:
-    """Return whether a tool may or must be called, once that can be.
-
-    Raises:
-        RefusalError: if it is no such word, or there is no tool to be called.
-    """
-    where = "tool_choice"
-    if choice not in (None, *CHOICES):
-        raise RefusalError("invalid", f"{where} is none of auto, none, required", where)
-    if choice == "required" and not tools:
-        raise RefusalError("invalid", f"{where} is required, but there are no tools", where)
-    return choice or "auto"
+def _chosen(choice: str | ToolChoice | None, tools: Tools) -> tuple[str, Tools]:
+    """Return "auto", "none", "required" or the name of a tool, and the tools that are offered."""
+    if not isinstance(choice, ToolChoice):
+        return choice_word(choice, tools), tools
+    if choice.type == "allowed_tools" and choice.allowed_tools is not None:
+        wanted = choice.allowed_tools
+        names = [tool.function.name if tool.function else "" for tool in wanted.tools]
+        return allowed_tools(wanted.mode, names, tools)
+    if choice.type != "function" or choice.function is None:
+        raise unknown_choice(choice.type, "function with its name, allowed_tools with its tools")
+    return check_tool_choice(choice.function.name, tools), tools
 
 
 def _schema(wanted: ResponseFormat | None) -> str | None:

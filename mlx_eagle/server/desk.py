@@ -7,9 +7,8 @@ next request begins.
 
 import asyncio
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import aclosing
-from enum import Enum
 
 from mlx_eagle.engine import Engine
 from mlx_eagle.server.answer_events import AnswerJob
@@ -18,22 +17,12 @@ from mlx_eagle.server.faults import failure
 from mlx_eagle.server.outbox import Outbox
 from mlx_eagle.server.prepare import Prepared
 from mlx_eagle.server.refusal import LOST, RefusalError
-from mlx_eagle.server.waiting import FairQueue
+from mlx_eagle.server.waiting import AnswerSeconds, FairQueue
 from mlx_eagle.worker import Worker
 
 LONGEST_WAIT = 600.0  # seconds in the queue
-FIRST_GUESS = 5.0  # seconds of an answer, before one was seen
-NEWEST = 0.3  # share of the newest answer in the guess
 STOPPING = Failed("stopping", "the server is stopping; ask again once it runs")
 WAITED = Failed("stopping", f"the request waited {LONGEST_WAIT:.0f} s for its turn; try again")
-
-
-class Stage(Enum):
-    """How far a request is."""
-
-    WAITING = "waiting"
-    RUNNING = "running"
-    DONE = "done"
 
 
 class Running:
@@ -42,14 +31,12 @@ class Running:
     Attributes:
         prepared: what is answered.
         outbox: with what has happened.
-        stage: how far it is.
         accepted: when it was accepted, by `time.monotonic`.
     """
 
     def __init__(self, prepared: Prepared) -> None:
         self.prepared = prepared
         self.outbox = Outbox()
-        self.stage = Stage.WAITING
         self.accepted = time.monotonic()
         self.turn = asyncio.Event()
         self.job: AnswerJob | None = None
@@ -107,6 +94,7 @@ class Desk:
         worker: its thread.
         most_waiting: requests; more are refused.
         max_seconds: of an answer; None: any.
+        before: called on the engine's thread before every answer, when none takes memory.
     """
 
     def __init__(
@@ -116,12 +104,14 @@ class Desk:
         *,
         most_waiting: int = 16,
         max_seconds: float | None = None,
+        before: Callable[[], None] = lambda: None,
     ) -> None:
-        self._engine, self._worker = engine, worker
+        self._engine, self._worker, self._before = engine, worker, before
         self._most_waiting, self._max_seconds = most_waiting, max_seconds
         self._queue: FairQueue[Running] = FairQueue()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._seconds = FIRST_GUESS
+        self._seconds = AnswerSeconds()
+        self._started = 0.0
         self.now: Running | None = None
         self.is_stopping = False
 
@@ -139,19 +129,12 @@ class Desk:
         if lost := self.lost:
             raise RefusalError("lost", LOST.format(lost))
         if self.is_stopping:
-            raise RefusalError(STOPPING.kind, STOPPING.message, retry_after=10)
+            raise RefusalError(STOPPING.kind, STOPPING.message)
 
     @property
     def lost(self) -> str:
         """Why nothing can be answered any more; "" while it can."""
         return self._engine.target.lost
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the rows that the answer in the making uses."""
-        now = self.now  # once: another thread asks
-        job = now.job if now is not None else None
-        return job.nbytes if job is not None else 0
 
     def check_room(self) -> None:
         """Refuse a request that could not even wait.
@@ -161,10 +144,11 @@ class Desk:
         """
         self.check_running()
         if self.n_waiting >= self._most_waiting and self.now is not None:
+            elapsed = time.monotonic() - self._started
             raise RefusalError(
                 "busy",
                 f"{self.n_waiting} requests wait for the model already; try again later",
-                retry_after=round(self._seconds * (self.n_waiting + 1)),
+                retry_after=round(self._seconds.expected(elapsed) * (self.n_waiting + 1)),
             )
 
     def accept(self, prepared: Prepared) -> Running:
@@ -198,13 +182,14 @@ class Desk:
     def _call_next(self) -> None:
         """Let the next one have its turn, if it is nobody's."""
         if self.now is None and (following := self._queue.take()) is not None:
-            self.now = following
+            self.now, self._started = following, time.monotonic()
             following.turn.set()
 
     async def _answer(self, running: Running) -> None:
         """Wait for the turn, and answer."""
         try:
-            await asyncio.wait_for(running.turn.wait(), LONGEST_WAIT)
+            async with asyncio.timeout(LONGEST_WAIT):
+                await running.turn.wait()
         except TimeoutError:
             running.cancel(WAITED)
         try:
@@ -219,13 +204,14 @@ class Desk:
 
     async def _run(self, running: Running) -> None:
         """Let the engine answer."""
-        running.stage, started = Stage.RUNNING, time.monotonic()
+        is_cut = True
         loop = asyncio.get_running_loop()
 
         def report(event: Event) -> None:
             loop.call_soon_threadsafe(running.put, event)
 
         def start() -> Generator[Event]:
+            self._before()
             job = AnswerJob(self._engine, running.prepared, report)
             running.begin(job)
             return job.events()
@@ -235,16 +221,16 @@ class Desk:
         try:
             async with aclosing(self._worker.astream(start, running.cancel_job)) as events:
                 async for event in events:
+                    if isinstance(event, End | Failed):  # once it has its answer, a client goes
+                        is_cut = running.is_cancelled
                     running.put(event)
         finally:
             if timer is not None:
                 timer.cancel()
-        seconds = time.monotonic() - started
-        self._seconds += NEWEST * (seconds - self._seconds)
+        self._seconds.add(time.monotonic() - self._started, is_cut=is_cut)
 
     def _leave(self, running: Running) -> None:
         """Make room for the next one."""
-        running.stage = Stage.DONE
         running.job = None  # they refer to each other, and its rows must not wait for a collection
         self._queue.remove(running)
         if self.now is running:

@@ -43,6 +43,7 @@ class Rules(NamedTuple):
         open_paths: that need no key.
         max_body: bytes of a body.
         body_silence: seconds without a byte of a body, after which a request is given up.
+        body_seconds: for a whole body.
     """
 
     host: str = "127.0.0.1"
@@ -52,6 +53,7 @@ class Rules(NamedTuple):
     open_paths: frozenset[str] = frozenset()
     max_body: int = 32 << 20
     body_silence: float = 30.0
+    body_seconds: float = 300.0
 
 
 class Guard:
@@ -222,12 +224,16 @@ async def read_all(receive: Receive, rules: Rules) -> bytes:
     Raises:
         RefusalError: if it is too large, comes too slowly, or its client has gone.
     """
-    body = bytearray()
+    body, until = bytearray(), time.monotonic() + rules.body_seconds
     while True:
+        seconds = min(rules.body_silence, until - time.monotonic())
         try:
-            message = await asyncio.wait_for(receive(), rules.body_silence)
+            async with asyncio.timeout(max(seconds, 0)):
+                message = await receive()
         except TimeoutError:
-            text = f"nothing of the body came for {rules.body_silence:g} s"
+            text = f"nothing of the body came for {seconds:.3g} s"
+            if seconds < rules.body_silence:
+                text = f"the body did not come within {rules.body_seconds:g} s"
             raise RefusalError("slow", text) from None
         if message["type"] == "http.disconnect":
             raise RefusalError("slow", "the client went away")

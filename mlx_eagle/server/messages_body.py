@@ -25,9 +25,9 @@ from mlx_eagle.server.bodies import (
     sampling,
     words,
 )
-from mlx_eagle.server.chat_body import check_tool_choice
 from mlx_eagle.server.conversation import canonical, is_noise
 from mlx_eagle.server.refusal import RefusalError
+from mlx_eagle.server.tool_choice import check_tool_choice
 from mlx_eagle.session.prompt import Message
 
 SIGNATURE = "bWx4LWVhZ2xl"  # of our thoughts: those of others are not this model's

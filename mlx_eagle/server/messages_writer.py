@@ -1,7 +1,7 @@
 """Answers as Anthropic's `messages` sends them: blocks, one after another.
 
 A stream of this API must not be silent: clients give it up after minutes without an event, and
-Claude Code counts pings for some minutes only. So it then gets a thought without text.
+Claude Code counts pings for some minutes only. So it then gets pieces without text.
 """
 
 import json
@@ -29,6 +29,11 @@ from mlx_eagle.server.writer import sse
 PATIENT = 60.0  # seconds for which pings will do
 THINKER = "claude-cli/"  # begins the name of the client that wants more than pings
 THINKING = {"type": "thinking", "thinking": "", "signature": ""}
+NOTHING = {  # a piece without text, by the type of the block
+    "thinking": {"type": "thinking_delta", "thinking": ""},
+    "text": {"type": "text_delta", "text": ""},
+    "tool_use": {"type": "input_json_delta", "partial_json": ""},
+}
 REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
@@ -54,13 +59,16 @@ class MessagesWriter:
         return b""
 
     def beat(self, seconds: float, done: int, total: int) -> bytes:
-        """Return a ping, or for Claude Code after a while a thought without text."""
+        """Return a ping, or for Claude Code after a while a piece of nothing.
+
+        It belongs to the block that is open; where none is, to a thought.
+        """
         lines = self._begin(Usage(prompt=total))
-        may_think = self._open in ("", "thinking")  # what else is open must go on
-        if seconds < PATIENT or not self._asked.client.startswith(THINKER) or not may_think:
+        if seconds < PATIENT or not self._asked.client.startswith(THINKER):
             return lines + self._event("ping")
-        lines += self._block(THINKING)
-        return lines + self._delta({"type": "thinking_delta", "thinking": ""})
+        if not self._open:
+            lines += self._block(THINKING)
+        return lines + self._delta(dict(NOTHING[self._open]))
 
     def write(self, event: Event) -> bytes:
         """Return the events of this API for one event."""

@@ -37,7 +37,8 @@ class Outbox:
             seconds: to wait at most.
         """
         try:
-            await asyncio.wait_for(self._news.wait(), seconds)
+            async with asyncio.timeout(seconds):  # wait_for of Python 3.11 may lose a cancellation
+                await self._news.wait()
         except TimeoutError:
             return []
         self._news.clear()

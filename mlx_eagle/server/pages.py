@@ -5,7 +5,9 @@ HTML only the elements on its list.
 """
 
 from importlib import resources
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field
 
 from mlx_eagle.server.bodies import Body, Str
 from mlx_eagle.server.delivery import Receive, Scope, Send, send_part, start_answer
@@ -14,6 +16,10 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+
+
+MOST_CHARACTERS = 1 << 17  # of a text that is rendered; odd ones take seconds
+MOST_BYTES = 1 << 20  # of its body
 
 
 class PageFile(NamedTuple):
@@ -33,7 +39,7 @@ FILES = {
 class MarkdownBody(Body):
     """A text that is to be rendered."""
 
-    text: Str
+    text: Annotated[Str, Field(max_length=MOST_CHARACTERS)]
 
 
 class Page:

@@ -5,14 +5,16 @@ tokenizer, which the engine's thread uses at the same time.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mlx_eagle.engine import Engine
 from mlx_eagle.errors import EagleError
 from mlx_eagle.server.asked import Asked, Tools
+from mlx_eagle.server.faults import LOG
 from mlx_eagle.server.refusal import RefusalError
+from mlx_eagle.session.forced_calls import ForcedCalls, find_marks
 from mlx_eagle.session.options import GenerationOptions
 from mlx_eagle.session.prompt import (
     EncodedMessages,
@@ -23,7 +25,8 @@ from mlx_eagle.session.prompt import (
     is_messages,
 )
 from mlx_eagle.session.recommended import NAMES
-from mlx_eagle.session.selector import find_marks, make_constraint
+from mlx_eagle.session.request import check_drafting
+from mlx_eagle.session.selector import make_constraint
 
 PREFILL_STEP = 512  # tokens; a request that is cancelled goes on for as long as so many take
 PROBE = {
@@ -46,6 +49,7 @@ class Prepared:
         n_prompt: tokens of it.
         options: of `GenerationOptions`, by name.
         tools: that the answer may call; empty where it may call none.
+        loose: names of the tools whose arguments no grammar forces; None: it forces no call.
     """
 
     asked: Asked
@@ -53,6 +57,7 @@ class Prepared:
     n_prompt: int
     options: Mapping[str, Any]
     tools: Tools
+    loose: frozenset[str] | None = None
 
 
 class Preparer:
@@ -61,27 +66,26 @@ class Preparer:
     Args:
         engine: that will answer them.
         recommended: options that hold where a request says nothing.
-        in_use: returns the bytes of the answer that is being made, which are free at its end.
+
+    Attributes:
+        context: tokens that prompt and answer may have together; None where nothing bounds them.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        recommended: Mapping[str, Any],
-        in_use: Callable[[], int] = lambda: 0,
-    ) -> None:
-        self._engine, self._in_use = engine, in_use
+    def __init__(self, engine: Engine, recommended: Mapping[str, Any]) -> None:
+        self._engine = engine
         self._recommended = {name: recommended[name] for name in NAMES if name in recommended}
         self._tokenizer = copy.copy(engine.tokenizer)
         self._tokenizer._tokenizer = copy.deepcopy(engine.tokenizer._tokenizer)
         self._thinks = find_marks(engine.answer_format).thought_start is not None
+        self._drafter = engine.make_drafter()  # asked what it can draft, and nothing else
         self.takes_tools = self._names_tools()
+        self.context: int | None
+        self.measure_context()
 
-    @property
-    def context(self) -> int | None:
-        """Tokens that prompt and answer may have together; None where nothing bounds them."""
-        budget = self._engine.budget(0, self._in_use())
-        return None if budget is None else budget.tokens
+    def measure_context(self) -> None:
+        """Note for how many tokens there is room, at a moment at which no answer takes any."""
+        budget = self._engine.budget(0)
+        self.context = None if budget is None else budget.tokens
 
     def prepare(self, asked: Asked) -> Prepared:
         """Return a request ready to be answered.
@@ -95,9 +99,14 @@ class Preparer:
         if context is not None and n_prompt >= context:
             raise too_long(asked.api, n_prompt, context)
         options = self._options(asked, tools, n_prompt, context)
+        forced = self._check(options, tools)
+        if forced is not None and forced.loose:
+            text = "%s: of %d tools names are forced and arguments are not: no grammar follows them"
+            LOG.info(text, asked.request_id, len(forced.loose))
         messages = asked.prompt if is_messages(asked.prompt) else None
         prompt = EncodedMessages(messages, ids) if messages else ids
-        return Prepared(asked, prompt, n_prompt, options, tools)
+        loose = forced.loose if forced is not None else None
+        return Prepared(asked, prompt, n_prompt, options, tools, loose)
 
     def count(self, asked: Asked) -> int:
         """Return how many tokens a prompt has.
@@ -131,7 +140,7 @@ class Preparer:
     def _options(
         self, asked: Asked, tools: Tools, n_prompt: int, context: int | None
     ) -> dict[str, Any]:
-        """Return the options for the engine, once they are in range."""
+        """Return the options for the engine."""
         options = {**self._recommended, **asked.options}
         if asked.api == "messages" and not self._thinks:
             options.pop("thinking_budget", None)  # clients send it to every model
@@ -142,15 +151,20 @@ class Preparer:
             options.setdefault("max_tokens", 1 << 30)
         options["prefill_step_size"] = PREFILL_STEP
         options["logprobs"] = asked.n_logprobs is not None
-        options |= self._demands(asked, tools)
+        return options | self._demands(asked, tools)
+
+    def _check(self, options: Mapping[str, Any], tools: Tools) -> ForcedCalls | None:
+        """Refuse what the engine would; returns which calls are forced."""
+        engine = self._engine
         try:
             checked = GenerationOptions(**options, tools=list(tools) or None)
-            make_constraint(checked, self._engine)  # compiled here, it is at hand then
-            if self._engine.target.vocab_size is not None:
-                checked.check_bias(self._engine.target.vocab_size)
+            check_drafting(engine, self._drafter, checked)
+            make_constraint(checked, engine)  # compiled here, it is at hand then
+            if engine.target.vocab_size is not None:
+                checked.check_bias(engine.target.vocab_size)
+            return engine.call_grammars.find(checked)
         except (EagleError, ValueError, TypeError) as error:
             raise RefusalError("invalid", str(error)) from None
-        return options
 
     def _demands(self, asked: Asked, tools: Tools) -> dict[str, Any]:
         """Return the options that say what the answer must be."""

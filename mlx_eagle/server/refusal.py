@@ -40,10 +40,12 @@ WORDINGS = {
     "stopping": Wording(503, "server_error", "unavailable", "api_error", is_lasting=False),
     "lost": Wording(503, "server_error", "unavailable", "api_error"),
     "memory": Wording(500, "server_error", "oom", "api_error"),
+    "call": Wording(500, "server_error", "unreadable_call", "api_error"),
     "internal": Wording(500, "server_error", "internal_error", "api_error"),
 }
 LOST = "{}; start the server again"  # why nothing is answered any more
 APIS = ("chat", "completions", "messages", "responses")
+RESTART = 10  # seconds, after which a server that stops may run again
 OVERLOADED = 529  # what Anthropic's API answers where others say 429
 
 
@@ -62,6 +64,8 @@ class RefusalError(EagleError):
     ) -> None:
         super().__init__(message)
         self.kind, self.param = kind, param
+        if retry_after is None and kind == "stopping":
+            retry_after = RESTART
         self.retry_after = None if retry_after is None else min(max(retry_after, 1), 60)
 
     @property

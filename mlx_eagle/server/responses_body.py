@@ -1,6 +1,6 @@
 """The body of OpenAI's `responses`, which Codex speaks, and what it asks for."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
@@ -20,20 +20,23 @@ from mlx_eagle.server.bodies import (
     given,
     sampling,
 )
-from mlx_eagle.server.chat_body import (
-    ANY_OBJECT,
-    ROLES,
-    Part,
+from mlx_eagle.server.chat_body import ANY_OBJECT, ROLES, Part, template_args
+from mlx_eagle.server.conversation import canonical, text_parts
+from mlx_eagle.server.custom_tools import CustomFormat, as_arguments, as_function
+from mlx_eagle.server.refusal import RefusalError
+from mlx_eagle.server.tool_choice import (
+    Tools,
+    allowed_tools,
     check_tool_choice,
     choice_word,
-    template_args,
+    unknown_choice,
 )
-from mlx_eagle.server.conversation import canonical, text_parts
-from mlx_eagle.server.refusal import RefusalError
 from mlx_eagle.session.prompt import Message
 
 STATEFUL = ("previous_response_id", "conversation", "background")
 OF_CODEX = ("namespace", "custom")  # kinds of tools that show who asks
+CALLS = ("function_call", "custom_tool_call")
+OUTPUTS = ("function_call_output", "custom_tool_call_output")
 
 
 class Item(Body):
@@ -45,6 +48,7 @@ class Item(Body):
     call_id: Str | None = None
     name: Str | None = None
     arguments: Str | None = None
+    input: Str | None = None
     output: Str | Annotated[list[Part], Field(max_length=MOST_PARTS)] | None = None
 
 
@@ -56,14 +60,17 @@ class ResponsesTool(Body):
     description: Str | None = None
     parameters: Schema | None = None
     strict: bool | None = None
+    format: CustomFormat | None = None
     tools: Annotated[list["ResponsesTool"], Field(max_length=MOST_TOOLS)] | None = None
 
 
 class Chosen(Body):
-    """The tool that must be called."""
+    """The tool that must be called, or those that may be."""
 
     type: Str
     name: Str | None = None
+    mode: Str | None = None
+    tools: Annotated[list["Chosen"], Field(max_length=MOST_TOOLS)] | None = None
 
 
 class TextFormat(Body):
@@ -117,14 +124,16 @@ def read_responses(body: ResponsesBody) -> Asked:
         if getattr(body, name):
             message = f"{name}: nothing is kept here between requests; send the whole input"
             raise RefusalError("invalid", message, name)
-    tools, spaces = _tools(body.tools or [])
+    offered = _tools(body.tools or [])
+    choice, tools = _chosen(body.tool_choice, offered.tools)
     return Asked(
         api="responses",
         prompt=canonical(_conversation(body)),
         options=sampling(body) | given(max_tokens=body.max_output_tokens),
         tools=tools,
-        spaces=spaces,
-        choice=_choice(body.tool_choice, tools),
+        spaces=offered.spaces,
+        custom=offered.custom,
+        choice=choice,
         parallel=body.parallel_tool_calls is not False,
         template_args=template_args(None, body.reasoning.effort if body.reasoning else None),
         streams=bool(body.stream),
@@ -148,10 +157,10 @@ def _conversation(body: ResponsesBody) -> list[Message]:
         elif kind == "message":
             messages.append(_message(item, where) | _thought(thought, item.role))
             thought = ""
-        elif kind == "function_call":
+        elif kind in CALLS:
             _add_call(messages, item, thought)
             thought = ""
-        elif kind == "function_call_output":
+        elif kind in OUTPUTS:
             output = text_parts(item.output, f"{where}.output")
             messages.append({"role": "tool", "tool_call_id": item.call_id or "", "content": output})
         else:
@@ -179,7 +188,9 @@ def _message(item: Item, where: str) -> Message:
 
 def _add_call(messages: list[Message], item: Item, thought: str) -> None:
     """Add a call to the answer that it belongs to, or to a new one."""
-    function = {"name": item.name or "", "arguments": item.arguments}
+    is_custom = item.type == "custom_tool_call"
+    arguments = as_arguments(item.input) if is_custom else item.arguments
+    function = {"name": item.name or "", "arguments": arguments}
     call = {"id": item.call_id or "", "function": function}
     if messages and messages[-1]["role"] == "assistant" and not thought:
         messages[-1]["tool_calls"] = [*messages[-1].get("tool_calls", ()), call]
@@ -188,8 +199,22 @@ def _add_call(messages: list[Message], item: Item, thought: str) -> None:
     messages.append(said | _thought(thought, "assistant"))
 
 
-def _tools(tools: list[ResponsesTool]) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Return tools in the format of the chat API, and the group of each that has one.
+class Offered(NamedTuple):
+    """Tools in the format of the chat API.
+
+    Attributes:
+        tools: of all groups.
+        spaces: the group of a tool, by its name, where it has one and the name is its alone.
+        custom: names of those whose input is a text.
+    """
+
+    tools: Tools
+    spaces: dict[str, str]
+    custom: frozenset[str]
+
+
+def _tools(tools: list[ResponsesTool]) -> Offered:
+    """Return the tools that the model can be offered.
 
     What a model on this machine cannot do, such as a search of the web, is left out where Codex
     offers it, which cannot be told otherwise; other clients are told.
@@ -198,38 +223,44 @@ def _tools(tools: list[ResponsesTool]) -> tuple[list[dict[str, Any]], dict[str, 
         RefusalError: if a tool cannot be offered.
     """
     is_codex = any(tool.type in OF_CODEX for tool in tools)
-    flat, spaces = list[dict[str, Any]](), dict[str, str]()
-    for place, tool in enumerate(tools):
-        where = f"tools[{place}]"
-        if tool.type == "function":
-            flat.append(_function(tool, where))
-        elif tool.type == "namespace":
-            for inner in tool.tools or []:
-                flat.append(_function(inner, where))
-                spaces[inner.name or ""] = tool.name or ""
-        elif not is_codex:
-            message = f"{where} is of type {tool.type!r}; this model can be offered functions"
-            raise RefusalError("invalid", message, where)
+    flat, spaces, custom = list[dict[str, Any]](), dict[str, str](), set[str]()
+    for place, group in enumerate(tools):
+        is_space = group.type == "namespace"
+        for number, tool in enumerate((group.tools or []) if is_space else [group]):
+            where = f"tools[{place}]" + (f".tools[{number}]" if is_space else "")
+            if tool.type in ("function", "custom"):
+                flat.append(_function(tool, where))
+                spaces |= {tool.name or "": group.name or ""} if is_space else {}
+                custom |= {tool.name or ""} if tool.type == "custom" else set()
+            elif not is_codex:
+                message = f"{where} is of type {tool.type!r}; this model can be offered functions"
+                raise RefusalError("invalid", message, where)
     names = [tool["function"]["name"] for tool in flat]
-    return flat, {name: space for name, space in spaces.items() if names.count(name) == 1}
+    known = {name: space for name, space in spaces.items() if names.count(name) == 1}
+    return Offered(flat, known, frozenset(custom))
 
 
 def _function(tool: ResponsesTool, where: str) -> dict[str, Any]:
-    """Return a function in the format of the chat API."""
+    """Return a tool in the format of the chat API."""
     if not tool.name:
         raise RefusalError("invalid", f"{where} has no name", where)
+    if tool.type == "custom":
+        return as_function(tool.name, tool.description, tool.format, where)
     if tool.parameters is not None:
         check_schema(tool.parameters, f"{where}.parameters")
     fields = ("name", "description", "parameters", "strict")
     return {"type": "function", "function": given(**{f: getattr(tool, f) for f in fields})}
 
 
-def _choice(choice: str | Chosen | None, tools: list[dict[str, Any]]) -> str:
-    """Return "auto", "none", "required" or the name of a tool."""
-    if isinstance(choice, Chosen):
-        is_named = choice.type == "function"
-        return check_tool_choice(choice.name or "", tools) if is_named else "auto"
-    return choice_word(choice, tools)
+def _chosen(choice: str | Chosen | None, tools: Tools) -> tuple[str, Tools]:
+    """Return "auto", "none", "required" or the name of a tool, and the tools that are offered."""
+    if not isinstance(choice, Chosen):
+        return choice_word(choice, tools), tools
+    if choice.type == "allowed_tools":
+        return allowed_tools(choice.mode, [t.name or "" for t in choice.tools or ()], tools)
+    if choice.type not in ("function", "custom"):
+        raise unknown_choice(choice.type, "function, custom, allowed_tools")
+    return check_tool_choice(choice.name or "", tools), tools
 
 
 def _schema(config: TextConfig | None) -> str | None:

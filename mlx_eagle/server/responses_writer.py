@@ -6,6 +6,7 @@ Clients keep the item of `output_item.done`, and refuse a text whose item was no
 from typing import Any
 
 from mlx_eagle.server.asked import Asked
+from mlx_eagle.server.custom_tools import InputStream
 from mlx_eagle.server.events import (
     CallEnd,
     CallPart,
@@ -20,8 +21,10 @@ from mlx_eagle.server.events import (
 )
 from mlx_eagle.server.ids import ServedModel, new_id
 from mlx_eagle.server.refusal import WORDINGS
+from mlx_eagle.server.tool_choice import CHOICES
 from mlx_eagle.server.writer import sse
 
+CUSTOM = "custom_tool_call"
 Item = dict[str, Any]
 
 
@@ -41,6 +44,7 @@ class ResponsesWriter:
         self._items: list[Item] = []
         self._open: Item | None = None
         self._text = ""  # of the open item, as far as it was sent
+        self._input = InputStream()  # of the open item, where that is a text for a tool
 
     def begin(self) -> bytes:
         """Return the announcement of the response."""
@@ -62,8 +66,7 @@ class ResponsesWriter:
             case CallStart(_, call_id, name):
                 return self._close() + self._add(self._call(call_id, name))
             case CallPart(_, text):
-                self._text += text
-                return self._of_item("response.function_call_arguments.delta", delta=text)
+                return self._arguments(text)
             case CallEnd():
                 return self._close(is_complete=True)
             case End():
@@ -82,9 +85,9 @@ class ResponsesWriter:
         if answer.said or not answer.calls:
             self._items.append(_message(new_id("msg_"), answer.said))
         for call in answer.calls:
-            status = "completed" if call.is_complete else "incomplete"
-            own = {"arguments": call.arguments, "status": status}
-            self._items.append(self._call(call.id, call.name) | own)
+            self._add(self._call(call.id, call.name))
+            self._arguments(call.arguments)
+            self._close(is_complete=call.is_complete)
         self._conclude(answer.end)
         return self._response
 
@@ -106,7 +109,7 @@ class ResponsesWriter:
 
     def _add(self, item: Item) -> bytes:
         """Announce an item."""
-        self._open, self._text = item, ""
+        self._open, self._text, self._input = item, "", InputStream()
         index = len(self._items)
         return self._event("response.output_item.added", output_index=index, item=item)
 
@@ -124,10 +127,15 @@ class ResponsesWriter:
         item, text = self._open, self._text
         if item is None:
             return b""
-        if item["type"] == "function_call":
-            own: Item = {"arguments": text, "name": item["name"]}
+        status = "completed" if is_complete else "incomplete"
+        if item["type"] == CUSTOM:
+            lines = self._input_delta(self._input.finish(is_complete=is_complete))
+            own: Item = {"input": self._input.text}
+            lines += self._of_item("response.custom_tool_call_input.done", **own)
+            done = item | own | {"status": status}
+        elif item["type"] == "function_call":
+            own = {"arguments": text, "name": item["name"]}
             lines = self._of_item("response.function_call_arguments.done", **own)
-            status = "completed" if is_complete else "incomplete"
             done = item | {"arguments": text, "status": status}
         elif item["type"] == "reasoning":
             lines = self._text_done("response.reasoning_text.done")
@@ -135,7 +143,7 @@ class ResponsesWriter:
         else:
             lines = self._text_done("response.output_text.done", logprobs=[])
             done = _message(item["id"], text)
-        if item["type"] != "function_call":
+        if "content" in done:
             part = done["content"][0]
             lines += self._of_item("response.content_part.done", content_index=0, part=part)
         index = len(self._items)
@@ -150,9 +158,23 @@ class ResponsesWriter:
     def _call(self, call_id: str, name: str) -> Item:
         """Return a call that has begun, in the group that its tool was offered in."""
         space = self._asked.spaces.get(name)
-        item = {"id": new_id("fc_"), "type": "function_call", "call_id": call_id, "name": name}
         own = {"namespace": space} if space else {}
+        if name in self._asked.custom:
+            item = {"id": new_id("ctc_"), "type": CUSTOM, "call_id": call_id, "name": name}
+            return item | own | {"input": "", "status": "in_progress"}
+        item = {"id": new_id("fc_"), "type": "function_call", "call_id": call_id, "name": name}
         return item | own | {"arguments": "", "status": "in_progress"}
+
+    def _arguments(self, part: str) -> bytes:
+        """Send a piece of the arguments of the open call."""
+        self._text += part
+        if self._open is not None and self._open["type"] == CUSTOM:
+            return self._input_delta(self._input.add(part))
+        return self._of_item("response.function_call_arguments.delta", delta=part)
+
+    def _input_delta(self, text: str) -> bytes:
+        """Send a piece of the text that a tool is given."""
+        return self._of_item("response.custom_tool_call_input.delta", delta=text) if text else b""
 
     # Events
 
@@ -207,7 +229,7 @@ def _response(asked: Asked, model: ServedModel, now: int) -> dict[str, Any]:
         "status": "in_progress",
         "output": [],
         "parallel_tool_calls": asked.parallel,
-        "tool_choice": asked.choice if asked.choice in ("auto", "none", "required") else "required",
+        "tool_choice": _choice(asked),
         "tools": [],
         "error": None,
         "incomplete_details": None,
@@ -218,6 +240,14 @@ def _response(asked: Asked, model: ServedModel, now: int) -> dict[str, Any]:
         "max_output_tokens": options.get("max_tokens"),
         "usage": None,
     }
+
+
+def _choice(asked: Asked) -> str | Item:
+    """Return which tool may or must be called."""
+    if asked.choice in CHOICES:
+        return asked.choice
+    kind = "custom" if asked.choice in asked.custom else "function"
+    return {"type": kind, "name": asked.choice}
 
 
 def _thought(item_id: str, text: str) -> Item:

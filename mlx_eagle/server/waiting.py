@@ -1,10 +1,38 @@
-"""Requests in the order in which they are served: in turn among those who ask, each in a row."""
+"""Requests in the order in which they are served: in turn among those who ask, each in a row.
+
+And how long it takes until one is.
+"""
 
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
+FIRST_GUESS = 5.0  # seconds of an answer, before one was seen
+NEWEST = 0.3  # share of the newest answer in the guess
 T = TypeVar("T")
+
+
+class AnswerSeconds:
+    """How long an answer takes, by those that were seen."""
+
+    def __init__(self) -> None:
+        self._mean: float | None = None
+
+    def add(self, seconds: float, *, is_cut: bool = False) -> None:
+        """Note how long one took.
+
+        Args:
+            seconds: that it took.
+            is_cut: whether somebody ended it: to its end it would have taken longer.
+        """
+        if self._mean is None:
+            self._mean = None if is_cut else seconds
+        elif not is_cut or seconds > self._mean:
+            self._mean += NEWEST * (seconds - self._mean)
+
+    def expected(self, elapsed: float) -> float:
+        """Return the seconds of an answer, no fewer than what the one in the making has taken."""
+        return max(FIRST_GUESS if self._mean is None else self._mean, elapsed)
 
 
 class FairQueue(Generic[T]):

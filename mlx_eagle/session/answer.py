@@ -34,6 +34,9 @@ from mlx_eagle.tree import PLAIN
 if TYPE_CHECKING:
     from mlx_eagle.engine import Engine
 
+AHEAD = 512  # rows for which an answer makes room at a time
+LEFT = 256  # rows of them, at which it makes more: a round's tree and the growth of a cache fit
+
 
 class Answering:
     """The answering of one request.
@@ -56,6 +59,7 @@ class Answering:
         self._stats.dropped_messages, self._stats.seed = request.n_dropped, request.seed
         self._stats.acceptance_rule = request.options.rule
         self._text = ""  # of the answer, as far as it was given
+        self._n_reserved = 0  # tokens for whose rows room was made
 
     def message(self) -> Message:
         """Return the answer so far as a chat message."""
@@ -136,6 +140,7 @@ class Answering:
         with closing(rounds(decoder, request.ids[-1], plan, is_end)) as stream:
             for response in responses(stream, text, sections, stats, ends, started):
                 prefix.tokens.append(response.token)
+                self._make_room(len(prefix.tokens))
                 self._text += response.text
                 if report is not None and response.generation_tokens == 1:
                     report(n_prompt, n_prompt)
@@ -148,21 +153,25 @@ class Answering:
         """Go back to what is held of the prompt, and return the parties to its rounds."""
         prefix, request = self._prefix, self._request
         prefix.reuse(request.ids, speculate)
-        self._make_room()
+        self._make_room(len(request.ids))
         drafter = prefix.drafter if speculate else None
         if drafter is not None and isinstance(request.sampler, RatioSampler):
             drafter = DrawnDrafts(drafter, request.sampler)
         return Decoder(self._engine.target, prefix.cache, drafter, request.selector)
 
-    def _make_room(self) -> None:
-        """Let go of what is kept of other conversations, as far as this answer needs the memory."""
-        kept, limits, request = self._engine.prefix_cache, self._engine.limits, self._request
-        if kept is None or limits.memory is None:
+    def _make_room(self, n_tokens: int) -> None:
+        """Let go of the oldest rows of other conversations, as far as the next rows need memory.
+
+        Args:
+            n_tokens: of prompt and answer so far; room is made for some more.
+        """
+        kept, limits, budget = self._engine.prefix_cache, self._engine.limits, self._request.budget
+        if kept is None or limits.memory is None or n_tokens + LEFT <= self._n_reserved:
             return
-        n_tokens = len(request.ids) + request.options.max_tokens
-        if request.budget is not None:
-            n_tokens = min(n_tokens, request.budget.tokens)
-        needed = limits.cache_bytes(n_tokens) - self._prefix.nbytes
+        self._n_reserved = n_tokens + AHEAD
+        n_rows = self._n_reserved if budget is None else min(self._n_reserved, budget.tokens)
+        held = 0 if self._prefix.is_shared else self._prefix.nbytes
+        needed = limits.cache_bytes(n_rows) - held
         kept.make_room(needed - (limits.memory - mx.get_active_memory()))
 
     def _read(self, decoder: Decoder) -> bool:
@@ -180,7 +189,7 @@ class Answering:
             if self._cancelled.is_set():
                 return False
         prefix.tokens = list(ids)
-        decoder.cache.checkpoint()
+        decoder.checkpoint()
         return True
 
     def _ends(self) -> Ends:
@@ -231,5 +240,8 @@ class Answering:
         if planners.watch is not None:
             stats.advice = planners.watch.advise(stats)
         stats.advice = self._engine.target.few_rows.take_advice() or stats.advice
+        kept = self._engine.prefix_cache
+        if kept is not None and kept.files is not None:
+            stats.advice = kept.files.take_note() or stats.advice
         if stats.is_lossy:
             stats.advice = LOSSY

@@ -5,26 +5,20 @@ was asked for; an answer that reaches it ends there and says so.
 """
 
 from bisect import bisect_right
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
 
-from mlx_eagle.cache.attention_sinks import SinkKVCache
 from mlx_eagle.cache.kv import KVCache
+from mlx_eagle.cache.model_cache import TreeCache
 from mlx_eagle.cache.stock import StockCache
-from mlx_eagle.cache.window import WindowKVCache
+from mlx_eagle.drafters.base import ReadsText
+from mlx_eagle.drafters.make import make_drafter, own_cache
 from mlx_eagle.errors import EagleError
-from mlx_eagle.files.json_files import language_config, read_count, read_number
-from mlx_eagle.heads.draft_model import DraftModel
 from mlx_eagle.heads.load import AnyHead
-from mlx_eagle.heads.ngram import without_lookup
-from mlx_eagle.target.rotation import layer_facts
-from mlx_eagle.target.self_check import with_caches
 from mlx_eagle.target.target import Target
 
 UNBOUNDED = 1 << 40  # rows
-STRETCHING = ("linear", "dynamic", "yarn", "llama3")  # kinds of rope that a factor makes longer
-CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "n_positions")
 
 
 class Budget(NamedTuple):
@@ -56,8 +50,8 @@ class Limits(NamedTuple):
     Attributes:
         max_context: tokens; None where the model does not say.
         memory: bytes that the process may use on the device.
-        bytes_per_row: by layer of the caches of target and draft model, the bytes of a row and the
-            most rows that it keeps (None: all); empty where it is not known.
+        bytes_per_row: by layer of the caches of the target and of what drafts, the bytes of a row
+            and the most rows that it keeps (None: all); empty where it is not known.
         head_window: tokens that the head attends to; 0 for all.
     """
 
@@ -97,55 +91,37 @@ class Limits(NamedTuple):
         return min(budgets) if budgets else None
 
 
-def model_context_length(config: dict[str, Any]) -> int | None:
-    """Return for how many tokens a target was made, by its config.json; None if it does not say."""
-    known = language_config(config)
-    sizes = [known[key] for key in CONTEXT_KEYS if type(known.get(key)) is int]
-    stated = next((size for size in sizes if size > 0), None)
-    return stated if stated is None else max(stated, _stretched(known, stated))
-
-
-def _stretched(config: dict[str, Any], stated: int) -> int:
-    """Return for how many tokens rope is scaled, which some files do not count as positions."""
-    facts = layer_facts(config, 0)
-    if facts.get("rope_type", facts.get("type")) not in STRETCHING:
-        return 0
-    trained = read_count(facts, "original_max_position_embeddings", stated)
-    return int(trained * read_number(facts, "factor", 1.0))
-
-
 LayerSizes = tuple[tuple[int, int | None], ...]
 
 
-def bytes_per_row(target: Target, head: AnyHead | None = None) -> LayerSizes:
+def bytes_per_row(
+    target: Target, head: AnyHead | None = None, head_window: int | None = None
+) -> LayerSizes:
     """Return, by layer of all caches that grow, the bytes of a row and the most rows that it keeps.
 
     Recurrent states do not grow; for mlx-lm's own caches it is not known.
 
     Args:
         target: whose cache every conversation has.
-        head: what drafts; heads have a window, draft models keep what the target does.
+        head: what drafts, and has a cache of its own in every conversation.
+        head_window: tokens that it attends to; None or 0 for all.
     """
-    own = _layer_sizes(target)
-    beside = without_lookup(head) if head is not None else None
-    if isinstance(beside, DraftModel):
-        return (*own, *_layer_sizes(with_caches(beside.model, target.kv)))
-    return own
-
-
-def _layer_sizes(target: Target) -> LayerSizes:
-    """Return the bytes of a row, and the most rows, of every layer of a model's cache."""
-    cache = target.make_cache()
+    cache, token = target.make_cache(), mx.array([0], dtype=mx.int32)
     if isinstance(cache, StockCache):
         return ()
-    target.extend(mx.array([0]), cache)  # never computed: shapes suffice
+    taps = target.extend(token, cache)  # never computed, nor are drafts: shapes suffice
+    sizes = _layer_sizes(cache)
+    if head is None:
+        return sizes
+    drafter = make_drafter(head, target, head_window)
+    if isinstance(drafter, ReadsText):
+        drafter.begin(token)
+    drafter.observe(taps, token)
+    of_head = own_cache(drafter)
+    return sizes if of_head is None else (*sizes, *_layer_sizes(of_head))
+
+
+def _layer_sizes(cache: TreeCache) -> LayerSizes:
+    """Return the bytes of a row, and the most rows, of every layer of a cache of one row."""
     layers = [part for part in cache.parts if isinstance(part, KVCache)]
-    return tuple((part.nbytes // part.step, _most_rows(part)) for part in layers)
-
-
-def _most_rows(layer: KVCache) -> int | None:
-    """Return the most rows that a layer keeps; None for all."""
-    if isinstance(layer, WindowKVCache | SinkKVCache):
-        sinks = layer.sinks if isinstance(layer, SinkKVCache) else 0
-        return sinks + layer.window + layer.margin + layer.slack
-    return None
+    return tuple((part.nbytes // part.step, part.most_rows) for part in layers)

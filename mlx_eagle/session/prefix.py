@@ -13,6 +13,9 @@ import mlx.core as mx
 from mlx_eagle.cache.kv import KVCache
 from mlx_eagle.cache.model_cache import AnyCache, TreeCache
 from mlx_eagle.drafters.base import Drafter, ReadsText, Restorable
+from mlx_eagle.drafters.make import own_cache
+from mlx_eagle.heads.draft_model import DraftModel
+from mlx_eagle.heads.ngram import without_lookup
 from mlx_eagle.session.prefix_cache import Hit
 from mlx_eagle.speculation import ON
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from mlx_eagle.engine import Engine
 
 TARGET, HEAD = "target.", "head."  # whose arrays they are, in a file
+NO_TOKEN = -1  # stands for any that goes on with a text
 
 
 class CachedPrefix:
@@ -110,6 +114,11 @@ class CachedPrefix:
         rows = self.cache.longest_restorable_prefix(min(rows, self.n_read) // step * step)
         return rows if rows % step == 0 else 0
 
+    @property
+    def is_reusable(self) -> bool:
+        """Whether a prompt that goes on from these tokens would find rows here."""
+        return self.reusable([*self.tokens, NO_TOKEN], speculate=False) > 0
+
     def become(self, other: "CachedPrefix") -> None:
         """Hold what another prefix holds, which nobody uses any more."""
         self.tokens, self.cache, self.drafter = other.tokens, other.cache, other.drafter
@@ -119,12 +128,44 @@ class CachedPrefix:
     @property
     def is_pageable(self) -> bool:
         """Whether every layer holds a row per token, so that rows can be cut out of them."""
-        own = self.cache
-        if not isinstance(own, TreeCache) or not all(isinstance(p, KVCache) for p in own.parts):
+        if any(layers is None for layers in self._layers.values()):
             return False
-        n_rows = {array.shape[2] for array in own.arrays().values()}
+        n_rows = {array.shape[2] for array in self.cache.arrays().values()}
         n_head = {array.shape[2] for array in self._head_arrays().values()}
-        return n_rows == {own.rows} and n_head <= {self.head_rows}
+        # A draft model holds the row of the newest token too, which heads have not observed.
+        return n_rows == {self.cache.rows} and n_head <= {self.head_rows, self.head_rows + 1}
+
+    @property
+    def why_not_pageable(self) -> str:
+        """What will keep rows of long texts from being cut into blocks, in a line; "" if nothing.
+
+        It is told by the kinds of layers, before they hold anything.
+        """
+        for name, layers in self._layers.items():
+            if layers is None:
+                return f"no rows are kept on disk: the {name} has layers without a row per token"
+        bounds = [
+            (layer.most_rows, name)
+            for name, layers in self._layers.items()
+            for layer in layers or ()
+            if layer.most_rows is not None
+        ]
+        if not bounds:
+            return ""
+        most, name = min(bounds)
+        return f"no rows of texts beyond {most} tokens are kept on disk: the {name} holds no more"
+
+    @property
+    def _layers(self) -> dict[str, list[KVCache] | None]:
+        """The layers of target and head by name; None where some hold no row per token."""
+        caches = {"target": self.cache, self._drafter_name: own_cache(self.drafter)}
+        return {name: _row_layers(cache) for name, cache in caches.items() if cache is not None}
+
+    @property
+    def _drafter_name(self) -> str:
+        head = self._engine.head
+        is_model = head is not None and isinstance(without_lookup(head), DraftModel)
+        return "draft model" if is_model else "head"
 
     @property
     def has_own_rows(self) -> bool:
@@ -169,9 +210,11 @@ class CachedPrefix:
         self.is_shared = twin.is_shared = True
         return twin
 
-    def arrays(self) -> dict[str, mx.array]:
+    def arrays(self, *, with_head: bool = True) -> dict[str, mx.array]:
         """Return the rows that are held, target's and head's, by name."""
         own = {TARGET + name: array for name, array in self.cache.arrays().items()}
+        if not with_head:
+            return own
         return own | {HEAD + name: array for name, array in self._head_arrays().items()}
 
     def restore(
@@ -203,6 +246,13 @@ class CachedPrefix:
         if sample.drafter is not None:
             sample.drafter.observe(taps, token)
         return sample
+
+
+def _row_layers(cache: AnyCache) -> list[KVCache] | None:
+    """Return the layers of a cache; None if one of them holds no row per token."""
+    parts = cache.parts if isinstance(cache, TreeCache) else [None]
+    layers = [part for part in parts if isinstance(part, KVCache)]
+    return layers if len(layers) == len(parts) else None
 
 
 def _part(arrays: dict[str, mx.array], start: str) -> dict[str, mx.array]:

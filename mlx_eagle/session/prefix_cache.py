@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import mlx.core as mx
 
-from mlx_eagle.session.prefix_files import PrefixFiles
+from mlx_eagle.session.prefix_files import BARE, PrefixFiles
 
 if TYPE_CHECKING:
     from mlx_eagle.session.prefix import CachedPrefix
 
-SHORT = 1024  # rows; so many may be forgotten for a prompt that leaves a conversation
+SHORT = 1024  # rows; no more are forgotten for a prompt that leaves a conversation
 EXACT = " exact"  # in the salt of files that hold rows of prefill alone
 STEP = 512  # tokens per forward of prefill where rows must be exact
 LEAST_GAIN = 16  # rows; for fewer nothing is looked for
@@ -48,6 +48,7 @@ class PrefixCache:
         self._max_bytes, self.files = max_bytes, files
         self.step = STEP if is_exact else 0
         self._kept: list[CachedPrefix] = []  # the one that was used last comes last
+        self._sizes: list[tuple[str, int]] = []  # of them, each with its salt
         self.n_evicted = self.nbytes = 0
 
     def __len__(self) -> int:
@@ -65,25 +66,46 @@ class PrefixCache:
         own = [kept for kept in self._kept if kept.salt == prefix.salt]
         best = max(own, key=lambda kept: kept.reusable(ids, speculate), default=None)
         rows = best.reusable(ids, speculate) if best is not None else 0
-        files = self.files
-        on_disk = files.longest(ids, prefix.salt) - 1 if files is not None else 0
-        is_more = on_disk >= max(least, rows + LEAST_GAIN)
-        if files is not None and is_more and files.load(prefix, ids):
+        if self._read(prefix, ids, max(least, rows + LEAST_GAIN), speculate):
             return Hit(prefix.reusable(ids, speculate), "disk")
         if best is None or rows < least:
             return Hit()
-        self._kept.remove(best)
-        if len(best.tokens) - rows > SHORT:
-            self._kept.append(best)
-            best = best.fork()
-        prefix.become(best)
+        prefix.become(self._taken(best, rows))
         self._shrink(self._max_bytes)
         return Hit(rows, "memory")
+
+    def _read(
+        self, prefix: "CachedPrefix", ids: Sequence[int], least: int, speculate: bool
+    ) -> bool:
+        """Let a prefix hold the rows of a prompt that are on disk, if they are so many at least."""
+        files = self.files
+        if files is None:
+            return False
+        ends = ("",) if speculate else ("", BARE)
+        found = {end: files.longest(ids, prefix.salt + end) - 1 for end in ends}
+        end = max(ends, key=lambda end: found[end])
+        return found[end] >= least and files.load(prefix, ids, end)
+
+    def _taken(self, best: "CachedPrefix", rows: int) -> "CachedPrefix":
+        """Take out a prefix of which so many rows are used, or a copy where others may want it.
+
+        Two conversations may begin alike, so what one does not use is kept for the other. Few rows
+        may as well be thoughts that a template has left out; they stay while there is room.
+        """
+        n_left = len(best.tokens) - rows
+        self._kept.remove(best)
+        if n_left > SHORT:
+            self._kept.append(best)
+        elif n_left > LEAST_GAIN and self.nbytes + best.nbytes <= self._max_bytes:
+            self._kept.insert(0, best)  # the first to go
+        else:
+            return best
+        return best.fork()
 
     def keep(self, prefix: "CachedPrefix") -> None:
         """Keep the rows of a conversation that is over, in memory and on disk."""
         self.write(prefix)
-        if prefix.cache.rows == 0 or not self._max_bytes:
+        if not self._max_bytes or not prefix.is_reusable:
             return
         self._kept = [kept for kept in self._kept if not _begins(kept, prefix)]
         self._kept.append(prefix)
@@ -94,12 +116,25 @@ class PrefixCache:
         if self.files is not None:
             self.files.write(prefix, prefix.n_read if self.step else prefix.cache.rows)
 
-    def clear(self) -> None:
-        """Forget everything, on disk too."""
-        self._kept.clear()
-        self.nbytes = 0
+    def held(self, salt: str = "") -> tuple[int, int]:
+        """Return how many prefixes are kept in memory, and their bytes; from any thread.
+
+        Args:
+            salt: counts what its conversations alone can find; "" counts all.
+        """
+        sizes = [size for own, size in self._sizes if salt in ("", own)]
+        return len(sizes), sum(sizes)
+
+    def clear(self, salt: str = "") -> None:
+        """Forget everything, on disk too.
+
+        Args:
+            salt: forgets what its conversations alone can find; "" forgets all.
+        """
+        self._kept = [kept for kept in self._kept if salt not in ("", kept.salt)]
+        self._shrink(self._max_bytes)
         if self.files is not None:
-            self.files.clear()
+            self.files.clear(salt)
         mx.clear_cache()
 
     def make_room(self, n_bytes: int) -> None:
@@ -108,13 +143,13 @@ class PrefixCache:
 
     def _shrink(self, goal: int) -> None:
         """Forget the oldest until the rest has `goal` bytes at most."""
-        sizes = [prefix.nbytes for prefix in self._kept]
-        n_before = len(sizes)
-        while sum(sizes) > goal:
-            sizes.pop(0)
+        sizes = [(prefix.salt, prefix.nbytes) for prefix in self._kept]
+        total, n_before = sum(size for _, size in sizes), len(sizes)
+        while total > goal:
+            total -= sizes.pop(0)[1]
             self._kept.pop(0)
             self.n_evicted += 1
-        self.nbytes = sum(sizes)
+        self._sizes, self.nbytes = sizes, total
         if len(sizes) < n_before:
             mx.clear_cache()
 

@@ -13,6 +13,7 @@ from mlx_eagle.answers.history import (
     as_template_wants,
     names_called_now,
     with_json_arguments,
+    with_short_texts,
     with_single_calls,
     with_unnamed_calls,
 )
@@ -196,23 +197,24 @@ def _rendered(tokenizer: Any, messages: list[Message], options: dict[str, Any]) 
                 "what it does not take"
             )
             continue
-        if not names or _says_calls(tokenizer, form, ids, options):
+        if not names or _says_calls(tokenizer, form, options):
             return ids
         reasons.append("leaves out the calls of tools, so the model would not know what it called")
     raise EagleError(f"the target's chat template {reasons[0]}")
 
 
-def _says_calls(
-    tokenizer: Any, form: list[Message], ids: list[int], options: dict[str, Any]
-) -> bool:
-    """Say whether a rendering names the tools that were called since the last question.
+def _says_calls(tokenizer: Any, form: list[Message], options: dict[str, Any]) -> bool:
+    """Say whether a template names the tools that were called since the last question.
 
     Tools that are offered are named as well: so with the calls' names left out, each must be there
-    less often.
+    less often. What messages say is no matter, and long: it is left out at first.
     """
-    text, without = tokenizer.decode(ids), ""
-    with suppress(*REFUSALS):
-        without = tokenizer.decode(
-            tokenizer.apply_chat_template(with_unnamed_calls(form), **options)
-        )
-    return all(text.count(name) > without.count(name) for name in names_called_now(form))
+    as_text = options | {"tokenize": False}
+    for messages in (with_short_texts(form), form):
+        text = without = ""
+        with suppress(*REFUSALS):
+            text = tokenizer.apply_chat_template(messages, **as_text)
+            without = tokenizer.apply_chat_template(with_unnamed_calls(messages), **as_text)
+        if all(text.count(name) > without.count(name) for name in names_called_now(form)):
+            return True
+    return False

@@ -75,14 +75,7 @@ def check_request(
     check_ids(ids, vocab_size)
     if budget is not None:
         budget.check(len(ids), _can_drop(prompt) and options.overflow == "refuse")
-    if isinstance(options.tree, MeasuredTree) and prefix.drafter is not None:
-        _check_structure(options.tree, prefix.drafter)
-        options = replace(options, tree=engine.planners.measured_tree(options.tree))
-    if isinstance(options.tree, Shape) and prefix.drafter is not None:
-        engine.target.check_shape(options.tree)
-        _check_tree(options.tree, prefix.drafter)
-    if options.speculate and options.rule == RATIO and prefix.drafter is not None:
-        check_draws(engine.info.head, prefix.drafter)
+    options = check_drafting(engine, prefix.drafter, options)
     if vocab_size is not None:
         options.check_bias(vocab_size)
     begun = engine.answer_format.begun(ids, messages_of(prompt))
@@ -90,6 +83,32 @@ def check_request(
     sampler, processors = make_sampler(options), make_processors(options)
     selector = TokenSelector(sampler, processors, constraint, ids[:-1])
     return Request(ids, options, budget, n_dropped, selector, sampler, _seed(sampler), begun)
+
+
+def check_drafting(
+    engine: "Engine", drafter: Drafter | None, options: GenerationOptions
+) -> GenerationOptions:
+    """Return options whose tree and rule this engine can draft by.
+
+    Args:
+        engine: which will answer.
+        drafter: of its head; None where nothing is drafted, so that nothing is refused.
+        options: how to answer.
+
+    Raises:
+        EagleError: if the drafter does not make such trees, or the target cannot verify them.
+    """
+    if drafter is None:
+        return options
+    if isinstance(options.tree, MeasuredTree):
+        _check_structure(options.tree, drafter)
+        options = replace(options, tree=engine.planners.measured_tree(options.tree))
+    if isinstance(options.tree, Shape):
+        engine.target.check_shape(options.tree)
+        _check_tree(options.tree, drafter)
+    if options.speculate and options.rule == RATIO:
+        check_draws(engine.info.head, drafter)
+    return options
 
 
 def _seed(sampler: Sampler) -> int | None:

@@ -173,7 +173,7 @@ def responses(
             stats.prompt_seconds, first = now - started, now
         else:
             stats.generation_seconds = now - first
-            _count(stats, round_)
+            count_round(stats, round_)
         log_probs = _rows(round_.log_probs) if ends.logprobs else None
         tree = _drafted(round_)
         for place, token in enumerate(round_.tokens):
@@ -223,14 +223,21 @@ def _rows(array: mx.array) -> list[mx.array]:
     return rows
 
 
-def _count(stats: GenerationStats, round_: Round) -> None:
+def count_round(stats: GenerationStats, round_: Round) -> None:
     """Add a round to the statistics."""
     stats.add_round(round_.depth, round_.n_drafted, round_.n_accepted)
-    stats.add_sources(round_.tree.sources or (HEAD,) * round_.n_drafted, round_.path)
+    sources = round_.tree.sources or (HEAD,) * round_.n_drafted
+    stats.add_sources(sources, round_.path)
     times = round_.times
     stats.add_times(times.draft, times.verify, times.host)
     if stats.planned is not None:
         stats.planned.add(len(round_.tokens), round_.times.total, round_.review)
+    if round_.review is not None:
+        stats.add_first(round_.review.source, is_right=round_.review.first_right)
+    elif sources and stats.planned is None:
+        judged = HEAD if HEAD in sources else sources[0]
+        first = [sources[node - 1] for node in round_.path[1:2]]
+        stats.add_first(judged, is_right=first == [judged])
 
 
 def _drafted(round_: Round) -> DraftedTree | None:

@@ -1,39 +1,31 @@
 """A conversation in one file: messages, tokens, and the rows that target and head computed.
 
 The file is safetensors: the rows as tensors, the rest as JSON in its metadata. Rows are of use only
-with the weights that computed them, so the file names those, and anything else is refused.
+with the weights that computed them, so the file names those, and anything else is refused. Where
+other settings or libraries computed them, tokens and messages alone are taken.
 """
 
 import errno
-import hashlib
 import json
 import os
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
-import mlx.nn as nn
-import numpy as np
-from mlx.utils import tree_flatten
 
 from mlx_eagle.errors import CheckpointError, EagleError
 from mlx_eagle.files.atomic import new_file
 from mlx_eagle.files.json_files import parse_json
 from mlx_eagle.files.quoting import one_line
-from mlx_eagle.files.safetensors import read_header
-from mlx_eagle.heads.draft_model import DraftModel
-from mlx_eagle.heads.load import AnyHead
-from mlx_eagle.heads.ngram import JoinedHead, NgramHead
+from mlx_eagle.files.safetensors import checksum, read_header
 from mlx_eagle.session.prefix import CachedPrefix
 from mlx_eagle.session.prompt import Message, Template
 
 FORMAT, VERSION = "mlx-eagle session", 2
 READABLE = ("1", "2")  # versions; the first had no template, and text messages alone
 TOKENS = "tokens"
-SAMPLES = 64  # numbers of every tensor that tell it from another
-WORDS = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint32}  # by bytes of a number
+SETTINGS = "settings"  # in an identity: with other ones rows are computed again
 
 
 class About(NamedTuple):
@@ -46,32 +38,6 @@ class About(NamedTuple):
     messages: list[Message]
     identity: dict[str, str]
     template: Template
-
-
-def identify(network: nn.Module) -> str:
-    """Return a text that tells the weights of a network from others, wherever they are stored.
-
-    It is made of the names, types and shapes of all tensors, of a sum over all words of each, and
-    of a few of its numbers, which a sum would not tell from the same ones in another order.
-    """
-    digest = hashlib.sha256()
-    for name, array in sorted(dict(tree_flatten(network.parameters())).items()):
-        words = array.reshape(-1).view(WORDS[array.dtype.size])
-        sample = words[:: max(1, words.size // SAMPLES)]
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(f"{words.astype(mx.uint32).sum().item()} {sample.tolist()}".encode())
-    return digest.hexdigest()[:32]
-
-
-def identify_head(head: AnyHead | None) -> str:
-    """Return a text that tells what an engine drafts with from anything else."""
-    if head is None:
-        return "none"
-    if isinstance(head, NgramHead):
-        return head.config.algorithm
-    if isinstance(head, JoinedHead):
-        return f"ngram+{identify_head(head.head)}"
-    return f"draft model {identify(head)}" if isinstance(head, DraftModel) else identify(head)
 
 
 def write_session(path: Path, about: About, prefix: CachedPrefix) -> None:
@@ -88,7 +54,7 @@ def write_session(path: Path, about: About, prefix: CachedPrefix) -> None:
     }
     arrays = prefix.arrays() | {TOKENS: mx.array(prefix.tokens, dtype=mx.int32)}
     metadata = {"format": FORMAT, "version": str(VERSION), "about": _as_json(facts)}
-    metadata["crc32"] = _checksum(arrays)
+    metadata["crc32"] = checksum(arrays)
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
@@ -118,7 +84,7 @@ def read_session(path: Path, identity: Mapping[str, str], prefix: CachedPrefix) 
 
     Args:
         path: what `write_session` wrote.
-        identity: of the weights that will go on with it.
+        identity: of what will go on with it.
         prefix: new and empty; left so where the file is refused.
 
     Raises:
@@ -134,13 +100,15 @@ def read_session(path: Path, identity: Mapping[str, str], prefix: CachedPrefix) 
     arrays, facts = _load(path)
     about = _about(path, facts)
     for what, expected in identity.items():
-        if (found := about.identity.get(what, "none")) != expected:
+        found = about.identity.get(what, "none")
+        if found != expected and what != SETTINGS:
             raise EagleError(
                 f"{path.name} was saved with another {what} ({_short(found)}, this one is "
                 f"{_short(expected)}); load the one that it was saved with"
             )
+    has_rows = about.identity.get(SETTINGS) == identity[SETTINGS]
     try:
-        _fill(prefix, arrays, facts)
+        _fill(prefix, arrays, facts, has_rows=has_rows)
     except (ValueError, KeyError, TypeError) as error:
         prefix.reset()
         raise EagleError(f"{path.name} is damaged: {error}") from error
@@ -167,7 +135,7 @@ def _load(path: Path) -> tuple[dict[str, mx.array], dict[str, Any]]:
                 f"version {VERSION}; use the mlx-eagle that saved it"
             )
         facts = parse_json(metadata.get("about", "").encode())
-        if _checksum(arrays) != metadata.get("crc32"):  # which reads all: the file may go then
+        if checksum(arrays) != metadata.get("crc32"):  # which reads all: the file may go then
             raise CheckpointError("its checksum is wrong")
     except (RuntimeError, ValueError, RecursionError) as error:
         raise EagleError(f"{path.name} is damaged: {_reason(error)}") from error
@@ -210,8 +178,14 @@ def _is_text(fields: dict[str, Any]) -> bool:
     return all(isinstance(value, str) for value in fields.values())
 
 
-def _fill(prefix: CachedPrefix, arrays: dict[str, mx.array], facts: dict[str, Any]) -> None:
-    """Restore tokens and rows; raises ValueError where they do not fit together."""
+def _fill(
+    prefix: CachedPrefix, arrays: dict[str, mx.array], facts: dict[str, Any], *, has_rows: bool
+) -> None:
+    """Restore tokens and, if they are of use, rows.
+
+    Raises:
+        ValueError: if they do not fit together.
+    """
     tokens = arrays.pop(TOKENS)
     rows, head_rows = facts.get("rows"), facts.get("head_rows")
     if tokens.ndim != 1 or tokens.dtype != mx.int32:
@@ -220,16 +194,11 @@ def _fill(prefix: CachedPrefix, arrays: dict[str, mx.array], facts: dict[str, An
         raise ValueError("it does not say how many rows it has")
     if not 0 <= head_rows <= rows <= tokens.size:
         raise ValueError(f"it has {rows} rows and {head_rows} of the head for {tokens.size} tokens")
-    prefix.restore(cast(list[int], tokens.tolist()), arrays, rows, head_rows)
-
-
-def _checksum(arrays: dict[str, mx.array]) -> str:
-    """Return the CRC-32 of all arrays in the order of their names."""
-    crc = 0
-    for _, array in sorted(arrays.items()):
-        words = array.reshape(-1).view(mx.uint8) if array.size else mx.array([], dtype=mx.uint8)
-        crc = zlib.crc32(np.array(words).data, crc)
-    return f"{crc:08x}"
+    held = cast(list[int], tokens.tolist())
+    if has_rows:
+        prefix.restore(held, arrays, rows, head_rows)
+    else:
+        prefix.tokens = held
 
 
 def _reason(error: Exception) -> str:

@@ -9,6 +9,7 @@ saving are as before.
 """
 
 import copy
+import weakref
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
@@ -29,6 +30,8 @@ from mlx_eagle.target.few_rows import FewRows
 from mlx_eagle.target.hooks import Undo, note_updates, wrap_method
 from mlx_eagle.target.positions import accept_node_positions, is_rope
 from mlx_eagle.tree import DraftTree
+
+Product = Callable[[mx.array], mx.array]  # [.., D] to [.., W]
 
 
 class Verified(NamedTuple):
@@ -66,7 +69,8 @@ class Target:
         self.speculates = speculate
         self.kv = WHOLE
         self.few_rows = FewRows()
-        self._row_layers: list[tuple[mx.array, Callable[[mx.array], mx.array]]] = []
+        # By the id of a table that lives: a head's rows go with it.
+        self._row_layers: dict[int, tuple[weakref.ref[mx.array], Product]] = {}
         self._is_first = True  # of the targets on this model; kernels are this one's to release
         self._recorder = _Recorder()
         self.chains_only = self.make_cache().chains_only  # refuses models with unknown caches
@@ -185,17 +189,18 @@ class Target:
         layer = output_layer(self.model, self.vocab_size)
         return layer if layer is not None else self.embedding.as_linear
 
-    def output_rows(self, ids: mx.array) -> Callable[[mx.array], mx.array]:
+    def output_rows(self, ids: mx.array) -> Product:
         """Return the output layer for the tokens `ids` [W] alone: [.., D] to [.., W].
 
-        Its rows are gathered once for each table, packed as they are where they are quantized.
+        Its rows are gathered once for each table, packed as they are where they are quantized, and
+        held for as long as somebody else holds the table.
         """
-        known = next((layer for table, layer in self._row_layers if table is ids), None)
-        if known is None:
+        known, key = self._row_layers, id(ids)
+        if key not in known:
             layer = output_layer(self.model, self.vocab_size)
-            known = rows_of(self.embedding if layer is None else layer, ids)
-            self._row_layers.append((ids, known))
-        return known
+            rows = rows_of(self.embedding if layer is None else layer, ids)
+            known[key] = weakref.ref(ids, lambda _: known.pop(key, None)), rows
+        return known[key][1]
 
     def checking(self) -> AbstractContextManager[None]:
         """Return what surrounds the self check of `kv`, in which the model is run directly."""
@@ -350,7 +355,7 @@ def _own_cache(layer: Any, kv: KVOptions) -> OwnCache:
     )
 
 
-def rows_of(layer: nn.Module, ids: mx.array) -> Callable[[mx.array], mx.array]:
+def rows_of(layer: nn.Module, ids: mx.array) -> Product:
     """Return a product with some rows of a linear layer or an embedding."""
     parts = {name: layer[name][ids] for name in ("weight", "scales", "biases") if name in layer}
     bias = layer.bias[ids] if "bias" in layer else 0

@@ -9,7 +9,7 @@ from mlx_eagle.heads.config import HeadConfig, MedusaConfig, problems
 from mlx_eagle.heads.eagle import EagleHead
 from mlx_eagle.heads.load import Head
 from mlx_eagle.heads.medusa import MedusaHead
-from mlx_eagle.session.limits import model_context_length
+from mlx_eagle.target.context_length import model_context_length
 from mlx_eagle.training.objectives.teacher import Teacher
 from mlx_eagle.training.options import HeadOptions
 

@@ -7,7 +7,7 @@ from mlx.utils import tree_flatten
 
 from mlx_eagle.convert.target_facts import TargetFacts, read_target_facts
 from mlx_eagle.files.json_files import language_config
-from mlx_eagle.session.limits import model_context_length
+from mlx_eagle.target.context_length import model_context_length
 from mlx_eagle.target.load import load_target, precision
 from mlx_eagle.target.target import Target
 from mlx_eagle.training.new_head import TargetSizes

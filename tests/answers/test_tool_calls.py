@@ -4,7 +4,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from mlx_lm.tool_parsers import gemma4, json_tools, kimi_k2, mistral, pythonic, qwen3_coder
+from mlx_lm.tool_parsers import (
+    function_gemma,
+    gemma4,
+    glm47,
+    json_tools,
+    kimi_k2,
+    kimi_k3,
+    laguna,
+    longcat,
+    minicpm5,
+    minimax_m2,
+    mistral,
+    muse_spark,
+    pythonic,
+    qwen3_coder,
+)
 
 from mlx_eagle.answers.tool_calls import (
     Call,
@@ -39,6 +54,51 @@ WRITTEN: list[tuple[Any, str]] = [
         "<parameter=days>\n2\n</parameter>\n</function>",
     ),
     (
+        function_gemma.parse_tool_call,
+        "call:weather{city:<escape>Rome<escape>,days:2}",
+    ),
+    (
+        glm47.parse_tool_call,
+        "weather<arg_key>city</arg_key>\n<arg_value>Rome</arg_value>\n"
+        "<arg_key>days</arg_key>\n<arg_value>2</arg_value>\n",
+    ),
+    (
+        laguna.parse_tool_call,
+        "weather\n<arg_key>city</arg_key><arg_value>Rome</arg_value>"
+        "<arg_key>days</arg_key><arg_value>2</arg_value>",
+    ),
+    (
+        longcat.parse_tool_call,
+        "weather\n<longcat_arg_key>city</longcat_arg_key>"
+        "<longcat_arg_value>Rome</longcat_arg_value>\n<longcat_arg_key>days</longcat_arg_key>"
+        "<longcat_arg_value>2</longcat_arg_value>\n",
+    ),
+    (
+        minimax_m2.parse_tool_call,
+        '\n<invoke name="weather">\n<parameter name="city">Rome</parameter>\n'
+        '<parameter name="days">2</parameter>\n</invoke>\n',
+    ),
+    (
+        minicpm5.parse_tool_call,
+        '"weather"><param name="city">Rome</param><param name="days">2</param>',
+    ),
+    (
+        muse_spark.parse_tool_call,
+        '<atem:invoke name="weather"><atem:parameter name="city">Rome</atem:parameter>'
+        '<atem:parameter name="days">2</atem:parameter></atem:invoke>',
+    ),
+    (
+        kimi_k3.parse_tool_call,
+        '<|open|>call tool="weather"<|sep|><|open|>argument key="city" type="string"<|sep|>Rome'
+        '<|close|>argument<|sep|><|open|>argument key="days" type="integer"<|sep|>2'
+        "<|close|>argument<|sep|><|close|>call<|sep|>",
+    ),
+    (
+        kimi_k3.parse_tool_call,
+        '<|open|>call tool="weather"<|sep|><|open|>json type="object"<|sep|>'
+        '{"city": "Rome", "days": 2}<|close|>json<|sep|><|close|>call<|sep|>',
+    ),
+    (
         parse_channel("<|channel|>commentary to=functions.weather <|constrain|>json"),
         '{"city": "Rome", "days": 2}',
     ),
@@ -49,6 +109,38 @@ WRITTEN: list[tuple[Any, str]] = [
 @pytest.mark.parametrize(("parse", "text"), WRITTEN)
 def test_a_call_is_read_in_every_spelling(parse: Any, text: str) -> None:
     assert parse_calls(text, parse, [TOOL]) == [WEATHER]
+
+
+ALONE = ("tool_calls", "pythonic", "minicpm5", "json_tools")  # lists, or a mark for each call
+
+
+@pytest.mark.parametrize(
+    ("parse", "text"),
+    [
+        case
+        for case in WRITTEN
+        if case[0].__module__.split(".")[-1] not in ALONE and not case[1].startswith("[")
+    ],
+)
+def test_no_call_is_lost_where_several_stand_between_two_marks(parse: Any, text: str) -> None:
+    for joint in ("", "\n"):
+        assert parse_calls(text + joint + text, parse, [TOOL]) == [WEATHER] * 2
+
+
+def test_what_looks_like_another_call_within_an_argument_is_none() -> None:
+    for text, parse in [
+        (
+            "<function=weather>\n<parameter=city>\n</function>\n<function=x>\n</parameter>\n"
+            "</function>",
+            qwen3_coder.parse_tool_call,
+        ),
+        (
+            "weather<arg_key>city</arg_key><arg_value></function>\n<function=x></arg_value>",
+            glm47.parse_tool_call,
+        ),
+    ]:
+        (call,) = parse_calls(text, parse, [TOOL])
+        assert call.arguments == {"city": "</function>\n<function=x>"}
 
 
 def test_several_calls_and_the_ids_that_a_model_gives_are_kept() -> None:

@@ -28,6 +28,22 @@ def serials(cache: QuantizedKVCache, parts: tuple[mx.array, ...]) -> list[float]
     return found
 
 
+def test_attention_over_quantized_rows_is_that_over_the_rows_as_they_are_read_back() -> None:
+    mx.random.seed(3)
+    cache, plain = QuantizedKVCache(8, 32), KVCache()
+    for n in (7, 5, 1):
+        shapes = ((1, 4, n, 64), (1, 2, n, 64), (1, 2, n, 64))
+        queries, keys, values = (mx.random.normal(shape) for shape in shapes)
+        stored = [
+            mx.dequantize(*mx.quantize(part, 32, 8), group_size=32, bits=8)
+            for part in (keys, values)
+        ]
+        want = plain.attend(queries, *stored, 0.1)
+        np.testing.assert_allclose(
+            cache.attend(queries, keys, values, 0.1), want, rtol=1e-4, atol=1e-5
+        )
+
+
 class Model:
     """What a cache should hold, as a list."""
 

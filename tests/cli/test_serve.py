@@ -1,6 +1,9 @@
 """`serve`, `cache` and `launch` on the command line."""
 
 import json
+import urllib.error
+import urllib.request
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +82,12 @@ def test_launch_without_a_server_is_one_error(capsys: pytest.CaptureFixture[str]
     assert run(["launch", "codex", "--url", "http://127.0.0.1:9"]) == 1
     assert "no model is served at http://127.0.0.1:9" in capsys.readouterr().err
     assert run(["launch", "codex", "--url", "file:///etc/passwd"]) == 1
+
+
+def test_launch_says_that_a_server_loads_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(request: Any, **_: Any) -> None:
+        raise urllib.error.HTTPError(request.full_url, 503, "Service Unavailable", Message(), None)
+
+    monkeypatch.setattr(urllib.request, "urlopen", answer)
+    with pytest.raises(EagleError, match="loads its model"):
+        launch.served_model("http://127.0.0.1:9", "")

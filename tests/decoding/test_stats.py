@@ -1,11 +1,17 @@
 """Statistics: the field's words, with one meaning each."""
 
+from typing import Any
+
+import mlx.core as mx
 import pytest
 
 from mlx_eagle.calibration.head_health import HeadWatch
+from mlx_eagle.decoding.rounds import Round, RoundTimes
 from mlx_eagle.decoding.stats import GenerationStats, Planned
-from mlx_eagle.planner.policy import Forecast, Review
+from mlx_eagle.planner.policy import HEAD, NGRAM, Forecast, Review
+from mlx_eagle.session.responses import count_round
 from mlx_eagle.speculation import Speculation
+from mlx_eagle.tree import DraftTree
 
 
 def test_acceptance_length_counts_the_bonus_token() -> None:
@@ -67,27 +73,29 @@ def test_a_head_that_is_never_right_is_reported_once_after_50_rounds() -> None:
     watch = HeadWatch("mlx-eagle doctor h --target t")
     bad = GenerationStats()
     for _ in range(30):
-        bad.add_round(3, 3, 0)
-        bad.add_round(0, 0, 0)
+        bad.add_first(HEAD, is_right=False)
+        bad.add_first(NGRAM, is_right=True)
     assert watch.advise(bad) == ""
     assert "right in only 0% of 60 rounds" in watch.advise(bad)
     assert watch.advise(bad) == ""
 
 
 def test_a_head_is_judged_by_what_it_drafted_also_where_that_was_not_verified() -> None:
-    review = Review(Forecast(1.0, 0.1, 0.1, n_rows=1, depth=1), first_right=False)
+    forecast = Forecast(1.0, 0.1, 0.1, n_rows=1, depth=1)
+    root, choices = DraftTree.chain(mx.array([5])), Any
+    plain = Round([7], root, [0], 0, choices, RoundTimes(0, 0, 0, 0, 0))
     for share, expected in ((0.0, True), (0.5, False)):
-        planned = Planned("", plain_seconds=1.0)
+        stats = GenerationStats(planned=Planned("", plain_seconds=1.0))
         for index in range(60):
-            planned.add(1, 1.0, None)
-            planned.add(1, 1.0, review._replace(first_right=index < 60 * share))
-        assert bool(HeadWatch("").advise(GenerationStats(planned=planned))) is expected
+            count_round(stats, plain)
+            count_round(stats, plain._replace(review=Review(forecast, index < 60 * share)))
+        assert bool(HeadWatch("").advise(stats)) is expected
 
 
 def test_a_head_that_helps_and_plain_decoding_are_not_reported() -> None:
     good, plain = GenerationStats(), GenerationStats()
     for _ in range(300):
-        good.add_round(3, 3, 1)
+        good.add_first(HEAD, is_right=True)
         plain.add_round(0, 0, 0)
     for stats in (good, plain):
         assert HeadWatch("").advise(stats) == ""

@@ -151,6 +151,8 @@ def test_the_context_goes_back_forks_and_is_restored(window: int | None, shared:
     twin = drafter.fork()
     drafter.trim(7)
     assert drafter.rows == 7 and twin.rows == 12
+    with pytest.raises(AssertionError, match="observe a token before drafting"):
+        next(drafter.greedy_path(2, 2))
     observed(drafter, 7, 14)
     same(drafter, observed(fresh(), 0, 14))
     observed(twin, 12, 15)

@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_eagle.drafters.eagle import EagleDrafter
-from mlx_eagle.drafters.ranking import Candidates, best, rerank, top_ids
+from mlx_eagle.drafters.medusa import MedusaDrafter
+from mlx_eagle.drafters.ranking import Candidates, best, rerank
 from mlx_eagle.heads.config import HeadConfig
 from mlx_eagle.heads.eagle import EagleHead
+from mlx_eagle.sampling.largest import top_ids
 from mlx_eagle.static_tree import StaticTree
 from mlx_eagle.tree import PLAIN, TreeShape, check_structure
 
@@ -188,6 +190,27 @@ def test_a_plain_shape_drafts_the_root_alone(
     parts: Parts,
 ) -> None:
     assert drafter_after(parts).draft(mx.array([9]), PLAIN).tokens.tolist() == [9]
+
+
+def medusa_after(parts: Parts) -> MedusaDrafter:
+    """Medusa heads that have observed all tokens; they are never run."""
+    head: Any = SimpleNamespace(max_depth=4, config=SimpleNamespace(draft_vocab_size=9))
+    target: Any = SimpleNamespace(unembed=None)
+    drafter = MedusaDrafter(head, target)
+    drafter.observe(parts[2], parts[3])
+    return drafter
+
+
+@pytest.mark.parametrize("make", [drafter_after, medusa_after])
+def test_what_is_forgotten_is_not_drafted_from(make: Any, parts: Parts) -> None:
+    drafter = make(parts)
+    drafter.trim(drafter.rows)
+    assert drafter._newest is not None, "nothing was forgotten"
+    drafter.trim(6)
+    with pytest.raises(AssertionError, match="observe a token before drafting"):
+        drafter.draft(mx.array([9]), TreeShape(2, 2, 4))
+    with pytest.raises(AssertionError, match="observe a token before drafting"):
+        next(drafter.greedy_path(2, 2))
 
 
 def test_trimming_forgets_later_tokens(

@@ -1,5 +1,7 @@
 """Native multi-token prediction: hybrid targets by chains, others by trees, as stock mlx-lm."""
 
+import gc
+import weakref
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from mlx_lm.generate import generate_step
 import mtp_files
 from cases import broad, narrowed
 from doubles import NoText
+from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.calibration.planners import Planners
 from mlx_eagle.convert.heads import convert_head
 from mlx_eagle.convert.mtp.extract import LocalCheckpoint, find_layer, write_layer
@@ -30,6 +33,7 @@ from mlx_eagle.pairing import Pair, pair_up
 from mlx_eagle.planner.policy import FixedShape
 from mlx_eagle.sampling.samplers import SeededSampler
 from mlx_eagle.sampling.token_selector import TokenSelector
+from mlx_eagle.session.limits import bytes_per_row
 from mlx_eagle.speculation import ON
 from mlx_eagle.target.load import load_network
 from mlx_eagle.target.target import rows_of
@@ -118,6 +122,30 @@ def test_a_layer_attends_to_all_tokens_and_a_window_is_refused_by_name(hybrid: L
     assert hybrid.pair.target.chains_only
 
 
+@pytest.mark.bitwise
+def test_its_cache_is_bounded_with_the_targets_and_counts_in_figures_of_memory(
+    hybrid: Loaded,
+) -> None:
+    target, head = hybrid.pair.target, hybrid.pair.head
+    assert isinstance(head, MtpHead)
+    own, both = bytes_per_row(target), bytes_per_row(target, head)
+    assert both == (*own, own[-1]), "its layer is like the target's"
+    info = EngineInfo("hybrid", "float32", "mtp", "float32", ON, "cpu", False)
+    whole = Engine(target, NoText(), head, info, Planners(chains_only=True))
+    engine = whole.with_kv(KVOptions(max_size=16))
+    assert engine.limits.cache_bytes(10**4) == engine.limits.cache_bytes(10**6)
+    session, options = engine.session(), {"max_tokens": 40, "tree": TreeShape.chain(2)}
+    prompt = [*PROMPT, *hybrid.expected, *PROMPT]  # more than rows are written between two moves
+    list(session.stream_generate(prompt[:-30], max_tokens=8, tree=TreeShape.chain(2)))
+    found = list(session.stream_generate(prompt, **options))
+    want = engine.generate(prompt, max_tokens=40, speculate=False).tokens
+    assert [r.token for r in found] == want
+    drafter = session.prefix.drafter
+    assert drafter is not None and drafter.rows > 400
+    assert drafter.cache.parts[0].held < 16 + 64 + 256 + 1
+    assert found[-1].stats.accepted > 4, "the layer foresees"
+
+
 @pytest.mark.parametrize("bits", [None, 8])
 def test_few_tokens_are_drafted_with_the_targets_own_rows(bits: int | None, hybrid: Loaded) -> None:
     target, head = hybrid.pair.target, hybrid.pair.head
@@ -126,7 +154,13 @@ def test_few_tokens_are_drafted_with_the_targets_own_rows(bits: int | None, hybr
     output = layer if bits is None else layer.to_quantized(group_size=32, bits=bits)
     ids, x = mx.array([5, 3, 100]), mx.random.normal((2, mtp_files.H))
     np.testing.assert_allclose(rows_of(output, ids)(x), output(x)[:, ids], rtol=1e-5, atol=1e-5)
-    assert target.output_rows(ids) is target.output_rows(ids)
+    rows = target.output_rows(ids)
+    assert rows is target.output_rows(ids) is target.twin().output_rows(ids)
+    gone, other = weakref.ref(rows), mx.array([5, 3, 100])
+    assert target.output_rows(other) is not rows
+    del rows, ids
+    gc.collect()
+    assert gone() is None, "with the head that drafts them its rows go"
 
 
 @pytest.mark.bitwise

@@ -107,7 +107,10 @@ def test_a_folder_is_measured_as_it_is_and_options_count() -> None:
     ]
     assert [fit.weights, fit.head] == sizes
     assert fit.download == 0 and fit.missing < 0 and fit.most_tokens > 4096
-    assert foresee(target, "none").head == 0
+    alone = foresee(target, "none")
+    assert alone.head == 0 and fit.cache == alone.cache * 9 // 8, "a layer more than the target's 8"
+    bounded = foresee(target, head, LoadOptions(max_kv_size=64, max_context=10**6))
+    assert bounded.cache == alone.cache // 4096 * 64 + alone.cache // 8 // 2
     small = foresee(target, head, LoadOptions(kv_bits=4, kv_group_size=64, max_context=100))
     assert small.cache < fit.cache / 100 and small.context == 100
     assert small.most_tokens > fit.most_tokens

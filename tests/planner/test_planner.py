@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import Costs, LiveCosts
 from mlx_eagle.planner.planner import Phase, Planner, next_state
-from mlx_eagle.planner.policy import FixedShape, Level, Node, Outcome
+from mlx_eagle.planner.policy import HEAD, FixedShape, Level, Node, Outcome
 from mlx_eagle.planner.throughput import Throughput
 from mlx_eagle.tree import PLAIN, TreeShape
 
@@ -444,6 +444,6 @@ def test_rounds_of_two_conversations_that_overlap_are_reviewed_as_they_were_plan
     second.check.deeper(unlikely)
     second.check.choose()
     review = plan.record(Outcome([RIGHT, RIGHT], 0.01, 1.0, planned=first.planned))
-    assert review == (forecast, True)
+    assert review == (forecast, True, HEAD)
     review = plan.record(Outcome([RIGHT], 0.01, 1.0, planned=second.planned))
     assert review is not None and not review.first_right

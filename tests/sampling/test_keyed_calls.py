@@ -1,5 +1,6 @@
 """Calls that are written key after key: generated under their grammar, read, and rendered alike."""
 
+import json
 import random
 from typing import Any
 
@@ -13,6 +14,9 @@ from mlx_eagle.answers.tool_calls import parse_calls
 from mlx_eagle.errors import EagleError
 from mlx_eagle.sampling.call_grammar import keyed_grammar
 from mlx_eagle.sampling.grammar import Vocabulary
+from mlx_eagle.server.events import CallEnd, CallStart
+from mlx_eagle.server.keyed_stream import KeyedStream
+from mlx_eagle.server.split import Split
 from mlx_eagle.session.options import GenerationOptions
 from mlx_eagle.session.selector import make_constraint
 from mlx_eagle.tree import TreeShape
@@ -36,7 +40,7 @@ TOOLS = [
     {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}},
     {"type": "function", "function": {"name": "ping"}},
 ]
-WHOLE = {
+WHOLE: dict[str, Any] = {
     "city": 'a <b>\n"c" é',
     "days": 3,
     "unit": "F",
@@ -112,6 +116,65 @@ def test_texts_are_read_as_texts_also_where_they_may_be_null(text: str, tokenize
     assert call.arguments == arguments
 
 
+@pytest.mark.parametrize("step", [1, 4, 1000])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        WHOLE,
+        WHOLE | {"note": None, "city": "null", "places": []},
+        WHOLE
+        | {"note": "nullify", "city": " x\n</para", "places": ["</parameter>\n<", "</arg_value>"]},
+        {"city": "", "unit": "C"},
+    ],
+    ids=["whole", "null", "like marks", "few"],
+)
+def test_arguments_are_sent_while_they_are_written(
+    step: int, arguments: dict[str, Any], tokenizer: Any
+) -> None:
+    """Every part is a beginning of the JSON that the call is read as."""
+    layout = read_format(tokenizer).call_layout
+    assert layout is not None
+    stream = KeyedStream(TOOLS, layout, 3, lambda: "id")
+    text, events = rendered(tokenizer, "weather", arguments), list[Any]()
+    text = text.replace("None", "null")  # as a template of Python writes it
+    for at in range(0, len(text), step):
+        events += stream.add(text[at : at + step])
+        if step == 1 and arguments is WHOLE and text[:at].endswith(WHOLE["city"][:8]):
+            assert stream.arguments.startswith('{"city": "a <b>')
+    events += stream.finish()
+    assert events[0] == CallStart(3, "id", "weather")
+    assert "".join(event.text for event in events[1:]) == stream.arguments
+    assert json.loads(stream.arguments) == arguments
+
+
+@pytest.mark.parametrize("loose", [None, frozenset(), frozenset({"weather"})], ids=str)
+def test_a_call_is_the_same_in_parts_and_as_a_whole(
+    loose: frozenset[str] | None, tokenizer: Any
+) -> None:
+    form = read_format(tokenizer)
+    split = Split(form, TOOLS, lambda: "id", takes_text=False, loose=loose)
+    text = rendered(tokenizer, "weather", WHOLE)
+    whole = f"{tokenizer.tool_call_start}{text}{tokenizer.tool_call_end}"
+    sections = form.sections()
+    events: list[Any] = []
+    for char in whole:
+        events += split.add(sections.add(char, is_draft=False))
+    events += [*split.add(sections.finish()), *split.finish(is_cut=False)]
+    start, *parts, end = events
+    assert (start, end) == (CallStart(0, "id", "weather"), CallEnd(0))
+    assert (len(parts) > 9) == (loose == frozenset())
+    assert "".join(part.text for part in parts) == json.dumps(WHOLE, ensure_ascii=False)
+
+
+def test_what_is_written_otherwise_begins_no_call(tokenizer: Any) -> None:
+    layout = read_format(tokenizer).call_layout
+    assert layout is not None
+    text = rendered(tokenizer, "weather", WHOLE)
+    for broken in (text.replace("weather", "other"), text.replace("city", "town"), "{}"):
+        stream = KeyedStream(TOOLS, layout, 0, lambda: "id")
+        assert [*stream.add(broken), *stream.finish()] == [] and not stream.n_begun
+
+
 @pytest.fixture(scope="module")
 def engine(family: str) -> ScriptedEngine:
     return make_engine(keyed_template(family), family=family)
@@ -183,11 +246,28 @@ def call_marks_of(tokenizer: Any) -> tuple[str, str]:
 def test_an_argument_whose_type_bare_text_does_not_tell_is_refused_if_it_is_to_be_forced(
     value: dict[str, Any], engine: ScriptedEngine
 ) -> None:
+    """Where it need not be, the name of its tool is forced, and the other tools are."""
     schema = {"type": "object", "properties": {"x": value}}
-    tools: Any = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
-    with pytest.raises(EagleError, match="argument 'x' cannot be forced"):
+    odd = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    tools: Any = [*TOOLS, odd]
+    with pytest.raises(EagleError, match="the tool f cannot be forced: the argument 'x' cannot"):
         make_constraint(GenerationOptions(tools=tools, tool_choice="required"), engine)
-    assert make_constraint(GenerationOptions(tools=tools, tool_choice="auto"), engine) is None
+    forced = engine.call_grammars.find(GenerationOptions(tools=tools, tool_choice="auto"))
+    assert forced is not None and forced.loose == {"f"}
+    tokenizer = engine.tokenizer
+    end = tokenizer.get_vocab()[tokenizer.tool_call_end]
+    cases: list[tuple[str, dict[str, Any], bool]] = [
+        ("f", {"x": "any <b>\n"}, True),
+        ("f", {"y": 7}, True),
+        ("f", {}, True),
+        ("fg", {"x": 1}, False),
+        ("weather", {"city": "x", "unit": "K"}, False),
+        ("ping", {}, True),
+    ]
+    for name, arguments, is_allowed in cases:
+        ids = tokenizer.encode(rendered(tokenizer, name, arguments), add_special_tokens=False)
+        n = forced.matcher.deep_copy().try_consume_tokens([*ids, end])
+        assert (n == len(ids) + 1) == is_allowed, name
 
 
 def test_a_template_that_does_not_show_its_calls_forces_none() -> None:

@@ -35,12 +35,13 @@ class Agent:
     Args:
         served: what answers; each turn calls the tool, in words that are written beforehand.
         n_words: of the system prompt.
+        question: with which it begins.
     """
 
-    def __init__(self, served: Served, n_words: int) -> None:
+    def __init__(self, served: Served, n_words: int, question: str = "What does zip do?") -> None:
         self._served, self._n_turns = served, 0
         self._system = "Use the tools, and say what you did. " * (n_words // 9)
-        self._messages: list[dict[str, Any]] = [{"role": "user", "content": "What does zip do?"}]
+        self._messages: list[dict[str, Any]] = [{"role": "user", "content": question}]
 
     def take_turn(self) -> Turn:
         """Ask, and answer the call that comes."""
@@ -66,20 +67,27 @@ class Agent:
         return Turn(answer["usage"])
 
 
+@pytest.fixture(scope="module")
+def recurrent() -> Iterator[Served]:
+    own = Served(make_pair=make_recurrent_pair)
+    yield own
+    own.worker.close()
+
+
 @pytest.fixture(params=["rows", "states"])
-def agents(
-    request: pytest.FixtureRequest, served: Served, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Served]:
+def agents(request: pytest.FixtureRequest, served: Served, recurrent: Served) -> Iterator[Served]:
     """An engine whose target has a row per token, or states that sum up all tokens."""
-    is_shared = request.param == "rows"
-    own = served if is_shared else Served(make_pair=make_recurrent_pair)
+    own = served if request.param == "rows" else recurrent
+    limits, preparer = own.engine.limits, own.usual._preparer
     assert own.usual.model.context == CONTEXT  # made before its limit is another for a while
-    monkeypatch.setattr(own.engine, "limits", own.engine.limits._replace(max_context=1 << 15))
+    own.engine.limits = limits._replace(max_context=1 << 15)
+    preparer.measure_context()
     own.engine.tree = TreeShape.chain(1)  # so that there are rows of the head, too
     yield own
     close_files(own.engine)
-    if not is_shared:
-        own.worker.close()
+    own.engine.prefix_cache = None
+    own.engine.limits = limits
+    preparer.measure_context()
 
 
 @pytest.mark.parametrize(("n_turns", "n_words"), [(3, 150), broad(20, 4096)])
@@ -107,3 +115,19 @@ def test_every_turn_reads_what_is_new_after_a_restart_too(
                 held = held // BLOCK * BLOCK - 1 if agents.has_rows else 0
             assert now.prompt - now.read == held
         before = now
+
+
+@pytest.mark.parametrize(("n_turns", "n_words"), [(3, 90), broad(20, 2048)])
+def test_two_conversations_in_turn_read_what_is_new_in_each(
+    n_turns: int, n_words: int, agents: Served
+) -> None:
+    """They begin alike, and neither takes the other's rows."""
+    agents.worker.call(agents.engine.keep_prefixes, 1 << 30)
+    talks = [Agent(agents, n_words, question) for question in ("What does zip do?", "Why?")]
+    before = [talk.take_turn() for talk in talks]
+    if agents.has_rows:  # states are gone back to at the end of a prompt
+        assert before[1].prompt - before[1].read > n_words
+    for number in range(2, n_turns):
+        now, last = talks[number % 2].take_turn(), before[number % 2]
+        assert now.prompt - now.read == last.prompt + last.answer - 1
+        before[number % 2] = now

@@ -112,17 +112,6 @@ def test_an_event_that_cannot_be_written_ends_its_answer_alone(
     assert served.ask(CHAT, body | {"stream": False}).status_code == 200
 
 
-def test_half_a_character_in_a_call_is_escaped(served: Served) -> None:
-    served.engine.write(
-        '<tool_call>\n{"name": "find", "arguments": {"w": "\\ud800"}}\n</tool_call>'
-    )
-    tools = [{"name": "find", "input_schema": {"$ref": "http://localhost:9/no-grammar"}}]
-    body = ASKED | {"model": "m", "tools": tools, "max_tokens": 200}
-    answer = served.ask("/v1/messages", body)
-    assert answer.status_code == 200
-    assert answer.json()["content"][0]["input"] == {"w": "\ud800"}
-
-
 @pytest.mark.parametrize(("n_failures", "status"), [(1, 200), (2, 500)])
 def test_kept_rows_are_given_up_for_an_answer_that_finds_no_memory(
     n_failures: int, status: int, served: Served
@@ -216,3 +205,13 @@ def test_what_a_client_that_went_has_seen_is_kept(served: Served) -> None:
     text = served.engine.tokenizer.decode(prefix.tokens[n_read:])
     assert text.startswith("".join(got)) and "".join(got)
     assert len(prefix.tokens) - n_read < ASKED["max_tokens"] / 2
+
+
+def test_what_is_there_is_taken_without_waiting() -> None:
+    async def main() -> list[Event]:
+        outbox = Outbox()
+        outbox.put(Said("x"))
+        assert await outbox.take(0) == [Said("x")]
+        return await outbox.take(0)
+
+    assert asyncio.run(main()) == []

@@ -19,25 +19,14 @@ import pytest
 from mlx_eagle.server.app import Server, Settings
 from mlx_eagle.server.events import CallPart, Reading, Said, Thought
 from mlx_eagle.server.outbox import MANY, Outbox
-from mlx_eagle.server.waiting import FairQueue
 from mlx_eagle.session import prefix_files
 from mlx_eagle.tree import TreeShape
-from served import Served, chunks, close_files, in_process, on_socket
+from served import Held, Served, chunks, close_files, in_process, on_socket
 
 CHAT = "/v1/chat/completions"
 LONG: Any = {"messages": [{"role": "user", "content": "Tell all."}], "max_tokens": 1500}
 MIDDLE: Any = LONG | {"max_tokens": 80}
 SHORT: Any = LONG | {"max_tokens": 2}
-
-
-def test_one_of_every_row_is_served_before_a_second_of_any() -> None:
-    queue: FairQueue[str] = FairQueue()
-    for who, item in [("a", "a1"), ("a", "a2"), ("b", "b1"), ("a", "a3"), ("b", "b2"), ("c", "c")]:
-        queue.put(who, item)
-    assert list(queue) == ["a1", "b1", "c", "a2", "b2", "a3"]
-    assert queue.remove("b1")
-    assert not queue.remove("b1")
-    assert [queue.take() for _ in range(6)] == ["a1", "b2", "c", "a2", "a3", None]
 
 
 def test_an_outbox_that_nobody_reads_joins_texts_and_loses_none() -> None:
@@ -62,16 +51,25 @@ def test_an_outbox_that_nobody_reads_joins_texts_and_loses_none() -> None:
     ]
 
 
-class Held:
-    """Holds the engine's thread until it is let go."""
+@pytest.mark.parametrize("n_steps", range(4))
+def test_who_waits_for_events_can_be_cancelled_at_any_moment(n_steps: int) -> None:
+    async def main() -> None:
+        outbox = Outbox()
 
-    def __init__(self, served: Served) -> None:
-        self.go, self.is_held = threading.Event(), threading.Event()
-        served.engine.before = self.hold
+        async def read() -> None:
+            while True:
+                await outbox.take(5)
 
-    def hold(self) -> None:
-        self.is_held.set()
-        assert self.go.wait(30)
+        task = asyncio.create_task(read())
+        await asyncio.sleep(0.001)
+        outbox.put(Said("x"))
+        for _ in range(n_steps):  # of the event loop, until the waiting one has woken
+            await asyncio.sleep(0)
+        task.cancel()
+        done, _ = await asyncio.wait([task], timeout=1)
+        assert done
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize(
@@ -118,7 +116,7 @@ def test_of_many_at_once_those_that_may_wait_are_answered(served: Served) -> Non
 
 def test_a_client_that_was_refused_asks_again_when_it_was_told_to(served: Served) -> None:
     held, server = Held(served), served.server(Settings(queue=0))
-    server.desk._seconds = 0.1
+    server.desk._seconds.add(0.1)
     with on_socket(server) as port:
         url = f"http://127.0.0.1:{port}/v1"
         first = openai.OpenAI(api_key="x", base_url=url, max_retries=0)
@@ -265,17 +263,21 @@ def test_a_stop_ends_streams_with_an_error_and_refuses_what_comes(served: Served
                 asyncio.create_task(client.post(CHAT, json=LONG | {"stream": True}))
                 for _ in range(2)
             ]
-            while server.desk.n_waiting < 1 or server.desk.now is None or not server.desk.now.job:
+            while server.desk.n_waiting < 1:
+                await asyncio.sleep(0.005)
+            tasks.append(asyncio.create_task(client.post(CHAT, json=LONG)))
+            while server.desk.n_waiting < 2 or server.desk.now is None or not server.desk.now.job:
                 await asyncio.sleep(0.005)
             await server.stop()
             late = await client.post(CHAT, json=SHORT)
             return [await task for task in tasks], late, await client.get("/health")
 
-    streams, late, health = asyncio.run(main())
+    (*streams, whole), late, health = asyncio.run(main())
     for stream in streams:
         error, done = chunks(stream)[-2:]
         assert (error["error"]["code"], done) == ("unavailable", "[DONE]")
-    assert (late.status_code, late.headers["retry-after"]) == (503, "10")
+    for refused in (whole, late):
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "10")
     assert (health.status_code, health.json()) == (503, {"status": "stopping"})
 
 

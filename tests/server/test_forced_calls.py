@@ -91,17 +91,30 @@ def test_a_call_that_no_schema_allows_cannot_be_written(served: Served) -> None:
     assert "grammar" in answer.json()["error"]["message"]
 
 
-def test_a_tool_whose_schema_cannot_be_followed_is_refused_if_it_is_strict(
-    served: Served,
+def test_a_tool_whose_schema_cannot_be_followed_lets_go_of_no_other(
+    served: Served, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tool: Any = {"type": "function", "function": {"name": "f"}}
-    tool["function"]["parameters"] = {"$ref": "http://localhost:9/schema.json"}
-    body: Any = {"messages": ASKED, "max_tokens": 3, "tools": [tool]}
-    assert served.ask(CHAT, body).status_code == 200
-    tool["function"]["strict"] = True
-    refused = served.ask(CHAT, body)
-    assert refused.status_code == 400
-    assert "schema of a tool" in refused.json()["error"]["message"]
+    """Of its own calls the name is forced, and that the arguments are an object."""
+    odd: Any = {"type": "function", "function": {"name": "odd"}}
+    odd["function"]["parameters"] = {"$ref": "http://localhost:9/schema.json"}
+    tools = [draw_tool(random.Random(1), "first"), odd]
+    body: Any = {"messages": ASKED, "max_tokens": 60, "tools": tools}
+    for text, status in [
+        ('{"name": "odd", "arguments": {"any": [1, "x"]}}', 200),
+        ('{"name": "odd", "arguments": [1]}', 400),
+        ('{"name": "first", "arguments": {"p9": 1}}', 400),
+    ]:
+        served.engine.write(f"<tool_call>\n{text}\n</tool_call>")
+        with caplog.at_level("INFO", "mlx_eagle.server"):
+            assert served.ask(CHAT, body).status_code == status, text
+        assert "of 1 tools names are forced and arguments are not" in caplog.text
+    served.engine.write(None)
+    named = {"type": "function", "function": {"name": "odd"}}
+    for choice in ("required", named, "auto"):
+        odd["function"]["strict"] = choice == "auto"
+        refused = served.ask(CHAT, body | {"tool_choice": choice})
+        assert refused.status_code == 400
+        assert "calls of the tool odd cannot be forced" in refused.json()["error"]["message"]
 
 
 @pytest.mark.broad

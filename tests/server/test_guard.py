@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from mlx_eagle.server.delivery import send_json
-from mlx_eagle.server.guard import Guard, Rules
+from mlx_eagle.server.guard import Guard, Rules, read_all
+from mlx_eagle.server.refusal import RefusalError
 
 HOSTS = {
     "localhost": True,
@@ -103,6 +104,22 @@ def test_sizes_are_limited_by_what_is_said_and_what_comes() -> None:
     for length in ("11", "-1", "1e3", "9" * 40):
         headers = [("host", "localhost"), json_type, ("content-length", length)]
         assert call(rules, "POST", headers)[0] == 413
+
+
+@pytest.mark.parametrize(
+    ("rules", "why"),
+    [
+        (RULES._replace(body_silence=0.01), "nothing of the body came for 0.01 s"),
+        (RULES._replace(body_seconds=0.05), "the body did not come within 0.05 s"),
+    ],
+)
+def test_a_body_that_never_ends_is_given_up(rules: Rules, why: str) -> None:
+    async def receive() -> Any:
+        await asyncio.sleep(0.02)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    with pytest.raises(RefusalError, match=why):
+        asyncio.run(read_all(receive, rules))
 
 
 @pytest.mark.parametrize(

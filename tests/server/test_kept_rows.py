@@ -11,7 +11,9 @@ from cases import broad
 from mlx_eagle.server.app import Settings
 from mlx_eagle.server.guard import Rules
 from mlx_eagle.session import prefix_files
-from served import Served, close_files, in_process
+from mlx_eagle.session.prefix_cache import PrefixCache
+from mlx_eagle.tree import TreeShape
+from served import Served, chunks, close_files, in_process
 
 CHAT = "/v1/chat/completions"
 WORDS = ["map", "zip", "filter", "deque", "Counter", "join", "split", "sorted", "range", "dict"]
@@ -79,15 +81,17 @@ class Talks:
         return str(result.text)
 
 
+ASKED = {"messages": [{"role": "user", "content": "What does zip do? " * 5}], "max_tokens": 2}
+
+
 @pytest.mark.parametrize("keys", [("one",), ("one", "two")])
 def test_who_has_another_key_finds_no_rows_of_others(keys: tuple[str, ...], served: Served) -> None:
     served.worker.call(served.engine.keep_prefixes, 1 << 30)
-    body = {"messages": [{"role": "user", "content": "What does zip do? " * 5}], "max_tokens": 2}
 
     async def use(client: Any) -> list[int]:
         found = []
         for key in (keys[0], keys[-1], keys[0], keys[-1]):
-            answer = await client.post(CHAT, json=body, headers={"x-api-key": key})
+            answer = await client.post(CHAT, json=ASKED, headers={"x-api-key": key})
             served.worker.call(int)
             found.append(answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
         return found
@@ -96,6 +100,51 @@ def test_who_has_another_key_finds_no_rows_of_others(keys: tuple[str, ...], serv
     n_empty = len(keys)
     assert found[:n_empty] == [0] * n_empty
     assert all(n > 20 for n in found[n_empty:])
+
+
+def test_who_has_another_key_neither_sees_nor_clears_what_is_kept_of_others(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLX_EAGLE_CACHE", str(tmp_path))
+    monkeypatch.setattr(prefix_files, "BLOCK", 8)
+    served.engine.tree = TreeShape.chain(1)  # so that there are rows of the head, too
+    served.worker.call(served.engine.keep_prefixes, 1 << 30, 1 << 30)
+    one, two = {"x-api-key": "one"}, {"x-api-key": "two"}
+
+    async def use(client: Any) -> list[bool]:
+        await client.post(CHAT, json=ASKED, headers=one)
+        served.worker.call(int)
+        sizes = []
+        for clears in ((), (two,), (one,)):
+            for key in clears:
+                await client.post("/v1/cache/clear", json={}, headers=key)
+            for key in (one, two):
+                kept = (await client.get("/v1/cache", headers=key)).json()
+                parts = (kept["memory"]["prefixes"], kept["memory"]["bytes"], kept["disk"]["bytes"])
+                assert len(set(map(bool, parts))) == 1
+                sizes.append(parts[0] > 0)
+        return sizes
+
+    found = served.run(use, Settings(rules=Rules(keys=("one", "two"))))
+    close_files(served.engine)
+    assert found == [True, False, True, False, False, False]
+
+
+def test_an_answer_has_ended_whatever_becomes_of_its_rows(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    served.worker.call(served.engine.keep_prefixes, 1 << 30)
+
+    def fail(*_: Any) -> None:
+        raise KeyError("canary")
+
+    monkeypatch.setattr(PrefixCache, "keep", fail)
+    body = {"messages": [{"role": "user", "content": "Why?"}], "max_tokens": 2, "stream": True}
+    *_, last, done = chunks(served.ask(CHAT, body))
+    served.worker.call(int)
+    assert (last["choices"][0]["finish_reason"], done) == ("length", "[DONE]")
+    assert "keeping the rows of" in caplog.text
+    assert "canary" not in caplog.text
 
 
 @pytest.mark.parametrize("n", [1, broad(60)])

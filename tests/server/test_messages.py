@@ -187,3 +187,17 @@ def test_tools_of_the_api_itself_are_refused_in_words_that_let_clients_go_on(
     assert answer.status_code == 400
     assert "Input tag 'web_search_20250305'" in answer.json()["error"]["message"]
     assert answer.headers["request-id"] == answer.json()["request_id"]
+
+
+def test_a_call_whose_arguments_no_object_can_hold_is_an_error_and_no_silence(
+    served: Served,
+) -> None:
+    """A number beyond all floats is JSON by its grammar; half of it was sent when it shows."""
+    served.engine.write('<tool_call>\n{"name": "find", "arguments": {"w": 1e999}}\n</tool_call>')
+    tools = [{"name": "find", "input_schema": {"type": "object"}}]
+    body: Any = {"model": "m", "max_tokens": 60, "messages": ASKED, "tools": tools}
+    refused = served.ask("/v1/messages", body)
+    assert (refused.status_code, refused.json()["error"]["type"]) == (500, "api_error")
+    assert "no JSON object" in refused.json()["error"]["message"]
+    last = chunks(served.ask("/v1/messages", body | {"stream": True}))[-1]
+    assert (last["type"], last["error"]) == ("error", refused.json()["error"])

@@ -90,3 +90,19 @@ def test_a_tree_is_a_tree_or_refused(tree: str, served: Served) -> None:
     answer = served.ask("/v1/chat/completions", body)
     assert answer.status_code == (200 if tree == "4x2" else 400)
     assert tree == "4x2" or answer.json()["error"]["param"] == "tree"
+
+
+@pytest.mark.parametrize("api", ["chat", "completions"])
+def test_a_tree_that_cannot_be_drafted_is_refused_before_a_stream_begins(
+    api: str, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = {"chat": "chat/completions"}.get(api, api)
+    body = body_of(api, {"max_tokens": 2, "tree": "3x2x4"}) | {"stream": True}
+    monkeypatch.setattr(served.engine.target, "chains_only", True)
+    n_before = served.engine.n_requests
+    refused = served.ask(f"/v1/{path}", body)
+    assert refused.status_code == 400
+    assert "this target verifies chains only" in refused.json()["error"]["message"]
+    assert served.engine.n_requests == n_before
+    answered = served.ask(f"/v1/{path}", body | {"tree": "2"})
+    assert answered.status_code == 200 and "error" not in answered.text

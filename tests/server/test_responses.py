@@ -3,12 +3,14 @@
 The package is imported in the test, for it takes long, and every process of a run reads this file.
 """
 
+import json
 from typing import Any
 
 import httpx2
 import pytest
 
 from mlx_eagle.server.app import Settings
+from mlx_eagle.server.custom_tools import InputStream
 from served import Served, chunks
 
 ANSWER = (
@@ -149,3 +151,121 @@ def test_an_answer_that_is_cut_is_incomplete(served: Served) -> None:
     answer = served.ask("/v1/responses", body).json()
     assert answer["status"] == "incomplete"
     assert answer["incomplete_details"] == {"reason": "max_output_tokens"}
+
+
+NAMED: dict[str, Any] = {"type": "function", "name": "list", "parameters": PARAMETERS}
+PATCH: dict[str, Any] = {"type": "custom", "name": "patch", "description": "Changes files."}
+
+
+def test_the_package_drives_tools_whose_input_is_text(served: Served) -> None:
+    """And hands it back in the next turn, with its result."""
+    from openai import AsyncOpenAI
+
+    text = '*** Begin\n+ "a" \\n \t{é😀}\n'
+    call = json.dumps({"name": "patch", "arguments": {"input": text}}, ensure_ascii=False)
+    served.engine.write(f"<tool_call>\n{call}\n</tool_call>")
+    asked: Any = {"model": "m", "input": [{"role": "user", "content": "Go."}], "tools": [PATCH]}
+
+    async def use(client: httpx2.AsyncClient) -> Any:
+        api = AsyncOpenAI(
+            api_key="x", base_url="http://localhost:8080/v1", http_client=client, max_retries=0
+        )
+        async with api.responses.stream(**asked) as stream:
+            events = [event async for event in stream]
+            streamed = await stream.get_final_response()
+        whole = await api.responses.create(**asked)
+        result = {"type": "custom_tool_call_output", "output": "done"}
+        result["call_id"] = whole.output[0].call_id
+        items = [*asked["input"], whole.output[0].model_dump(exclude_none=True), result]
+        served.engine.write("Good.")
+        return events, streamed, whole, await api.responses.create(**asked | {"input": items})
+
+    events, streamed, whole, following = served.run(use)
+    for answer in (streamed, whole):
+        (item,) = answer.output
+        assert (item.type, item.name, item.input) == ("custom_tool_call", "patch", text)
+    deltas = [e.delta for e in events if e.type == "response.custom_tool_call_input.delta"]
+    assert len(deltas) > 3 and "".join(deltas) == text
+    done = [event for event in events if event.type == "response.custom_tool_call_input.done"]
+    assert [event.input for event in done] == [text]
+    assert following.output_text == "Good."
+
+
+def test_a_regex_of_a_text_is_forced_and_other_grammars_are_refused(served: Served) -> None:
+    grammar = {"type": "grammar", "syntax": "regex", "definition": "[0-9]{2}|x"}
+    tools = [PATCH | {"format": grammar}]
+    body: Any = {"input": "x", "tools": tools, "max_output_tokens": 60}
+    body["tool_choice"] = {"type": "custom", "name": "patch"}
+    for text, status in (("42", 200), ("421", 400)):
+        call = json.dumps({"name": "patch", "arguments": {"input": text}})
+        served.engine.write(f"<tool_call>\n{call}\n</tool_call>")
+        answer = served.ask("/v1/responses", body)
+        assert answer.status_code == status, text
+        if status == 200:
+            assert answer.json()["output"][0]["input"] == text
+            assert answer.json()["tool_choice"] == body["tool_choice"]
+    grammar["syntax"] = "lark"
+    refused = served.ask("/v1/responses", body)
+    assert refused.json()["error"]["param"] == "tools[0].format.syntax"
+
+
+@pytest.mark.parametrize("step", [1, 5, 100])
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (r'{"input": "a\ud83d\ude00\n\"\\u\u00e9"}', 'a😀\n"\\ué'),
+        (r'{"input": "\x"}', r"\x"),
+        ('{"other": 1, "input": "x"}', "x"),
+        ('{"other": 1}', '{"other": 1}'),
+        ("{'input': 1}", "{'input': 1}"),
+    ],
+)
+def test_the_text_of_a_tool_is_read_however_it_was_written(
+    step: int, arguments: str, text: str
+) -> None:
+    stream = InputStream()
+    parts = [arguments[at : at + step] for at in range(0, len(arguments), step)]
+    assert "".join(map(stream.add, parts)) + stream.finish(is_complete=True) == text == stream.text
+
+
+@pytest.mark.parametrize(
+    ("choice", "param"),
+    [
+        ({"type": "function", "name": "no"}, "tool_choice"),
+        ({"type": "file_search"}, "tool_choice"),
+        ({"type": "allowed_tools", "mode": "any", "tools": [TOOL]}, "tool_choice.mode"),
+        ({"type": "allowed_tools", "mode": "auto", "tools": []}, "tool_choice.tools"),
+        ({"type": "allowed_tools", "mode": "auto", "tools": [PATCH]}, "tool_choice.tools[0]"),
+    ],
+)
+def test_a_choice_that_there_is_not_is_refused_by_name(
+    choice: dict[str, Any], param: str, served: Served
+) -> None:
+    refused = served.ask("/v1/responses", {"input": "x", "tools": [TOOL], "tool_choice": choice})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+
+
+def test_a_tool_that_is_chosen_is_called_and_no_other_than_those_that_are_allowed(
+    served: Served,
+) -> None:
+    body: Any = {"input": "x", "tools": [TOOL, NAMED], "max_output_tokens": 60}
+    named = [{"type": "function", "name": "list"}]
+    allowed = {"type": "allowed_tools", "mode": "required", "tools": named}
+    for choice, name, status in [
+        ({"type": "function", "name": "list"}, "find", 400),
+        (allowed, "list", 200),
+        (allowed, "find", 400),
+    ]:
+        call = json.dumps({"name": name, "arguments": {}})
+        served.engine.write(f"<tool_call>\n{call}\n</tool_call>")
+        answer = served.ask("/v1/responses", body | {"tool_choice": choice})
+        assert answer.status_code == status, (choice, name)
+    functions = [{"type": "function", "function": {"name": name}} for name in ("list", "find")]
+    chat: Any = {"messages": [{"role": "user", "content": "x"}], "tools": functions}
+    own = {"mode": "required", "tools": functions[:1]}
+    chat |= {"max_tokens": 60, "tool_choice": {"type": "allowed_tools", "allowed_tools": own}}
+    assert served.ask("/v1/chat/completions", chat).status_code == 400, "it would call the other"
+    chat["tool_choice"] = {"type": "custom", "custom": {"name": "x"}}
+    assert "'custom'" in served.ask("/v1/chat/completions", chat).json()["error"]["message"]
+    chat["tools"] = [{"type": "custom", "custom": {"name": "x"}}]
+    assert "'custom'" in served.ask("/v1/chat/completions", chat).json()["error"]["message"]

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 import mlx_eagle
 from mlx_eagle.errors import ClusterError, EagleError
-from mlx_eagle.server.app import OPEN_PATHS, Settings
+from mlx_eagle.server.app import OPEN_PATHS, Server, Settings
 from mlx_eagle.server.guard import Rules
 from mlx_eagle.server.serving import bind, run
 from mlx_eagle.session import prefix_files
@@ -25,7 +26,7 @@ CHAT = "/v1/chat/completions"
 PAGE = Path(mlx_eagle.__file__).parent / "server" / "page"
 
 
-def test_a_signal_during_a_stream_ends_it_with_an_error_and_the_server(
+def test_who_asks_while_the_model_loads_is_told_so_and_a_signal_ends_a_stream_and_the_server(
     served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLX_EAGLE_CACHE", str(tmp_path))
@@ -39,17 +40,33 @@ def test_a_signal_during_a_stream_ends_it_with_an_error_and_the_server(
     asked = [{"role": "user", "content": "zip " * 60}]
     body = {"messages": asked, "max_tokens": 1500, "stream": True}
 
+    loading: Future[Server] = Future()
+    early = list[httpx2.Response]()
+
     def use() -> None:
-        url = f"http://127.0.0.1:{port}{CHAT}"
+        home, url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{port}{CHAT}"
+        try:
+            with httpx2.Client(timeout=30) as client:
+                early.append(client.get(f"{home}/health"))
+                early.append(client.post(url, json=body))
+                early.append(client.get(f"{home}/health", headers={"host": "evil.test"}))
+        finally:
+            loading.set_result(server)
+        assert is_ready.wait(20)
         with httpx2.stream("POST", url, json=body) as response:
             for line in response.iter_lines():
                 got.append(line)
                 if len(got) == 12:
                     os.kill(os.getpid(), signal.SIGTERM)
 
-    user = threading.Thread(target=use)
-    run(server, listening, 0.05, user.start)
+    user, is_ready = threading.Thread(target=use), threading.Event()
+    user.start()
+    run(loading, listening, Rules(), 0.05, lambda _: is_ready.set())
     user.join(20)
+    assert [answer.status_code for answer in early] == [503, 503, 403]
+    assert early[0].json() == {"status": "loading"}
+    assert [answer.headers.get("retry-after") for answer in early] == ["5", "5", None]
+    assert "being loaded" in early[1].json()["error"]["message"]
     data = [line[6:] for line in got if line.startswith("data: ")]
     assert data[-1] == "[DONE]"
     assert json.loads(data[-2])["error"]["code"] == "unavailable"
@@ -57,6 +74,13 @@ def test_a_signal_during_a_stream_ends_it_with_an_error_and_the_server(
     close_files(served.engine)
     assert list(tmp_path.rglob("*.safetensors")), "rows are written before it ends"
     assert not list(tmp_path.rglob("*.partial*"))
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_error() -> None:
+    loading: Future[Server] = Future()
+    loading.set_exception(EagleError("there is no such model"))
+    with pytest.raises(EagleError, match="no such model"):
+        run(loading, bind("127.0.0.1", 0), Rules(), 0.05, lambda _: None)
 
 
 LOST = "rank 1 on studio-2 has ended or cannot be reached any more"
@@ -75,7 +99,8 @@ def test_a_host_that_is_lost_is_a_503_by_name_and_the_end_of_the_server(
         assert held.wait(20)  # the server does not end before this answer does
 
     served.engine.before = lose
-    server = served.server(Settings(grace=20))
+    loading: Future[Server] = Future()
+    loading.set_result(served.server(Settings(grace=20)))
     listening = bind("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     body = {"messages": [{"role": "user", "content": "zip"}], "max_tokens": 2}
@@ -96,7 +121,7 @@ def test_a_host_that_is_lost_is_a_503_by_name_and_the_end_of_the_server(
 
     user = threading.Thread(target=use)
     with pytest.raises(ClusterError, match=f"{LOST}; start the server again"):
-        run(server, listening, 20, user.start)
+        run(loading, listening, Rules(), 20, lambda _: user.start())
     user.join(20)
     if notices == "nobody":
         health, refused, answer = got
@@ -190,3 +215,8 @@ def test_what_is_kept_is_told_and_cleared(served: Served) -> None:
     counts = second["usage"]
     assert counts["prompt_tokens_details"]["cached_tokens"] >= first["usage"]["total_tokens"] - 8
     assert cleared == {"memory": {"prefixes": 0, "bytes": 0}, "disk": None}
+
+
+def test_a_long_text_is_not_rendered(served: Served) -> None:
+    for n, status in ((1 << 17, 200), ((1 << 17) + 1, 400), (1 << 20, 413)):
+        assert served.ask("/page/markdown", {"text": "a" * n}).status_code == status

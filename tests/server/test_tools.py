@@ -82,23 +82,6 @@ def test_an_answer_that_is_cut_never_has_a_complete_call(n: int, served: Served)
     assert all(block["type"] == "text" for block in answer["content"])
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        '<tool_call>\n{"name": "unknown", "arguments": {}}\n</tool_call>',
-        '<tool_call>\n{"name": "count", "arguments": 7}\n</tool_call>',
-        "<tool_call>\nno JSON\n</tool_call>",
-        "<tool_call>\n[1, 2]\n</tool_call>",
-    ],
-)
-def test_what_is_no_call_of_an_offered_tool_is_text(text: str, served: Served) -> None:
-    served.engine.write(text)
-    free: Any = {"name": "count", "parameters": {"$ref": "http://localhost:9/no-grammar"}}
-    choice = ask(served, tools=[{"type": "function", "function": free}]).json()["choices"][0]
-    assert choice["message"]["content"] == text
-    assert choice["finish_reason"] == "stop"
-
-
 def test_calls_and_results_of_earlier_turns_reach_the_template(served: Served) -> None:
     served.engine.write("done")
     call = {"id": "call_" + "0" * 24, "type": "function"}

@@ -4,9 +4,21 @@ import json
 from typing import Any
 
 from mlx_eagle.server.asked import Asked
-from mlx_eagle.server.events import CallEnd, CallPart, CallStart, End, Event, Reading, Said, Usage
+from mlx_eagle.server.events import (
+    CalledTool,
+    CallEnd,
+    CallPart,
+    CallStart,
+    End,
+    Event,
+    Reading,
+    Said,
+    Usage,
+    Whole,
+)
 from mlx_eagle.server.ids import ServedModel
 from mlx_eagle.server.messages_writer import PATIENT, MessagesWriter
+from mlx_eagle.server.refusal import as_json
 from mlx_eagle.server.responses_writer import ResponsesWriter
 
 MODEL = ServedModel("m", 0, None, False, True, "f")
@@ -30,6 +42,7 @@ def test_a_block_that_is_open_goes_on_after_a_sign_of_life() -> None:
         for event in [*more, STOPPED]:
             lines += writer.write(event)
         kinds = [event["type"] for event in events_of(lines)]
+        assert kinds.count("ping") == 1, "after a minute, pings do not count"
         assert kinds.count("content_block_start") == kinds.count("content_block_stop") == 1
         assert kinds[-2:] == ["message_delta", "message_stop"]
 
@@ -62,3 +75,10 @@ def test_every_piece_of_a_calls_arguments_reaches_clients_of_messages() -> None:
         written = [CallStart(0, "call_0", "edit"), *parts, CallEnd(0)]
         sent = [e.get("delta", {}) for e in events_of(b"".join(map(writer.write, written)))]
         assert "".join(d.get("partial_json", "") for d in sent) == "".join(pieces)
+
+
+def test_half_a_character_in_a_call_is_escaped() -> None:
+    writer = MessagesWriter(Asked(api="messages", prompt="x"), MODEL, 0)
+    call = CalledTool("call_0", "find", '{"w": "\\ud800"}', True)
+    sent = as_json(writer.whole(Whole("", "", [call], [], STOPPED)))
+    assert json.loads(sent)["content"][0]["input"] == {"w": "\ud800"}

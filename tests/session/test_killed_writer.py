@@ -12,7 +12,7 @@ import pytest
 import writes_rows
 from cases import broad
 from mlx_eagle.session import prefix_files
-from mlx_eagle.session.prefix_files import prefix_folder
+from mlx_eagle.session.rows_folder import prefix_folder
 from served import close_files
 from turning_pair import make_turning_engine
 

@@ -11,7 +11,8 @@ from mlx_eagle.cache.estimate import device_memory
 from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.engine import Engine
 from mlx_eagle.errors import EagleError
-from mlx_eagle.session.limits import Limits, bytes_per_row, model_context_length
+from mlx_eagle.session import answer
+from mlx_eagle.session.limits import Limits, bytes_per_row
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import TreeShape
 
@@ -103,6 +104,31 @@ def test_an_answer_ends_where_the_memory_does_and_says_so(small_memory: Engine) 
     assert "memory limit" in result.stats.ended_by
 
 
+def test_rows_of_others_are_given_up_as_an_answer_grows_and_not_before(
+    small_memory: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it might become: many clients set no limit, and stop early."""
+    monkeypatch.setattr(answer, "AHEAD", 10)
+    monkeypatch.setattr(answer, "LEFT", 5)
+    small_memory.keep_prefixes(1 << 30)
+    kept = small_memory.prefix_cache
+    assert kept is not None
+    small_memory.generate([5] * 100, max_tokens=1)
+    session, budget, counts = small_memory.session(), small_memory.budget(0), []
+    assert budget is not None and budget.tokens > 290
+    asked = {"max_tokens": budget.tokens - 8, "ignore_eos": True, "tree": TREE}
+    room = (small_memory.limits.memory or 0) - mx.get_active_memory()
+    rows = next(n for n in range(300) if small_memory.limits.cache_bytes(n) > room)
+    for response in session.stream_generate([6] * 8, **asked):
+        counts.append(len(kept))
+        if response.generation_tokens == rows:
+            break
+    session.cancel()
+    small_memory.prefix_cache = None
+    assert 18 < rows < 60
+    assert (counts[0], counts[-1]) == (1, 0)
+
+
 def test_a_fork_needs_memory_of_its_own(small_memory: Engine) -> None:
     session = small_memory.session()
     assert session.read([5] * 200)
@@ -114,10 +140,15 @@ def test_a_fork_needs_memory_of_its_own(small_memory: Engine) -> None:
 def test_what_a_row_takes_follows_from_the_kind_of_cache(demo: Engine, tiny_target: Any) -> None:
     assert sum(size for size, _ in bytes_per_row(demo.target)) == 2 * 2 * 64 * 4 * 8, "in 8 layers"
     whole = Limits(bytes_per_row=bytes_per_row(demo.target)).cache_bytes(1000)
-    quantized = demo.with_kv(KVOptions(bits=8, group_size=64)).limits.cache_bytes(1000)
+    with_head, (size, most) = demo.limits.bytes_per_row, demo.limits.bytes_per_row[-1]
+    assert with_head == (*bytes_per_row(demo.target), (size, demo.limits.head_window))
+    assert most == 2048 and size > 0, "the head keeps its window"
+    of_head = 1000 * size
+    quantized = demo.with_kv(KVOptions(bits=8, group_size=64)).limits.cache_bytes(1000) - of_head
     assert 0.25 < quantized / whole < 0.3, "8 bits of 32, and a scale and a bias per 64"
     bounded = demo.with_kv(KVOptions(max_size=128)).limits
-    assert bounded.cache_bytes(10**6) == bounded.cache_bytes(1000) < whole, "it stops growing"
+    assert bounded.cache_bytes(1000) - of_head < whole
+    assert bounded.cache_bytes(10**6) == bounded.cache_bytes(2048), "it stops growing"
     assert bounded._replace(memory=10**12, max_context=None).budget(0) is None
     windowed = Limits(bytes_per_row=bytes_per_row(Target(tiny_target("gemma3_text")))).cache_bytes(
         10**4
@@ -141,32 +172,6 @@ def test_many_turns_are_left_out_several_at_a_time(limited: Engine) -> None:
     assert dropped[-1] > 0
     assert len(set(dropped[-9:])) <= 4
     assert sum(n > 60 for n in cached[-9:]) >= 5
-
-
-def yarn(factor: float, **more: int) -> dict[str, Any]:
-    scaling = {"type": "yarn", "factor": factor} | more
-    return {"max_position_embeddings": 32768, "rope_theta": 1e6, "rope_scaling": scaling}
-
-
-@pytest.mark.parametrize(
-    ("config", "tokens"),
-    [
-        ({"max_position_embeddings": 4096}, 4096),
-        ({"text_config": {"max_position_embeddings": 8192}}, 8192),
-        ({"n_positions": 1024}, 1024),
-        ({"max_position_embeddings": "many"}, None),
-        # B9: rope scaling promises more than the positions say; llama3's are counted already.
-        (yarn(4.0, original_max_position_embeddings=32768), 131072),
-        (yarn(4.0), 131072),
-        (yarn(2.0, original_max_position_embeddings=4096), 32768),
-        ({"rope_parameters": {"rope_type": "default"}, "max_position_embeddings": 512}, 512),
-        ({}, None),
-    ],
-)
-def test_b9_the_context_that_a_model_was_made_for(
-    config: dict[str, Any], tokens: int | None
-) -> None:
-    assert model_context_length(config) == tokens
 
 
 def test_the_memory_of_this_machine_is_known() -> None:

@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 from cases import broad
 from doubles import HEADS
+from mlx_eagle.calibration.head_health import HeadWatch
 from mlx_eagle.calibration.planners import Calibration, Planners
 from mlx_eagle.engine import Engine
 from mlx_eagle.errors import EagleError
@@ -69,6 +71,24 @@ def test_the_text_is_that_of_plain_decoding_and_what_repeats_is_accepted(
         assert by_source["n-gram"][1] > 0, tree
     waits = engine_of(turning, kind, DEAR_WAITS).generate(**options)
     assert waits.tokens == want
+
+
+@pytest.mark.parametrize("tree", [TREES[1], None])
+def test_what_is_looked_up_says_nothing_of_the_head_beside_it(
+    tree: Any, turning: Engine, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HeadWatch, "PATIENCE", 4)
+    # The head proposes one token, which is never written.
+    never = next(token for token in range(99) if token not in asked["logit_bias"])
+    ids = mx.full(turning.head.draft_to_target.shape, never, dtype=mx.int32)
+    monkeypatch.setitem(turning.head, "draft_to_target", ids)
+    engine = engine_of(turning, "head+ngram")
+    engine.planners.watch = HeadWatch("call the doctor")
+    stats = engine.generate(**asked | {"max_tokens": 40}, tree=tree).stats
+    rounds, right = stats.first_by_source["head"]
+    assert 4 <= rounds <= stats.rounds and right == 0
+    assert stats.accepted > 8, "copies are right all the same"
+    assert "was right in only 0%" in stats.advice
 
 
 def test_a_planner_finds_more_beside_a_head_than_either_alone(

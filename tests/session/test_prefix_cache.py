@@ -8,12 +8,15 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from kept_rows import ANSWER, BLOCK, N_TOKENS, ask, draw, files_of
 from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.engine import Engine, EngineInfo
+from mlx_eagle.files.safetensors import checksum
 from mlx_eagle.hub.packaged import DEMO
 from mlx_eagle.session import prefix_cache, prefix_files
 from mlx_eagle.session.prefix_cache import PrefixCache
-from mlx_eagle.session.prefix_files import PrefixFiles, clear_folder, list_folder, prefix_folder
+from mlx_eagle.session.prefix_files import PrefixFiles
+from mlx_eagle.session.rows_folder import prefix_folder
 from mlx_eagle.speculation import ON
 from mlx_eagle.target.target import Target
 from mlx_eagle.target.tokenizer import read_tokenizer
@@ -21,36 +24,11 @@ from recurrent_pair import make_recurrent_pair
 from served import close_files
 from turning_pair import make_turning_engine
 
-N_TOKENS = 6
-BLOCK = 16
-
-
-@pytest.fixture(scope="module")
-def plain() -> Engine:
-    """An engine that keeps nothing."""
-    return make_turning_engine()
-
 
 @pytest.fixture
-def engine(plain: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    """The same, whose blocks are small and whose folder is its own."""
-    monkeypatch.setenv("MLX_EAGLE_CACHE", str(tmp_path))
-    monkeypatch.setattr(prefix_files, "BLOCK", BLOCK)
-    monkeypatch.setattr(prefix_files, "LEAST_BLOCKS", 2)
-    monkeypatch.setattr(prefix_files, "MOST_BLOCKS", 3)
-    yield plain
-    if plain.prefix_cache is not None:
-        close_files(plain)
-    plain.prefix_cache = None
-
-
-def draw(seed: int, n: int) -> list[int]:
-    rng = random.Random(seed)
-    return [rng.randrange(500, 4000) for _ in range(n)]
-
-
-def ask(engine: Engine, ids: list[int], **options: Any) -> Any:
-    return engine.generate(ids, max_tokens=N_TOKENS, **options)
+def engine(keeping: Engine) -> Engine:
+    """An engine that keeps nothing yet."""
+    return keeping
 
 
 def fresh(engine: Engine, ids: list[int], **options: Any) -> list[int]:
@@ -127,6 +105,16 @@ def test_another_run_finds_what_was_read_on_disk(engine: Engine, written: list[i
     assert {file.stat().st_mode & 0o777 for file in folder.glob("*/*/*.safetensors")} == {0o600}
 
 
+def test_rows_without_drafts_are_found_on_disk_where_nothing_is_drafted(engine: Engine) -> None:
+    """As where drafting does not pay; with drafts the head must have read the prompt as well."""
+    ids = draw(5, 120)
+    for speculates, held in ((False, 0), (False, 7 * BLOCK - 1), (True, 0), (True, 7 * BLOCK - 1)):
+        engine.keep_prefixes(0, 1 << 30)
+        result = ask(engine, ids, speculate=speculates)
+        assert (result.stats.cached_tokens, result.tokens) == (held, fresh(engine, ids))
+        close_files(engine)
+
+
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-3] ^= 1
@@ -142,7 +130,7 @@ def swap_tokens(path: Path) -> None:
     arrays, about = mx.load(str(path), format="safetensors", return_metadata=True)  # type: ignore
     tokens = arrays["tokens"]
     arrays["tokens"] = mx.concatenate([tokens[1:2], tokens[1:]])
-    about["crc32"] = prefix_files._checksum(arrays)
+    about["crc32"] = checksum(arrays)
     mx.save_safetensors(str(path), arrays, about)
 
 
@@ -160,12 +148,12 @@ def test_damaged_files_are_removed_and_texts_stay_right(
     n_found, is_right = hit_of(engine, written)
     assert is_right
     assert n_found < 7 * BLOCK - 1
-    assert engine.prefix_cache is not None
-    assert engine.prefix_cache.files is not None
-    assert engine.prefix_cache.files.n_damaged >= 1
+    assert files_of(engine).n_damaged >= 1
 
 
-def test_rows_of_other_caches_and_salts_are_not_found(engine: Engine, written: list[int]) -> None:
+def test_rows_of_other_caches_devices_and_salts_are_not_found(
+    engine: Engine, written: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = engine.with_kv(KVOptions(8, 32))
     other.keep_prefixes(0, 1 << 30)
     assert ask(other, written).stats.cached_tokens == 0
@@ -173,6 +161,10 @@ def test_rows_of_other_caches_and_salts_are_not_found(engine: Engine, written: l
     engine.keep_prefixes(0, 1 << 30, salt="somebody else")
     assert ask(engine, written).stats.cached_tokens == 0
     close_files(engine)
+    machine = prefix_files.this_machine()
+    monkeypatch.setattr(prefix_files, "this_machine", lambda: machine | {"device": "other"})
+    engine.keep_prefixes(0, 1 << 30)
+    assert ask(engine, written).stats.cached_tokens == 0
 
 
 def test_what_an_interrupted_run_left_is_removed_and_a_second_run_only_reads(
@@ -184,47 +176,10 @@ def test_what_an_interrupted_run_left_is_removed_and_a_second_run_only_reads(
     (left / ".0123.partial.safetensors").write_bytes(b"half")
     engine.keep_prefixes(0, 1 << 30)
     assert not (left / ".0123.partial.safetensors").exists()
-    assert engine.prefix_cache is not None
-    assert engine.prefix_cache.files is not None
-    assert engine.prefix_cache.files.n_interrupted == 1
+    assert files_of(engine).n_interrupted == 1
     second = PrefixFiles(prefix_folder(), engine.identity, 1 << 30)
     assert not second.writes
     assert second.longest(written) == 7 * BLOCK
-
-
-def test_files_stay_within_their_limit_and_can_be_cleared(engine: Engine) -> None:
-    engine.keep_prefixes(0, 1 << 30)
-    ask(engine, draw(20, 120))
-    assert engine.prefix_cache is not None
-    files = engine.prefix_cache.files
-    assert files is not None
-    size = files.nbytes
-    files._max_bytes = int(1.5 * size)
-    for seed in range(21, 24):
-        ask(engine, draw(seed, 120))
-        assert files.nbytes <= 1.5 * size
-    assert files.n_evicted > 0
-    ((_, n_bytes),) = list_folder(prefix_folder()).values()
-    assert n_bytes == files.nbytes == clear_folder(prefix_folder())
-    assert list_folder(prefix_folder()) == {}
-
-
-def test_what_others_go_on_from_is_removed_last_and_clearing_damages_nothing(
-    engine: Engine,
-) -> None:
-    engine.keep_prefixes(0, 1 << 30)
-    ids = draw(20, 120)
-    ask(engine, ids)
-    assert engine.prefix_cache is not None
-    files = engine.prefix_cache.files
-    assert files is not None
-    sizes = [size for size, _, _ in prefix_files._files(prefix_folder())]
-    assert len(sizes) == 3
-    files._max_bytes = sum(sizes) - 1
-    files._evict()
-    assert files.longest(ids) == 6 * BLOCK
-    engine.prefix_cache.clear()
-    assert (files.longest(ids), files.n_evicted, files.n_damaged) == (0, 1, 0)
 
 
 @pytest.mark.parametrize("tier", ["memory", "disk"])
@@ -234,7 +189,7 @@ def test_rows_of_one_client_are_not_found_by_another(tier: str, engine: Engine) 
     for salt in ("", "a", "b", "a", "b", ""):
         session = engine.session()
         session.prefix.salt = salt
-        tokens = [r.token for r in session.stream_generate(ids, max_tokens=N_TOKENS)]
+        tokens = [r.token for r in session.stream_generate(ids, **ANSWER)]
         assert tokens == fresh(engine, ids)
         assert engine.prefix_cache is not None
         engine.prefix_cache.keep(session.prefix)
@@ -242,7 +197,9 @@ def test_rows_of_one_client_are_not_found_by_another(tier: str, engine: Engine) 
     assert found == ["", "", "", tier, tier, tier]
 
 
-def test_states_are_gone_back_to_at_the_ends_of_the_last_prompts() -> None:
+def test_states_are_gone_back_to_at_the_ends_of_the_last_prompts_and_never_written(
+    keeping: Engine,
+) -> None:
     """A branch goes on from the newest end of a prompt before it; one before both reads anew."""
     tokenizer = read_tokenizer(DEMO / "target", None)
     model, head = make_recurrent_pair(4096, list(range(500, 900)))
@@ -250,28 +207,44 @@ def test_states_are_gone_back_to_at_the_ends_of_the_last_prompts() -> None:
     engine = Engine(Target(model, taps=head.config.taps), tokenizer, head, info)
     assert engine.target.chains_only
     asked, session, ends = draw(40, 60), engine.session(), [60, 60 + N_TOKENS + 20]
-    asked += [r.token for r in session.stream_generate(asked, max_tokens=N_TOKENS)]
+    asked += [r.token for r in session.stream_generate(asked, **ANSWER)]
     asked += draw(41, 20)
-    asked += [r.token for r in session.stream_generate(asked, max_tokens=N_TOKENS)]
+    asked += [r.token for r in session.stream_generate(asked, **ANSWER)]
     for place, held in ((ends[1] + 2, ends[1]), (ends[0] + 2, ends[0]), (ends[0] - 10, 1)):
         engine.keep_prefixes(1 << 30)
         assert engine.prefix_cache is not None
         engine.prefix_cache.keep(session.fork().prefix)
         branch = [*asked[:place], *draw(50 + place, 10)]
         again = engine.session()
-        tokens = [r.token for r in again.stream_generate(branch, max_tokens=N_TOKENS)]
+        tokens = [r.token for r in again.stream_generate(branch, **ANSWER)]
         assert (again.prefix.hit.rows, tokens) == (held - 1, fresh(engine, branch))
+    engine.keep_prefixes(0, 1 << 30)
+    for _ in range(2):
+        assert ask(engine, asked).stats.cached_tokens == files_of(engine).nbytes == 0
+    close_files(engine)
+
+
+def test_rows_that_no_prompt_could_use_again_are_not_kept(engine: Engine) -> None:
+    """Those of mlx-lm's own caches; of exact rows, less than a chunk of prefill."""
+    stock = Engine(
+        Target(engine.target.model, speculate=False), engine.tokenizer, None, engine.info
+    )
+    for own, is_exact in ((stock, False), (engine, True), (engine, False)):
+        own.keep_prefixes(1 << 30, exact=is_exact)
+        ask(own, draw(8, 150))
+        assert own.prefix_cache is not None
+        assert len(own.prefix_cache) == (own is engine and not is_exact)
 
 
 def test_a_conversation_of_the_library_writes_its_rows_too(engine: Engine) -> None:
     engine.keep_prefixes(0, 1 << 30)
     session = engine.session("Be brief. " * 20)
-    for _ in session.ask("What does zip do?", max_tokens=N_TOKENS):
+    for _ in session.ask("What does zip do?", **ANSWER):
         pass
     close_files(engine)
     engine.keep_prefixes(0, 1 << 30)
     later = engine.session("Be brief. " * 20)
-    last = list(later.ask("What does map do?", max_tokens=N_TOKENS))[-1]
+    last = list(later.ask("What does map do?", **ANSWER))[-1]
     assert last.stats is not None
     assert last.stats.cached_tokens > 2 * BLOCK
 
@@ -289,7 +262,7 @@ def half(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
 def rows_of(engine: Engine, ids: list[int]) -> tuple[Any, dict[str, Any], int]:
     """Return an answer, the rows of its prompt as bytes, and how many of them were kept."""
     session = engine.session()
-    tokens = [r.token for r in session.stream_generate(ids, max_tokens=N_TOKENS)]
+    tokens = [r.token for r in session.stream_generate(ids, **ANSWER)]
     arrays = session.prefix.arrays()
     bits = {
         name: bytes(memoryview(mx.contiguous(a[:, :, : len(ids) - 1]).view(mx.uint16)))

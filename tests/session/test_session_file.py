@@ -20,7 +20,7 @@ from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.config import HeadConfig
 from mlx_eagle.session.limits import Limits
 from mlx_eagle.session.prompt import Template
-from mlx_eagle.session.session_file import identify
+from mlx_eagle.target.ropes import rotate_as_announced
 from mlx_eagle.tree import TreeShape
 
 TREE = TreeShape.chain(3)
@@ -71,8 +71,9 @@ def test_a_file_from_another_process_is_the_same(demo: Engine, tmp_path: Path) -
     subprocess.run([sys.executable, "-c", code, str(file)], cwd=tmp_path, check=True)
     session = demo.load_session(file)
     messages = [*session.messages, {"role": "user", "content": "how"}]
-    got = [r.token for r in session.ask("how", max_tokens=6)]
-    assert got == demo.generate(messages, max_tokens=6).tokens
+    got = list(session.ask("how", max_tokens=6))
+    assert [r.token for r in got] == demo.generate(messages, max_tokens=6).tokens
+    assert got[-1].stats.cached_tokens, "its rows are of use"
 
 
 @pytest.mark.parametrize("kv", [KVOptions(bits=8, group_size=32), KVOptions(max_size=64)])
@@ -167,16 +168,35 @@ def test_another_head_or_target_is_named(
         other.load_session(saved)
 
 
-def test_one_changed_number_tells_networks_apart(tiny_target: Callable[..., Any]) -> None:
-    model = tiny_target("llama")
-    before = identify(model)
-    assert before == identify(tiny_target("llama"))
-    weight = model.model.layers[2].mlp.up_proj.weight
-    weight[17, 23] = weight[17, 23] + 1e-6
-    assert identify(model) != before
-    model = tiny_target("llama")
-    model.set_dtype(mx.bfloat16)
-    assert identify(model) != before, "so does their type"
+def reach(model: Any, max_context: int) -> None:
+    """Let a model turn as one does whose rope has other factors for long texts (LongRoPE)."""
+    short, long = [1.0] * 8, [4.0] * 8
+    facts = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": short, "long_factor": long}
+    facts["original_max_position_embeddings"] = 64
+    config = vars(model.args) | {"rope_parameters": facts, "max_position_embeddings": 256}
+    assert rotate_as_announced(model, config, max_context), "plain rope was replaced"
+
+
+def test_rows_of_another_rope_are_computed_again(
+    tiny_target: Callable[..., Any], head_config: HeadConfig, tmp_path: Path
+) -> None:
+    engines = []
+    for max_context in (64, 256):
+        reach(model := tiny_target("llama"), max_context)
+        engines.append(make_engine(model, head_config, Letters()))
+    short, long = engines
+    assert short.identity["target"] == long.identity["target"], "rope has no weights"
+    session = short.session()
+    list(session.stream_generate([5, 9, 17, 3] * 8, max_tokens=8, tree=TREE))
+    session.save(tmp_path / "talk")
+    prompt = [*session.prefix.tokens, 9]
+    for engine, is_reused in ((short, True), (long, False)):
+        *_, last = got = list(
+            engine.load_session(tmp_path / "talk").stream_generate(prompt, max_tokens=8, tree=TREE)
+        )
+        want = engine.generate(prompt, max_tokens=8, tree=TREE)
+        assert [r.token for r in got] == want.tokens
+        assert (last.stats.cached_tokens > 0) == is_reused
 
 
 def rewrite(file: Path, change: Callable[[dict[str, Any]], None]) -> None:

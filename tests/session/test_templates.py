@@ -219,6 +219,28 @@ def test_a_template_that_leaves_calls_out_is_refused(
     encode(demo.tokenizer, [*told, {"role": "user", "content": "and?"}])  # of an earlier turn
 
 
+def test_whether_a_template_names_calls_is_seen_without_reading_all_again(
+    demo: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (
+        "{% for m in messages %}{{ m.role }} {{ m.content }}"
+        "{% for call in m.tool_calls or [] %}{{ call.function.name }}{% endfor %}{% endfor %}"
+    )
+    monkeypatch.setattr(demo.tokenizer._tokenizer, "chat_template", words)
+    render, texts = demo.tokenizer._tokenizer.apply_chat_template, list[Any]()
+
+    def note(*args: Any, **options: Any) -> Any:
+        texts.append(render(*args, **options))
+        return texts[-1]
+
+    monkeypatch.setattr(demo.tokenizer._tokenizer, "apply_chat_template", note)
+    call = {"type": "function", "id": "a", "function": {"name": "add", "arguments": {}}}
+    called = {"role": "assistant", "content": "", "tool_calls": [call]}
+    told = [{"role": "user", "content": "1? " * 99}, called, {"role": "tool", "content": "3"}]
+    assert encode(demo.tokenizer, told) == texts[0]
+    assert texts[1:] == ["user -assistant addtool 3", "user -assistant -tool 3"]
+
+
 @pytest.mark.parametrize("offered", ["", OFFERED], ids=["alone", "tools-offered"])
 def test_a_template_may_name_a_call_by_its_id(demo: Engine, monkeypatch: Any, offered: str) -> None:
     words = (

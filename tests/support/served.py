@@ -171,6 +171,18 @@ class Served:
         return asyncio.run(main())
 
 
+class Held:
+    """Holds the engine's thread until it is let go."""
+
+    def __init__(self, served: Served) -> None:
+        self.go, self.is_held = threading.Event(), threading.Event()
+        served.engine.before = self.hold
+
+    def hold(self) -> None:
+        self.is_held.set()
+        assert self.go.wait(30)
+
+
 def in_process(server: Server) -> httpx2.AsyncClient:
     """Return a client that calls a server's application itself."""
     transport = httpx2.ASGITransport(server.app)

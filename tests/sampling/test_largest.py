@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_eagle.drafters.ranking import top_ids
+from mlx_eagle.sampling.largest import top_ids
 
 
 @pytest.mark.parametrize("width", [2, 300, 4096, 4097, 32000, 151_936])
