@@ -77,17 +77,18 @@ class LookupPlanner(Planner):
         forecast, plain = planned.forecast, self.costs.plain(planned.context)
         assert forecast is not None, "the round was planned to draft"
         found = [at for at, level in enumerate(planned.levels) if level.is_lookup]
-        right = [at for at, child in planned.hits(tokens) if child is not None and at in found]
-        self.n_lookup = min(max(self.FIRST_LOOKUP, 2 * (len(right) + 1)), MAX_NODES)
+        right = [at for at, child in planned.hits(tokens) if child is not None]
+        n_found = sum(at in found for at in right)
+        self.n_lookup = min(max(self.FIRST_LOOKUP, 2 * (n_found + 1)), MAX_NODES)
         nothing = Forecast(1.0, 0.0, self.costs.verify(1, planned.context), 1, 0)
         n = len(tokens)
-        cost_nothing = forecast.seconds <= n * plain
         self.phase, self.head_phase = later(self.phase, n), later(self.head_phase, n)
         idle = 2 * (nothing.verify_seconds - plain)  # a probe and the plain round after it
         if planned.n_drafted:
             pays = self._pays(self.recent_head, forecast, n, plain)
             longest = int((self.costs.draft(1) + idle) / plain / self.PROBING)
-            is_promising = HEAD in surprises or cost_nothing
+            own_tokens = 1 + len(right) - n_found
+            is_promising = HEAD in surprises or forecast.seconds <= own_tokens * plain
             self.head_phase = next_state(
                 self.head_phase, pays=pays, is_promising=is_promising, longest=longest
             )

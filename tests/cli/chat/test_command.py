@@ -55,10 +55,12 @@ def load(*args, **options):
     wait_for("loaded")
     info = SimpleNamespace(
         target="toy", target_precision="8-bit", head="", head_precision="", speculation="on",
-        device="CPU", hosts="", is_demo=True, remarks=(), recommended={},
+        device="CPU", hosts="", is_demo=True, remarks=(),
+        head_remarks=(), recommended={},
     )
     return SimpleNamespace(
-        info=info, head=None, session=Session, await_calibration=lambda: None
+        info=info, head=None, session=Session, await_calibration=lambda: None,
+        target=SimpleNamespace(lost=""),
     )
 
 loading = types.ModuleType("mlx_eagle.loading")
