@@ -76,7 +76,7 @@ def combination(index: int, prompts: list[str]) -> tuple[list[dict[str, str]], d
 def test_speculation_does_not_change_a_token_whatever_chooses_it(
     block: int, turning: Any, demo: Any, prompts: list[str], is_quick: bool
 ) -> None:
-    """Every setting with two policies (one under a grammar); or all where asked.
+    """Every setting with one policy, or with all where asked.
 
     Of JSON the demo pair's head foresees more than one that knows words alone.
     """
@@ -86,13 +86,13 @@ def test_speculation_does_not_change_a_token_whatever_chooses_it(
         engine = demo if "json_schema" in options else turning
         want = engine.generate(messages, speculate=False, **options)
         turned = [*POLICIES[index % len(POLICIES) :], *POLICIES]
-        n_tried = 1 if is_quick and engine is demo else 2 if is_quick else len(POLICIES)
+        n_tried = 1 if is_quick else len(POLICIES)
         for policy in turned[:n_tried]:
             got = engine.generate(messages, tree=policy, **options)
             assert got.tokens == want.tokens, (index, options, policy)
             assert (got.text, got.finish_reason) == (want.text, want.finish_reason)
             accepted += got.stats.accepted
-    least = 3 if is_quick else 10
+    least = 1 if is_quick else 10
     assert accepted > least, "next to nothing was accepted; the test shows little"
 
 

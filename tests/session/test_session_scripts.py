@@ -10,6 +10,7 @@ from typing import Any
 import mlx.nn as nn
 import pytest
 
+from cases import narrowed
 from doubles import Letters, make_drafted_engine, make_engine, perturbed
 from mlx_eagle.drafters.base import Draws
 from mlx_eagle.engine import Engine
@@ -119,10 +120,10 @@ FAMILIES = json.loads((Path(__file__).parents[1] / "data" / "families.json").rea
 ]
 # How many scripts there are of each by default, and where more is asked for.
 N_SCRIPTS = {
-    ("llama", "head"): (3, 200),
-    ("gemma3_text", "head"): (2, 150),
+    ("llama", "head"): (2, 200),
+    ("gemma3_text", "head"): (1, 150),
     ("qwen3_moe", "head"): (1, 50),
-    ("lfm2", "head"): (3, 60),
+    ("lfm2", "head"): (2, 60),
     ("qwen3_next", "head"): (1, 40),
     ("llama", "ngram"): (1, 100),
     ("llama", "head+ngram"): (2, 100),
@@ -154,7 +155,9 @@ def test_after_any_script_the_next_answer_is_that_of_a_fresh_conversation(
     check_scripts(engine, N_SCRIPTS[architecture, kind][0 if is_quick else 1], is_quick, tmp_path)
 
 
-@pytest.mark.parametrize("names", DRAFTED, ids="-".join)
+@pytest.mark.parametrize(
+    "names", narrowed(DRAFTED, [*DRAFTED][1::2]), ids=lambda names: "-".join(names)
+)
 def test_so_it_is_where_a_model_drafts(
     names: tuple[str, str, str],
     is_quick: bool,
