@@ -26,7 +26,6 @@ ORDERED = ["M4 Pro 8B", "flat", "M3 Max 5120x17408", "M5 Max Qwen3.8-27B", "line
 WRONG = ["M4 Pro 8B", "linear", "M3 Ultra 4-bit", "Linux CPU"]
 # Rows that cost their number, and nothing up to some; heads that pay a lot, now and then, or never.
 FEW_CONTESTS = [
-    ("linear", "collapses"),
     ("linear", "dead head"),
     ("M4 Pro 8B", "collapses, recovers"),
     ("M4 Pro 8B", "dead head"),
@@ -35,7 +34,6 @@ FEW_CONTESTS = [
     ("M3 Ultra 8-row kernel", "recorded"),
     ("M3 Ultra 8-row kernel", "collapses, recovers"),
     ("M5 Max Qwen3.5", "collapses"),
-    ("M5 Max Qwen3.5", "dead head"),
     ("M4 Pro 8B, sync 30 %, graph 0 %", "collapses"),
     ("M4 Pro 8B, sync 30 %, graph 0 %", "drifts"),
 ]

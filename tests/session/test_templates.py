@@ -58,8 +58,6 @@ FAMILIES = {
     "llama3": Writing("<think>\n{}\n</think>\n\n", '{"name": "add", "parameters": ARGUMENTS}'),
 }
 
-TWO_TURNS = ("harmony", "qwen3")  # by default; the others are given one turn
-
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> str:
@@ -112,11 +110,12 @@ def send(session: Session, asked: list[dict[str, Any]], **options: Any) -> Any:
     return session.messages[-1]
 
 
+@few_families("harmony", "qwen3")
 def test_b1_ten_turns_with_thoughts_and_tools_equal_fresh_conversations(
     family: str, templated: Engine, is_quick: bool
 ) -> None:
     writing, n_reused, n_read = FAMILIES[family], 0, 0
-    n_turns = 10 if not is_quick else 2 if family in TWO_TURNS else 1
+    n_turns = 2 if is_quick else 10
     session = templated.session(tools=TOOLS)
     free = literally(writing.thought.format("so") + writing.said) + "[a-z ]{4,12}"
     for turn in range(n_turns):

@@ -104,6 +104,7 @@ def test_what_is_no_adapter_is_refused_by_name(
 
 
 @only_lora
+@pytest.mark.broad
 @pytest.mark.usefixtures("short_doctor")
 def test_the_doctor_says_what_an_adapter_costs(
     adapter: Path, is_quick: bool, monkeypatch: pytest.MonkeyPatch
