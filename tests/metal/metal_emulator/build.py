@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 RUNTIME = Path(__file__).resolve().parent / "runtime"
@@ -98,11 +98,12 @@ def build_library(name: str, text: str, flags: Sequence[str], *, is_checked: boo
     key = _digest(text, compiler(), *options, _runtime_text())
     library = cache_folder() / f"{re.sub(r'[^A-Za-z0-9_]', '_', name)[:40]}-{key}.so"
     if not library.exists():
-        objects = _runtime_objects()
+        runtime, prelude = str(_runtime_object()), str(_prelude(options))
         with _work_folder() as work:
             (work / "kernel.cpp").write_text(text)
-            _run([compiler(), *options, "-c", "kernel.cpp", "-o", "kernel.o"], work)
-            _run([compiler(), "-shared", "-o", "kernel.so", "kernel.o", *objects, "-lm"], work)
+            command = [compiler(), *options, "-include-pch", prelude]
+            _run([*command, "-c", "kernel.cpp", "-o", "kernel.o"], work)
+            _run([compiler(), "-shared", "-o", "kernel.so", "kernel.o", runtime, "-lm"], work)
             # Others may compile the same kernel: each puts a whole file in its place.
             os.replace(work / "kernel.so", library)
     return library
@@ -126,21 +127,48 @@ def load_library(file: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(file), mode=os.RTLD_LOCAL | os.RTLD_NOW)
 
 
-def _runtime_objects() -> list[str]:
-    """Return the object files of the scheduler and the checks, which all kernels share.
+def _runtime_object() -> Path:
+    """Return the object file of the scheduler and the checks, which all kernels share.
 
-    They take seconds to compile: of several processes that start at once, one does it.
+    Its sources are compiled as one, because most of the time goes into the headers of C++.
     """
     sources = sorted(RUNTIME.glob("*.cpp"))
-    folder = cache_folder() / f"runtime-{_digest(compiler(), *RUNTIME_FLAGS, _runtime_text())}"
-    with _work_folder() as work, (cache_folder() / "runtime.lock").open("w") as lock:
+    key = _digest(compiler(), *RUNTIME_FLAGS, str(RUNTIME), _runtime_text())
+
+    def make(work: Path, file: str) -> None:
+        (work / "all.cpp").write_text("".join(f'#include "{source}"\n' for source in sources))
+        _run([compiler(), *RUNTIME_FLAGS, "-c", "all.cpp", "-o", file], work)
+
+    return _made_once(f"runtime-{key}.o", make)
+
+
+def _prelude(options: Sequence[str]) -> Path:
+    """Return what stands before every kernel, compiled ahead for kernels with these options."""
+    key = _digest(compiler(), *options, _runtime_text())
+    header = str(RUNTIME / "kernel_prelude.h")
+
+    def make(work: Path, file: str) -> None:
+        _run([compiler(), *options, "-x", "c++-header", header, "-o", file], work)
+
+    return _made_once(f"prelude-{key}.pch", make)
+
+
+def _made_once(name: str, make: Callable[[Path, str], None]) -> Path:
+    """Return a file of the cache folder; of several processes that miss it at once, one makes it.
+
+    Args:
+        name: of the file.
+        make: called with a folder and with the name under which the file is to be left in it.
+    """
+    made = cache_folder() / name
+    if made.exists():
+        return made
+    with _work_folder() as work, (cache_folder() / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            objects = work / "objects"
-            objects.mkdir()
-            _run([compiler(), *RUNTIME_FLAGS, "-c", *map(str, sources)], objects)
-            os.rename(objects, folder)
-    return [str(folder / f"{source.stem}.o") for source in sources]
+        if not made.exists():
+            make(work, name)
+            os.rename(work / name, made)
+    return made
 
 
 @functools.cache
