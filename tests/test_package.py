@@ -100,6 +100,7 @@ def test_the_metadata_names_the_licence_and_the_description(wheel: Path) -> None
     assert metadata.get_payload().startswith("# mlx-eagle")
 
 
+@pytest.mark.broad
 def test_the_wheel_runs_without_the_checkout(wheel: Path, tmp_path: Path) -> None:
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     with zipfile.ZipFile(wheel) as archive:

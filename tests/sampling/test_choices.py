@@ -189,7 +189,7 @@ Law = Callable[[np.ndarray, list[int]], np.ndarray]
 LAWS: list[Any] = [
     broad(tempered, {"temperature": 0.7}),
     (nucleus, {"temperature": 1.5, "top_p": 0.8}),
-    (penalised, {"temperature": 1.0, "repetition_penalty": 1.8, "frequency_penalty": 0.6}),
+    broad(penalised, {"temperature": 1.0, "repetition_penalty": 1.8, "frequency_penalty": 0.6}),
 ]
 
 
