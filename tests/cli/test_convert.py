@@ -325,6 +325,7 @@ def test_options_of_heads_need_a_target(option: tuple[str, ...]) -> None:
 
 
 @pytest.mark.usefixtures("short_doctor")
+@pytest.mark.broad
 def test_calibration_corrects_what_was_set_wrong(fixtures: Path, tmp_path: Path) -> None:
     head, target = fixtures / "pydoc-eagle3", fixtures / "pydoc-llama"
     options = ("--set", "norm_before_residual=true", "--calibrate", "--head-bits", "none")

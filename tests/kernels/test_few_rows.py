@@ -5,7 +5,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from cases import broad
+from cases import broad, rotated
 from emulated import Emulated
 from few_row_cases import Case, error, exact, make_case
 from metal_emulator import EmulationError, Report
@@ -45,7 +45,9 @@ FEW = [
 ]
 
 
-@pytest.mark.parametrize(("shape", "n_rows", "variant"), FEW, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "n_rows", "variant"), [*FEW[::2], *(broad(*case) for case in FEW[1::2])], ids=str
+)
 def test_it_gives_the_exact_product_up_to_rounding_and_no_check_finds_anything(
     shape: Shape, n_rows: int, variant: Variant
 ) -> None:
@@ -92,8 +94,7 @@ def test_weights_are_read_once_for_sixteen_rows(emulated: Emulated) -> None:
     assert weights["read"] <= 2 * weights["size"]
 
 
-@pytest.mark.parametrize("codes", [CONVERT, IN_PLACE, MAGIC])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("codes", "dtype"), list(rotated([CONVERT, IN_PLACE, MAGIC], DTYPES)))
 def test_its_error_is_that_of_mlx_s_kernel_for_metal(dtype: str, codes: str) -> None:
     case = make_case(Shape(1024, (64,), 4, 64, dtype), 8)
     part = case.weights[0]

@@ -34,12 +34,10 @@ FEW_CONTESTS = [
     ("M3 Ultra 8-row kernel", "recorded"),
     ("M3 Ultra 8-row kernel", "collapses, recovers"),
     ("M5 Max Qwen3.5", "collapses"),
-    ("M4 Pro 8B, sync 30 %, graph 0 %", "collapses"),
     ("M4 Pro 8B, sync 30 %, graph 0 %", "drifts"),
 ]
 FEW_ROUGH = [
     ("M4 Pro 8B", "recorded"),
-    ("M3 Ultra bf16", "collapses, recovers"),
     ("M3 Ultra 8-row kernel", "dead head"),
 ]
 OF_BEST_FIXED, OF_PLAIN, MEAN_OF_BEST_FIXED = 0.97, 0.98, 1.055

@@ -125,6 +125,7 @@ def test_the_doctor_says_what_an_adapter_costs(
 
 
 @only_lora
+@pytest.mark.broad
 def test_bench_drafts_for_the_adapted_target_with_every_head(adapter: Path, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("What does zip do?\n")
     heads = ["--compare", f"head:{DEMO / 'head'}", "--compare", "mlx-lm"]
