@@ -51,8 +51,8 @@ MUTATIONS = [
     Mutation(
         "commit moves rows to a place counted from the start of the text",
         "cache/kv.py",
-        "self._move(self.held + mx.array(list(path[stay:])), self.held + stay)",
-        "self._move(self.rows + mx.array(list(path[stay:])), self.rows + stay)",
+        "start = self.held + stay\n        if self._fresh is None:",
+        "start = self.rows + stay\n        if self._fresh is None:",
         CACHE,
     ),
     Mutation(
@@ -65,9 +65,9 @@ MUTATIONS = [
     Mutation(
         "trim keeps one row too many",
         "cache/kv.py",
-        'rows to {rows}"\n        self.rows, self.pending, self.open_rows = rows, 0, None',
-        'rows to {rows}"\n        rows = min(self.rows, rows + 1)\n'
-        "        self.rows, self.pending, self.open_rows = rows, 0, None",
+        'rows to {rows}"\n        self.rows = rows\n        self.forget()\n\n    def fork',
+        'rows to {rows}"\n        self.rows = min(self.rows, rows + 1)\n'
+        "        self.forget()\n\n    def fork",
         CACHE,
     ),
     Mutation(
@@ -129,8 +129,8 @@ MUTATIONS = [
     Mutation(
         "undecided rows stay expected as branches when they are forgotten",
         "cache/kv.py",
-        '"""Forget the undecided rows."""\n        self.pending, self.open_rows = 0, None',
-        '"""Forget the undecided rows."""\n        self.pending = 0',
+        "self.pending, self.open_rows, self._fresh = 0, None, None",
+        "self.pending, self._fresh = 0, None",
         CACHE,
     ),
     Mutation(
@@ -192,8 +192,8 @@ MUTATIONS = [
     Mutation(
         "the noise of a draw is that of the root's position",
         "sampling/samplers.py",
-        "self._noise(offset + d, logits.shape[-1])",
-        "self._noise(offset, logits.shape[-1])",
+        "self._noise(offset + d, scores.shape[-1])",
+        "self._noise(offset, scores.shape[-1])",
         SELECTION,
     ),
     Mutation(
@@ -217,8 +217,8 @@ MUTATIONS = [
     Mutation(
         "filters see the tempered distribution",
         "sampling/samplers.py",
-        "scores = self._filtered(logits.astype(mx.float32))",
-        "scores = self._filtered(logits.astype(mx.float32) / self.temperature) * self.temperature",
+        "scores = self._filtered(logits)",
+        "scores = self._filtered(logits / self.temperature) * self.temperature",
         SELECTION,
     ),
     Mutation(

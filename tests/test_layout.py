@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import mlx_eagle
+from benchmark_modules import load_benchmark
 from cases import broad
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -137,3 +138,12 @@ def test_python_started_in_a_checkout_finds_all_parts() -> None:
     command = [sys.executable, "-S", "-c", f"{start}; {code}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "<class 'mlx_eagle.errors.HubError'>", done.stderr
+
+
+def test_every_mistake_that_mutations_plants_finds_its_text() -> None:
+    """`benchmarks/mutations.py` is slow and seldom run: what it replaces must still stand there."""
+    for mutation in load_benchmark("mutations").MUTATIONS:
+        file = next(
+            f for f in (ROOT / "mlx_eagle" / mutation.file, ROOT / mutation.file) if f.exists()
+        )
+        assert file.read_text().count(mutation.old) == 1, mutation.name
