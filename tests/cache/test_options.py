@@ -366,7 +366,7 @@ REAL: list[Any] = [
     broad(KVOptions(bits=4), TreeShape(5, 4, 16), None),
     broad(KVOptions(max_size=48), TreeShape(5, 4, 16), None),
     broad(KVOptions(max_size=48), TreeShape(4, 3, 8), 32),
-    (KVOptions(max_size=48), TreeShape.chain(3), None),
+    broad(KVOptions(max_size=48), TreeShape.chain(3), None),
 ]
 
 

@@ -241,7 +241,7 @@ def converse(
         ("qwen3_5", True),
         broad("qwen3_5", False),
         broad("falcon_h1", True),
-        ("longcat_flash_ngram", True),
+        broad("longcat_flash_ngram", True),
     ],
 )
 def test_conversations_reuse_their_states_and_are_answered_as_by_mlx_lm(

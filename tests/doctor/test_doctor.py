@@ -280,6 +280,7 @@ def test_zeroed_d2t_is_rebuilt_from_t2d_and_named(
     assert "draft ids: rebuilt from t2d, because d2t is not usable" in result.stdout
 
 
+@pytest.mark.broad
 @pytest.mark.usefixtures("short_doctor")
 def test_command_names_the_error_and_mends_it(
     tmp_path: Path, trained_head: Path, fixtures: Path

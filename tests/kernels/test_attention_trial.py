@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from cases import broad
 from emulated import Emulated
 from mlx_eagle.kernels import attention_trial
 from mlx_eagle.kernels.attention_trial import AttentionVerdict, Heads, try_attention
@@ -26,7 +27,7 @@ def verdict(heads: Heads, *, is_timed: bool = False) -> AttentionVerdict:
 
 
 @pytest.mark.metal
-@pytest.mark.parametrize("heads", [WHOLE, PACKED], ids=str)
+@pytest.mark.parametrize("heads", [WHOLE, broad(PACKED)], ids=str)
 def test_a_right_kernel_is_kept_where_time_does_not_count(heads: Heads, emulated: Emulated) -> None:
     assert verdict(heads) == AttentionVerdict(4, 20)
 
