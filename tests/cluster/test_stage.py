@@ -108,6 +108,25 @@ def test_logits_and_taps_are_those_of_one_process(
 ) -> None:
     changes = FAMILIES.get(family, {})
     folder, _ = write_tiny(tmp_path / "model", architecture_of(family), **changes)
+    assert_same_numbers(folder, taps, cluster)
+
+
+@pytest.mark.bitwise
+@pytest.mark.broad
+@pytest.mark.parametrize("order", [(True, False), (False, True)], ids=["rank 1", "rank 0"])
+def test_windows_that_one_rank_alone_has_are_those_of_one_process(
+    order: tuple[bool, bool], cluster: Cluster, tmp_path: Path
+) -> None:
+    """Rank 1 runs the first two of four layers."""
+    kinds = [("full", "sliding")[windowed] for windowed in order for _ in range(2)]
+    changes = {"layer_types": [f"{kind}_attention" for kind in kinds]}
+    config = FAMILIES["ministral3"] | changes
+    folder, _ = write_tiny(tmp_path / "model", "ministral3", **config)
+    assert_same_numbers(folder, TAPS, cluster)
+
+
+def assert_same_numbers(folder: Path, taps: tuple[int, ...], cluster: Cluster) -> None:
+    """Compare a target as a pipeline with the same one in this process."""
     together = lead(cluster, folder, taps, PIPELINE)
     alone = Target(load_network(folder).network, taps)
     check_tree_verification(alone)
