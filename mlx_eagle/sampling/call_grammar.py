@@ -83,8 +83,10 @@ def is_bare_text(value: Any, schema: Mapping[str, Any]) -> bool:
     return bool(kinds) and kinds <= {"string", "null"} and set(value) <= NOTES | {"anyOf"}
 
 
-def read_value(text: str, value: Any, schema: Mapping[str, Any], layout: CallLayout) -> Any:
-    """Return an argument that was written as `keyed_grammar` forces it.
+def value_as_json(text: str, value: Any, schema: Mapping[str, Any], layout: CallLayout) -> str:
+    """Return an argument that was written as `keyed_grammar` forces it, as JSON.
+
+    What was written as JSON stays as it is, numbers beyond those of Python too.
 
     Args:
         text: between what the layout writes before and after a value.
@@ -103,11 +105,12 @@ def read_value(text: str, value: Any, schema: Mapping[str, Any], layout: CallLay
         spelled = {_spelled(each, layout): each for each in known}
         if text not in spelled:
             raise ValueError(f"{text!r} is none of the values that are listed")
-        return spelled[text]
+        return _quote(spelled[text])
     if is_bare_text(value, schema):
         is_null = "null" in types_of(value) and text.lower() == "null"
-        return None if is_null else text
-    return json.loads(text)
+        return _quote(None if is_null else text)
+    json.loads(text, parse_int=str)  # Python reads no integer of thousands of digits
+    return text
 
 
 def _any_of(tools: Sequence[Tool]) -> str:
@@ -118,8 +121,8 @@ def _functions(tools: Sequence[Tool]) -> list[Tool]:
     return [tool.get("function", tool) for tool in tools]
 
 
-def _quote(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+def _quote(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _keyed_rules(rule: str, function: Tool, layout: CallLayout) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 from mlx_eagle.answers.call_layout import CallLayout
 from mlx_eagle.answers.sections import longest_overlap
 from mlx_eagle.answers.tool_calls import tool_name
-from mlx_eagle.sampling.call_grammar import is_bare_text, read_value
+from mlx_eagle.sampling.call_grammar import is_bare_text, value_as_json
 from mlx_eagle.server.events import CallPart, CallStart, Event
 
 NULL = "null"  # how a text that may be null is written then, in any case
@@ -21,7 +21,7 @@ class KeyedStream:
     """Sends the call of one part of an answer as it is written.
 
     Args:
-        tools: that the grammar forces, name and arguments.
+        tools: that the grammar forces, name and arguments; no two of one name.
         layout: of the model's calls.
         index: of the call in its answer.
         new_id: returns its name.
@@ -93,11 +93,11 @@ class KeyedStream:
         while at >= 0:
             text = self._held[:at]
             try:
-                read = text if self._is_open else read_value(text, value, schema, self._layout)
+                whole = value_as_json(text, value, schema, self._layout)
             except ValueError:  # the tail stands within a text of it
                 at = self._held.find(tail, at + 1)
                 continue
-            yield from self._send(_written(read)[self._is_open :])
+            yield from self._send(_written(text)[1:] if self._is_open else whole)
             self._held, self._key, self._is_open = self._held[at + len(tail) :], None, False
             return
         if is_bare_text(value, schema):

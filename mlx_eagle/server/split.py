@@ -10,6 +10,7 @@ else once it is read. What is read as a whole and cannot be is text, in all of t
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
@@ -156,7 +157,9 @@ class Split:
         """Return what sends arguments as they are written; None where they are read as a whole."""
         form, loose = self._form, self._loose
         if form.call_layout is not None and loose is not None:
-            tools = [tool for tool in self._tools if tool_name(tool) not in loose]
+            count = Counter(map(tool_name, self._tools))  # one name may stand in two namespaces
+            known = {name for name, n in count.items() if n == 1 and name not in loose}
+            tools = [tool for tool in self._tools if tool_name(tool) in known]
             return KeyedStream(tools, form.call_layout, self.n_calls, self._new_id)
         if form.has_channels or (loose is None and not self._takes_text):
             return None

@@ -140,6 +140,7 @@ class Answering:
         with closing(rounds(decoder, request.ids[-1], plan, is_end)) as stream:
             for response in responses(stream, text, sections, stats, ends, started):
                 prefix.tokens.append(response.token)
+                prefix.stand_alone()  # a round has written rows
                 self._make_room(len(prefix.tokens))
                 self._text += response.text
                 if report is not None and response.generation_tokens == 1:

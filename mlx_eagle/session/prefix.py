@@ -7,6 +7,7 @@ knows tokens and caches; messages and streams are in `session.py`.
 import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 import mlx.core as mx
 
@@ -37,7 +38,6 @@ class CachedPrefix:
         tokens: committed; the caches hold rows of all but the newest.
         cache: the target's.
         drafter: with the head's; None without a head.
-        is_shared: whether a fork holds the same rows; the first to go on copies them.
         outlook: whether drafting could pay; once off it stays off, because the head no longer
             follows the tokens then.
         judged_by: the planners whose costs that is by; other ones judge anew.
@@ -55,6 +55,7 @@ class CachedPrefix:
         self.judged_by: Planners | None = None
         self.hit = Hit()
         self.salt = ""
+        self._sharers = WeakSet[CachedPrefix]()  # who holds the same rows, itself too
         self.reset()
 
     @property
@@ -62,11 +63,21 @@ class CachedPrefix:
         """Bytes of the caches."""
         return self.cache.nbytes + (self.drafter.nbytes if self.drafter else 0)
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether a fork holds the same rows; the first to go on copies them."""
+        return len(self._sharers) > 1
+
+    def stand_alone(self) -> None:
+        """Note that what is held was copied, or shared with nobody."""
+        self._sharers.discard(self)
+        self._sharers = WeakSet([self])
+
     def reset(self) -> None:
         """Start with empty caches."""
         self.tokens = []
         self.n_read = 0
-        self.is_shared = False
+        self.stand_alone()
         self.cache = self._engine.target.make_cache()
         self.drafter = self._new_drafter()
 
@@ -122,7 +133,11 @@ class CachedPrefix:
     def become(self, other: "CachedPrefix") -> None:
         """Hold what another prefix holds, which nobody uses any more."""
         self.tokens, self.cache, self.drafter = other.tokens, other.cache, other.drafter
-        self.is_shared, self.n_read = other.is_shared, other.n_read
+        self.n_read = other.n_read
+        self._sharers.discard(self)
+        self._sharers = other._sharers
+        self._sharers.discard(other)
+        self._sharers.add(self)
         self.outlook, self.judged_by = other.outlook, other.judged_by
 
     @property
@@ -189,7 +204,7 @@ class CachedPrefix:
 
     def trim_to_tokens(self) -> None:
         """Forget rows of tokens that are not held, now that an answer has ended."""
-        self.is_shared = False
+        self.stand_alone()
         if self.cache.rows <= len(self.tokens):
             return
         rows = self.cache.longest_restorable_prefix(len(self.tokens))
@@ -207,7 +222,7 @@ class CachedPrefix:
         drafter = self.drafter
         # What cannot be copied starts empty, and reads the rows again that it needs.
         twin.drafter = drafter.fork() if isinstance(drafter, Restorable) else self._new_drafter()
-        self.is_shared = twin.is_shared = True
+        self._sharers.add(twin)
         return twin
 
     def arrays(self, *, with_head: bool = True) -> dict[str, mx.array]:

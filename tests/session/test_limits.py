@@ -11,7 +11,7 @@ from mlx_eagle.cache.estimate import device_memory
 from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.engine import Engine
 from mlx_eagle.errors import EagleError
-from mlx_eagle.session import answer
+from mlx_eagle.session import answer, prefix_cache
 from mlx_eagle.session.limits import Limits, bytes_per_row
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import TreeShape
@@ -127,6 +127,29 @@ def test_rows_of_others_are_given_up_as_an_answer_grows_and_not_before(
     small_memory.prefix_cache = None
     assert 18 < rows < 60
     assert (counts[0], counts[-1]) == (1, 0)
+
+
+def test_rows_that_were_copied_once_are_not_asked_for_again(
+    small_memory: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that goes on from rows that are kept for others too; caches grow by 256 rows."""
+    monkeypatch.setattr(answer, "AHEAD", 10)
+    monkeypatch.setattr(answer, "LEFT", 5)
+    monkeypatch.setattr(prefix_cache, "SHORT", 9)
+    memory = mx.get_active_memory() + small_memory.limits.cache_bytes(3 * 256 + 80)
+    small_memory.limits = small_memory.limits._replace(memory=memory)
+    small_memory.keep_prefixes(1 << 30)
+    kept = small_memory.prefix_cache
+    assert kept is not None
+    for token in (6, 5):
+        small_memory.generate([token] * 90, max_tokens=1)
+    session, free = small_memory.session(), []
+    for _ in session.stream_generate([5] * 70 + [7], max_tokens=40, ignore_eos=True, tree=TREE):
+        free.append(memory - mx.get_active_memory())
+    small_memory.prefix_cache = None
+    assert session.prefix.hit.tier == "memory"
+    assert max(free) < small_memory.limits.cache_bytes(90), "all of it is held at no time"
+    assert len(kept) == 2
 
 
 def test_a_fork_needs_memory_of_its_own(small_memory: Engine) -> None:
