@@ -95,8 +95,21 @@ class AnswerJob:
         """Answer, and keep the rows for later requests."""
         files = self._files
         n_damaged = files.n_damaged if files is not None else 0
-        with closing(self._stream()) as stream:
-            yield from self._answer(stream)
+        try:
+            with closing(self._stream()) as stream:
+                yield from self._answer(stream)
+        except RefusalError:  # of what was written: its rows are sound
+            self._end_attempt(n_damaged)
+            raise
+        self._end_attempt(n_damaged)
+
+    def _end_attempt(self, n_damaged: int) -> None:
+        """Keep the rows of an answer that is over, and say what became of files.
+
+        Args:
+            n_damaged: files that were found damaged before it.
+        """
+        files = self._files
         try:  # the answer has ended, and nothing may follow it
             self._keep()
         except Exception as error:

@@ -40,7 +40,7 @@ WORDINGS = {
     "stopping": Wording(503, "server_error", "unavailable", "api_error", is_lasting=False),
     "lost": Wording(503, "server_error", "unavailable", "api_error"),
     "memory": Wording(500, "server_error", "oom", "api_error"),
-    "call": Wording(500, "server_error", "unreadable_call", "api_error"),
+    "call": Wording(500, "server_error", "unreadable_call", "api_error", is_lasting=False),
     "internal": Wording(500, "server_error", "internal_error", "api_error"),
 }
 LOST = "{}; start the server again"  # why nothing is answered any more

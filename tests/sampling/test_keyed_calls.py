@@ -14,7 +14,7 @@ from mlx_eagle.answers.tool_calls import parse_calls
 from mlx_eagle.errors import EagleError
 from mlx_eagle.sampling.call_grammar import keyed_grammar
 from mlx_eagle.sampling.grammar import Vocabulary
-from mlx_eagle.server.events import CallEnd, CallStart
+from mlx_eagle.server.events import CallEnd, CallPart, CallStart
 from mlx_eagle.server.keyed_stream import KeyedStream
 from mlx_eagle.server.split import Split
 from mlx_eagle.session.options import GenerationOptions
@@ -145,6 +145,33 @@ def test_arguments_are_sent_while_they_are_written(
     assert events[0] == CallStart(3, "id", "weather")
     assert "".join(event.text for event in events[1:]) == stream.arguments
     assert json.loads(stream.arguments) == arguments
+
+
+@pytest.mark.parametrize("number", ["1e999", "1.50", "9" * 5000], ids=len)
+def test_numbers_are_sent_as_they_were_written(number: str, tokenizer: Any) -> None:
+    layout = read_format(tokenizer).call_layout
+    assert layout is not None
+    stream = KeyedStream(TOOLS, layout, 0, lambda: "id")
+    text = rendered(tokenizer, "weather", {"city": "x", "days": 73, "unit": "C"})
+    events = [*stream.add(text.replace("73", number)), *stream.finish()]
+    assert isinstance(events[0], CallStart)
+    assert stream.arguments == f'{{"city": "x", "days": {number}, "unit": "C"}}'
+
+
+def test_calls_of_tools_that_share_a_name_are_read_as_a_whole(tokenizer: Any) -> None:
+    """As in two namespaces: until its end nothing tells which of them is called."""
+    fewer = {**TOOLS[0]["function"], "parameters": {"properties": {"city": {"type": "string"}}}}
+    tools = [*TOOLS, {"type": "function", "function": fewer}]
+    split = Split(read_format(tokenizer), tools, lambda: "id", loose=frozenset())
+    text = rendered(tokenizer, "weather", WHOLE)
+    sections = read_format(tokenizer).sections()
+    spans = sections.add(
+        f"{tokenizer.tool_call_start}{text}{tokenizer.tool_call_end}", is_draft=False
+    )
+    events = [*split.add([*spans, *sections.finish()]), *split.finish(is_cut=False)]
+    start, part, end = events
+    assert (start, end) == (CallStart(0, "id", "weather"), CallEnd(0))
+    assert isinstance(part, CallPart) and json.loads(part.text).keys() == WHOLE.keys()
 
 
 @pytest.mark.parametrize("loose", [None, frozenset(), frozenset({"weather"})], ids=str)

@@ -192,12 +192,19 @@ def test_tools_of_the_api_itself_are_refused_in_words_that_let_clients_go_on(
 def test_a_call_whose_arguments_no_object_can_hold_is_an_error_and_no_silence(
     served: Served,
 ) -> None:
-    """A number beyond all floats is JSON by its grammar; half of it was sent when it shows."""
+    """A number beyond all floats is JSON by its grammar; half of it was sent when it shows.
+
+    The request may be sent again, which finds the rows of its prompt.
+    """
+    served.worker.call(served.engine.keep_prefixes, 1 << 30)
     served.engine.write('<tool_call>\n{"name": "find", "arguments": {"w": 1e999}}\n</tool_call>')
     tools = [{"name": "find", "input_schema": {"type": "object"}}]
     body: Any = {"model": "m", "max_tokens": 60, "messages": ASKED, "tools": tools}
     refused = served.ask("/v1/messages", body)
     assert (refused.status_code, refused.json()["error"]["type"]) == (500, "api_error")
     assert "no JSON object" in refused.json()["error"]["message"]
+    assert "x-should-retry" not in refused.headers
+    assert served.engine.prefix_cache is not None
+    assert served.worker.call(served.engine.prefix_cache.held)[0] == 1
     last = chunks(served.ask("/v1/messages", body | {"stream": True}))[-1]
     assert (last["type"], last["error"]) == ("error", refused.json()["error"])
