@@ -209,12 +209,16 @@ def test_a_regex_of_a_text_is_forced_and_other_grammars_are_refused(served: Serv
     assert refused.json()["error"]["param"] == "tools[0].format.syntax"
 
 
+HALVES = "x\ud83d y\ud83d\n\ud83dé\ud83d😀\ude00"  # of characters
+
+
 @pytest.mark.parametrize("step", [1, 5, 100])
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
         (r'{"input": "a\ud83d\ude00\n\"\\u\u00e9"}', 'a😀\n"\\ué'),
         (r'{"input": "\x"}', r"\x"),
+        (r'{"input": "x\ud83d y\ud83d\n\ud83d\u00e9\ud83d\ud83d\ude00\ude00"}', HALVES),
         ('{"other": 1, "input": "x"}', "x"),
         ('{"other": 1}', '{"other": 1}'),
         ("{'input': 1}", "{'input': 1}"),
