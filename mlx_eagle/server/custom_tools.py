@@ -21,9 +21,7 @@ LOW = r"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 NO_LOW = r"(?=[^\\]|\\[^u]|\\u(?:[^dD]|[dD][^c-fC-F]))"  # what follows, for certain
 # As much of a string's inside as can be read: no escape that is cut, no half of a character that
 # may yet become a whole one.
-WHOLE = re.compile(
-    rf'(?:[^"\\]|{HIGH}{LOW}|{HIGH}{NO_LOW}|(?!{HIGH})\\u[0-9a-fA-F]{{4}}|\\[^u])*'
-)
+WHOLE = re.compile(rf'(?:[^"\\]|{HIGH}{LOW}|{HIGH}{NO_LOW}|(?!{HIGH})\\u[0-9a-fA-F]{{4}}|\\[^u])*')
 
 
 class CustomFormat(Body):

@@ -5,6 +5,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field
 
 from mlx_eagle.answers.history import THOUGHTS
+from mlx_eagle.files.quoting import printable
 from mlx_eagle.server.asked import Asked
 from mlx_eagle.server.bodies import (
     MOST_MESSAGES,
@@ -236,6 +237,10 @@ def _tools(tools: list[ResponsesTool]) -> Offered:
                 message = f"{where} is of type {tool.type!r}; this model can be offered functions"
                 raise RefusalError("invalid", message, where)
     names = [tool["function"]["name"] for tool in flat]
+    if clash := [name for name in custom if names.count(name) > 1]:
+        found = f"tools: {printable(clash[0])} names a custom tool and another one"
+        remedy = "whose calls could not be told apart; give each a name of its own"
+        raise RefusalError("invalid", f"{found}, {remedy}", "tools")
     known = {name: space for name, space in spaces.items() if names.count(name) == 1}
     return Offered(flat, known, frozenset(custom))
 

@@ -5,6 +5,7 @@ alone is forced, and in JSON that the arguments are an object. Where every call 
 schema, that tool is refused by name.
 """
 
+import hashlib
 import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -50,7 +51,7 @@ class CallGrammars:
     def __init__(self, form: AnswerFormat, vocabulary: Callable[[], Vocabulary]) -> None:
         self._form, self._vocabulary = form, vocabulary
         self._marks = find_marks(form)
-        self._loose: dict[str, frozenset[str]] = {}  # by the tools
+        self._loose: dict[bytes, frozenset[str]] = {}  # by a hash of the tools
         self._finding = threading.Lock()
 
     def find(self, options: GenerationOptions) -> ForcedCalls | None:
@@ -87,15 +88,25 @@ class CallGrammars:
 
     def _find_loose(self, tools: Sequence[Any]) -> frozenset[str]:
         """Return the names of the tools whose schemas no grammar can follow."""
-        key = repr(tools)
+        key = hashlib.sha256(repr(tools).encode("utf-8", "surrogatepass")).digest()
         with self._finding:  # two threads may ask
             known = self._loose.pop(key, None)
             if known is None:
-                known = frozenset(str(tool_name(tool)) for tool in self._failing(tools))
+                known = self._search(tools)
             self._loose[key] = known
             while len(self._loose) > MOST_KNOWN:
                 del self._loose[next(iter(self._loose))]
         return known
+
+    def _search(self, tools: Sequence[Any]) -> frozenset[str]:
+        """Return the names of tools without whose schemas the others can be followed together."""
+        loose = frozenset(str(tool_name(tool)) for tool in self._failing(tools))
+        if loose:
+            try:
+                self._compile(tools, loose)
+            except EagleError:
+                return frozenset(str(tool_name(tool)) for tool in tools)
+        return loose
 
     def _failing(self, tools: Sequence[Any]) -> list[Any]:
         """Return the tools that cannot be forced, found by halves: most can be, all together."""

@@ -2,11 +2,15 @@
 
 import json
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import jsonschema
 import pytest
 
+from mlx_eagle.errors import EagleError
+from mlx_eagle.session.forced_calls import CallGrammars
+from mlx_eagle.session.options import GenerationOptions
 from mlx_eagle.tree import TreeShape
 from served import Served
 
@@ -115,6 +119,29 @@ def test_a_tool_whose_schema_cannot_be_followed_lets_go_of_no_other(
         refused = served.ask(CHAT, body | {"tool_choice": choice})
         assert refused.status_code == 400
         assert "calls of the tool odd cannot be forced" in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("names", "loose"), [("abc", "abc"), ("abco", "abco"), ("abo", "o"), ("ab", "")], ids=str
+)
+def test_tools_that_are_too_large_together_are_served_whatever_stands_beside_them(
+    names: str, loose: str, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compiler that follows two of the tools at a time, and one of them never."""
+    follow = CallGrammars._compile
+
+    def compile_few(
+        self: CallGrammars, tools: Sequence[Any], loose: frozenset[str] = frozenset()
+    ) -> Any:
+        followed = {tool["function"]["name"] for tool in tools} - loose
+        if len(followed) > 2 or "o" in followed:
+            raise EagleError("the grammar is too large")
+        return follow(self, tools, loose)
+
+    monkeypatch.setattr(CallGrammars, "_compile", compile_few)
+    tools = tuple(draw_tool(random.Random(1), name) for name in names)
+    forced = served.engine.call_grammars.find(GenerationOptions(tools=tools, tool_choice="auto"))
+    assert forced is not None and forced.loose == frozenset(loose)
 
 
 @pytest.mark.broad

@@ -209,6 +209,13 @@ def test_a_regex_of_a_text_is_forced_and_other_grammars_are_refused(served: Serv
     assert refused.json()["error"]["param"] == "tools[0].format.syntax"
 
 
+def test_a_custom_tool_has_its_name_alone(served: Served) -> None:
+    space = {"type": "namespace", "name": "disk", "tools": [TOOL | {"name": "patch"}]}
+    refused = served.ask("/v1/responses", {"input": "x", "tools": [PATCH, space]})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tools")
+    assert "patch names a custom tool and another one" in refused.json()["error"]["message"]
+
+
 HALVES = "x\ud83d y\ud83d\n\ud83dé\ud83d😀\ude00"  # of characters
 
 
