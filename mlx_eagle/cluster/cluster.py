@@ -28,6 +28,7 @@ from mlx_eagle.cluster.messages import (
     Stop,
     Train,
     Unload,
+    check_rows,
     encode_orders,
 )
 from mlx_eagle.cluster.ring import Traffic, seconds_per_sum
@@ -49,6 +50,7 @@ class Divided(NamedTuple):
         shard: rank 0's part.
         parallel: how it is divided, as `LoadOptions` says it.
         chains_only: whether some follower has layers whose states cannot branch.
+        window: positions that some follower's layer sees at most; None if all see all.
         weights: bytes of the weights on every rank, rank 0 first.
         peaks: the most bytes that reading them took, likewise.
     """
@@ -57,6 +59,7 @@ class Divided(NamedTuple):
     shard: Shard
     parallel: str
     chains_only: bool
+    window: int | None
     weights: list[int]
     peaks: list[int]
 
@@ -195,6 +198,7 @@ class Cluster:
             EagleError: if it cannot be divided or loaded, or a follower is lost.
         """
         check_divisible(folder, self.size, parallel)
+        check_rows("max_context", max_context)
         gc.collect()  # what nobody has any more goes first, on all ranks
         files, number = _files(folder, name), next(self._targets)
         self._compare(files)  # no rank reads weights before all have the same files
@@ -228,6 +232,7 @@ class Cluster:
             shard,
             parallel,
             chains_only=any(one.chains_only for one in ready),
+            window=min((one.window for one in ready if one.window is not None), default=None),
             weights=[own[0], *(one.weights for one in ready)],
             peaks=[own[1], *(one.peak for one in ready)],
         )

@@ -57,7 +57,8 @@ from mlx_eagle.cluster.ring import JOIN_SECONDS, join_hosts, seconds_per_sum
 from mlx_eagle.cluster.shard import PeakMemory, Shard, load_shard
 from mlx_eagle.errors import ClusterError, UnsupportedTargetError
 from mlx_eagle.files.quoting import one_line
-from mlx_eagle.hub.download import fetch
+from mlx_eagle.hub.download import fetch, to_stderr
+from mlx_eagle.hub.packaged import fetch_packaged, find_packaged
 from mlx_eagle.target.load import DTYPES
 from mlx_eagle.target.self_check import check_kv_options, check_tree_verification
 from mlx_eagle.target.target import Target
@@ -217,11 +218,13 @@ class Follower:
         shard = load_shard(folder, self._group, kind, order.max_context, order.parallel)
         held = Held(shard, PartTarget(shard), {})
         self._targets[order.target] = held
+        empty = held.plain.make_cache()
         return Ready(
             number=order.number,
             weights=shard.nbytes,
             peak=peak.nbytes,
             chains_only=held.plain.chains_only,
+            window=empty.window if isinstance(empty, TreeCache) else None,
         )
 
     def _unload(self, order: Unload) -> None:
@@ -280,12 +283,20 @@ def _find(files: Files) -> Path:
         ClusterError: if its files are not those of rank 0.
     """
     folder = Path(files.folder)
-    folder = folder if folder.is_dir() else fetch(files.name)
+    folder = folder if folder.is_dir() else _fetched(files.name)
     if fingerprint(folder) != files.fingerprint:
         raise ClusterError(
             f"{folder} holds another config.json or other weights than on rank 0; copy them"
         )
     return folder
+
+
+def _fetched(name: str) -> Path:
+    """Return where a model is once it was fetched, or converted from a package of this host."""
+    pair = find_packaged(name)
+    if pair is None:
+        return fetch(name)
+    return fetch_packaged(pair, lambda *_: None, to_stderr)
 
 
 def start(make: Callable[[Channel, int], Follower] = Follower) -> None:

@@ -122,10 +122,10 @@ def _start_all(hosts: Hosts, patience: Patience, follower: Sequence[str]) -> Clu
         group = _join(join, list(peers.values()), patience.start)
         for peer in peers.values():
             peer.answer(Ready, seconds=patience.start)
+        followers = [peers[rank] for rank in sorted(peers)]
+        cluster = Cluster(group, followers, patience, partial(_end, started), hosts.wiring)
         failed.pop_all()
-    followers = [peers[rank] for rank in sorted(peers)]
-    end = partial(_end, started)
-    return Cluster(group, followers, patience, end, hosts.wiring)
+    return cluster
 
 
 def how_to_join(hosts: Hosts) -> Join:

@@ -16,7 +16,7 @@ from typing import cast
 import mlx.core as mx
 
 from mlx_eagle.cluster.cluster import Cluster
-from mlx_eagle.cluster.connecting import accept_all
+from mlx_eagle.cluster.connecting import accept_all, disconnect
 from mlx_eagle.cluster.control import Channel, Listener, new_token
 from mlx_eagle.cluster.follower import REACH_SECONDS, Follower
 from mlx_eagle.cluster.hosts import wiring
@@ -86,7 +86,11 @@ def _lead(patience: Patience) -> Cluster:
     finally:
         listener.close()
     followers = [peers[rank] for rank in sorted(peers)]
-    return Cluster(group, followers, patience, lambda _: None, _wiring())
+    try:
+        return Cluster(group, followers, patience, lambda _: None, _wiring())
+    except BaseException:
+        disconnect(peers)
+        raise
 
 
 def _check_time(missing: Mapping[int, str], is_late: bool) -> None:

@@ -13,15 +13,30 @@ from typing import cast
 
 import mlx.core as mx
 
+from mlx_eagle.cache.attention_sinks import SINKS, SinkKVCache
 from mlx_eagle.cache.model_cache import AnyCache, LayerList, OwnCache, TreeCache
+from mlx_eagle.cache.window import WindowKVCache
 from mlx_eagle.cluster.cluster import Cluster, Divided
-from mlx_eagle.cluster.messages import Checkpoint, Drop, Fork, Keeps, New, Pad, Run, Trim, commit
+from mlx_eagle.cluster.messages import (
+    Checkpoint,
+    Drop,
+    Fork,
+    Keeps,
+    New,
+    Pad,
+    Run,
+    Trim,
+    check_rows,
+    commit,
+)
 from mlx_eagle.cluster.part import PartTarget
 from mlx_eagle.cluster.ring import counted
-from mlx_eagle.errors import ClusterError, UnsupportedTargetError
+from mlx_eagle.errors import UnsupportedTargetError
 from mlx_eagle.target.hooks import Undo
 from mlx_eagle.target.target import Target, Verified
 from mlx_eagle.tree import DraftTree
+
+BACK = min(WindowKVCache.margin, SinkKVCache.margin)  # rows that caches with windows can go back
 
 
 class LeadingCache(TreeCache):
@@ -32,13 +47,21 @@ class LeadingCache(TreeCache):
         cluster: the followers.
         number: by which they know the cache; nobody else has it.
         target: number of the target whose rows it keeps.
+        window: positions that some layer of another rank sees at most, of which this one knows
+            nothing; None if there is none.
     """
 
     def __init__(
-        self, layers: Sequence[OwnCache | LayerList], cluster: Cluster, number: int, target: int
+        self,
+        layers: Sequence[OwnCache | LayerList],
+        cluster: Cluster,
+        number: int,
+        target: int,
+        window: int | None = None,
     ) -> None:
         super().__init__(layers)
         self.cluster, self.number, self.target = cluster, number, target
+        self._window, self._most = window, 0
         weakref.finalize(self, cluster.note, Drop(cache=number))
 
     def commit(self, path: Sequence[int]) -> None:
@@ -46,11 +69,17 @@ class LeadingCache(TreeCache):
         if path or self.parts[0].pending:
             self.cluster.note(commit(self.number, path))
         super().commit(path)
+        self._most = max(self._most, self.rows)  # others may have dropped what these hide
 
     def checkpoint(self) -> None:
         """Remember the committed rows as a place to go back to, on all ranks."""
         self.cluster.note(Checkpoint(cache=self.number))
         super().checkpoint()
+
+    def can_trim(self, rows: int) -> bool:
+        """Say whether every layer of every rank can go back to `rows` tokens."""
+        is_held = self._window is None or self._most <= max(self._window, rows + BACK)
+        return is_held and super().can_trim(rows)
 
     def trim(self, rows: int) -> None:
         """Forget everything after the first `rows` tokens, on all ranks."""
@@ -63,13 +92,16 @@ class LeadingCache(TreeCache):
         for part in self.parts:
             part.pad(n)
         super().commit(range(n))
+        self._most = max(self._most, self.rows)
 
     def fork(self) -> "LeadingCache":
         """Return a copy; the followers' rows are copied too."""
         number = self.cluster.new_number()
         self.cluster.note(Fork(cache=number, source=self.number))
         layers = [layer.fork() for layer in self.layers]
-        return LeadingCache(layers, self.cluster, number, self.target)
+        twin = LeadingCache(layers, self.cluster, number, self.target, self._window)
+        twin._most = self._most
+        return twin
 
     def arrays(self) -> dict[str, mx.array]:
         """Return nothing: a rank holds its own heads alone, so saved tokens are run again."""
@@ -92,8 +124,6 @@ class LeadingTarget(PartTarget):
         UnsupportedTargetError: as `Target` does, if a tap is where no whole stream is, and if
             other ranks alone keep states, of which this one does not know how far they go back.
     """
-
-    foreign_errors = (ClusterError, RuntimeError)  # the latter as MLX loses a rank
 
     def __init__(
         self, cluster: Cluster, divided: Divided, taps: Sequence[int] = (), speculate: bool = True
@@ -160,7 +190,12 @@ class LeadingTarget(PartTarget):
 
     @property
     def _keeps(self) -> Keeps:
-        """What caches made from now on keep, as the followers are told."""
+        """What caches made from now on keep, as the followers are told.
+
+        Raises:
+            ClusterError: if that is more than messages hold.
+        """
+        check_rows("max_kv_size", self.kv.max_size)
         return Keeps(**vars(self.kv))
 
     def make_cache(self) -> AnyCache:
@@ -171,7 +206,16 @@ class LeadingTarget(PartTarget):
         assert isinstance(cache, TreeCache), "stock caches are refused"
         number, target = self.cluster.new_number(), self.divided.number
         self.cluster.note(New(cache=number, target=target, keeps=self._keeps))
-        return LeadingCache(cache.layers, self.cluster, number, target)
+        return LeadingCache(cache.layers, self.cluster, number, target, self._others_window)
+
+    @property
+    def _others_window(self) -> int | None:
+        """Positions that layers which only other ranks may have see at most; None if all."""
+        if self._shard.stage is None:
+            return None
+        most = self.kv.max_size
+        windows = self.divided.window, None if most is None else most - SINKS
+        return min((window for window in windows if window is not None), default=None)
 
     def forward(self, tokens: mx.array, cache: AnyCache) -> Verified:
         """Run committed tokens and commit their rows; what they exchange counts as the prompt's."""

@@ -30,6 +30,23 @@ class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+def check_rows(name: str, n_rows: int | None) -> None:
+    """Refuse a number of tokens that messages do not hold.
+
+    Args:
+        name: of the option that sets it.
+        n_rows: what it is set to.
+
+    Raises:
+        ClusterError: saying what they hold.
+    """
+    if n_rows is not None and n_rows > MAX_ROWS:
+        raise ClusterError(
+            f"{name} is {n_rows:,}; with hosts a conversation has {MAX_ROWS:,} tokens at most: "
+            "give that or less"
+        )
+
+
 # From rank 0: what its caches do.
 
 
@@ -251,6 +268,7 @@ class Ready(_Message):
         weights: bytes of this rank's weights, if it was to load some.
         peak: the most bytes that were in use meanwhile, beside what was in use before.
         chains_only: whether layers of this rank have states that cannot branch.
+        window: positions that some layer of this rank sees at most; None if all see all.
     """
 
     kind: Literal["ready"] = "ready"
@@ -259,6 +277,7 @@ class Ready(_Message):
     weights: Annotated[int, Field(ge=0)] = 0
     peak: Annotated[int, Field(ge=0)] = 0
     chains_only: bool = False
+    window: Rows | None = None
 
 
 class Done(_Message):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from mlx_eagle.cluster.shard import Shard
+from mlx_eagle.errors import ClusterError
 from mlx_eagle.target.hooks import Undo
 from mlx_eagle.target.target import Target, check_recorded
 
@@ -22,6 +23,8 @@ class PartTarget(Target):
     Raises:
         UnsupportedTargetError: as `Target` does.
     """
+
+    foreign_errors = (ClusterError, RuntimeError)  # the latter as MLX loses a rank
 
     def __init__(self, shard: Shard, taps: Sequence[int] = ()) -> None:
         self._shard = shard

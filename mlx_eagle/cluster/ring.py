@@ -28,6 +28,7 @@ RING, JACCL, JACCL_RING = "ring", "jaccl", "jaccl-ring"
 RING_FILE, COORDINATOR = "MLX_HOSTFILE", "MLX_JACCL_COORDINATOR"
 JOIN_SECONDS = 60.0  # in which all ranks must have joined
 TOGETHER = "start all of them at once, with mlx.launch"
+_GROUPS: list[mx.distributed.Group] = []  # that were joined; one at most
 
 
 def check_backend(name: str) -> None:
@@ -60,8 +61,14 @@ def join_hosts(
     """
     places = listed(addresses[0] for addresses in join.ring)
     advice = f"every host must reach the others: {places}"
+    if _GROUPS:
+        raise ClusterError(
+            "this process has joined other hosts before, and MLX lets it do so once: start another "
+            "process"
+        )
     with _described(rank, join), joining(rank, seconds, advice, processes):
         group = mx.distributed.init(strict=True, backend=RING if join.backend == RING else JACCL)
+        _GROUPS.append(group)
         if (group.rank(), group.size()) != (rank, len(join.ring)):
             raise ClusterError(
                 f"this process is rank {group.rank()} of {group.size()} already, and MLX lets it "

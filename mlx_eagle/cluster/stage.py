@@ -193,12 +193,11 @@ def _share_logits(network: nn.Module, stage: Stage, end: ForwardEnd) -> None:
     """
     plain_target = Target(network, speculate=False)
     layer = output_layer(network, plain_target.vocab_size)
-    n_logits = plain_target.vocab_size if layer is None else layer.weight.shape[0]
-    assert n_logits is not None, "the embedding says how many tokens there are"
 
     def share(plain: Any, module: nn.Module, x: mx.array) -> mx.array:
-        logits: mx.array
-        logits = mx.zeros((*x.shape[:-1], n_logits), x.dtype) if stage.rank else plain(module, x)
+        logits: mx.array = plain(module, x)
+        if stage.rank:  # of the same type, and without any weights being read
+            logits = mx.zeros(logits.shape, logits.dtype)
         if end.is_in_step:
             logits = mx.distributed.all_sum(mx.depends([logits], [x])[0], group=stage.group)
             mx.eval(logits)

@@ -19,10 +19,12 @@ from mlx_eagle.cluster.messages import Beat, Done, Fault, Hello, Ready, Report, 
 from mlx_eagle.cluster.pass_times import PassTimes
 from mlx_eagle.errors import ClusterError, UnsupportedTargetError
 from mlx_eagle.files.quoting import one_line
+from mlx_eagle.hub.download import to_stderr
 
 _Report = TypeVar("_Report", Hello, Ready)
 
 PAUSE = 0.1  # seconds between two looks
+REMIND = 30.0  # seconds, after each of which it is said who is waited for
 GRACE = 1.0  # seconds in which MLX mostly raises an error itself, once a rank is lost
 TOO_LONG = "what all hosts compute together takes longer than"
 UNFINISHED = "what all hosts compute together was not run to its end here"
@@ -85,13 +87,14 @@ class Peer:
         Args:
             kind: of the answer.
             order: that is answered; 0 for one without a number.
-            seconds: until it counts as lost; for ever, where `Watch` looks at the clock.
+            seconds: until it counts as lost; for ever where a model is fetched and read, which may
+                take hours: who is waited for is said meanwhile.
 
         Raises:
             ClusterError: if it is lost, could not do it, or says something else.
         """
-        ends = time.monotonic() + seconds
-        while True:
+        ends, looks = time.monotonic() + seconds, self._looks()
+        while next(looks):
             if time.monotonic() > ends:
                 self.lose(f"stands still or cannot be reached: no answer for {seconds:.0f} s")
             try:
@@ -108,6 +111,7 @@ class Peer:
             if isinstance(said, Ready) and said.fault:
                 raise ClusterError(f"{self}: {said.fault}")
             return said
+        raise AssertionError("it is looked for ever")
 
     def settle(self, order: int) -> None:
         """Wait until it has answered an order, whatever it says, because nobody else waits for it.
@@ -115,10 +119,21 @@ class Peer:
         Raises:
             ClusterError: if it is lost.
         """
-        while self._answered < order:
+        looks = self._looks()
+        while self._answered < order and next(looks):
             if self.lost:
                 raise ClusterError(self.lost)
             time.sleep(PAUSE)
+
+    def _looks(self) -> Iterator[bool]:
+        """Yield True for ever, and say now and then who is waited for."""
+        began = reminded = time.monotonic()
+        while True:
+            yield True
+            now = time.monotonic()
+            if now - reminded >= REMIND:
+                to_stderr(f"still waiting for {self}, for {now - began:.0f} s")
+                reminded = now
 
     def expect(self, number: int, rows: int) -> None:
         """Expect so many rows in the cache after a pass, whenever it says that it has ended."""

@@ -10,8 +10,11 @@ import pytest
 
 from mlx_eagle.cluster import follower as follower_module
 from mlx_eagle.cluster.control import SIGN_OF_LIFE, Channel
+from mlx_eagle.cluster.facts import fingerprint
 from mlx_eagle.cluster.follower import Follower
-from mlx_eagle.cluster.messages import Stop, encode_orders
+from mlx_eagle.cluster.messages import Files, Stop, encode_orders
+from mlx_eagle.hub.packaged import TOY_PAIR
+from mlx_eagle.loading import _find_parts
 
 
 @pytest.fixture
@@ -35,6 +38,13 @@ def ends(left: list[int]) -> Iterator[tuple[Channel, Channel]]:
     follower.close()
     while len(left) < 2:  # they listen, and beat
         time.sleep(0.01)
+
+
+def test_a_packaged_model_is_found_by_its_name_on_another_host() -> None:
+    found = _find_parts(TOY_PAIR, None, lambda *_: None, print)
+    assert found.name != found.source == "demo"
+    files = Files(folder="/nowhere", name=found.source, fingerprint=fingerprint(found.folder))
+    assert follower_module._find(files) == TOY_PAIR.target
 
 
 def test_a_follower_says_nothing_to_a_rank_0_that_is_stopped_and_goes_on_with_it(

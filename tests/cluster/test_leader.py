@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
@@ -19,10 +20,11 @@ from mlx.utils import tree_flatten
 from cases import broad
 from mlx_eagle.bench.metrics import Sample
 from mlx_eagle.bench.text_comparison import judge_on_hosts
+from mlx_eagle.cache.kv import KVCache
 from mlx_eagle.cache.model_cache import AnyCache
 from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.cluster.cluster import Cluster
-from mlx_eagle.cluster.leader import LeadingTarget
+from mlx_eagle.cluster.leader import LeadingCache, LeadingTarget
 from mlx_eagle.cluster.messages import Drop, Order, Unload, encode_orders
 from mlx_eagle.engine import Engine
 from mlx_eagle.errors import CheckpointError, ClusterError, UnsupportedTargetError
@@ -216,6 +218,31 @@ def test_all_ranks_compute_in_the_type_that_rank_0_has_chosen(
             sizes.append(cluster.load(folder, "halves").weights)
     assert sizes[0] == [2 * size for size in sizes[1]]
     assert sizes[0][0] == sizes[0][1]
+
+
+def test_rank_0_goes_back_no_further_than_windows_of_other_ranks_do() -> None:
+    silent = SimpleNamespace(note=lambda *_: None, new_number=lambda: 2)
+    layer = KVCache()
+    cache = LeadingCache([layer], cast(Cluster, silent), 1, 0, window=8)
+    rows = mx.zeros((1, 1, 300, 4))
+    layer.update_and_fetch(rows, rows)
+    cache.commit(range(300))
+    for held in (cache, cache.fork()):
+        assert [held.can_trim(n) for n in (300, 236, 235)] == [True, True, False]
+        held.trim(236)
+        assert not held.can_trim(200), "others have dropped what comes before"
+    assert LeadingCache([KVCache()], cast(Cluster, silent), 1, 0, window=8).can_trim(0)
+
+
+def test_more_tokens_than_messages_hold_are_refused_by_name(
+    cluster: Cluster, pair: Pair, tmp_path: Path
+) -> None:
+    folder, _ = write_tiny(tmp_path / "model", "llama", num_hidden_layers=1)
+    with pytest.raises(ClusterError, match="max_context is 20,000,000; with hosts"):
+        cluster.load(folder, "tiny", max_context=20_000_000)
+    with pytest.raises(ClusterError, match="max_kv_size is 20,000,000; with hosts"):
+        pair.together.with_kv(KVOptions(max_size=20_000_000)).generate(PROMPT, max_tokens=1)
+    assert pair.together.generate(PROMPT, max_tokens=1).tokens
 
 
 def test_costs_are_of_one_wiring(cluster: Cluster) -> None:

@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten
 from cases import broad
 from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.cluster.cluster import Cluster
+from mlx_eagle.cluster.leader import LeadingTarget
 from mlx_eagle.cluster.shard import check_divisible
 from mlx_eagle.cluster.stage import TRIED, Stage
 from mlx_eagle.errors import UnsupportedTargetError
@@ -23,7 +24,7 @@ from mlx_eagle.target.self_check import check_tree_verification
 from mlx_eagle.target.target import Target
 from mlx_eagle.tree import DraftTree
 from pairs_on_hosts import PROMPT, SAMPLING, SCHEMA, TREES, Pair
-from shards import FAMILIES, architecture_of, lead, write_tiny
+from shards import FAMILIES, architecture_of, lead, write_model, write_tiny
 from tiny_models import SMALL
 
 TAPS = (0, 1, 2, 3, 4)  # of four layers: what both ranks have, and what only one has
@@ -123,6 +124,28 @@ def test_windows_that_one_rank_alone_has_are_those_of_one_process(
     config = FAMILIES["ministral3"] | changes
     folder, _ = write_tiny(tmp_path / "model", "ministral3", **config)
     assert_same_numbers(folder, TAPS, cluster)
+    together, alone = lead(cluster, folder, TAPS, PIPELINE), Target(load_network(folder).network)
+    ids, found = mx.array([n % 90 for n in range(300)]), []
+    for target in (together, alone):
+        cache = target.make_cache()
+        target.forward(ids, cache)
+        assert [cache.can_trim(rows) for rows in (300, 236, 100)] == [True, True, False]
+        cache.trim(280)
+        found.append(np.array(target.forward(ids[:5], cache).logits))
+    np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.bitwise
+@pytest.mark.broad
+def test_logits_of_another_type_than_the_layers_are_checked_alike(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a GPU leaves them, which keeps the types that are stored."""
+    folder, model = write_tiny(tmp_path / "mixed", "qwen2", tie_word_embeddings=False)
+    model.model.set_dtype(mx.bfloat16)
+    write_model(folder, model, json.loads((folder / "config.json").read_text()))
+    monkeypatch.setattr("mlx_eagle.cluster.cluster.compute_type", lambda name: None)
+    check_tree_verification(LeadingTarget(cluster, cluster.load(folder, "m", parallel=PIPELINE)))
 
 
 def assert_same_numbers(folder: Path, taps: tuple[int, ...], cluster: Cluster) -> None:

@@ -156,6 +156,20 @@ def test_an_answer_that_never_comes_is_given_up_in_time(side: Side) -> None:
         side.peer.answer(Ready, seconds=0.1)
 
 
+def test_who_is_waited_for_is_said_now_and_then(
+    side: Side, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(watch_module, "REMIND", 0.05)
+    monkeypatch.setattr(watch_module, "PAUSE", 0.02)
+    threading.Timer(0.3, side.say, [Ready(number=1)]).start()
+    side.peer.settle(1)
+    assert capsys.readouterr().err.startswith("still waiting for rank 1 on studio-2, for 0 s\n")
+    assert side.peer.answer(Ready, 1)
+    threading.Timer(0.3, side.say, [Ready(number=2)]).start()
+    side.peer.answer(Ready, 2)
+    assert "still waiting for rank 1 on studio-2" in capsys.readouterr().err
+
+
 def test_silence_is_noticed_and_a_beat_is_none(side: Side) -> None:
     watch = watching(side, LONG._replace(silence=0.6))
     for _ in range(8):

@@ -4,13 +4,14 @@
 process id of its follower and then a line for every token. The follower is `python leading.py
 --follow FAULT`: it writes its id to the file in LEADING_PID, and does wrong what FAULT says:
 "none", "skips" (a pass), "other tree" (runs fewer tokens), "lies" (about its rows), "old" (has
-another version).
+another version), "leaves" and "no memory" (while the target is tried).
 """
 
 import json
 import os
 import sys
 from pathlib import Path
+from typing import Any, NoReturn
 
 from mlx_eagle.cluster import follower
 from mlx_eagle.cluster.control import Channel
@@ -36,6 +37,8 @@ class FaultyFollower(follower.Follower):
     def _check(self, order: Check) -> None:
         if self.fault == "leaves":
             os._exit(9)
+        if self.fault == "no memory":
+            self._held(order.target).plain._run = fail  # type: ignore[method-assign]
         super()._check(order)
 
     def report(self, report: Report) -> None:
@@ -45,6 +48,11 @@ class FaultyFollower(follower.Follower):
             versions = report.versions | {"mlx": "0.1"}
             report = Hello(rank=report.rank, versions=versions, memory=report.memory)
         super().report(report)
+
+
+def fail(*_: Any) -> NoReturn:
+    """Fail as MLX does."""
+    raise RuntimeError("[malloc] no memory is left")
 
 
 def follow(fault: str) -> None:

@@ -41,6 +41,7 @@ class Running:
             text=True,
         )
         self.follower: int | None = None
+        self.written = ""  # what it wrote since it was last listened to, once it has ended
 
     def wait_until_loaded(self) -> None:
         """Wait for the first line, unless it ends before."""
@@ -62,7 +63,7 @@ class Running:
 
     def end(self) -> str:
         """Return what it has to say, once it has ended."""
-        _, errors = self.process.communicate(timeout=90)
+        self.written, errors = self.process.communicate(timeout=90)
         return errors
 
     def kill_follower(self, patience: float = SOON) -> str:
