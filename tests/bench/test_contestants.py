@@ -1,7 +1,5 @@
 """Who takes part: what cannot is refused by name, before anything is measured."""
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +8,14 @@ import pytest
 from mlx_eagle.bench.contestants import make_contestant
 from mlx_eagle.bench.specs import parse_spec
 from mlx_eagle.errors import EagleError
+from turning_pair import swap_words
 
 
 def test_mlx_lms_draft_model_must_have_the_targets_tokens(
     turning: Any, turning_target: Path, tmp_path: Path
 ) -> None:
     """Two words have changed places: there are as many of them, and all drafts are nonsense."""
-    folder = shutil.copytree(turning_target, tmp_path / "other")
-    file = folder / "tokenizer.json"
-    tokenizer = json.loads(file.read_text())
-    words = tokenizer["model"]["vocab"]
-    first, second = (word for word, id_ in words.items() if id_ in (300, 301))
-    words[first], words[second] = words[second], words[first]
-    file.write_text(json.dumps(tokenizer))
+    folder = swap_words(turning_target, tmp_path / "other")
 
     def make(source: Path) -> Any:
         spec = parse_spec(f"draft-model:{source}:2")

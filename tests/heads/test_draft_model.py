@@ -20,6 +20,7 @@ from mlx_eagle.loading import load_with_head
 from mlx_eagle.session.limits import bytes_per_row
 from mlx_eagle.static_tree import MeasuredTree, StaticTree
 from mlx_eagle.tree_shape import TreeShape
+from turning_pair import swap_words
 
 PROMPT = "def read(path):"
 
@@ -49,14 +50,7 @@ def test_a_token_that_differs_is_named() -> None:
 
 def test_as_many_tokens_are_not_enough(drafted: Any, turning_target: Path, tmp_path: Path) -> None:
     """Two ids have changed places: the sizes are equal, and every draft would be nonsense."""
-    other = tmp_path / "other"
-    shutil.copytree(turning_target, other)
-    file = other / "tokenizer.json"
-    tokenizer = json.loads(file.read_text())
-    words = tokenizer["model"]["vocab"]
-    first, second = (word for word, id_ in words.items() if id_ in (300, 301))
-    words[first], words[second] = words[second], words[first]
-    file.write_text(json.dumps(tokenizer))
+    other = swap_words(turning_target, tmp_path / "other")
     with pytest.raises(EagleError, match="other tokens than the target: id 300 is"):
         load_draft_model(other, drafted.tokenizer)
 

@@ -148,6 +148,18 @@ def write_turning_pair(folder: Path, architecture: str = "llama") -> tuple[Path,
     return target, place
 
 
+def swap_words(source: Path, folder: Path) -> Path:
+    """Copy a target, of whose tokens two have changed places; return the copy."""
+    shutil.copytree(source, folder)
+    file = folder / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    words = tokenizer["model"]["vocab"]
+    first, second = (word for word, id_ in words.items() if id_ in (300, 301))
+    words[first], words[second] = words[second], words[first]
+    file.write_text(json.dumps(tokenizer))
+    return folder
+
+
 def _copy_tokenizer(folder: Path) -> Any:
     """Copy the demo pair's tokenizer to a folder and read it there."""
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
