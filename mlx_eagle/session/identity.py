@@ -1,18 +1,18 @@
 """What computed rows, in texts: the weights of target and head, and what else rows depend on.
 
 Weights make a conversation: a file with rows of others is refused. What is beside them (ropes,
-which follow `max_context` on some models, a head's facts, the libraries) makes rows alone: they are
-computed again.
+which follow `max_context` on some models, a head's facts, the libraries, the device and the chip)
+makes rows alone: they are computed again.
 """
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from importlib import metadata
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from mlx_eagle.calibration.store import this_machine
 from mlx_eagle.heads.draft_model import DraftModel
 from mlx_eagle.heads.load import AnyHead
 from mlx_eagle.heads.ngram import JoinedHead, NgramHead
@@ -43,14 +43,14 @@ def identify_head(head: AnyHead | None) -> str:
 
 
 def identify_settings(target: nn.Module, head: AnyHead | None) -> str:
-    """Return a text that tells what rows depend on beside weights, the libraries included.
+    """Return a text that tells what rows depend on beside weights, libraries and device included.
 
     Args:
         target: the model.
         head: what drafts.
     """
-    libraries = [f"{name} {metadata.version(name)}" for name in ("mlx", "mlx-lm")]
-    own = [*libraries, *_settings(target), "head", *(_settings(head) if head is not None else [])]
+    machine = [f"{name} {value}" for name, value in this_machine().items()]
+    own = [*machine, *_settings(target), "head", *(_settings(head) if head is not None else [])]
     return _digest(f"{line}\n" for line in own)
 
 

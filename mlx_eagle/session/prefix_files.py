@@ -18,7 +18,6 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 import mlx.core as mx
 import numpy as np
 
-from mlx_eagle.calibration.store import this_machine
 from mlx_eagle.errors import EagleError
 from mlx_eagle.files.atomic import new_file
 from mlx_eagle.files.quoting import one_line
@@ -83,7 +82,7 @@ class PrefixFiles:
         self, folder: Path, identity: Mapping[str, str], max_bytes: int, salt: str = ""
     ) -> None:
         # Other devices round otherwise, and so do other versions of what computes.
-        facts = {**identity, **this_machine(), "version": VERSION, "salt": salt}
+        facts = {**identity, "version": VERSION, "salt": salt}
         self._root = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         self._all, self._own = folder, folder / self._root[:16]
         self._max_bytes = max_bytes

@@ -23,7 +23,7 @@ def test_one_changed_number_tells_networks_apart(tiny_target: Callable[..., Any]
     assert identify(model) != before, "so does their type"
 
 
-def test_the_settings_are_those_of_target_head_and_libraries(
+def test_the_settings_are_those_of_target_head_libraries_and_device(
     turning: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, head = turning.target.model, turning.head
@@ -39,4 +39,7 @@ def test_the_settings_are_those_of_target_head_and_libraries(
     with monkeypatch.context() as patch:
         patch.setattr("importlib.metadata.version", lambda name: f"{name} of tomorrow")
         found.add(identify_settings(model, head))
-    assert len(found) == 5
+    with monkeypatch.context() as patch:
+        patch.setattr("mlx.core.default_device", lambda: mx.Device(mx.gpu))
+        found.add(identify_settings(model, head))
+    assert len(found) == 6

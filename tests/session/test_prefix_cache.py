@@ -13,7 +13,7 @@ from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.files.safetensors import checksum
 from mlx_eagle.hub.packaged import DEMO
-from mlx_eagle.session import prefix_cache, prefix_files
+from mlx_eagle.session import identity, prefix_cache
 from mlx_eagle.session.prefix_cache import PrefixCache
 from mlx_eagle.session.prefix_files import PrefixFiles
 from mlx_eagle.session.rows_folder import prefix_folder
@@ -161,8 +161,9 @@ def test_rows_of_other_caches_devices_and_salts_are_not_found(
     engine.keep_prefixes(0, 1 << 30, salt="somebody else")
     assert ask(engine, written).stats.cached_tokens == 0
     close_files(engine)
-    machine = prefix_files.this_machine()
-    monkeypatch.setattr(prefix_files, "this_machine", lambda: machine | {"device": "other"})
+    machine = identity.this_machine()
+    monkeypatch.setattr(identity, "this_machine", lambda: machine | {"device": "other"})
+    monkeypatch.delitem(vars(engine), "identity")
     engine.keep_prefixes(0, 1 << 30)
     assert ask(engine, written).stats.cached_tokens == 0
 
