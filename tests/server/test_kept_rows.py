@@ -165,5 +165,5 @@ def test_answers_are_those_of_a_fresh_engine(
         talks.play(9, budget)
         tiers.append(talks.tiers)
     # In few of them every conversation that goes on has been forgotten, or was never kept.
-    assert all(False in found for found in tiers)
+    assert set.union(*tiers) == {True, False}
     assert sum(True not in found for found in tiers) <= n // 10
