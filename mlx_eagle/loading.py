@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from shlex import quote
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,11 +17,6 @@ from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.calibration.kernels import OFF, Kernels, TargetSource
 from mlx_eagle.calibration.pair_planners import planners_of_pair, records_of_pair
 from mlx_eagle.calibration.planners import Planners
-from mlx_eagle.cluster.hosts import read_hosts
-from mlx_eagle.cluster.launch import start_cluster
-from mlx_eagle.cluster.launched import lead_launched
-from mlx_eagle.cluster.leader import LeadingTarget
-from mlx_eagle.cluster.shard import check_divisible
 from mlx_eagle.engine import Engine, EngineInfo
 from mlx_eagle.errors import EagleError
 from mlx_eagle.heads.draft_model import DraftModel
@@ -41,6 +36,9 @@ from mlx_eagle.target.context_length import model_context_length
 from mlx_eagle.target.load import LoadedTarget, load_target, precision
 from mlx_eagle.target.target import Target
 from mlx_eagle.target.tokenizer import read_tokenizer
+
+if TYPE_CHECKING:  # else read where a target is divided: it takes a while
+    from mlx_eagle.cluster.leader import LeadingTarget
 
 STEPS = 2  # of loading, as progress counts them: the target, then everything
 
@@ -104,6 +102,8 @@ def load(
     """
     chosen = LoadOptions(**options)
     if chosen.hosts == LAUNCHED:
+        from mlx_eagle.cluster.launched import lead_launched
+
         lead_launched()  # before a download, for which the others would not wait
     found = find(model, head, progress, notify, chosen)
     pair, target, tokenizer = _read_pair(found, chosen, progress)
@@ -264,6 +264,12 @@ def _read_divided(found: Found, options: LoadOptions) -> tuple[LoadedTarget, Com
     Raises:
         EagleError: if it cannot be divided, before anything is started, or a host is not ready.
     """
+    from mlx_eagle.cluster.hosts import read_hosts
+    from mlx_eagle.cluster.launch import start_cluster
+    from mlx_eagle.cluster.launched import lead_launched
+    from mlx_eagle.cluster.leader import LeadingTarget
+    from mlx_eagle.cluster.shard import check_divisible
+
     parallel = options.parallel or TENSOR
     if options.hosts == LAUNCHED:
         cluster = lead_launched()
@@ -285,9 +291,14 @@ def _read_divided(found: Found, options: LoadOptions) -> tuple[LoadedTarget, Com
     return loaded, Company(tokenizer, options.dtype, make_target, options.max_context)
 
 
-def _led(target: Target) -> LeadingTarget | None:
+def _led(target: Target) -> "LeadingTarget | None":
     """Return a target as one that is divided among hosts; None for a whole one."""
-    return target if isinstance(target, LeadingTarget) else None
+    if not target.hosts:
+        return None
+    from mlx_eagle.cluster.leader import LeadingTarget
+
+    assert isinstance(target, LeadingTarget), "no other one is on several hosts"
+    return target
 
 
 def kv_options(options: LoadOptions) -> KVOptions:

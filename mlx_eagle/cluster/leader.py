@@ -144,7 +144,7 @@ class LeadingTarget(PartTarget):
 
     @property
     def hosts(self) -> str:
-        """The hosts that hold it, in words."""
+        """The hosts that hold a part of it each, in words."""
         return self.cluster.describe(self.divided.parallel)
 
     @property

@@ -137,6 +137,11 @@ class Target:
         return rows
 
     @property
+    def hosts(self) -> str:
+        """The hosts that hold a part of it each, in words; "" if all of it is here."""
+        return ""
+
+    @property
     def lost(self) -> str:
         """Why nothing can be computed any more; "" while it can. Other machines may be lost."""
         return ""
