@@ -54,12 +54,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One process more than there are cores, up to four; none for files that are named.
-
-    Some tests wait for programs that they start, and leave a core free for another test.
-    """
+    """As many processes as there are cores, up to four; none for files that are named."""
     is_named = all(argument.partition("::")[0].endswith(".py") for argument in config.args)
-    return 0 if is_named else min(4, 1 + (os.cpu_count() or 1))
+    return 0 if is_named else min(4, os.cpu_count() or 1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
