@@ -40,7 +40,7 @@ def pair(small_toy_pair: None) -> Any:
     [
         {},
         {"prefill_step_size": 5},
-        {"sampler": make_sampler(0.8, top_p=0.9)},
+        broad({"sampler": make_sampler(0.8, top_p=0.9)}),
         {"sampler": make_sampler(0.6), "logits_processors": make_logits_processors({3: 1.0}, 1.2)},
         {"max_kv_size": 32},
     ],

@@ -169,7 +169,7 @@ def test_target_is_what_mlx_lm_makes_of_it(
     ("suffix", "n_shards", "architecture"),
     [
         (".safetensors", 3, "llama"),
-        pytest.param(".bin", 1, "llama", marks=pytest.mark.torch),
+        pytest.param(".bin", 1, "llama", marks=[pytest.mark.torch, pytest.mark.broad]),
         pytest.param(".bin", 3, "qwen3_moe", marks=pytest.mark.torch),
         broad(".safetensors", 1, "llama"),
         broad(".safetensors", 1, "qwen3_moe"),

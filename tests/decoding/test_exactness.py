@@ -71,7 +71,7 @@ DRAFTERS = (
 )
 # Prompts that policies share by default: each is decoded by mlx-lm once.
 N_PROMPTS = 2
-WITH_REAL_HEAD = ("chain of 3", "tree of 16", "tree of 60", "planner, rows free")
+WITH_REAL_HEAD = ("tree of 16", "tree of 60", "planner, rows free")
 MOST_TOKENS = 12
 VOCABULARY = 4096
 

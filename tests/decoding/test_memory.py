@@ -70,7 +70,7 @@ def test_what_is_kept_unused_does_not_grow_with_the_answer(
 
 
 @pytest.mark.usefixtures("unlimited", "fused")
-@pytest.mark.parametrize("tree", [None, TreeShape.chain(3), broad(TreeShape(3, 2, 5))])
+@pytest.mark.parametrize("tree", [None, broad(TreeShape.chain(3)), broad(TreeShape(3, 2, 5))])
 def test_memory_is_flat_to_two_percent_but_for_the_caches(
     tree: TreeShape | None, tiny_target: Callable[..., Any], head_config: Any, is_quick: bool
 ) -> None:

@@ -149,6 +149,7 @@ def test_the_planner_is_nearly_the_best_in_hindsight_on_curves_with_steps(curve:
     assert simulate.contest(curve, "recorded", recorded()).margin >= 0.97
 
 
+@pytest.mark.broad
 def test_a_kernel_makes_drafting_pay_on_an_m1_and_m2(request: pytest.FixtureRequest) -> None:
     for chip in ["M1 Ultra"] if is_few(request) else M1_M2:
         assert planner(f"{chip}, 4 bits, MLX", recorded()) == pytest.approx(1.0, abs=0.02)

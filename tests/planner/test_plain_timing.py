@@ -4,6 +4,7 @@ from random import Random
 
 import pytest
 
+from cases import broad
 from mlx_eagle.planner.acceptance_model import Acceptance
 from mlx_eagle.planner.cost_model import Costs, LiveCosts
 from mlx_eagle.planner.lookup_planner import LookupPlanner
@@ -62,7 +63,7 @@ def test_drafting_that_does_not_pay_is_found_out_though_all_was_measured_wrongly
 
 
 @pytest.mark.parametrize("kind", [Planner, LookupPlanner])
-@pytest.mark.parametrize("share", [0.5, 0.75])
+@pytest.mark.parametrize("share", [0.5, broad(0.75)])
 def test_timing_plain_tokens_costs_at_most_half_a_percent(
     kind: type[Planner], share: float
 ) -> None:

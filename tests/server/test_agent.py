@@ -74,7 +74,7 @@ def recurrent() -> Iterator[Served]:
     own.worker.close()
 
 
-@pytest.fixture(params=["rows", "states"])
+@pytest.fixture(params=["rows", broad("states")])
 def agents(request: pytest.FixtureRequest, served: Served, recurrent: Served) -> Iterator[Served]:
     """An engine whose target has a row per token, or states that sum up all tokens."""
     own = served if request.param == "rows" else recurrent

@@ -120,13 +120,13 @@ FAMILIES = json.loads((Path(__file__).parents[1] / "data" / "families.json").rea
 ]
 # How many scripts there are of each by default, and where more is asked for.
 N_SCRIPTS = {
-    ("llama", "head"): (2, 200),
+    ("llama", "head"): (1, 200),
     ("gemma3_text", "head"): (1, 150),
     ("qwen3_moe", "head"): (1, 50),
-    ("lfm2", "head"): (2, 60),
+    ("lfm2", "head"): (1, 60),
     ("qwen3_next", "head"): (1, 40),
     ("llama", "ngram"): (1, 100),
-    ("llama", "head+ngram"): (2, 100),
+    ("llama", "head+ngram"): (1, 100),
     ("lfm2", "head+ngram"): (1, 60),
 }
 # A target and what drafts for it: itself changed a little, a window of 8, a recurrent model; and

@@ -110,7 +110,7 @@ def send(session: Session, asked: list[dict[str, Any]], **options: Any) -> Any:
     return session.messages[-1]
 
 
-@few_families("harmony")
+@few_families("llama3")
 def test_b1_ten_turns_with_thoughts_and_tools_equal_fresh_conversations(
     family: str, templated: Engine, is_quick: bool
 ) -> None:
