@@ -99,7 +99,7 @@ def test_a_prompt_cache_goes_on_where_it_was(
 @pytest.mark.parametrize(
     ("tree", "n"),
     [
-        (TreeShape.chain(4), 1),
+        broad(TreeShape.chain(4), 1),
         (TreeShape(4, 3, 8), 3),
         (TreeShape.chain(4), 8),
         *[broad(TreeShape.chain(4), n) for n in (2, 3, 5, 13)],

@@ -12,7 +12,7 @@ from mlx_eagle.tree import TreeShape
 
 @pytest.mark.parametrize(
     ("name", "acceptance_length", "n_tokens"),
-    [broad("chain4", 2.68, 16), broad("tree8", 3.10, 16), ("tree59", 4.47, 18)],
+    [broad("chain4", 2.68, 16), ("tree8", 3.10, 16), broad("tree59", 4.47, 18)],
 )
 def test_accepted_counts_and_tokens_are_those_of_the_original(
     name: str,

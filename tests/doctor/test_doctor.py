@@ -149,6 +149,7 @@ def test_two_planted_errors_are_found_one_after_the_other(
     assert found.after.acceptance_length == truth.acceptance_length
 
 
+@pytest.mark.broad
 @pytest.mark.usefixtures("scored_once", "few_readings")
 def test_offsets_stored_as_ids_are_read_as_offsets(
     target: Target, evidence: list[Evidence], truth: Score, trained_head: Path

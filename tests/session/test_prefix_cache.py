@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from cases import broad
 from kept_rows import ANSWER, BLOCK, N_TOKENS, ask, draw, files_of
 from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.engine import Engine, EngineInfo
@@ -183,7 +184,7 @@ def test_what_an_interrupted_run_left_is_removed_and_a_second_run_only_reads(
     assert second.longest(written) == 7 * BLOCK
 
 
-@pytest.mark.parametrize("tier", ["memory", "disk"])
+@pytest.mark.parametrize("tier", [broad("memory"), "disk"])
 def test_rows_of_one_client_are_not_found_by_another(tier: str, engine: Engine) -> None:
     engine.keep_prefixes(1 << 30 if tier == "memory" else 0, 0 if tier == "memory" else 1 << 30)
     ids, found = draw(30, 100), []

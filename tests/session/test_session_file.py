@@ -13,6 +13,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from cases import broad
 from doubles import Letters, make_engine
 from mlx_eagle.cache.options import KVOptions
 from mlx_eagle.engine import Engine
@@ -76,7 +77,7 @@ def test_a_file_from_another_process_is_the_same(demo: Engine, tmp_path: Path) -
     assert got[-1].stats.cached_tokens, "its rows are of use"
 
 
-@pytest.mark.parametrize("kv", [KVOptions(bits=8, group_size=32), KVOptions(max_size=64)])
+@pytest.mark.parametrize("kv", [KVOptions(bits=8, group_size=32), broad(KVOptions(max_size=64))])
 def test_other_caches_come_back_too_and_only_to_such_caches(
     kv: KVOptions, saved: Path, turning: Engine, prompts: list[str], tmp_path: Path
 ) -> None:

@@ -43,8 +43,7 @@ KINDS = json.loads((Path(__file__).parents[1] / "data" / "families.json").read_t
 FAMILIES = {name: config for kind in KINDS.values() for name, config in kind.items()}
 # Two or three of every kind of state, of what breaks branches, of experts and of windows.
 FEW = {
-    *("mamba", "nemotron_h", "qwen3_5", "lfm2", "recurrent_gemma", "longcat_flash_ngram"),
-    *("longcat_flash", "minimax_m3_vl", "gpt2"),
+    *("mamba", "qwen3_5", "lfm2", "longcat_flash_ngram", "minimax_m3_vl", "gpt2"),
     "mixture of experts (qwen3_moe)",
     "mixture of experts, latent attention (deepseek_v3)",
     "sliding windows, attention sinks, experts (gpt_oss)",

@@ -21,7 +21,7 @@ CASES = [
     *(broad("llama", dtype) for dtype in (mx.float16, mx.float32)),
     ("gemma3_text", mx.float16),
     broad("gemma3_text", mx.bfloat16),
-    ("qwen3_moe", mx.float32),
+    broad("qwen3_moe", mx.float32),
     ("gpt_oss", mx.float32),
 ]
 DEEP = {"llama": {"num_hidden_layers": 24}, "qwen3_moe": {"num_hidden_layers": 24}}
