@@ -80,6 +80,7 @@ def run_by_clock(
     return forward
 
 
+@pytest.mark.broad
 def test_medusa_is_measured_as_deep_as_it_drafts(
     tiny_target: TinyTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,6 +59,7 @@ def test_all_starts_at_once_draft_as_each_would_alone(family: str, tmp_path: Any
     assert hits[0].mean() > 0.2 and hits[2].mean() < 1
 
 
+@pytest.mark.broad
 def test_a_layer_that_is_read_wrongly_in_several_ways_is_found_out(tmp_path: Any) -> None:
     pair = Pair(tmp_path, "qwen3_5")
     wrong = {"norms_summed": [], "hidden_first": True}

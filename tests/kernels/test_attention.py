@@ -24,12 +24,12 @@ CASES = [
     SHORT,
     PACKED,
     broad(Case(rows=3, length=33, head_dim=80, heads=(3, 3), mask="none")),
-    Case(rows=7, length=7, head_dim=96, heads=(4, 2), dtype=BF16, mask="causal"),
+    broad(Case(rows=7, length=7, head_dim=96, heads=(4, 2), dtype=BF16, mask="causal")),
     broad(Case(rows=8, length=520, head_dim=128, heads=(8, 1))),
     broad(Case(rows=16, length=60, head_dim=192, heads=(4, 1))),
     Case(rows=2, length=130, head_dim=256, heads=(16, 1), dtype=BF16, mask="causal"),
     broad(Case(rows=9, length=45, heads=(2, 2), bits=8, group_size=32)),
-    Case(rows=3, length=40, head_dim=256, mask="causal", bits=4, group_size=128),
+    broad(Case(rows=3, length=40, head_dim=256, mask="causal", bits=4, group_size=128)),
 ]
 
 

@@ -242,11 +242,8 @@ BUGS = [
 TYPICAL = {
     "no barrier before the sums are added",
     "rows not clamped",
-    "outputs not guarded",
     "a product under a condition",
     "too little room for sums",
-    "sums that nothing was stored in",
-    "a split left out",
     "another group's scale",
     "an offset that is one too large",
 }

@@ -156,6 +156,7 @@ def test_a_kernel_makes_drafting_pay_on_an_m1_and_m2(request: pytest.FixtureRequ
         assert planner(f"{chip}, 4 bits, kernel", recorded()) >= 1.5, chip
 
 
+@pytest.mark.broad
 def test_a_kernel_gives_an_m4_pro_nearly_twice_the_speed_with_a_head_as_published() -> None:
     assert planner("M4 Pro, 4 bits, MLX", as_published()) == pytest.approx(1.72, abs=0.02)
     assert planner("M4 Pro, 4 bits, kernel", as_published()) >= 1.9

@@ -77,12 +77,11 @@ def test_no_body_makes_the_server_fail(n: int, served: Served) -> None:
         path = data.draw(st.sampled_from(sorted(fields)))
         changes = data.draw(st.dictionaries(st.sampled_from(fields[path]), VALUES, max_size=3))
         text = json.dumps(fitting(path) | changes | {"max_tokens": 1, "max_output_tokens": 1})
-        answer = loop.run_until_complete(client.post(path, content=text, headers=headers))
+        answer = runner.run(client.post(path, content=text, headers=headers))
         assert answer.status_code in (200, 400), (answer.status_code, text)
 
     headers = {"content-type": "application/json"}
-    loop = asyncio.new_event_loop()
     client = in_process(served.server())
-    check()
-    loop.run_until_complete(client.aclose())
-    loop.close()
+    with asyncio.Runner() as runner:  # whose end is that of all that was begun in it
+        check()
+        runner.run(client.aclose())
